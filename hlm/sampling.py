@@ -1,0 +1,316 @@
+"""From logits to the law a token is really drawn from, and from a law to a token.
+
+A *law* is a probability distribution over the vocabulary after temperature and top-p, float64
+[rows, vocab]. Everything that is proved about verification (hlm.verification) speaks of laws, never
+of raw softmax values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Sampling",
+    "check_law",
+    "draw",
+    "law",
+    "law_from_weights",
+    "quantise",
+    "quantise_dithered",
+    "top_token",
+]
+
+MOST_BITS = 24
+_LAW_SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from logits.
+
+    Attributes
+    ----------
+    decoding : {"greedy", "sampled"}
+        Greedy takes the most likely token; its law is a point mass.
+    temperature : float
+        Divides the logits before the softmax, > 0. Unused in greedy decoding.
+    top_p : float
+        Keep the fewest most likely tokens whose probabilities reach this sum, in (0, 1]. The token
+        that crosses the boundary is kept. Unused in greedy decoding.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of range.
+    """
+
+    decoding: Literal["greedy", "sampled"] = "greedy"
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.decoding not in ("greedy", "sampled"):
+            raise ValueError(f"decoding = {self.decoding!r}: allowed are 'greedy' and 'sampled'")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature = {self.temperature}: allowed are finite values > 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p}: allowed are values in (0, 1]")
+
+
+def top_token(scores: Tensor) -> Tensor:
+    """The most likely token of each row, the lowest id on ties.
+
+    Parameters
+    ----------
+    scores : Tensor [rows, vocab]
+        Logits or a law.
+
+    Returns
+    -------
+    Tensor of int64 [rows]
+    """
+    # half-precision logits tie often, and both sides must then name the same token; torch.argmax
+    # promises the first maximum.
+    return scores.argmax(dim=-1)
+
+
+def _checked_logits(logits: Tensor) -> Tensor:
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}: it must be [rows, vocab]")
+    exact = logits.to(torch.float64)
+    highest = exact.amax(dim=-1)
+    # NaN spreads through amax, and a row of -inf has no law
+    if not bool(torch.isfinite(highest).all()):
+        raise ValueError("logits: each row needs a finite maximum and no NaN or +inf")
+    return exact
+
+
+def law(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that `sampling` draws from.
+
+    Parameters
+    ----------
+    logits : Tensor [rows, vocab]
+        Any floating dtype; -inf marks a forbidden token.
+    sampling : Sampling
+        Decoding, temperature and top-p.
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+        Rows sum to 1. Greedy: one-hot.
+
+    Raises
+    ------
+    ValueError
+        If `logits` is not [rows, vocab] or a row has NaN, +inf, or nothing but -inf.
+    """
+    exact = _checked_logits(logits)
+    if sampling.decoding == "greedy":
+        return torch.zeros_like(exact).scatter_(1, top_token(exact).unsqueeze(1), 1.0)
+    # the maximum goes first: a tiny temperature would turn large logits into inf - inf
+    exact = (exact - exact.amax(dim=-1, keepdim=True)) / sampling.temperature
+    probabilities = torch.softmax(exact, dim=-1)
+    if sampling.top_p == 1.0:
+        return probabilities
+    ordered, tokens = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+    mass_before = ordered.cumsum(dim=-1) - ordered
+    # "before" keeps the token that crosses the boundary, and so never keeps none
+    nucleus = ordered * (mass_before < sampling.top_p)
+    nucleus /= nucleus.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter_(1, tokens, nucleus)
+
+
+def check_law(name: str, candidate: Tensor) -> Tensor:
+    """Return `candidate` as float64, or refuse it.
+
+    Parameters
+    ----------
+    name : str
+        What to call it in the error.
+    candidate : Tensor [rows, vocab]
+        Non-negative, rows sum to 1 within 1e-6 (what float32 laws reach).
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+
+    Raises
+    ------
+    ValueError
+        If it is not a law.
+    """
+    if candidate.ndim != 2 or candidate.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(candidate.shape)}: it must be [rows, vocab]")
+    exact = candidate.to(torch.float64)
+    if exact.shape[0] == 0:
+        return exact
+    lowest = float(exact.amin())
+    if not lowest >= 0:  # also catches NaN
+        raise ValueError(f"{name} holds {lowest}: allowed are probabilities >= 0")
+    furthest = float((exact.sum(dim=-1) - 1).abs().amax())
+    if not furthest <= _LAW_SUM_TOLERANCE:
+        raise ValueError(f"{name} has a row whose sum is {furthest:.3g} away from 1")
+    return exact
+
+
+def draw(law: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw tokens by inverting the cumulative law.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        Non-negative weights with a positive sum; they need not be normalised.
+    uniforms : Tensor of float64 [rows] or [rows, draws]
+        Numbers in [0, 1).
+
+    Returns
+    -------
+    Tensor of int64, shape of `uniforms`
+        Never a token of probability 0, also where rounding carries a uniform near 1 past the end.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or a row has no positive probability.
+    """
+    if law.ndim != 2 or uniforms.ndim not in (1, 2) or law.shape[0] != uniforms.shape[0]:
+        raise ValueError(
+            f"law has shape {tuple(law.shape)} and uniforms {tuple(uniforms.shape)}: they must be "
+            "[rows, vocab] and [rows] or [rows, draws]"
+        )
+    exact = law.to(torch.float64)
+    numbers = uniforms.to(device=exact.device, dtype=torch.float64)
+    points = numbers.unsqueeze(1) if numbers.ndim == 1 else numbers
+    if exact.shape[0] == 0:
+        return torch.zeros(uniforms.shape, dtype=torch.int64, device=exact.device)
+    cumulative = exact.cumsum(dim=-1)
+    if exact.device.type != "cpu":
+        # a parallel scan may round differently from entry to entry and step back
+        cumulative = cumulative.cummax(dim=-1).values
+    if not bool((cumulative[:, -1] > 0).all()):
+        raise ValueError("law: each row needs a positive probability and no NaN")
+    positive = exact > 0
+    vocab = exact.shape[1]
+    last = vocab - 1 - positive.flip(-1).to(torch.uint8).argmax(dim=-1, keepdim=True)
+    found = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    found = torch.minimum(found, last)
+    stuck = ~positive.gather(1, found)
+    if bool(stuck.any()):  # only after a parallel scan: move on to the next possible token
+        ids = torch.arange(vocab, device=exact.device).expand_as(exact)
+        following = torch.where(positive, ids, vocab).flip(-1).cummin(dim=-1).values.flip(-1)
+        found = following.gather(1, found)
+    return found.squeeze(1) if numbers.ndim == 1 else found
+
+
+def _scaled(law: Tensor, bits: int) -> tuple[Tensor, int]:
+    if not 1 <= bits <= MOST_BITS:
+        raise ValueError(f"bits = {bits}: allowed are 1 to {MOST_BITS}")
+    exact = check_law("law", law)
+    return exact / exact.sum(dim=-1, keepdim=True), 2**bits
+
+
+def quantise(law: Tensor, bits: int) -> Tensor:
+    """Round a law to integer weights by largest remainders.
+
+    A law both sides must know exactly travels as these integers, and the draft is drawn from them
+    (`law_from_weights`): that keeps verification exact although the law was rounded.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        The law to round.
+    bits : int
+        The weights of a row sum to exactly 2**bits; 1 to 24.
+
+    Returns
+    -------
+    Tensor of int64 [rows, vocab]
+        Each within 1 of law * 2**bits; 0 where the law is 0. Ties go to the lowest id.
+
+    Raises
+    ------
+    ValueError
+        If `bits` is out of range or `law` is no law.
+    """
+    exact, total = _scaled(law, bits)
+    scaled = exact * total
+    weights = scaled.floor()
+    missing = (total - weights.sum(dim=-1, keepdim=True)).to(torch.int64)
+    order = torch.sort(scaled - weights, dim=-1, descending=True, stable=True).indices
+    ranks = torch.arange(exact.shape[1], device=exact.device).expand_as(order)
+    extra = torch.zeros_like(order).scatter_(1, order, (ranks < missing).to(torch.int64))
+    return weights.to(torch.int64) + extra
+
+
+def quantise_dithered(law: Tensor, bits: int, uniforms: Tensor) -> Tensor:
+    """Round a law to integer weights at random, without bias.
+
+    The weights are floor(C_i + U) - floor(C_{i-1} + U) for the cumulative law C in units of
+    2**-bits and one uniform U per row (systematic sampling): every weight has the expectation
+    law * 2**bits, so a token drawn from the rounded law has exactly the law that was rounded.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        The law to round.
+    bits : int
+        The weights of a row sum to exactly 2**bits; 1 to 24.
+    uniforms : Tensor of float64 [rows]
+        Numbers in (0, 1).
+
+    Returns
+    -------
+    Tensor of int64 [rows, vocab]
+        Each within 1 of law * 2**bits; 0 where the law is 0.
+
+    Raises
+    ------
+    ValueError
+        If `bits` is out of range, `law` is no law or shapes do not fit.
+    """
+    exact, total = _scaled(law, bits)
+    if uniforms.shape != exact.shape[:1]:
+        raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}: it must be [rows]")
+    cumulative = exact.cumsum(dim=-1)
+    if exact.device.type != "cpu":
+        cumulative = cumulative.cummax(dim=-1).values
+    cumulative = cumulative / cumulative[:, -1:] * total  # the last one is then exactly 2**bits
+    offset = uniforms.to(device=exact.device, dtype=torch.float64).unsqueeze(1)
+    # an offset within 2**-37 of 1 would round the last step up to 2**bits + 1
+    steps = (cumulative + offset).floor().clamp(max=total).to(torch.int64)
+    before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], dim=-1)
+    return steps - before
+
+
+def law_from_weights(weights: Tensor, bits: int) -> Tensor:
+    """The law that integer weights stand for: weights / 2**bits, exact in float64.
+
+    Parameters
+    ----------
+    weights : Tensor of integers [rows, vocab]
+        Non-negative.
+    bits : int
+        Rows of `weights` must sum to 2**bits.
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative or a row sums to something else.
+    """
+    integers = weights.to(torch.int64)
+    if integers.numel() and int(integers.amin()) < 0:
+        raise ValueError(f"weights holds {int(integers.amin())}: allowed are values from 0")
+    wrong = integers.sum(dim=-1) != 2**bits
+    if bool(wrong.any()):
+        raise ValueError(f"weights: {int(wrong.sum())} rows do not sum to 2**{bits}")
+    return integers.to(torch.float64) / 2**bits
