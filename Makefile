@@ -1,0 +1,37 @@
+# `make run` and `make test` are all a newcomer needs; both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test lint bench clean
+
+# Twenty clients on the built-in models and texts, 30 rounds, offline.
+run: $(READY)
+	$(BIN)/fedhlm run
+
+# The whole suite, fast and slow.
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Every figure the README states, one JSON file each in benchmarks/out.
+bench: $(READY)
+	@set -e; for benchmark in benchmarks/*.py; do \
+		case "$$benchmark" in */_*) continue ;; esac; \
+		echo "== $$benchmark"; $(BIN)/python "$$benchmark"; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/out
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted installation is done again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	touch $(READY)

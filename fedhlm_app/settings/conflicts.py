@@ -1,0 +1,101 @@
+"""What settings may not say together."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedhlm_app.settings.model import Settings
+
+_DEVICE = re.compile(r"cpu|auto|mps|cuda(:\d+)?")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def conflicts(settings: Settings) -> list[str]:
+    """Return one sentence for every contradiction; an empty list when there is none."""
+    return [*_size(settings), *_evaluation(settings), *_decoding(settings), *_text(settings)]
+
+
+def _size(settings: Settings) -> list[str]:
+    found = []
+    clients = settings.clients
+    if settings.clusters > clients:
+        found.append(
+            f"settings 'clusters' = {settings.clusters} and 'clients' = {clients}: "
+            "there can be at most one cluster per client"
+        )
+    if settings.min_clients > clients:
+        found.append(
+            f"settings 'min-clients' = {settings.min_clients} and 'clients' = {clients}: "
+            "no round could ever have enough replies"
+        )
+    elif settings.min_clients > (asked := max(1, math.floor(settings.fraction_train * clients))):
+        found.append(
+            f"settings 'min-clients' = {settings.min_clients} and 'fraction-train' = "
+            f"{settings.fraction_train}: a round asks only {asked} of {clients} clients"
+        )
+    if settings.tokens_per_prompt > settings.tokens_per_round:
+        found.append(
+            f"settings 'tokens-per-prompt' = {settings.tokens_per_prompt} and 'tokens-per-round' "
+            f"= {settings.tokens_per_round}: one prompt would take more than the round's tokens"
+        )
+    longest = settings.prompt_tokens + settings.tokens_per_prompt
+    if longest > settings.llm_context:
+        found.append(
+            f"settings 'prompt-tokens' + 'tokens-per-prompt' = {longest} and 'llm-context' = "
+            f"{settings.llm_context}: the text would not fit into the large model's context"
+        )
+    return found
+
+
+def _evaluation(settings: Settings) -> list[str]:
+    if settings.evaluate_every == 0:
+        return []
+    return [
+        f"settings 'evaluate-every' = {settings.evaluate_every} and '{name}' = 0: "
+        f"there is nothing to evaluate; set evaluate-every=0 or raise {name}"
+        for name, value in (
+            ("fraction-evaluate", settings.fraction_evaluate),
+            ("held-out-fraction", settings.held_out_fraction),
+        )
+        if value == 0
+    ]
+
+
+def _decoding(settings: Settings) -> list[str]:
+    greedy = settings.decoding == "greedy"
+    verification = settings.verification
+    if greedy and verification not in ("auto", "greedy"):
+        return [
+            f"settings 'verification' = '{verification}' and 'decoding' = 'greedy': it decides "
+            "sampled drafts; set decoding=sampled, or verification=greedy"
+        ]
+    if not greedy and verification == "greedy":
+        return [
+            "settings 'verification' = 'greedy' and 'decoding' = 'sampled': sampled text would "
+            "not follow the large model's law; set verification=coupled or another, or auto"
+        ]
+    return []
+
+
+def _text(settings: Settings) -> list[str]:
+    found = []
+    if not _NAME.fullmatch(settings.name):
+        found.append(
+            f"setting 'name' = {settings.name!r} is not allowed: 1 to 64 letters, digits, "
+            "dots, dashes or underscores, starting with a letter or digit"
+        )
+    for name, value in (("device", settings.device), ("llm-device", settings.llm_device)):
+        if not _DEVICE.fullmatch(value):
+            found.append(
+                f"setting {name!r} = {value!r} is not allowed: cpu, cuda, cuda:N, mps or auto"
+            )
+    if settings.llm_address and not _ADDRESS.fullmatch(settings.llm_address):
+        found.append(f"setting 'llm-address' = {settings.llm_address!r} is not allowed: host:port")
+    for name in ("slm", "llm", "dataset", "run_dir", "edge_rule", "cloud_rule"):
+        if not getattr(settings, name).strip():
+            found.append(f"setting '{name.replace('_', '-')}' is empty")
+    return found

@@ -1,0 +1,87 @@
+"""Settings of learning: the policy's rule, its costs and guarantees, the federation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedhlm_app.settings.field import Group, setting
+
+
+class LearningGroup(Group):
+    """By which rule the policy learns, and what it may cost."""
+
+    learning: Literal[
+        "paper", "balanced", "primal-dual", "linear", "certified", "certified-high-probability",
+        "none",
+    ] = setting("paper", "rule by which the policy learns")  # fmt: skip
+    reduction: Literal["mean", "sum"] = setting(
+        "mean", "over a client's tokens; sum is the paper's letter and overshoots at once"
+    )
+    gamma: float = setting(10.0, "steepness of the soft threshold", above=0, at_most=1e4)
+    transmission_penalty: float = setting(
+        0.1, "the paper's lambda, the price of sending a token at all", at_least=0, at_most=1e4
+    )
+    learning_rate: float = setting(0.02, "step size of the first round", at_least=0, at_most=1e4)
+    learning_rate_decay: float = setting(
+        1.0,
+        "step size is learning-rate / (1 + decay * round), from round 0",
+        at_least=0,
+        at_most=1e4,
+    )
+    local_steps: int = setting(
+        1, "gradient steps of a client in a round", unit="steps", at_least=1, at_most=10_000
+    )
+    cost_transmit: float = setting(
+        0.2, "balanced: cost of sending one token", unit="cost", at_least=0, at_most=1e9
+    )
+    cost_error: float = setting(
+        1.0, "balanced: cost of keeping one wrong token", unit="cost", at_least=0, at_most=1e9
+    )
+    fidelity_budget: float = setting(
+        0.05, "alpha, the largest risk the certified rules allow", above=0, below=1
+    )
+    confidence: float = setting(
+        0.05, "delta, the chance that certified-high-probability fails", above=0, below=1
+    )
+    audit_rate: float = setting(
+        0.0, "share of kept tokens that is verified anyway", at_least=0, at_most=1
+    )
+    personalisation: Literal["global", "cluster", "local", "shrunk"] = setting(
+        "global", "whose threshold a client uses; shrunk: local, drawn to its cluster"
+    )
+    shrinkage: float = setting(
+        100.0,
+        "tokens at which local and cluster weigh the same in shrunk",
+        unit="tokens",
+        at_least=0,
+    )
+
+
+class FederationGroup(Group):
+    """How replies are combined, and what happens to those that do not come."""
+
+    strategy: Literal["fedavg", "fedprox", "scaffold", "fednova"] = setting(
+        "fedavg", "federated strategy of the clients' updates"
+    )
+    edge_rule: str = setting(
+        "mean", "rule inside a cluster: mean by tokens, or one of Flower's such as fedmedian"
+    )
+    cloud_rule: str = setting(
+        "mean", "rule over the clusters: plain mean, or one of Flower's such as fedmedian"
+    )
+    proximal_mu: float = setting(
+        0.1, "fedprox: pull towards the server's threshold", at_least=0, at_most=1e4
+    )
+    server_learning_rate: float = setting(
+        1.0, "step of the server towards the aggregate", above=0, at_most=1e4
+    )
+    fraction_train: float = setting(1.0, "share of clients asked in a round", above=0, at_most=1)
+    fraction_evaluate: float = setting(
+        1.0, "share of clients asked in an evaluation", at_least=0, at_most=1
+    )
+    min_clients: int = setting(
+        1, "a round with fewer good replies fails", unit="clients", at_least=1
+    )
+    round_timeout: float = setting(
+        300.0, "wait for a round's replies before it goes on without", unit="s", above=0
+    )

@@ -1,0 +1,80 @@
+"""Settings of a token's way: decoding, uncertainty, policy, verification, the edge tier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedhlm_app.settings.field import Group, setting
+
+
+class RoutingGroup(Group):
+    """How a draft is made, judged, and decided when it is escalated."""
+
+    decoding: Literal["greedy", "sampled"] = setting("greedy", "how a token is chosen from a law")
+    temperature: float = setting(
+        1.0, "divides the logits of both models in sampled decoding", above=0, at_most=100
+    )
+    top_p: float = setting(
+        1.0, "share of probability kept in sampled decoding; 1: all", above=0, at_most=1
+    )
+    uncertainty: Literal["closed-form", "disagreement", "temperature-sweep", "entropy"] = setting(
+        "closed-form", "how unsure the small model is of its draft"
+    )
+    uncertainty_samples: int = setting(
+        20,
+        "draws of disagreement and temperature-sweep",
+        unit="samples",
+        at_least=1,
+        at_most=10_000,
+    )
+    uncertainty_temperature: float = setting(
+        1.0, "softens the law before uncertainty is taken", above=0, at_most=100
+    )
+    policy: Literal["threshold", "random", "always", "never", "u-hlm", "router"] = setting(
+        "threshold", "which drafts are kept; always keeps every draft, never keeps none"
+    )
+    random_share: float = setting(
+        0.5, "share of tokens escalated with policy=random", at_least=0, at_most=1
+    )
+    initial_threshold: float = setting(
+        0.5, "first threshold: a draft of at most this uncertainty is kept", at_least=-1, at_most=1
+    )
+    verification: Literal[
+        "auto", "greedy", "full", "truncated", "truncated-exact", "scalar", "scalar-proposals",
+        "coupled",
+    ] = setting(
+        "auto", "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding"
+    )  # fmt: skip
+    truncation_k: int = setting(
+        0,
+        "tokens of the draft's law that truncated sends; 0: the k* rule",
+        unit="tokens",
+        at_least=0,
+    )
+    theta_tv: float = setting(0.1, "total variation the k* rule may lose", above=0, at_most=1)
+    free_feedback: bool = setting(True, "the server scores kept tokens it reads, a byte for each")
+
+
+class EdgeGroup(Group):
+    """What cache, peers and neighbouring clusters may resolve before the large model is asked."""
+
+    cache_mode: Literal["off", "paper", "context"] = setting(
+        "off", "token cache on the device: none, by token embedding as written, or by context"
+    )
+    cache_size: int = setting(
+        1024, "entries of a device's token cache", unit="entries", at_least=1, at_most=10_000_000
+    )
+    peer_mode: Literal["off", "paper", "context"] = setting(
+        "off", "peers at the edge: none, by step as written, or by context"
+    )
+    similarity: float = setting(
+        0.9, "cosine to the peers' centroid that accepts a draft", at_least=-1, at_most=1
+    )
+    context_gate: float = setting(
+        0.95, "cosine of contexts from which a peer's entry counts", at_least=-1, at_most=1
+    )
+    inter_cluster: bool = setting(False, "ask neighbouring clusters before the large model")
+    opportunistic: bool = setting(False, "ask peers only where the expected saving pays for it")
+    max_false_hits: float = setting(
+        1.0, "share of wrong hits that closes a tier; 1: never", at_least=0, at_most=1
+    )

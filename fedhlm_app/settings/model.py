@@ -1,0 +1,168 @@
+"""The settings model: the groups together, and the ways to build it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, field_validator, model_validator
+
+from fedhlm_app.settings.conflicts import conflicts
+from fedhlm_app.settings.errors import SettingsError, from_validation
+from fedhlm_app.settings.field import kebab
+from fedhlm_app.settings.groups_job import DataGroup, JobGroup, ModelGroup
+from fedhlm_app.settings.groups_learning import FederationGroup, LearningGroup
+from fedhlm_app.settings.groups_routing import EdgeGroup, RoutingGroup
+from fedhlm_app.settings.sources import (
+    Scalar,
+    absolute,
+    from_environment,
+    given_by_user,
+    looks_like_path,
+)
+from fedhlm_app.settings.words import allowed_values
+
+
+# pydantic collects fields from the last base to the first.
+class Settings(
+    FederationGroup, LearningGroup, EdgeGroup, RoutingGroup, DataGroup, ModelGroup, JobGroup
+):
+    """All settings of one run. Frozen; keys are kebab-case outside and snake_case inside.
+
+    Build it with `from_run_config` (inside an app) or `from_sources` (a command line); both
+    raise `SettingsError` with one line for each thing that is wrong.
+    """
+
+    @field_validator("cluster_by", mode="before")
+    @classmethod
+    def _assigned_is_round_robin(cls, value: object) -> object:
+        return "round-robin" if value == "assigned" else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: object, info: Any) -> object:
+        # pydantic reads True as 1; `clients=true` is a mistake.
+        if isinstance(value, bool) and not isinstance(cls.defaults()[kebab(info.field_name)], bool):
+            raise ValueError("not a switch")
+        return value
+
+    @model_validator(mode="after")
+    def _no_conflict(self) -> Self:
+        if found := conflicts(self):
+            raise SettingsError("\n".join(found))
+        return self
+
+    @classmethod
+    def defaults(cls) -> dict[str, Scalar]:
+        """Return every setting's default by kebab-case key, in the order of declaration."""
+        return {kebab(name): field.default for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def from_run_config(
+        cls,
+        run_config: Mapping[str, Scalar],
+        environ: Mapping[str, str] | None = None,
+        base: Path | None = None,
+    ) -> Self:
+        """Build the settings inside a Flower app, from `context.run_config`.
+
+        Precedence: defaults, then the environment (`FEDHLM_CLIENTS` for `clients`), then what
+        the user set in the run-config. Keys of a complete run-config that hold the default count
+        as not set, since Flower fills in all defaults before an app sees them.
+
+        Parameters
+        ----------
+        run_config : Mapping[str, Scalar]
+            Kebab-case key to value, complete or partial.
+        environ : Mapping[str, str] | None
+            Environment; `os.environ` when None.
+        base : Path | None
+            Folder that relative paths start from; the working folder when None.
+
+        Raises
+        ------
+        SettingsError
+            Unknown key, value out of range, or settings in conflict.
+        """
+        return cls.from_sources(given_by_user(run_config, cls.defaults()), environ, base)
+
+    @classmethod
+    def from_sources(
+        cls,
+        overrides: Mapping[str, Scalar],
+        environ: Mapping[str, str] | None = None,
+        base: Path | None = None,
+    ) -> Self:
+        """Build the settings of a command line: every override wins over the environment.
+
+        Parameters, errors and precedence are those of `from_run_config`.
+        """
+        defaults = cls.defaults()
+        environment = from_environment(os.environ if environ is None else environ, defaults)
+        # `populate_by_name` would take snake_case keys too; outside there is one spelling.
+        given = {kebab(key): value for key, value in overrides.items()}
+        try:
+            settings = cls.model_validate({**environment, **given})
+        except ValidationError as error:
+            ranges = {kebab(name): allowed_values(f) for name, f in cls.model_fields.items()}
+            raise from_validation(error, ranges) from None
+        return settings.with_absolute_paths(Path.cwd() if base is None else base)
+
+    def with_absolute_paths(self, base: Path) -> Self:
+        """Return a copy in which every path is absolute, relative ones starting from `base`."""
+        return self.model_copy(
+            update={
+                "run_dir": absolute(self.run_dir, base, always=True),
+                "resume": absolute(self.resume, base, always=True),
+                "slm": absolute(self.slm, base),
+                "llm": absolute(self.llm, base),
+                "dataset": absolute(self.dataset, base),
+            }
+        )
+
+    def check_paths(self) -> None:
+        """Refuse files and folders that do not exist, before anything is started.
+
+        Raises
+        ------
+        SettingsError
+            Naming each setting and its missing path.
+        """
+        missing = [
+            f"setting {name!r} = {value!r}: no such file or folder"
+            for name in ("slm", "llm", "dataset", "resume")
+            if (value := getattr(self, name))
+            and (name == "resume" or looks_like_path(value))
+            and not Path(value).exists()
+        ]
+        if missing:
+            raise SettingsError("\n".join(missing))
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """Return all settings by kebab-case key, as Flower's run-config has them."""
+        values: dict[str, Scalar] = self.model_dump(by_alias=True)
+        return values
+
+    def changed(self) -> dict[str, Scalar]:
+        """Return only the settings that differ from their default, by kebab-case key."""
+        defaults = self.defaults()
+        return {key: value for key, value in self.to_run_config().items() if value != defaults[key]}
+
+    @property
+    def prompts_per_round(self) -> int:
+        """Prompts a client runs in a round: tokens-per-round / tokens-per-prompt, rounded up."""
+        return -(-self.tokens_per_round // self.tokens_per_prompt)
+
+    @property
+    def verifier(self) -> str:
+        """Name of the verification method, `auto` resolved by the decoding."""
+        if self.verification != "auto":
+            return self.verification
+        return "greedy" if self.decoding == "greedy" else "coupled"
+
+    @property
+    def text_column_names(self) -> tuple[str, ...]:
+        """Names in `text-columns`; empty when the dataset's usual ones are meant."""
+        return tuple(name.strip() for name in self.text_columns.split(",") if name.strip())

@@ -1,0 +1,96 @@
+"""Where values come from: defaults, then the environment, then run-config or command line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from fedhlm_app.settings.errors import ENVIRONMENT_PREFIX, SettingsError, closest
+
+Scalar = bool | int | float | str
+
+# A misspelt FEDHLM_CLIENTS must not be ignored, while other FEDHLM_ variables are none of ours.
+_NEAR_MISS = 0.87
+
+_DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".json", ".parquet")
+
+
+def environment_name(key: str) -> str:
+    """Return a setting's environment variable: `top-p` is FEDHLM_TOP_P."""
+    return ENVIRONMENT_PREFIX + key.replace("-", "_").upper()
+
+
+def from_environment(environ: Mapping[str, str], keys: Collection[str]) -> dict[str, Scalar]:
+    """Return the settings that the environment names, by kebab-case key.
+
+    Raises
+    ------
+    SettingsError
+        When a variable is one or two letters off a setting's name.
+    """
+    names = {environment_name(key): key for key in keys}
+    values: dict[str, Scalar] = {}
+    for variable, value in environ.items():
+        if variable in names:
+            values[names[variable]] = value
+        elif variable.startswith(ENVIRONMENT_PREFIX) and (
+            near := closest(variable, names, cutoff=_NEAR_MISS)
+        ):
+            raise SettingsError(
+                f"unknown environment variable {variable!r}; did you mean {near!r}?"
+            )
+    return values
+
+
+def without_settings(environ: Mapping[str, str], keys: Collection[str]) -> dict[str, str]:
+    """Return the environment without the variables that are settings.
+
+    A run whose settings are complete must not have them overridden a second time.
+    """
+    names = {environment_name(key) for key in keys}
+    return {name: value for name, value in environ.items() if name not in names}
+
+
+def given_by_user(
+    run_config: Mapping[str, Scalar], defaults: Mapping[str, Scalar]
+) -> dict[str, Scalar]:
+    """Return what the user set in Flower's run-config.
+
+    Flower hands an app its `[tool.flwr.app.config]` fused with the user's `--run-config`: every
+    key is there and nothing tells which were typed. In such a complete mapping a value that
+    equals the default counts as not typed; in a partial one every value counts.
+    """
+    if not defaults.keys() <= run_config.keys():
+        return dict(run_config)
+    return {
+        key: value
+        for key, value in run_config.items()
+        if key not in defaults or value != defaults[key]
+    }
+
+
+def looks_like_path(value: str) -> bool:
+    """Tell a file or folder from `builtin` and hub names such as `org/name`."""
+    return value.startswith((".", "/", "~")) or value.lower().endswith(_DATA_SUFFIXES)
+
+
+def absolute(value: str, base: Path, *, always: bool = False) -> str:
+    """Return a path setting as an absolute path; hub names and `builtin` stay as they are.
+
+    Parameters
+    ----------
+    value : str
+        The setting's value.
+    base : Path
+        Folder that relative paths start from.
+    always : bool
+        The value is a path whatever it looks like.
+    """
+    if not value or (value == "builtin" and not always):
+        return value
+    path = Path(value).expanduser()
+    if path.is_absolute():
+        return str(path)
+    if always or looks_like_path(value) or (base / path).exists():
+        return str((base / path).resolve())
+    return value

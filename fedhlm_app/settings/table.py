@@ -1,0 +1,107 @@
+"""The settings as a table: what `fedhlm settings` and the README show."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from fedhlm_app.settings.field import Group, kebab
+from fedhlm_app.settings.groups_job import DataGroup, JobGroup, ModelGroup
+from fedhlm_app.settings.groups_learning import FederationGroup, LearningGroup
+from fedhlm_app.settings.groups_routing import EdgeGroup, RoutingGroup
+from fedhlm_app.settings.words import allowed_values, unit_of
+
+GROUPS: dict[str, type[Group]] = {
+    "Job": JobGroup,
+    "Models": ModelGroup,
+    "Data": DataGroup,
+    "Routing": RoutingGroup,
+    "Edge": EdgeGroup,
+    "Learning": LearningGroup,
+    "Federation": FederationGroup,
+}
+
+
+class SettingRow(NamedTuple):
+    """One line of the table of settings."""
+
+    group: str
+    name: str
+    default: str
+    unit: str
+    allowed: str
+    description: str
+
+
+def rows() -> list[SettingRow]:
+    """Return every setting in the order of declaration."""
+    return [
+        SettingRow(
+            group=group,
+            name=kebab(name),
+            default=_shown(field.default),
+            unit=unit_of(field),
+            allowed=allowed_values(field),
+            description=field.description or "",
+        )
+        for group, model in GROUPS.items()
+        for name, field in model.model_fields.items()
+    ]
+
+
+def markdown_table() -> str:
+    """Return the table of settings in Markdown, one table per group."""
+    parts = []
+    for group in GROUPS:
+        lines = [
+            f"**{group}**\n",
+            "| setting | default | unit | allowed | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{row.name}` | {f'`{row.default}`' if row.default else ''} | {row.unit} "
+            f"| {row.allowed} | {row.description} |"
+            for row in rows()
+            if row.group == group
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def toml_block() -> str:
+    """Return `[tool.flwr.app.config]` of pyproject.toml: every default under its comment."""
+    defaults = {
+        kebab(name): field.default
+        for model in GROUPS.values()
+        for name, field in model.model_fields.items()
+    }
+    lines = [
+        "[tool.flwr.app.config]",
+        "# Every key is a setting (`fedhlm settings` shows them as a table). Above each: its",
+        "# meaning, and in brackets its unit and range. `fedhlm settings --toml` prints it.",
+    ]
+    for group in GROUPS:
+        lines.append(f"\n# ---- {group} ----")
+        for row in rows():
+            if row.group == group:
+                lines.append(f"# {comment(row)}")
+                lines.append(f"{row.name} = {_toml_value(defaults[row.name])}")
+    return "\n".join(lines) + "\n"
+
+
+def comment(row: SettingRow) -> str:
+    """Return the one-line comment of a setting: meaning, then unit and range in brackets."""
+    allowed = "" if row.allowed == "text" else row.allowed
+    limits = "; ".join(part for part in (row.unit, allowed) if part)
+    return f"{row.description} [{limits}]" if limits else row.description
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # A JSON string is a TOML basic string.
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _shown(default: object) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)

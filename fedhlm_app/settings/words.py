@@ -1,0 +1,50 @@
+"""The allowed values of a setting, in words."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+
+def unit_of(field: FieldInfo) -> str:
+    """Return the unit of a setting, empty where it has none."""
+    extra = field.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Say what a setting may hold: `an integer from 1 to 20`, `one of a, b`, `true or false`."""
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return "text"
+    noun = "an integer" if kind is int else "a number"
+    bounds = _bounds(field.metadata)
+    return f"{noun} {bounds}" if bounds else noun
+
+
+def _bounds(metadata: list[Any]) -> str:
+    found: dict[str, float] = {}
+    for constraint in metadata:
+        for attribute in ("ge", "gt", "le", "lt"):
+            if (value := getattr(constraint, attribute, None)) is not None:
+                found[attribute] = value
+    phrases = [
+        f"{words} {_number(found[attribute])}"
+        for attribute, words in (
+            ("ge", "at least"),
+            ("gt", "above"),
+            ("le", "at most"),
+            ("lt", "below"),
+        )
+        if attribute in found
+    ]
+    return " and ".join(phrases)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}".replace(",", "") if isinstance(value, int) else f"{value:g}"
