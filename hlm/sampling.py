@@ -313,4 +313,4 @@ def law_from_weights(weights: Tensor, bits: int) -> Tensor:
     wrong = integers.sum(dim=-1) != 2**bits
     if bool(wrong.any()):
         raise ValueError(f"weights: {int(wrong.sum())} rows do not sum to 2**{bits}")
-    return integers.to(torch.float64) / 2**bits
+    return integers.to(torch.float64).mul(2.0**-bits)

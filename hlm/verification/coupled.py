@@ -1,0 +1,114 @@
+"""Shared randomness: the server samples its own token, and the draft usually is the same one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hlm.randomness import DrawKeys, exponentials
+from hlm.sampling import check_law
+from hlm.verification.interface import (
+    Claim,
+    Draft,
+    Verdict,
+    checked_target,
+    decided_tokens,
+    drafted,
+    verdict_on,
+)
+
+__all__ = ["Coupled", "exponential_race", "match_probability"]
+
+
+def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
+    """The token whose clock rings first: argmin of clocks / law.
+
+    For independent Exp(1) clocks the winner has exactly the law (Gumbel-max in other clothes).
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        Rows have a positive sum; a token of probability 0 never wins.
+    clocks : Tensor of float64 [rows, vocab]
+        Positive and finite.
+
+    Returns
+    -------
+    Tensor of int64 [rows]
+        The lowest id on ties.
+    """
+    exact = law.to(torch.float64)
+    waiting = clocks.to(exact.device) / exact
+    # clock / 1e-320 overflows to inf like a clock / 0: settle those by their probability, so that
+    # an impossible token cannot win by its lower id
+    overflow = torch.isinf(waiting).all(dim=-1, keepdim=True)
+    if bool(overflow.any()):
+        waiting = torch.where(overflow, -exact, waiting)
+    return waiting.argmin(dim=-1)
+
+
+def match_probability(law: Tensor, target: Tensor) -> Tensor:
+    """Chance that both sides of a coupled race draw the same token, per token.
+
+    The i-th is 1 / sum_j max(x_j/x_i, y_j/y_i) = x_i y_i / sum_j max(x_j y_i, y_j x_i). In the
+    order of r = y/x the maximum is x_j y_i up to i and y_j x_i after it, so two running sums give
+    all of them in O(V log V).
+
+    Parameters
+    ----------
+    law, target : Tensor of float64 [rows, vocab]
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+    """
+    ratio = torch.where(law > 0, target / law, torch.inf)
+    order = ratio.argsort(dim=-1)
+    x, y = law.gather(1, order), target.gather(1, order)
+    x_up_to = x.cumsum(dim=-1)
+    y_after = y.flip(-1).cumsum(dim=-1).flip(-1) - y
+    rates = y * x_up_to + x * y_after.clamp(min=0.0)
+    matches = torch.where(rates > 0, x * y / torch.where(rates > 0, rates, 1.0), 0.0)
+    return torch.zeros_like(matches).scatter_(1, order, matches)
+
+
+class Coupled:
+    """Both sides race the same exponential clocks (Daliri, Musco, Suresh, arXiv 2408.07978).
+
+    Crosses the link: the draft's id up, the token down; no probability in either direction.
+    Exact: the output is the server's own race, which knows nothing of the draft. It stays exact
+    for any draft, also a dishonest one. Rejection probability:
+    1 - sum_i 1 / sum_j max(x_j/x_i, y_j/y_i), between TV(x, y) and 2 TV / (1 + TV).
+    """
+
+    name = "coupled"
+    exact = True
+    crosses = "the draft's id up; the token down"
+
+    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+        """Race the device law; see `Verifier.draft`."""
+        exact = check_law("law", law)
+        tokens = exponential_race(exact, exponentials(keys, exact.shape[1]))
+        return drafted(exact, tokens, Claim(tokens))
+
+    def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
+        """Race the target with the same clocks; see `Verifier.decide`."""
+        exact = checked_target(target, claim)
+        tokens = exponential_race(exact, exponentials(keys, exact.shape[1]))
+        return verdict_on(exact, claim.tokens, tokens == claim.tokens, tokens)
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+        """Take the server's token; see `Verifier.finish`."""
+        del draft, keys
+        return decided_tokens(verdict)
+
+    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+        """One minus the chance that both races end alike."""
+        matches = match_probability(law.to(torch.float64), target.to(torch.float64))
+        return (1.0 - matches.sum(dim=-1)).clamp(min=0.0)
+
+    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+        """Law of the winner of the target's race: rates over their sum."""
+        del law
+        rates = target.to(torch.float64)
+        return rates / rates.sum(dim=-1, keepdim=True)

@@ -1,0 +1,68 @@
+"""Greedy decoding: the large model's most likely token always wins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hlm.randomness import DrawKeys
+from hlm.sampling import check_law, top_token
+from hlm.verification.interface import (
+    Claim,
+    Draft,
+    Verdict,
+    checked_target,
+    decided_tokens,
+    drafted,
+    verdict_on,
+)
+
+__all__ = ["Greedy"]
+
+
+def _point_mass(law: Tensor) -> Tensor:
+    return torch.zeros_like(law).scatter_(1, top_token(law).unsqueeze(1), 1.0)
+
+
+class Greedy:
+    """Accept the draft if it is the large model's top token; otherwise take the top token.
+
+    Crosses the link: the draft's id up, the token down. Exact: the text is the large model's own
+    greedy text, token for token. Rejection probability: 1 if the top tokens differ, else 0, which
+    is the total variation of the two point masses.
+
+    Only the maximum of a law counts here, so `target` may be the softmax values: its `ln y_d` is
+    then a usable feedback where a point mass would say 0 or -inf.
+    """
+
+    name = "greedy"
+    exact = True
+    crosses = "the draft's id up; the token down"
+
+    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+        """Take the most likely token of each row; see `Verifier.draft`."""
+        del keys
+        point_mass = _point_mass(check_law("law", law))
+        tokens = top_token(point_mass)
+        return drafted(point_mass, tokens, Claim(tokens))
+
+    def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
+        """Compare with the target's top token; see `Verifier.decide`."""
+        del keys
+        exact = checked_target(target, claim)
+        tokens = top_token(exact)
+        return verdict_on(exact, claim.tokens, tokens == claim.tokens, tokens)
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+        """Take the server's token; see `Verifier.finish`."""
+        del draft, keys
+        return decided_tokens(verdict)
+
+    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+        """1 where the top tokens differ, else 0."""
+        return (top_token(law) != top_token(target)).to(torch.float64)
+
+    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+        """The point mass on the target's top token."""
+        del law
+        return _point_mass(check_law("target", target))

@@ -1,0 +1,244 @@
+"""What every way of deciding an escalated token has in common.
+
+Words used throughout: the *draft* d is the token the small model drew from its *device law* x; the
+*claim* is all the server learns about it; the server compares it with the *target* y, the law of
+the large model, and answers with a *verdict*. A draft is *accepted*, or *rejected* and replaced:
+*resampled*. The chance that an accepted-or-resampled token differs from the draft is the
+*rejection probability*; no scheme whose output has law y rejects less often than TV(x, y).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hlm.randomness import DrawKeys
+from hlm.sampling import check_law, top_token
+
+__all__ = ["UNDECIDED", "Claim", "ClaimError", "Draft", "Verdict", "Verifier", "total_variation"]
+
+UNDECIDED = -1
+"""Stands in a token array where the device still has to find the token."""
+
+
+class ClaimError(ValueError):
+    """A claim or verdict from the other side cannot be what it says."""
+
+
+def _select(field: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if field is None else field[rows]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """All that the server learns about a batch of drafts, besides their prefixes.
+
+    Weights are integers in units of 2**-bits, held as int64. A weight of 2**16 (a point mass) does
+    not fit 16 bits: a codec sends ``weight - 1`` for the draft's own weight, which is at least 1,
+    and a whole row modulo 2**16, where all zeros then mean a point mass on the draft.
+
+    Attributes
+    ----------
+    tokens : Tensor of int64 [rows]
+        The drafts.
+    weight : Tensor of int64 [rows] or None
+        `scalar`: x_d in units of 2**-16, 1 to 2**16.
+    support : Tensor of int64 [rows, widest] or None
+        `truncated`: ids of the tokens whose probabilities are sent; past `counts` padded with -1.
+    weights : Tensor of int64 or None
+        `truncated`: [rows, widest], units of 2**-8, 0 to 255, padded with 0. `full`: [rows, vocab],
+        units of 2**-16.
+    counts : Tensor of int64 [rows] or None
+        `truncated`: k of each row.
+    attempt : Tensor of int64 [rows] or None
+        `scalar-proposals`: how many replies have already failed; None is 0 for all.
+    """
+
+    tokens: Tensor
+    weight: Tensor | None = None
+    support: Tensor | None = None
+    weights: Tensor | None = None
+    counts: Tensor | None = None
+    attempt: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Claim:
+        """Keep some rows, given as a boolean mask or as indices [selected]."""
+        return Claim(
+            tokens=self.tokens[rows],
+            weight=_select(self.weight, rows),
+            support=_select(self.support, rows),
+            weights=_select(self.weights, rows),
+            counts=_select(self.counts, rows),
+            attempt=_select(self.attempt, rows),
+        )
+
+    def ask_again(self) -> Claim:
+        """The claim to send when a reply held no usable proposal: its counter is one higher."""
+        before = torch.zeros_like(self.tokens) if self.attempt is None else self.attempt
+        return replace(self, attempt=before + 1)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the device knows about a batch of drafts.
+
+    Attributes
+    ----------
+    tokens : Tensor of int64 [rows]
+        The drafts.
+    probabilities : Tensor of float64 [rows]
+        x_d, in (0, 1], under `law`.
+    law : Tensor of float64 [rows, vocab]
+        The law the drafts were really drawn from (quantised or truncated, where the method does).
+    claim : Claim
+        What goes up.
+    """
+
+    tokens: Tensor
+    probabilities: Tensor
+    law: Tensor
+    claim: Claim
+
+    def select(self, rows: Tensor) -> Draft:
+        """Keep some rows, given as a boolean mask or as indices [selected]."""
+        return Draft(
+            tokens=self.tokens[rows],
+            probabilities=self.probabilities[rows],
+            law=self.law[rows],
+            claim=self.claim.select(rows),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the server decided.
+
+    Attributes
+    ----------
+    accepted : Tensor of bool [rows]
+        Whether the draft stands.
+    tokens : Tensor of int64 [rows]
+        The token; `UNDECIDED` where the device has to resample.
+    target_log_prob : Tensor of float64 [rows]
+        ln y_d in nats, for feedback; -inf where y_d = 0.
+    is_top : Tensor of bool [rows]
+        Whether the draft is the large model's most likely token.
+    target_weights : Tensor of int64 [rows, vocab] or None
+        `scalar`: y in units of 2**-16, zeros in rows that are decided. Every entry is below 2**16.
+    proposals : Tensor of int64 [rows, n] or None
+        `scalar-proposals`: tokens drawn from y; -1 in rows that are decided.
+    bars : Tensor of int64 [rows, n] or None
+        `scalar-proposals`: the device takes the first proposal z with x_z * 2**16 < bar; 0 to
+        2**16, 0 in rows that are decided.
+    """
+
+    accepted: Tensor
+    tokens: Tensor
+    target_log_prob: Tensor
+    is_top: Tensor
+    target_weights: Tensor | None = None
+    proposals: Tensor | None = None
+    bars: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Verdict:
+        """Keep some rows, given as a boolean mask or as indices [selected]."""
+        return Verdict(
+            accepted=self.accepted[rows],
+            tokens=self.tokens[rows],
+            target_log_prob=self.target_log_prob[rows],
+            is_top=self.is_top[rows],
+            target_weights=_select(self.target_weights, rows),
+            proposals=_select(self.proposals, rows),
+            bars=_select(self.bars, rows),
+        )
+
+
+class Verifier(Protocol):
+    """One way of deciding escalated tokens; device and server each hold an equal instance."""
+
+    name: str
+    """Value of the setting ``verification``."""
+    exact: bool
+    """Whether the output has exactly the target's law."""
+    crosses: str
+    """What crosses the link, in one sentence."""
+
+    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+        """Device: draw drafts from `law` (float64 [rows, vocab])."""
+        ...
+
+    def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
+        """Server: accept or reject, given the target (float64 [rows, vocab])."""
+        ...
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+        """Device: the tokens (int64 [rows]); `UNDECIDED` asks again with `Claim.ask_again`."""
+        ...
+
+    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+        """Chance that the token differs from the draft, float64 [rows]."""
+        ...
+
+    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+        """Exact law of the token that results, float64 [rows, vocab]."""
+        ...
+
+
+def total_variation(first: Tensor, second: Tensor) -> Tensor:
+    """Total variation distance of two laws [rows, vocab], float64 [rows] in [0, 1]."""
+    return (first.to(torch.float64) - second.to(torch.float64)).abs().sum(dim=-1) / 2
+
+
+def drafted(law: Tensor, tokens: Tensor, claim: Claim) -> Draft:
+    """Assemble a draft whose tokens were drawn from `law`."""
+    probabilities = law.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return Draft(tokens=tokens, probabilities=probabilities, law=law, claim=claim)
+
+
+def checked_target(target: Tensor, claim: Claim) -> Tensor:
+    """Return the target as float64 after checking it and the drafts against each other.
+
+    Raises
+    ------
+    ClaimError
+        If a draft is outside the vocabulary or the number of rows differs.
+    ValueError
+        If the target is not a law.
+    """
+    exact = check_law("target", target)
+    rows, vocab = exact.shape
+    if claim.tokens.shape != (rows,):
+        raise ClaimError(f"tokens has shape {tuple(claim.tokens.shape)}: it must be [{rows}]")
+    if rows and (int(claim.tokens.amin()) < 0 or int(claim.tokens.amax()) >= vocab):
+        raise ClaimError(
+            f"tokens holds {int(claim.tokens.amin())} to {int(claim.tokens.amax())}: "
+            f"allowed are 0 to {vocab - 1}"
+        )
+    return exact
+
+
+def verdict_on(target: Tensor, drafts: Tensor, accepted: Tensor, tokens: Tensor) -> Verdict:
+    """Assemble a verdict and the feedback that goes with it."""
+    target_of_draft = target.gather(1, drafts.unsqueeze(1)).squeeze(1)
+    return Verdict(
+        accepted=accepted,
+        tokens=tokens,
+        target_log_prob=target_of_draft.log(),
+        is_top=drafts == top_token(target),
+    )
+
+
+def decided_tokens(verdict: Verdict) -> Tensor:
+    """The tokens of a verdict that leaves nothing to the device.
+
+    Raises
+    ------
+    ClaimError
+        If a row is undecided.
+    """
+    if verdict.tokens.numel() and int(verdict.tokens.amin()) < 0:
+        raise ClaimError("tokens holds an undecided row, but this method decides every row")
+    return verdict.tokens
