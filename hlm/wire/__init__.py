@@ -1,0 +1,70 @@
+"""Byte-exact messages between devices and the large model's server (layout: ``docs/wire.md``).
+
+What a report calls bytes are the lengths of these messages. A device encodes a :class:`Request`,
+the server decodes it, answers with a :class:`Reply`, and the device decodes that with its own
+request at hand. Everything that can be wrong with the bytes is a :class:`WireError`.
+"""
+
+from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.errors import (
+    InvalidField,
+    OversizedMessage,
+    TrailingData,
+    TruncatedMessage,
+    UnsupportedVersion,
+    WireError,
+)
+from hlm.wire.messages import (
+    NO_TOKEN,
+    SCALAR_BITS,
+    VERIFIER_SHAPES,
+    Limits,
+    Reply,
+    Request,
+    Row,
+    RowReply,
+    Shape,
+    Status,
+    following_row,
+)
+from hlm.wire.reply import REPLY_KIND, decode_reply, encode_reply
+from hlm.wire.request import (
+    REQUEST_KIND,
+    VERSION,
+    check_kind,
+    check_request,
+    decode_request,
+    encode_request,
+)
+
+__all__ = [
+    "NO_TOKEN",
+    "REPLY_KIND",
+    "REQUEST_KIND",
+    "SCALAR_BITS",
+    "VERIFIER_SHAPES",
+    "VERSION",
+    "BitReader",
+    "BitWriter",
+    "InvalidField",
+    "Limits",
+    "OversizedMessage",
+    "Reply",
+    "Request",
+    "Row",
+    "RowReply",
+    "Shape",
+    "Status",
+    "TrailingData",
+    "TruncatedMessage",
+    "UnsupportedVersion",
+    "WireError",
+    "bits_needed",
+    "check_kind",
+    "check_request",
+    "decode_reply",
+    "decode_request",
+    "encode_reply",
+    "encode_request",
+    "following_row",
+]

@@ -1,0 +1,267 @@
+"""Replies to bytes and back. Whatever the device knows from its own request is not sent."""
+
+import numpy as np
+
+from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.laws import read_probabilities, write_probabilities
+from hlm.wire.messages import (
+    NO_TOKEN,
+    SCALAR_BITS,
+    ByteArray,
+    IntArray,
+    Limits,
+    Reply,
+    Request,
+    RowReply,
+    Shape,
+    Status,
+)
+from hlm.wire.request import VERSION, check_kind
+
+REPLY_KIND = 0xB
+"""High half of a reply's first byte; the low half is the version."""
+
+_TOKEN, _LAW, _PROPOSALS = range(3)
+_DEFAULT_LIMITS = Limits()
+
+
+def encode_reply(reply: Reply, request: Request) -> bytes:
+    """Bytes of ``reply`` to ``request``.
+
+    Raises
+    ------
+    InvalidField
+        If the reply does not fit the request: number of rows, a token where none can be, feedback
+        nobody asked for, a law that does not sum to one.
+    """
+    if len(reply.rows) != len(request.rows):
+        raise InvalidField(f"{len(reply.rows)} rows answer {len(request.rows)}")
+    _check_skips(reply, request)
+    present = [index for index, row in enumerate(reply.rows) if row.status != Status.SKIPPED]
+    served = [index for index in present if reply.rows[index].status == Status.OK]
+    writer = BitWriter()
+    writer.uint(REPLY_KIND, 4)
+    writer.uint(VERSION, 4)
+    writer.flag(reply.passes is not None)
+    if reply.passes is not None:
+        writer.golomb(reply.passes, 0)
+    all_served = all(row.status in (Status.OK, Status.SKIPPED) for row in reply.rows)
+    writer.flag(all_served)
+    feedback_as_expected = all(
+        _feedback_size(reply.rows[index]) == request.feedback_count(index) for index in served
+    )
+    writer.flag(feedback_as_expected)
+    for index in present:
+        _write_row(writer, reply.rows[index], request, index, all_served)
+    _write_feedback(writer, reply, request, served, feedback_as_expected)
+    return writer.getvalue()
+
+
+def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIMITS) -> Reply:
+    """The reply to ``request`` that ``payload`` holds.
+
+    Raises
+    ------
+    WireError
+        As :func:`~hlm.wire.decode_request`; nothing else, whatever the bytes.
+    """
+    if len(payload) > limits.max_bytes:
+        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
+    reader = BitReader(payload)
+    check_kind(reader, REPLY_KIND)
+    passes = reader.golomb(0) if reader.flag() else None
+    all_served, feedback_as_expected = reader.flag(), reader.flag()
+    rows: list[RowReply] = []
+    for index in range(len(request.rows)):
+        if request.continues(index) and _stops_block(rows[-1], request, index - 1):
+            rows.append(RowReply(Status.SKIPPED))
+        else:
+            rows.append(_read_row(reader, request, index, all_served, limits))
+    feedback = _read_feedback(reader, rows, request, feedback_as_expected)
+    reader.finish()
+    return Reply(
+        tuple(
+            RowReply(
+                row.status,
+                row.held,
+                row.accepted,
+                row.token,
+                feedback.get(index),
+                row.target_support,
+                row.target_weights,
+                row.proposal_tokens,
+                row.proposal_weights,
+            )
+            for index, row in enumerate(rows)
+        ),
+        passes,
+    )
+
+
+def _stops_block(row: RowReply, request: Request, index: int) -> bool:
+    """Whether the rows of the same block after row ``index`` go unanswered."""
+    rejected = request.rows[index].draft != NO_TOKEN and not row.accepted
+    return row.status != Status.OK or rejected
+
+
+def _check_skips(reply: Reply, request: Request) -> None:
+    for index, row in enumerate(reply.rows):
+        after = request.continues(index) and _stops_block(reply.rows[index - 1], request, index - 1)
+        if (row.status == Status.SKIPPED) != after:
+            raise InvalidField(
+                f"row {index}: status {row.status.name}, but it "
+                f"{'follows' if after else 'does not follow'} a row that ends its block"
+            )
+
+
+def _write_row(
+    writer: BitWriter, row: RowReply, request: Request, index: int, all_served: bool
+) -> None:
+    asked = request.rows[index]
+    if not all_served:
+        writer.uint(row.status, 2)
+    if row.status == Status.PREFIX_NEEDED:
+        writer.golomb(row.held, 5)
+    if row.status != Status.OK:
+        return
+    if not NO_TOKEN <= row.token < request.vocab:
+        raise InvalidField(f"row {index}: token={row.token} must be in [-1, {request.vocab})")
+    id_width = bits_needed(request.vocab)
+    if asked.draft == NO_TOKEN:
+        if row.accepted:
+            raise InvalidField(f"row {index}: accepted, but it has no draft")
+        writer.flag(row.token != NO_TOKEN)
+        if row.token != NO_TOKEN:
+            writer.uint(row.token, id_width)
+        return
+    writer.flag(row.accepted)
+    if row.accepted:
+        if row.token != asked.draft:
+            raise InvalidField(f"row {index}: accepted {row.token}, drafted {asked.draft}")
+        return
+    if request.shape == Shape.WEIGHT:
+        _write_resampling(writer, row, request, index)
+    elif row.token == NO_TOKEN:
+        raise InvalidField(f"row {index}: a rejection by {request.verifier!r} needs a token")
+    else:
+        writer.uint(row.token, id_width)
+
+
+def _write_resampling(writer: BitWriter, row: RowReply, request: Request, index: int) -> None:
+    id_width = bits_needed(request.vocab)
+    law, proposals = row.target_support is not None, row.proposal_tokens is not None
+    if law + proposals + (row.token != NO_TOKEN) != 1:
+        raise InvalidField(f"row {index}: a rejection needs a token, a law or proposals (just one)")
+    writer.uint(_LAW if law else _PROPOSALS if proposals else _TOKEN, 2)
+    if row.target_support is not None:
+        weights = row.target_weights
+        if weights is None or weights.shape != row.target_support.shape:
+            raise InvalidField(f"row {index}: target_weights must match target_support")
+        _check_target(weights, index)
+        writer.golomb(weights.size - 1, 5)
+        writer.sorted_set(row.target_support.astype(np.int64), request.vocab)
+        writer.column(weights.astype(np.int64) - 1, SCALAR_BITS)
+    elif row.proposal_tokens is not None:
+        tokens, weights = row.proposal_tokens, row.proposal_weights
+        if weights is None or tokens.size == 0 or weights.shape != tokens.shape:
+            raise InvalidField(f"row {index}: proposal_weights must match proposal_tokens")
+        writer.golomb(tokens.size - 1, 0)
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < request.vocab:
+            raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
+        writer.array(tokens, id_width)
+        write_probabilities(writer, weights)
+    else:
+        writer.uint(row.token, id_width)
+
+
+def _write_feedback(
+    writer: BitWriter, reply: Reply, request: Request, served: list[int], as_expected: bool
+) -> None:
+    bytes_of_rows = []
+    for index, row in enumerate(reply.rows):
+        size, most = _feedback_size(row), request.feedback_count(index)
+        if size > (most if row.status == Status.OK else 0):
+            raise InvalidField(f"row {index}: {size} feedback bytes where {most} are wanted")
+        if row.feedback is not None:
+            bytes_of_rows.append(row.feedback)
+    if not as_expected:
+        missing = [request.feedback_count(i) - _feedback_size(reply.rows[i]) for i in served]
+        writer.column(missing, 0)
+    if bytes_of_rows:
+        writer.array(np.concatenate(bytes_of_rows), 8)
+
+
+def _read_row(
+    reader: BitReader, request: Request, index: int, all_served: bool, limits: Limits
+) -> RowReply:
+    status = Status.OK if all_served else Status(reader.uint(2))
+    if status == Status.PREFIX_NEEDED:
+        held = reader.golomb(5)
+        if held > limits.max_tokens_per_row:
+            raise OversizedMessage(f"held={held}; at most {limits.max_tokens_per_row} are allowed")
+        return RowReply(status, held)
+    if status != Status.OK:
+        return RowReply(status)
+    draft = request.rows[index].draft
+    if draft == NO_TOKEN:
+        return RowReply(token=_read_token(reader, request) if reader.flag() else NO_TOKEN)
+    if reader.flag():
+        return RowReply(accepted=True, token=draft)
+    if request.shape == Shape.WEIGHT:
+        return _read_resampling(reader, request, index, limits)
+    return RowReply(token=_read_token(reader, request))
+
+
+def _read_resampling(reader: BitReader, request: Request, index: int, limits: Limits) -> RowReply:
+    form = reader.uint(2)
+    if form == _TOKEN:
+        return RowReply(token=_read_token(reader, request))
+    if form == _LAW:
+        size = reader.golomb(5) + 1
+        if size > limits.max_weights:
+            raise OversizedMessage(f"{size} weights; at most {limits.max_weights} are allowed")
+        support = reader.sorted_set(size, request.vocab)
+        weights = reader.column(size, SCALAR_BITS) + 1
+        _check_target(weights, index)
+        return RowReply(target_support=support, target_weights=weights)
+    if form == _PROPOSALS:
+        size = reader.golomb(0) + 1
+        if size > limits.max_weights:
+            raise OversizedMessage(f"{size} proposals; at most {limits.max_weights} are allowed")
+        tokens = reader.array(size, bits_needed(request.vocab))
+        if int(tokens.max()) >= request.vocab:
+            raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
+        weights = read_probabilities(reader, size)
+        return RowReply(proposal_tokens=tokens, proposal_weights=weights)
+    raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_PROPOSALS}")
+
+
+def _read_token(reader: BitReader, request: Request) -> int:
+    token = reader.uint(bits_needed(request.vocab))
+    if token >= request.vocab:
+        raise InvalidField(f"token={token} must be in [0, {request.vocab})")
+    return token
+
+
+def _read_feedback(
+    reader: BitReader, rows: list[RowReply], request: Request, as_expected: bool
+) -> dict[int, ByteArray]:
+    served = [index for index, row in enumerate(rows) if row.status == Status.OK]
+    counts = np.array([request.feedback_count(index) for index in served], dtype=np.int64)
+    if not as_expected:
+        counts = counts - reader.column(len(served), 0)
+        if served and int(counts.min()) < 0:
+            raise InvalidField("more feedback is missing than was wanted")
+    flat = reader.array(int(counts.sum()), 8).astype(np.uint8)
+    return dict(zip(served, np.split(flat, np.cumsum(counts)[:-1]), strict=False))
+
+
+def _feedback_size(row: RowReply) -> int:
+    return 0 if row.feedback is None else row.feedback.size
+
+
+def _check_target(weights: IntArray, index: int) -> None:
+    total, whole = int(weights.sum()), 1 << SCALAR_BITS
+    if int(weights.min()) < 1 or int(weights.max()) > whole or total != whole:
+        raise InvalidField(f"row {index}: target_weights must be >= 1 and sum to {whole}; {total}")

@@ -1,0 +1,320 @@
+"""Requests to bytes and back; ``docs/wire.md`` shows the layout."""
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.errors import InvalidField, OversizedMessage, UnsupportedVersion
+from hlm.wire.laws import (
+    read_dense,
+    read_probabilities,
+    read_supports,
+    write_dense,
+    write_probabilities,
+    write_supports,
+)
+from hlm.wire.messages import (
+    NO_TOKEN,
+    SCALAR_BITS,
+    VERIFIER_SHAPES,
+    IntArray,
+    Limits,
+    Request,
+    Row,
+    Shape,
+    following_row,
+)
+
+VERSION = 1
+REQUEST_KIND = 0xA
+"""High half of a request's first byte; the low half is :data:`VERSION`."""
+
+_VERIFIERS = tuple(VERIFIER_SHAPES)
+_DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
+_DECIMALS = 10_000
+_DEFAULT_LIMITS = Limits()
+
+
+def encode_request(request: Request) -> bytes:
+    """Bytes of ``request``.
+
+    Raises
+    ------
+    InvalidField
+        If a field is out of range, or a row's claim has not the verifier's shape.
+    """
+    shape = request.shape
+    check_request(request)
+    rows = request.rows
+    leading = [row for index, row in enumerate(rows) if not request.continues(index)]
+    drafted = [row.draft != NO_TOKEN for row in rows]
+    asking = [row for row in rows if row.draft != NO_TOKEN]
+    id_width = bits_needed(request.vocab)
+    law = _law_form(request)
+    any_quiet = any(row.quiet for row in leading)
+
+    writer = BitWriter()
+    writer.uint(REQUEST_KIND, 4)
+    writer.uint(VERSION, 4)
+    writer.uint(_VERIFIERS.index(request.verifier), 4)
+    writer.flag(request.feedback)
+    writer.flag(request.decoding == "sampled")
+    writer.uint(law, 2)
+    writer.flag(request.bits == 16)
+    writer.uint(0, 2)  # coding of token ids: 0 is fixed width, the rest is free for later
+    writer.flag(any_quiet)
+    writer.flag(all(drafted))
+    writer.golomb(request.vocab - 2, 12)
+    writer.sized(request.client)
+    writer.sized(request.seed)
+    _write_law(writer, request, law)
+    writer.golomb(len(rows) - 1, 3)
+    writer.column([row.session for row in rows], 3)
+    writer.column([row.start for row in leading], 5)
+    writer.column([len(row.tokens) for row in leading], 1)
+    if any_quiet:
+        writer.column([row.quiet for row in leading], 5)
+    if not all(drafted):
+        writer.bits(drafted)
+    writer.array(_joined([row.tokens for row in leading]), id_width)
+    writer.array(np.array([row.draft for row in asking], dtype=np.int64), id_width)
+    if asking:
+        _write_claims(writer, request, asking, shape)
+    return writer.getvalue()
+
+
+def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
+    """The request that ``payload`` holds.
+
+    Raises
+    ------
+    WireError
+        :class:`TruncatedMessage`, :class:`TrailingData`, :class:`OversizedMessage`,
+        :class:`UnsupportedVersion` or :class:`InvalidField`; nothing else, whatever the bytes.
+    """
+    if len(payload) > limits.max_bytes:
+        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
+    reader = BitReader(payload)
+    check_kind(reader, REQUEST_KIND)
+    code = reader.uint(4)
+    if code >= len(_VERIFIERS):
+        raise UnsupportedVersion(f"verifier code {code}; known are 0 to {len(_VERIFIERS) - 1}")
+    feedback = reader.flag()
+    decoding: Literal["greedy", "sampled"] = "sampled" if reader.flag() else "greedy"
+    law = reader.uint(2)
+    bits = 16 if reader.flag() else 8
+    if coding := reader.uint(2):
+        raise UnsupportedVersion(f"token id coding {coding}; only 0 is known")
+    any_quiet, all_drafted = reader.flag(), reader.flag()
+    vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
+    client, seed = reader.sized(), reader.sized()
+    temperature, top_p = _read_law(reader, law)
+    count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
+    rows = _read_rows(reader, count, vocab, any_quiet, all_drafted, limits)
+    rows = _read_claims(reader, rows, VERIFIER_SHAPES[_VERIFIERS[code]], vocab, bits, limits)
+    reader.finish()
+    request = Request(
+        _VERIFIERS[code], vocab, rows, seed, client, feedback, decoding, temperature, top_p, bits
+    )
+    check_request(request)
+    return request
+
+
+def check_kind(reader: BitReader, kind: int) -> None:
+    """Read a message's first byte; :class:`UnsupportedVersion` unless it is ``kind`` as spoken."""
+    first = reader.uint(8)
+    if first != (kind << 4 | VERSION):
+        raise UnsupportedVersion(
+            f"first byte 0x{first:02x}; expected 0x{kind << 4 | VERSION:02x} "
+            f"(kind {kind:#x}, version {VERSION})"
+        )
+
+
+def check_request(request: Request) -> None:
+    """Raise :class:`InvalidField` for the first field that is out of range or contradictory."""
+    for name, allowed in (("bits", (8, 16)), ("decoding", ("greedy", "sampled"))):
+        if getattr(request, name) not in allowed:
+            raise InvalidField(f"{name}={getattr(request, name)!r} must be one of {allowed}")
+    if request.vocab < 2:
+        raise InvalidField(f"vocab={request.vocab} must be at least 2")
+    if not (math.isfinite(request.temperature) and request.temperature > 0):
+        raise InvalidField(f"temperature={request.temperature} must be above 0")
+    if not 0 < request.top_p <= 1:
+        raise InvalidField(f"top_p={request.top_p} must be in (0, 1]")
+    if not request.rows:
+        raise InvalidField("rows must not be empty")
+    blocks = sum(not request.continues(index) for index in range(len(request.rows)))
+    if blocks != len({row.session for row in request.rows}):
+        raise InvalidField("rows of one session must be adjacent")
+    for index, row in enumerate(request.rows):
+        if request.continues(index):
+            _check_block(request.rows[index - 1], row)
+        _check_row(row, request)
+
+
+def _check_block(previous: Row, row: Row) -> None:
+    expected = (previous.start + len(previous.tokens), 1, previous.draft, 1)
+    got = (row.start, len(row.tokens), int(row.tokens[0]) if len(row.tokens) else None, row.quiet)
+    if previous.draft == NO_TOKEN or got != expected:
+        raise InvalidField(
+            f"session {row.session}: a row that goes on a block needs (start, length, token, quiet)"
+            f" = {expected}, and a draft before it; got {got}"
+        )
+
+
+def _check_row(row: Row, request: Request) -> None:
+    where = f"session {row.session}"
+    tokens = np.asarray(row.tokens)
+    if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+        raise InvalidField(f"{where}: tokens must be a vector of integers")
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < request.vocab:
+        raise InvalidField(f"{where}: tokens must be in [0, {request.vocab})")
+    for name, low, high in (
+        ("session", 0, 1 << 32),
+        ("start", 0, 1 << 32),
+        ("quiet", 0, tokens.size + 1),
+        ("draft", NO_TOKEN, request.vocab),
+    ):
+        if not low <= getattr(row, name) < high:
+            raise InvalidField(f"{where}: {name}={getattr(row, name)} must be in [{low}, {high})")
+    shape = Shape.NOTHING if row.draft == NO_TOKEN else request.shape
+    present = (row.weight is not None, row.support is not None, row.weights is not None)
+    wanted = (shape == Shape.WEIGHT, shape == Shape.SUPPORT, shape in (Shape.SUPPORT, Shape.LAW))
+    if present != wanted:
+        raise InvalidField(
+            f"{where}: (weight, support, weights) given is {present}, but {request.verifier!r} "
+            f"{'without' if row.draft == NO_TOKEN else 'with'} a draft needs {wanted}"
+        )
+    if row.weight is not None and not 1 <= row.weight <= 1 << SCALAR_BITS:
+        raise InvalidField(f"{where}: weight={row.weight} must be in [1, {1 << SCALAR_BITS}]")
+    if row.weights is not None:
+        _check_law(row, row.weights, request, where)
+
+
+def _check_law(row: Row, weights: npt.NDArray[np.integer], request: Request, where: str) -> None:
+    size = request.vocab if row.support is None else len(row.support)
+    if weights.shape != (size,) or size == 0:
+        raise InvalidField(f"{where}: weights have shape {weights.shape}; expected ({size},), > 0")
+    total, whole = int(weights.sum(dtype=np.int64)), 1 << request.bits
+    enough = total == whole or (row.support is not None and total < whole)
+    if int(weights.min()) < 0 or not enough:
+        relation = "sum to" if row.support is None else "sum to at most"
+        raise InvalidField(f"{where}: weights must be >= 0 and {relation} {whole}; got {total}")
+    if row.support is not None:
+        low, high = int(row.support[0]), int(row.support[-1])
+        if not 0 <= low <= high < request.vocab or bool(np.any(np.diff(row.support) < 1)):
+            raise InvalidField(
+                f"{where}: support must increase strictly within [0, {request.vocab})"
+            )
+
+
+def _law_form(request: Request) -> int:
+    if request.temperature == request.top_p == 1.0:
+        return _DEFAULT_LAW
+    decimal = all(
+        round(value * _DECIMALS) / _DECIMALS == value and value < 1_000
+        for value in (request.temperature, request.top_p)
+    )
+    return _DECIMAL_LAW if decimal else _FLOAT_LAW
+
+
+def _write_law(writer: BitWriter, request: Request, form: int) -> None:
+    for value in (request.temperature, request.top_p):
+        if form == _DECIMAL_LAW:
+            writer.golomb(round(value * _DECIMALS), 13)
+        elif form == _FLOAT_LAW:
+            writer.uint(int.from_bytes(struct.pack(">d", value), "big"), 64)
+
+
+def _read_law(reader: BitReader, form: int) -> tuple[float, float]:
+    if form == _DEFAULT_LAW:
+        return 1.0, 1.0
+    if form == _DECIMAL_LAW:
+        return reader.golomb(13) / _DECIMALS, reader.golomb(13) / _DECIMALS
+    if form != _FLOAT_LAW:
+        raise UnsupportedVersion(f"sampling law form {form}; known are 0 to {_FLOAT_LAW}")
+    temperature, top_p = struct.unpack(">dd", reader.uint(128).to_bytes(16, "big"))
+    return temperature, top_p
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.integer]]) -> IntArray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64)
+
+
+def _read_rows(
+    reader: BitReader, count: int, vocab: int, any_quiet: bool, all_drafted: bool, limits: Limits
+) -> tuple[Row, ...]:
+    sessions = reader.column(count, 3)
+    leads = np.diff(sessions, prepend=-1) != 0
+    leading = int(leads.sum())
+    starts = reader.column(leading, 5)
+    lengths = reader.column(leading, 1)
+    quiet = reader.column(leading, 5) if any_quiet else np.zeros(leading, dtype=np.int64)
+    _bounded(int(starts.max()), limits.max_tokens_per_row, "start")
+    _bounded(int(lengths.max()), limits.max_tokens_per_row, "tokens of a row")
+    total = _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
+    drafted = np.ones(count, dtype=bool) if all_drafted else reader.bits(count).astype(bool)
+    tokens = np.split(reader.array(total, bits_needed(vocab)), np.cumsum(lengths)[:-1])
+    drafts = np.full(count, NO_TOKEN, dtype=np.int64)
+    drafts[drafted] = reader.array(int(drafted.sum()), bits_needed(vocab))
+    rows: list[Row] = []
+    lead = 0
+    for index in range(count):
+        session, draft = int(sessions[index]), int(drafts[index])
+        if leads[index]:
+            row = Row(session, int(starts[lead]), tokens[lead], draft, quiet=int(quiet[lead]))
+            lead += 1
+        else:
+            row = following_row(rows[-1], draft)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape: Shape) -> None:
+    if shape == Shape.WEIGHT:
+        weights = [row.weight for row in asking]
+        write_probabilities(writer, np.array(weights, dtype=np.int64))
+    if shape == Shape.SUPPORT:
+        supports = [row.support.astype(np.int64) for row in asking if row.support is not None]
+        write_supports(writer, supports, request.vocab)
+    if shape in (Shape.SUPPORT, Shape.LAW):
+        laws = [row.weights for row in asking if row.weights is not None]
+        write_dense(writer, laws, request.bits)
+
+
+def _read_claims(
+    reader: BitReader,
+    rows: tuple[Row, ...],
+    shape: Shape,
+    vocab: int,
+    bits: int,
+    limits: Limits,
+) -> tuple[Row, ...]:
+    asking = [index for index, row in enumerate(rows) if row.draft != NO_TOKEN]
+    if not asking or shape == Shape.NOTHING:
+        return rows
+    claimed = list(rows)
+    if shape == Shape.WEIGHT:
+        for index, weight in zip(asking, read_probabilities(reader, len(asking)), strict=True):
+            claimed[index] = replace(rows[index], weight=int(weight))
+        return tuple(claimed)
+    supports: list[IntArray | None] = [None] * len(asking)
+    if shape == Shape.SUPPORT:
+        supports = list(read_supports(reader, len(asking), vocab, limits))
+    sizes = [vocab if support is None else support.size for support in supports]
+    _bounded(sum(sizes), limits.max_weights, "weights")
+    for index, support, law in zip(asking, supports, read_dense(reader, sizes, bits), strict=True):
+        claimed[index] = replace(rows[index], support=support, weights=law)
+    return tuple(claimed)
+
+
+def _bounded(value: int, limit: int, name: str) -> int:
+    if value > limit:
+        raise OversizedMessage(f"{name}: {value} announced, at most {limit} are allowed")
+    return value
