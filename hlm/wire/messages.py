@@ -2,8 +2,8 @@
 
 Words used here: a *session* is one text of one client; the *prefix* is its tokens so far; to
 *feed* a token is to let the large model read it; a *draft* is a token proposed by the small model,
-not part of the prefix yet. A *block* is a run of rows of the same session, in which each row
-drafts one token further on the assumption that the drafts before it are accepted.
+not part of the prefix yet. In a *block* each row drafts one token further on the assumption that
+the drafts before it are accepted.
 """
 
 from dataclasses import dataclass, fields
@@ -134,11 +134,15 @@ class Row(_ByValue):
     quiet
         No feedback is wanted for the first ``quiet`` tokens: a prompt, or a prefix sent again.
 
+    block
+        The row goes on the block of the row before it, which has the same session and a draft:
+        ``start`` is where that row ended, ``tokens`` its draft, ``quiet`` 1. None of the three is
+        sent; :func:`following_row` fills them in.
+
     Notes
     -----
-    The rows of a block are adjacent and share their session. Each goes on where the one before
-    ended: ``start`` is that row's ``start + n``, ``tokens`` its draft, ``quiet`` 1 (see
-    :func:`following_row`). None of the three is sent.
+    Rows of one session are adjacent and served in their order; one that is not part of a block
+    brings tokens that stand, whatever became of the drafts before it.
     """
 
     session: int
@@ -149,6 +153,7 @@ class Row(_ByValue):
     support: IntArray | None = None
     weights: npt.NDArray[np.integer] | None = None
     quiet: int = 0
+    block: bool = False
 
 
 def following_row(
@@ -161,7 +166,7 @@ def following_row(
     """The next row of a block: ``draft`` comes after the draft of ``previous``."""
     tokens = np.array([previous.draft], dtype=np.int64)
     start = previous.start + len(previous.tokens)
-    return Row(previous.session, start, tokens, draft, weight, support, weights, quiet=1)
+    return Row(previous.session, start, tokens, draft, weight, support, weights, 1, True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,10 +213,6 @@ class Request(_ByValue):
             known = ", ".join(VERIFIER_SHAPES)
             raise InvalidField(f"verifier={self.verifier!r} must be one of {known}")
         return VERIFIER_SHAPES[self.verifier]
-
-    def continues(self, index: int) -> bool:
-        """Whether row ``index`` goes on the block of the row before it."""
-        return index > 0 and self.rows[index].session == self.rows[index - 1].session
 
     def feedback_count(self, index: int) -> int:
         """Feedback bytes that row ``index`` gets if it is served (its draft's own comes last).

@@ -1,5 +1,7 @@
 """Replies to bytes and back. Whatever the device knows from its own request is not sent."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hlm.wire.bits import BitReader, BitWriter, bits_needed
@@ -74,7 +76,7 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
     all_served, feedback_as_expected = reader.flag(), reader.flag()
     rows: list[RowReply] = []
     for index in range(len(request.rows)):
-        if request.continues(index) and _stops_block(rows[-1], request, index - 1):
+        if _goes_unanswered(rows, request, index):
             rows.append(RowReply(Status.SKIPPED))
         else:
             rows.append(_read_row(reader, request, index, all_served, limits))
@@ -99,15 +101,17 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
     )
 
 
-def _stops_block(row: RowReply, request: Request, index: int) -> bool:
-    """Whether the rows of the same block after row ``index`` go unanswered."""
-    rejected = request.rows[index].draft != NO_TOKEN and not row.accepted
-    return row.status != Status.OK or rejected
+def _goes_unanswered(rows: Sequence[RowReply], request: Request, index: int) -> bool:
+    """Whether row ``index`` follows, in its block, a row that was rejected or not served."""
+    if not request.rows[index].block:
+        return False
+    before = rows[index - 1]
+    return before.status != Status.OK or not before.accepted
 
 
 def _check_skips(reply: Reply, request: Request) -> None:
     for index, row in enumerate(reply.rows):
-        after = request.continues(index) and _stops_block(reply.rows[index - 1], request, index - 1)
+        after = _goes_unanswered(reply.rows, request, index)
         if (row.status == Status.SKIPPED) != after:
             raise InvalidField(
                 f"row {index}: status {row.status.name}, but it "

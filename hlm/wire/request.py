@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -52,7 +53,7 @@ def encode_request(request: Request) -> bytes:
     shape = request.shape
     check_request(request)
     rows = request.rows
-    leading = [row for index, row in enumerate(rows) if not request.continues(index)]
+    leading = [row for row in rows if not row.block]
     drafted = [row.draft != NO_TOKEN for row in rows]
     asking = [row for row in rows if row.draft != NO_TOKEN]
     id_width = bits_needed(request.vocab)
@@ -70,12 +71,15 @@ def encode_request(request: Request) -> bytes:
     writer.uint(0, 2)  # coding of token ids: 0 is fixed width, the rest is free for later
     writer.flag(any_quiet)
     writer.flag(all(drafted))
+    writer.flag(len(leading) < len(rows))
     writer.golomb(request.vocab - 2, 12)
     writer.sized(request.client)
     writer.sized(request.seed)
     _write_law(writer, request, law)
     writer.golomb(len(rows) - 1, 3)
     writer.column([row.session for row in rows], 3)
+    if len(leading) < len(rows):
+        writer.bits([row.block for last, row in pairwise(rows) if row.session == last.session])
     writer.column([row.start for row in leading], 5)
     writer.column([len(row.tokens) for row in leading], 1)
     if any_quiet:
@@ -111,12 +115,13 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     bits = 16 if reader.flag() else 8
     if coding := reader.uint(2):
         raise UnsupportedVersion(f"token id coding {coding}; only 0 is known")
-    any_quiet, all_drafted = reader.flag(), reader.flag()
+    any_quiet, all_drafted, any_block = reader.flag(), reader.flag(), reader.flag()
     vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client, seed = reader.sized(), reader.sized()
     temperature, top_p = _read_law(reader, law)
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
-    rows = _read_rows(reader, count, vocab, any_quiet, all_drafted, limits)
+    sessions, leads = _read_sessions(reader, count, any_block)
+    rows = _read_rows(reader, sessions, leads, vocab, any_quiet, all_drafted, limits)
     rows = _read_claims(reader, rows, VERIFIER_SHAPES[_VERIFIERS[code]], vocab, bits, limits)
     reader.finish()
     request = Request(
@@ -149,22 +154,25 @@ def check_request(request: Request) -> None:
         raise InvalidField(f"top_p={request.top_p} must be in (0, 1]")
     if not request.rows:
         raise InvalidField("rows must not be empty")
-    blocks = sum(not request.continues(index) for index in range(len(request.rows)))
-    if blocks != len({row.session for row in request.rows}):
+    runs = 1 + sum(row.session != last.session for last, row in pairwise(request.rows))
+    if runs != len({row.session for row in request.rows}):
         raise InvalidField("rows of one session must be adjacent")
-    for index, row in enumerate(request.rows):
-        if request.continues(index):
-            _check_block(request.rows[index - 1], row)
+    if request.rows[0].block:
+        raise InvalidField(f"session {request.rows[0].session}: the first row goes on no block")
+    for last, row in pairwise(request.rows):
+        if row.block:
+            _check_block(last, row)
+    for row in request.rows:
         _check_row(row, request)
 
 
-def _check_block(previous: Row, row: Row) -> None:
-    expected = (previous.start + len(previous.tokens), 1, previous.draft, 1)
-    got = (row.start, len(row.tokens), int(row.tokens[0]) if len(row.tokens) else None, row.quiet)
-    if previous.draft == NO_TOKEN or got != expected:
+def _check_block(last: Row, row: Row) -> None:
+    expected = following_row(last, row.draft, row.weight, row.support, row.weights)
+    if last.draft == NO_TOKEN or row != expected:
         raise InvalidField(
-            f"session {row.session}: a row that goes on a block needs (start, length, token, quiet)"
-            f" = {expected}, and a draft before it; got {got}"
+            f"session {row.session}: to go on a block, a row needs a draft before it, and session "
+            f"{expected.session}, start {expected.start}, tokens [{last.draft}], quiet 1; it has "
+            f"start {row.start}, tokens {row.tokens}, quiet {row.quiet}"
         )
 
 
@@ -247,11 +255,27 @@ def _joined(arrays: Sequence[npt.NDArray[np.integer]]) -> IntArray:
     return np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64)
 
 
-def _read_rows(
-    reader: BitReader, count: int, vocab: int, any_quiet: bool, all_drafted: bool, limits: Limits
-) -> tuple[Row, ...]:
+def _read_sessions(
+    reader: BitReader, count: int, any_block: bool
+) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     sessions = reader.column(count, 3)
-    leads = np.diff(sessions, prepend=-1) != 0
+    leads = np.ones(count, dtype=bool)
+    if any_block:
+        again = np.flatnonzero(np.diff(sessions) == 0) + 1
+        leads[again] = reader.bits(again.size) == 0
+    return sessions, leads
+
+
+def _read_rows(
+    reader: BitReader,
+    sessions: IntArray,
+    leads: npt.NDArray[np.bool_],
+    vocab: int,
+    any_quiet: bool,
+    all_drafted: bool,
+    limits: Limits,
+) -> tuple[Row, ...]:
+    count = len(sessions)
     leading = int(leads.sum())
     starts = reader.column(leading, 5)
     lengths = reader.column(leading, 1)
@@ -271,7 +295,7 @@ def _read_rows(
             row = Row(session, int(starts[lead]), tokens[lead], draft, quiet=int(quiet[lead]))
             lead += 1
         else:
-            row = following_row(rows[-1], draft)
+            row = following_row(rows[-1], draft)  # checked later to follow a draft
         rows.append(row)
     return tuple(rows)
 
