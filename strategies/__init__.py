@@ -1,0 +1,40 @@
+"""What runs on the server between rounds: Flower strategies and their aggregation rules."""
+
+from strategies.cluster_map import AssignedClusters, ClusterMap, OneCluster, contiguous, round_robin
+from strategies.factory import METHODS, build_strategy
+from strategies.fednova import FedNova
+from strategies.fedprox import FedProx
+from strategies.hierarchical import Hierarchical, HierarchicalFedAvg
+from strategies.privacy import CentralPrivacy
+from strategies.records import Failure, NotEnoughNodes, RoundFailed, RoundRecord
+from strategies.rules import RULES, AggregationRule, build_rule
+from strategies.scaffold import Scaffold
+from strategies.validation import Refusal, ReplySchema, Update, validate_replies, validate_reply
+
+__all__ = [
+    "METHODS",
+    "RULES",
+    "AggregationRule",
+    "AssignedClusters",
+    "CentralPrivacy",
+    "ClusterMap",
+    "Failure",
+    "FedNova",
+    "FedProx",
+    "Hierarchical",
+    "HierarchicalFedAvg",
+    "NotEnoughNodes",
+    "OneCluster",
+    "Refusal",
+    "ReplySchema",
+    "RoundFailed",
+    "RoundRecord",
+    "Scaffold",
+    "Update",
+    "build_rule",
+    "build_strategy",
+    "contiguous",
+    "round_robin",
+    "validate_replies",
+    "validate_reply",
+]

@@ -1,0 +1,129 @@
+"""Which client a node is and which cluster it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class ClusterMap(Protocol):
+    """What a hierarchical strategy asks about nodes.
+
+    Flower's node ids are random, so a run repeats only if nodes are ordered by something that
+    does not change: the client index (its data partition).
+    """
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters, at least 1."""
+        ...
+
+    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Cluster of each node, in [0, num_clusters)."""
+        ...
+
+    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Client index of each node, -1 where it is not known."""
+        ...
+
+
+class OneCluster:
+    """Every node in one cluster: the flat federation.
+
+    Parameters
+    ----------
+    clients : mapping of node id to client index, optional
+    """
+
+    def __init__(self, clients: Mapping[int, int] | None = None) -> None:
+        self._clients = dict(clients or {})
+
+    @property
+    def num_clusters(self) -> int:
+        """Always 1."""
+        return 1
+
+    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Return 0 for every node."""
+        return [0] * len(node_ids)
+
+    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the client index of each node, -1 where unknown."""
+        return [self._clients.get(node, -1) for node in node_ids]
+
+
+class AssignedClusters:
+    """Clusters given by a table from client index to cluster.
+
+    Parameters
+    ----------
+    clients : mapping of node id to client index
+        Grows through `register` as nodes turn up.
+    assignment : sequence of int
+        Cluster of client 0, 1, ...; a client past its end goes to ``client % num_clusters``, and
+        a node whose client is unknown to ``node_id % num_clusters``.
+    num_clusters : int, optional
+        By default one more than the largest cluster of `assignment`.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[int, int],
+        assignment: Sequence[int],
+        num_clusters: int | None = None,
+    ) -> None:
+        count = max(assignment, default=0) + 1 if num_clusters is None else num_clusters
+        if count < 1:
+            raise ValueError(f"num_clusters: {count}; allowed: >= 1")
+        for client, cluster in enumerate(assignment):
+            if not 0 <= cluster < count:
+                raise ValueError(
+                    f"assignment[{client}]: {cluster}; allowed: 0 to {count - 1} (num_clusters)"
+                )
+        self._clients = dict(clients)
+        self.assignment = list(assignment)
+        self._num_clusters = count
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters."""
+        return self._num_clusters
+
+    def register(self, node_id: int, client: int) -> None:
+        """Remember that `node_id` is `client` (>= 0)."""
+        if client < 0:
+            raise ValueError(f"client: {client}; allowed: >= 0")
+        self._clients[node_id] = client
+
+    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Cluster of each node."""
+        clusters = []
+        for node in node_ids:
+            client = self._clients.get(node, -1)
+            if 0 <= client < len(self.assignment):
+                clusters.append(self.assignment[client])
+            else:
+                clusters.append((client if client >= 0 else node) % self._num_clusters)
+        return clusters
+
+    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Client index of each node, -1 where unknown."""
+        return [self._clients.get(node, -1) for node in node_ids]
+
+
+def round_robin(clients: int, clusters: int) -> list[int]:
+    """Assignment ``client % clusters`` for `clients` clients."""
+    if clusters < 1:
+        raise ValueError(f"clusters: {clusters}; allowed: >= 1")
+    return [client % clusters for client in range(clients)]
+
+
+def contiguous(clients: int, clusters: int) -> list[int]:
+    """Assignment by partition: neighbouring partitions share a cluster, sizes differ by at most 1.
+
+    For example 5 clients in 2 clusters give ``[0, 0, 0, 1, 1]``.
+    """
+    if clusters < 1:
+        raise ValueError(f"clusters: {clusters}; allowed: >= 1")
+    return [client * clusters // max(clients, 1) for client in range(clients)]

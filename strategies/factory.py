@@ -1,0 +1,59 @@
+"""A strategy by name: the setting ``strategy`` beside ``edge-rule`` and ``cloud-rule``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from strategies.cluster_map import ClusterMap
+from strategies.fednova import FedNova
+from strategies.fedprox import FedProx
+from strategies.hierarchical import Hierarchical
+from strategies.local_methods import FedAvgSteps, LocalMethod
+from strategies.scaffold import Scaffold
+from strategies.tiers import RuleSource
+
+METHODS: dict[str, tuple[Callable[..., LocalMethod], tuple[str, ...]]] = {
+    "fedavg": (FedAvgSteps, ()),
+    "fedprox": (FedProx, ("proximal_mu",)),
+    "scaffold": (Scaffold, ("server_learning_rate", "weighting", "max_control")),
+    "fednova": (FedNova, ("max_local_steps",)),
+}
+"""Strategy name to its local method and that method's options."""
+
+_METHOD_OPTIONS = frozenset(option for _, options in METHODS.values() for option in options)
+
+
+def build_strategy(
+    name: str,
+    edge_rule: RuleSource = "mean",
+    cloud_rule: RuleSource = "uniform",
+    cluster_map: ClusterMap | None = None,
+    **options: Any,
+) -> Hierarchical:
+    """Make the strategy `name` with these rules.
+
+    Parameters
+    ----------
+    name : str
+        ``fedavg``, ``fedprox``, ``scaffold`` or ``fednova``.
+    edge_rule, cloud_rule : str or callable
+    cluster_map : ClusterMap, optional
+        By default one cluster.
+    options
+        Those of the method (see `METHODS`; other methods' options are left out, so that one set
+        of settings serves all) and those of `Hierarchical`.
+
+    Raises
+    ------
+    ValueError
+        On an unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"strategy: {name!r}; allowed: {', '.join(METHODS)}")
+    make, own = METHODS[name]
+    method = make(**{key: options[key] for key in own if key in options})
+    rest = {key: value for key, value in options.items() if key not in _METHOD_OPTIONS}
+    return Hierarchical(
+        cluster_map, edge_rule=edge_rule, cloud_rule=cloud_rule, method=method, **rest
+    )

@@ -1,0 +1,613 @@
+"""A Flower strategy in two tiers: edge rule inside clusters, cloud rule over clusters.
+
+FedHLM's own is the n_k-weighted mean inside each cluster (eq. 7) and the unweighted mean over
+clusters (eq. 8): `HierarchicalFedAvg`. Other strategies come from composition, not from more
+classes: (edge rule, cloud rule, cluster map, local method). Flat is one cluster.
+
+What goes down to a client, in messages of their own: an ArrayRecord ``arrays`` with the policy to
+start from (and what the local method needs), a ConfigRecord ``config`` with ``round``,
+``cluster``, ``personalisation`` and the caller's own keys. What comes back: one ArrayRecord with
+the policy's arrays, and one MetricRecord with ``num-examples``, ``round`` and ``client``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from logging import INFO
+from typing import Any, Literal, get_args
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from flwr.supercore import log
+
+from strategies.aggregation import BoolArray, FloatArray, cluster_means
+from strategies.cluster_map import ClusterMap, OneCluster
+from strategies.layout import Layout
+from strategies.local_methods import Batch, FedAvgSteps, LocalMethod
+from strategies.privacy import CentralPrivacy
+from strategies.records import Failure, RoundFailed, RoundRecord, add_up, drop_odd_lists
+from strategies.rules import State
+from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, choose, connected_nodes
+from strategies.tiers import RuleSource, Tiers
+from strategies.validation import Refusal, ReplySchema, Update, validate_replies
+
+Personalisation = Literal["global", "cluster", "local", "shrunk"]
+Bounds = tuple[float | FloatArray, float | FloatArray]
+DEFAULT_BOUNDS: Bounds = (-1e6, 1e6)
+
+
+class Hierarchical(Strategy):
+    """Edge rule inside clusters (eq. 7), cloud rule over them (eq. 8).
+
+    Parameters
+    ----------
+    cluster_map : ClusterMap, optional
+        By default one cluster: a flat strategy.
+    edge_rule, cloud_rule : str or callable
+        A name in `strategies.rules.RULES` or a function that makes a fresh rule.
+    method : LocalMethod, optional
+        `FedProx`, `Scaffold`, `FedNova`; by default plain local steps.
+    personalisation : str
+        What a client starts from: ``global`` the global policy, ``cluster`` its cluster's;
+        ``local`` and ``shrunk`` its own (kept by the client), the cluster's being sent for the
+        first time and, with ``shrunk``, for drawing the own one towards it:
+        (n_k own + m cluster) / (n_k + m).
+    shrink_weight : float
+        m above, in tokens, >= 0.
+    fraction_train, fraction_evaluate : float
+        Share of the connected nodes asked, in (0, 1] and [0, 1].
+    evaluate_every : int
+        Federated evaluation in every such round, >= 1.
+    min_clients : int
+        Fewest usable replies for a round to count, >= 1. With fewer the policy stays; with none
+        the run fails.
+    min_nodes : int, optional
+        Fewest connected nodes to ask; by default `min_clients`.
+    node_wait_s, poll_s : float
+        How long to wait for them, and how often to look, in seconds.
+    seed : int
+        Of the choice of clients.
+    bounds : (low, high)
+        Allowed range of every parameter, scalars or float64 [d]. Replies outside are refused,
+        results clamped.
+    max_weight : float
+        Largest believable n_k.
+    require_echo : bool
+        Replies must carry ``round`` and ``client``; see `ReplySchema`.
+    cloud_weights : str
+        ``uniform`` (eq. 8) or ``examples``.
+    privacy : CentralPrivacy, optional
+        Needs edge rule ``mean`` or ``uniform`` and a method without arrays of its own.
+    on_round : callable, optional
+        Called with each finished `RoundRecord`, after its evaluation.
+
+    Raises
+    ------
+    ValueError
+        On an option outside its range, naming it.
+    """
+
+    def __init__(
+        self,
+        cluster_map: ClusterMap | None = None,
+        *,
+        edge_rule: RuleSource = "mean",
+        cloud_rule: RuleSource = "uniform",
+        method: LocalMethod | None = None,
+        personalisation: Personalisation = "global",
+        shrink_weight: float = 100.0,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        evaluate_every: int = 1,
+        min_clients: int = 1,
+        min_nodes: int | None = None,
+        node_wait_s: float = 120.0,
+        poll_s: float = 0.2,
+        seed: int = 0,
+        bounds: Bounds = DEFAULT_BOUNDS,
+        max_weight: float = 1e9,
+        require_echo: bool = True,
+        cloud_weights: str = "uniform",
+        privacy: CentralPrivacy | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        self.cluster_map: ClusterMap = OneCluster() if cluster_map is None else cluster_map
+        self.edge_rule, self.cloud_rule = edge_rule, cloud_rule
+        self.method: LocalMethod = FedAvgSteps() if method is None else method
+        self.personalisation: Personalisation = personalisation
+        self.shrink_weight = shrink_weight
+        self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
+        self.evaluate_every = evaluate_every
+        self.min_clients = min_clients
+        self.min_nodes = min_clients if min_nodes is None else min_nodes
+        self.node_wait_s, self.poll_s = node_wait_s, poll_s
+        self.seed = seed
+        self.bounds = bounds
+        self.max_weight = max_weight
+        self.require_echo = require_echo
+        self.cloud_weights = cloud_weights
+        self.privacy = privacy
+        self.on_round = on_round
+        self._check_options()
+        self.history: list[RoundRecord] = []
+        self.rounds_done = 0
+        self.releases = 0
+        self.layout: Layout | None = None
+        self._tiers: Tiers | None = None
+        self._kept: Mapping[str, Any] | None = None
+        self._own: dict[int, tuple[FloatArray, float]] = {}  # last value and n_k of each client
+        self._restore: set[int] = set()
+        self._asked: dict[int, Node] = {}
+        self._sent: FloatArray = np.zeros((0, 0))
+        self._cluster_sizes = np.zeros(0, dtype=np.int64)
+        self._asked_at = 0.0
+
+    def _check_options(self) -> None:
+        allowed = get_args(Personalisation)
+        if self.personalisation not in allowed:
+            raise ValueError(f"personalisation: {self.personalisation!r}; allowed: {allowed}")
+        checks = [
+            ("fraction_train", self.fraction_train, 0 < self.fraction_train <= 1, "(0, 1]"),
+            ("fraction_evaluate", self.fraction_evaluate, 0 <= self.fraction_evaluate <= 1,
+             "[0, 1]"),
+            ("evaluate_every", self.evaluate_every, self.evaluate_every >= 1, ">= 1"),
+            ("min_clients", self.min_clients, self.min_clients >= 1, ">= 1"),
+            ("min_nodes", self.min_nodes, self.min_nodes >= 1, ">= 1"),
+            ("shrink_weight", self.shrink_weight, self.shrink_weight >= 0, ">= 0"),
+            ("node_wait_s", self.node_wait_s, self.node_wait_s >= 0, ">= 0"),
+            ("poll_s", self.poll_s, self.poll_s > 0, "> 0"),
+            ("seed", self.seed, self.seed >= 0, ">= 0"),
+            ("max_weight", self.max_weight, self.max_weight > 0, "> 0"),
+        ]  # fmt: skip
+        for name, value, fine, text in checks:
+            if not fine:
+                raise ValueError(f"{name}: {value}; allowed: {text}")
+        if self.privacy is not None:
+            if self.edge_rule not in ("mean", "fedavg", "uniform"):
+                raise ValueError(f"edge_rule: {self.edge_rule!r}; allowed with privacy: mean")
+            if self.method.reply_extras or self.method.reply_metrics:
+                raise ValueError(
+                    f"method: {self.method.name}; allowed with privacy: fedavg, fedprox"
+                )
+
+    # --- what the caller may look at -----------------------------------------------------
+
+    @property
+    def tiers(self) -> Tiers:
+        """Policies and rules; raises RuntimeError before the first round."""
+        if self._tiers is None:
+            raise RuntimeError("no round has begun: the policy is not known yet")
+        return self._tiers
+
+    @property
+    def policy(self) -> FloatArray:
+        """Global policy, float64 [d]."""
+        return self.tiers.policy
+
+    @property
+    def cluster_policies(self) -> FloatArray:
+        """Cluster policies, float64 [C, d]."""
+        return self.tiers.clusters
+
+    @property
+    def client_values(self) -> dict[int, FloatArray]:
+        """Last accepted value of every client, by client index."""
+        return {client: value for client, (value, _) in sorted(self._own.items())}
+
+    @property
+    def epsilon(self) -> float | None:
+        """Privacy spent so far at `privacy.delta`; None without central privacy."""
+        return None if self.privacy is None else self.privacy.epsilon(self.releases)
+
+    def arrays(self) -> ArrayRecord:
+        """Global policy as named arrays."""
+        return ArrayRecord(self._layout().unflatten(self.policy))
+
+    # --- training ------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Choose clients and write each its own message."""
+        self._adopt(arrays)
+        nodes, picks = self._pick(grid, server_round, self.fraction_train, TRAIN_STREAM)
+        clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
+        self._cluster_sizes = np.bincount(clusters, minlength=self.tiers.num_clusters)
+        self.method.open(self.tiers.policy.size, self.tiers.num_clusters)
+        self._sent = self._starting_points()
+        self._asked_at = time.monotonic()
+        return [self._message(server_round, node, config, "train") for node in picks]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Refuse what is bad, then eq. 7 and eq. 8 over the rest.
+
+        Raises
+        ------
+        RoundFailed
+            When no reply could be used.
+        """
+        updates, refused, failed = self._sort_out(server_round, replies, train=True)
+        if not updates:
+            raise RoundFailed(_why_failed("training", server_round, self._asked, refused, failed))
+        counted = len(updates) >= self.min_clients
+        heard = np.zeros(self.tiers.num_clusters, dtype=np.bool_)
+        if counted:
+            heard = self._aggregate(server_round, updates)
+            self._remember(updates)
+        sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
+        self.rounds_done = server_round
+        self.history.append(
+            RoundRecord(
+                round=server_round,
+                policy=self.policy.copy(),
+                clusters=self.cluster_policies.copy(),
+                heard=heard.tolist(),
+                counted=counted,
+                asked=[node.name for node in self._asked.values()],
+                values={_name(u): u.values for u in updates},
+                weights={_name(u): u.weight for u in updates},
+                clients={_name(u): self._asked[u.node_id].cluster for u in updates},
+                refused=refused,
+                failed=failed,
+                sums=sums,
+                means=means,
+                epsilon=self.epsilon,
+                seconds=time.monotonic() - self._asked_at,
+            )
+        )
+        return (self.arrays() if counted else None), _as_metrics(sums, means)
+
+    def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
+        tiers = self.tiers
+        batch = self._batch(updates)
+        raw = batch
+        if self.privacy is not None:
+            batch = self.privacy.bound(batch)
+        batch = self.method.prepare(batch)
+        clusters, heard = tiers.edge_step(batch.values, batch.weights, batch.clusters, self._sent)
+        if self.privacy is not None:
+            replies = np.bincount(batch.clusters, minlength=tiers.num_clusters).astype(np.float64)
+            clusters = self.privacy.add_noise(clusters, heard, replies, server_round)
+            self.releases += 1
+        self.method.absorb(raw, [u.client for u in updates], tiers.combine_statelessly)
+        tiers.cloud_step(clusters, heard)
+        return heard
+
+    def _batch(self, updates: list[Update]) -> Batch:
+        clusters = np.array([self._asked[u.node_id].cluster for u in updates], dtype=np.int64)
+        own_start = self.personalisation in ("local", "shrunk") and self._start_needed()
+        starts = (
+            np.stack([u.extras["start"] for u in updates]) if own_start else self._sent[clusters]
+        )
+        return Batch(
+            values=np.stack([u.values for u in updates]),
+            starts=starts,
+            weights=np.array([u.weight for u in updates], dtype=np.float64),
+            clusters=clusters,
+            cluster_sizes=self._cluster_sizes,
+            extras={
+                key: np.stack([u.extras[key] for u in updates]) for key in self.method.reply_extras
+            },
+            metrics={
+                key: np.array([u.metrics[key] for u in updates], dtype=np.float64)
+                for key in self.method.reply_metrics
+            },
+            shared_start=self.personalisation == "global",
+        )
+
+    def _start_needed(self) -> bool:
+        return self.method.needs_start or self.privacy is not None
+
+    def _remember(self, updates: list[Update]) -> None:
+        for update in updates:
+            if update.client >= 0:
+                self._own[update.client] = (update.values, update.weight)
+                self._restore.discard(update.client)
+
+    # --- evaluation ----------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to evaluate what they would start from, every `evaluate_every` rounds."""
+        self._asked = {}
+        if self.fraction_evaluate == 0 or server_round % self.evaluate_every:
+            return []
+        self._adopt(arrays)
+        _, picks = self._pick(grid, server_round, self.fraction_evaluate, EVALUATE_STREAM)
+        self._sent = self._starting_points()
+        return [self._message(server_round, node, config, "evaluate") for node in picks]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Sums and weighted means of the metrics; then the round is over.
+
+        Raises
+        ------
+        RoundFailed
+            When clients were asked and no reply could be used.
+        """
+        metrics = None
+        record = self.history[-1] if self.history else None
+        if self._asked:
+            updates, refused, failed = self._sort_out(server_round, replies, train=False)
+            if not updates:
+                raise RoundFailed(
+                    _why_failed("evaluation", server_round, self._asked, refused, failed)
+                )
+            sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
+            metrics = _as_metrics(sums, means)
+            if record is not None:
+                record.evaluation_sums, record.evaluation_means = sums, means
+                record.evaluation_refused, record.evaluation_failed = refused, failed
+        if self.on_round is not None and record is not None:
+            self.on_round(record)
+        return metrics
+
+    # --- messages ------------------------------------------------------------------------
+
+    def _pick(
+        self, grid: Grid, server_round: int, fraction: float, stream: int
+    ) -> tuple[list[Node], list[Node]]:
+        nodes = connected_nodes(
+            grid, self.cluster_map, self.min_nodes, self.node_wait_s, self.poll_s
+        )
+        if self.cluster_map.num_clusters != self.tiers.num_clusters:
+            self.recluster(self.cluster_map)
+        picks = choose(nodes, fraction, self.min_clients, self.seed, server_round, stream)
+        self._asked = {node.node_id: node for node in picks}
+        return nodes, picks
+
+    def _starting_points(self) -> FloatArray:
+        if self.personalisation == "global":
+            return np.tile(self.tiers.policy, (self.tiers.num_clusters, 1))
+        return self.tiers.clusters.copy()
+
+    def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
+        arrays = self._layout().unflatten(self._sent[node.cluster])
+        settings: dict[str, Any] = {
+            **config,
+            **self.method.config(),
+            "round": server_round,
+            "server-round": server_round,
+            "cluster": node.cluster,
+            "personalisation": self.personalisation,
+        }
+        shared = self.personalisation == "global"
+        extras = self.method.arrays_down(node.cluster, shared) if kind == "train" else {}
+        if self.personalisation in ("local", "shrunk"):
+            extras["cluster"] = self.tiers.clusters[node.cluster]
+            settings["shrink-weight"] = float(self.shrink_weight)
+        if node.client in self._restore:
+            own, weight = self._own[node.client]
+            extras |= {"own": own, **self.method.client_arrays(node.client)}
+            settings["own-weight"] = weight
+        arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
+        content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
+        return Message(content, node.node_id, kind, group_id=str(server_round))
+
+    def _sort_out(
+        self, server_round: int, replies: Iterable[Message], train: bool
+    ) -> tuple[list[Update], list[Refusal], list[Failure]]:
+        answered, errors = [], {}
+        for message in replies:
+            if message.has_error():
+                errors[message.metadata.src_node_id] = message.error.reason or "unknown error"
+            else:
+                answered.append(message)
+        updates, refused = validate_replies(answered, self._schema(server_round, train))
+        updates, odd = drop_odd_lists(updates)
+        heard_of = {message.metadata.src_node_id for message in answered}
+        failed = [
+            Failure(node_id, node.client, errors.get(node_id, "no reply"))
+            for node_id, node in self._asked.items()
+            if node_id not in heard_of
+        ]
+        return updates, refused + odd, failed
+
+    def _schema(self, server_round: int, train: bool) -> ReplySchema:
+        extras = dict(self.method.reply_extras) if train else {}
+        if train and self._start_needed() and self.personalisation in ("local", "shrunk"):
+            extras["start"] = float(np.max(np.abs([self.tiers.low, self.tiers.high])))
+        return ReplySchema(
+            layout=self._layout() if train else None,
+            low=self.tiers.low,
+            high=self.tiers.high,
+            server_round=server_round,
+            clients={node_id: node.client for node_id, node in self._asked.items()},
+            extras=extras,
+            metric_ranges=self.method.reply_metrics if train else {},
+            max_weight=self.max_weight,
+            require_echo=self.require_echo,
+        )
+
+    # --- state ---------------------------------------------------------------------------
+
+    def _layout(self) -> Layout:
+        if self.layout is None:
+            raise RuntimeError("no round has begun: the layout is not known yet")
+        return self.layout
+
+    def _adopt(self, arrays: ArrayRecord) -> None:
+        """Take the policy that Flower hands in; a wrapper (privacy noise) may have changed it."""
+        if self._tiers is None:
+            self._open(arrays)
+            return
+        layout = self._layout()
+        given = layout.flatten(arrays)
+        ours = layout.flatten(self.arrays())
+        if not np.array_equal(given, ours):
+            self._tiers.policy = np.clip(given, self._tiers.low, self._tiers.high)
+
+    def _open(self, arrays: ArrayRecord) -> None:
+        layout = Layout.of(arrays)
+        policy = layout.flatten(arrays)
+        low, high = (np.broadcast_to(np.asarray(b, float), policy.shape) for b in self.bounds)
+        if not bool(np.all((low <= policy) & (policy <= high))):
+            raise ValueError(f"initial arrays: outside the bounds; allowed: {self.bounds}")
+        self.layout = layout
+        self._tiers = Tiers(
+            policy, self.cluster_map.num_clusters, self.edge_rule, self.cloud_rule,
+            low, high, self.cloud_weights,
+        )  # fmt: skip
+        if self._kept is not None:
+            self._tiers.load_state_dict(self._kept)
+            self._kept = None
+
+    def recluster(self, cluster_map: ClusterMap, members: Mapping[int, int] | None = None) -> None:
+        """Go on with other clusters.
+
+        Parameters
+        ----------
+        cluster_map : ClusterMap
+        members : mapping of client to new cluster, optional
+            A new cluster starts at the n_k-weighted mean of its members' last values; without
+            any it starts at the global policy.
+        """
+        self.cluster_map = cluster_map
+        if self._tiers is None:
+            return
+        values = np.tile(self.policy, (cluster_map.num_clusters, 1))
+        known = [c for c in sorted(members or {}) if c in self._own]
+        if members is not None and known:
+            rows = np.stack([self._own[client][0] for client in known])
+            weights = np.array([self._own[client][1] for client in known])
+            where = np.array([members[client] for client in known], dtype=np.int64)
+            values = cluster_means(rows, weights, where, len(values), values)
+        self._tiers.reset_clusters(values)
+
+    def state_dict(self) -> State:
+        """Everything needed to continue identically: arrays, numbers, lists and dicts.
+
+        `strategies.state` writes it to bytes. What clients keep for themselves is included as far
+        as the server has seen it, and goes back to them with the first message after a resume.
+        """
+        return {
+            "version": 1,
+            "round": self.rounds_done,
+            "releases": self.releases,
+            "tiers": self.tiers.state_dict(),
+            "method": self.method.state_dict(),
+            "clients": {
+                str(client): {"value": value.copy(), "weight": weight}
+                for client, (value, weight) in self._own.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`'s value; `start` then begins with the round after it."""
+        if state.get("version") != 1:
+            raise ValueError(f"state: version {state.get('version')}; allowed: 1")
+        self.rounds_done = int(state["round"])
+        self.releases = int(state["releases"])
+        self.method.load_state_dict(state["method"])
+        self._own = {
+            int(client): (np.array(kept["value"], dtype=np.float64), float(kept["weight"]))
+            for client, kept in state["clients"].items()
+        }
+        self._restore = set(self._own)
+        if self._tiers is not None:
+            self._tiers.load_state_dict(state["tiers"])
+        else:
+            self._kept = state["tiers"]
+
+    # --- the run -------------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Log what was chosen."""
+        log(INFO, "\t├──> edge rule: %s | cloud rule: %s", self.edge_rule, self.cloud_rule)
+        log(INFO, "\t├──> local method: %s", self.method.name)
+        log(INFO, "\t├──> clusters: %d", self.cluster_map.num_clusters)
+        log(INFO, "\t└──> personalisation: %s", self.personalisation)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        first_round: int | None = None,
+    ) -> Result:
+        """Run the rounds `first_round` to `num_rounds`; parameters as in Flower's `Strategy`.
+
+        Parameters
+        ----------
+        timeout : float
+            Longest time a round waits for replies, in seconds.
+        first_round : int, optional
+            By default the round after the last one finished: 1, or later after
+            `load_state_dict`, which also replaces `initial_arrays` by the policy of then.
+        """
+        first = self.rounds_done + 1 if first_round is None else first_round
+        self.summary()
+        self._adopt(initial_arrays)
+        arrays = self.arrays() if first > 1 else initial_arrays
+        result = Result(arrays=arrays)
+        train_config = ConfigRecord() if train_config is None else train_config
+        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        if evaluate_fn is not None and first == 1:
+            _store(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, arrays))
+        for current in range(first, num_rounds + 1):
+            asked = self.configure_train(current, arrays, train_config, grid)
+            replies = grid.send_and_receive(asked, timeout=timeout)
+            new_arrays, metrics = self.aggregate_train(current, replies)
+            arrays = arrays if new_arrays is None else new_arrays
+            _store(result.train_metrics_clientapp, current, metrics)
+            asked = self.configure_evaluate(current, arrays, evaluate_config, grid)
+            answers = grid.send_and_receive(asked, timeout=timeout) if asked else []
+            _store(
+                result.evaluate_metrics_clientapp,
+                current,
+                self.aggregate_evaluate(current, answers),
+            )
+            if evaluate_fn is not None:
+                _store(result.evaluate_metrics_serverapp, current, evaluate_fn(current, arrays))
+        result.arrays = arrays
+        return result
+
+
+class HierarchicalFedAvg(Hierarchical):
+    """FedHLM's own: eq. 7 inside clusters, eq. 8 over clusters. Options as `Hierarchical`."""
+
+    def __init__(self, cluster_map: ClusterMap | None = None, **options: Any) -> None:
+        super().__init__(cluster_map, edge_rule="mean", cloud_rule="uniform", **options)
+
+
+def _store(metrics: dict[int, MetricRecord], server_round: int, value: MetricRecord | None) -> None:
+    if value is not None:
+        metrics[server_round] = value
+
+
+def _name(update: Update) -> int:
+    return update.client if update.client >= 0 else update.node_id
+
+
+def _as_metrics(sums: Mapping[str, Any], means: Mapping[str, float]) -> MetricRecord:
+    """Counts and lists as sums, other numbers as weighted means."""
+    return MetricRecord(
+        {name: means[name] if isinstance(value, float) else value for name, value in sums.items()}
+    )
+
+
+def _why_failed(
+    what: str,
+    server_round: int,
+    asked: Mapping[int, Node],
+    refused: list[Refusal],
+    failed: list[Failure],
+) -> str:
+    shown = [f"client {r.client}: {r.reason} ({r.detail})" for r in refused]
+    shown += [f"client {f.client}: {f.reason}" for f in failed]
+    return (
+        f"{what} of round {server_round}: no usable reply from {len(asked)} clients; "
+        f"{len(failed)} failed or silent, {len(refused)} refused: " + "; ".join(shown[:5])
+    )

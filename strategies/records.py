@@ -1,0 +1,188 @@
+"""What a round leaves behind: who replied, who was refused, what came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from strategies.aggregation import FloatArray
+from strategies.validation import Refusal, Update
+
+MetricValue = int | float | list[int] | list[float]
+_IDENTITY = frozenset({"client", "round"})  # adding these up would mean nothing
+
+
+class RoundFailed(RuntimeError):
+    """No reply of a round could be used, so the run must not go on as if it had."""
+
+
+class NotEnoughNodes(RuntimeError):
+    """Too few nodes were connected in the time allowed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that was asked and gave no usable answer of its own accord.
+
+    Attributes
+    ----------
+    node_id, client : int
+    reason : str
+        The error the client sent, or ``no reply`` when the round's time ran out.
+    """
+
+    node_id: int
+    client: int
+    reason: str
+
+
+@dataclass
+class RoundRecord:
+    """One round, for progress, metrics.jsonl and checkpoints.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    policy : float64 [d]
+        The global policy after the round (eq. 8).
+    clusters : float64 [C, d]
+        The clusters' policies after the round (eq. 7).
+    heard : list of bool [C]
+        Which clusters had a positive weight in this round; the others kept theirs.
+    counted : bool
+        False when fewer than `min_clients` replies were usable and the policy stayed.
+    asked : list of int
+        Clients asked (node id where the index is unknown).
+    values : mapping of client to float64 [d]
+        What each accepted client sent.
+    weights : mapping of client to float
+    clients : mapping of client to cluster
+        Cluster of each accepted client.
+    refused, failed : list
+    sums : mapping
+        Every metric of the accepted replies added up, lists element by element.
+    means : mapping
+        Scalar metrics averaged with the weights (unweighted when these sum to zero).
+    evaluation_sums, evaluation_means : mapping
+        The same for the federated evaluation; empty when there was none.
+    evaluation_refused, evaluation_failed : list
+    epsilon : float or None
+        Privacy spent up to and including this round; None without central privacy.
+    seconds : float
+        Wall-clock time from asking to aggregating.
+    """
+
+    round: int
+    policy: FloatArray
+    clusters: FloatArray
+    heard: list[bool]
+    counted: bool = True
+    asked: list[int] = field(default_factory=list)
+    values: dict[int, FloatArray] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
+    clients: dict[int, int] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    sums: dict[str, MetricValue] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)
+    evaluation_sums: dict[str, MetricValue] = field(default_factory=dict)
+    evaluation_means: dict[str, float] = field(default_factory=dict)
+    evaluation_refused: list[Refusal] = field(default_factory=list)
+    evaluation_failed: list[Failure] = field(default_factory=list)
+    epsilon: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def refused_by_reason(self) -> dict[str, int]:
+        """How many replies were refused for each reason, training and evaluation together."""
+        return dict(
+            Counter(refusal.reason for refusal in (*self.refused, *self.evaluation_refused))
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Values that `json.dumps` takes; keys as attributes, client keys as strings."""
+        return {
+            "round": self.round,
+            "policy": self.policy.tolist(),
+            "clusters": self.clusters.tolist(),
+            "heard": list(self.heard),
+            "counted": self.counted,
+            "asked": list(self.asked),
+            "values": {str(client): value.tolist() for client, value in self.values.items()},
+            "weights": {str(client): weight for client, weight in self.weights.items()},
+            "clients": {str(client): cluster for client, cluster in self.clients.items()},
+            "refused": [vars(refusal) for refusal in self.refused],
+            "refused_by_reason": self.refused_by_reason,
+            "failed": [vars(failure) for failure in self.failed],
+            "sums": dict(self.sums),
+            "means": dict(self.means),
+            "evaluation_sums": dict(self.evaluation_sums),
+            "evaluation_means": dict(self.evaluation_means),
+            "evaluation_refused": [vars(refusal) for refusal in self.evaluation_refused],
+            "evaluation_failed": [vars(failure) for failure in self.evaluation_failed],
+            "epsilon": self.epsilon,
+            "seconds": self.seconds,
+        }
+
+
+def drop_odd_lists(updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
+    """Refuse replies whose list metrics have another length, or kind, than most others'.
+
+    Sums of lists (risk curves) need equal lengths; without this a single reply could decide
+    which length counts. Ties go to the reply that comes first.
+    """
+    shapes: dict[str, Counter[int]] = {}
+    for update in updates:
+        for name, value in update.metrics.items():
+            shapes.setdefault(name, Counter())[_length(value)] += 1
+    usual = {name: counts.most_common(1)[0][0] for name, counts in shapes.items()}
+    kept: list[Update] = []
+    refused: list[Refusal] = []
+    for update in updates:
+        odd = [name for name, value in update.metrics.items() if _length(value) != usual[name]]
+        if odd:
+            refused.append(
+                Refusal("bad-metric", update.node_id, update.client, f"shape of {odd[0]!r}")
+            )
+        else:
+            kept.append(update)
+    return kept, refused
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, list) else -1
+
+
+def add_up(
+    metrics: Iterable[Mapping[str, MetricValue]], weights: Iterable[float]
+) -> tuple[dict[str, MetricValue], dict[str, float]]:
+    """Sums of all metrics, and weighted means of the scalar ones.
+
+    Integers stay integers. Keys ``client`` and ``round`` are left out. A metric that some replies
+    lack is averaged over those that have it.
+    """
+    sums: dict[str, MetricValue] = {}
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for reply, weight in zip(metrics, weights, strict=True):
+        for name, value in reply.items():
+            if name in _IDENTITY:
+                continue
+            before = sums.get(name)
+            if isinstance(value, list):
+                items = before if isinstance(before, list) else [0] * len(value)
+                sums[name] = [old + new for old, new in zip(items, value, strict=True)]
+            else:
+                start = before if isinstance(before, int | float) else 0
+                sums[name] = start + value
+                columns.setdefault(name, []).append((float(value), weight))
+    means = {}
+    for name, pairs in columns.items():
+        values, shares = np.array(pairs, dtype=np.float64).T
+        total = shares.sum()
+        means[name] = float(values @ shares / total) if total > 0 else float(values.mean())
+    return sums, means

@@ -1,0 +1,77 @@
+"""Waiting for nodes, for a bounded time, and choosing among them so that a run repeats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from strategies.cluster_map import ClusterMap
+from strategies.records import NotEnoughNodes
+
+TRAIN_STREAM = 0
+EVALUATE_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A connected node: Flower's id, its client index (-1 if unknown) and its cluster."""
+
+    node_id: int
+    client: int
+    cluster: int
+
+    @property
+    def name(self) -> int:
+        """The client index, or the node id where that is unknown."""
+        return self.client if self.client >= 0 else self.node_id
+
+
+def connected_nodes(
+    grid: Grid, cluster_map: ClusterMap, at_least: int, wait_s: float, poll_s: float
+) -> list[Node]:
+    """Nodes sorted by client index, once at least `at_least` are connected.
+
+    Raises
+    ------
+    NotEnoughNodes
+        After `wait_s` seconds; Flower's own strategies wait for ever.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        node_ids = sorted(grid.get_node_ids())
+        if len(node_ids) >= at_least:
+            break
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise NotEnoughNodes(
+                f"nodes connected: {len(node_ids)}; needed: {at_least} within {wait_s:g} s"
+            )
+        time.sleep(min(poll_s, left))
+    clients = cluster_map.clients_of(node_ids)
+    clusters = cluster_map.clusters_of(node_ids)
+    for node_id, cluster in zip(node_ids, clusters, strict=True):
+        if not 0 <= cluster < cluster_map.num_clusters:
+            raise ValueError(
+                f"cluster of node {node_id}: {cluster}; "
+                f"allowed: 0 to {cluster_map.num_clusters - 1}"
+            )
+    nodes = [Node(*row) for row in zip(node_ids, clients, clusters, strict=True)]
+    return sorted(nodes, key=lambda node: (node.client, node.node_id))
+
+
+def choose(
+    nodes: Sequence[Node], fraction: float, at_least: int, seed: int, server_round: int, stream: int
+) -> list[Node]:
+    """Choose ``round(fraction * n)`` nodes, at least `at_least`, without replacement.
+
+    The choice depends on seed, round, stream and the order of `nodes` alone, so a resumed run
+    draws what an uninterrupted one would have drawn. The result keeps the order of `nodes`.
+    """
+    count = min(max(round(fraction * len(nodes)), at_least), len(nodes))
+    generator = np.random.default_rng([seed, server_round, stream])
+    picks = np.sort(generator.choice(len(nodes), size=count, replace=False))
+    return [nodes[pick] for pick in picks]

@@ -1,0 +1,128 @@
+"""SCAFFOLD (Karimireddy et al., arXiv 1910.06378), option II: control variates against drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from strategies.aggregation import FloatArray
+from strategies.local_methods import Batch, EdgeCombine, FedAvgSteps, step_towards
+from strategies.rules import State
+
+
+class Scaffold(FedAvgSteps):
+    """Clients step along g_i(y) - c_i + c; the server averages what they changed.
+
+    Down go the policy and ``control`` (c); up come the policy and ``control_delta``
+    (c_i+ - c_i, with c_i+ = c_i - c + (x - y_i)/(K lr)). Then, per cluster with N_c clients of
+    which S_c replied, c_c <- c_c + S_c/N_c * mean(control_delta), and c is the mean of the c_c
+    (eq. 8); with one cluster that is the paper. Clients that share a start get c, clients that
+    start from their cluster get c_c. The client keeps c_i in its own state; the server adds the
+    accepted differences up, so that it can give c_i back to a client that was restarted.
+
+    Parameters
+    ----------
+    server_learning_rate : float
+        eta_g > 0.
+    weighting : str
+        ``uniform`` as in the paper, or ``examples`` to weight the policies by n_k.
+    max_control : float
+        Largest absolute entry of a control difference; a reply beyond it is refused.
+    """
+
+    name = "scaffold"
+
+    def __init__(
+        self,
+        server_learning_rate: float = 1.0,
+        weighting: str = "uniform",
+        max_control: float = 1e6,
+    ) -> None:
+        if not 0 < server_learning_rate < float("inf"):
+            raise ValueError(f"server_learning_rate: {server_learning_rate}; allowed: > 0")
+        if weighting not in ("uniform", "examples"):
+            raise ValueError(f"weighting: {weighting!r}; allowed: uniform, examples")
+        if not max_control > 0:
+            raise ValueError(f"max_control: {max_control}; allowed: > 0")
+        self.server_learning_rate = server_learning_rate
+        self.weighting = weighting
+        self.max_control = max_control
+        self.controls: FloatArray = np.zeros((0, 0))
+        self.client_controls: dict[int, FloatArray] = {}
+
+    @property
+    def needs_start(self) -> bool:
+        """The server's step scales differences."""
+        return self.server_learning_rate != 1.0
+
+    @property
+    def reply_extras(self) -> Mapping[str, float]:
+        """``control_delta`` [d]."""
+        return {"control_delta": self.max_control}
+
+    @property
+    def control(self) -> FloatArray:
+        """C [d], the mean over clusters."""
+        return np.asarray(self.controls.mean(axis=0), dtype=np.float64)
+
+    def open(self, size: int, num_clusters: int) -> None:
+        """Start at zero; after a change of clusters every cluster starts at the old mean."""
+        if self.controls.shape == (num_clusters, size):
+            return
+        known = self.controls.shape[0] > 0 and self.controls.shape[1] == size
+        base = self.control if known else np.zeros(size)
+        self.controls = np.tile(base, (num_clusters, 1))
+
+    def arrays_down(self, cluster: int, shared: bool) -> dict[str, FloatArray]:
+        """``control``: c, or c_c where clusters keep policies of their own."""
+        return {"control": self.control if shared else self.controls[cluster]}
+
+    def client_arrays(self, client: int) -> dict[str, FloatArray]:
+        """``client_control``: c_i, where the server has heard of it."""
+        own = self.client_controls.get(client)
+        return {} if own is None else {"client_control": own}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Uniform weights (zero stays zero) and the server's learning rate."""
+        weights = batch.weights
+        if self.weighting == "uniform":
+            weights = (weights > 0).astype(np.float64)
+        values = batch.values
+        if self.needs_start:
+            values = step_towards(batch, self.server_learning_rate)
+        return replace(batch, values=values, weights=weights)
+
+    def absorb(self, batch: Batch, clients: list[int], combine: EdgeCombine) -> None:
+        """Move every cluster's control variate by its clients' differences."""
+        deltas = batch.extras["control_delta"]
+        count = len(batch.cluster_sizes)
+        replied = np.bincount(batch.clusters, minlength=count)
+        share = np.minimum(replied / np.maximum(batch.cluster_sizes, 1), 1.0)
+        # Every accepted difference counts, also of a client without tokens: its c_i has moved.
+        moved = combine(deltas, np.ones(len(deltas)), batch.clusters, np.zeros_like(self.controls))
+        self.controls = self.controls + share[:, None] * moved
+        for client, delta in zip(clients, deltas, strict=True):
+            if client >= 0:
+                self.client_controls[client] = (
+                    self.client_controls.get(client, np.zeros_like(delta)) + delta
+                )
+
+    def state_dict(self) -> State:
+        """The controls of clusters and clients."""
+        return {
+            "controls": self.controls.copy(),
+            "client_controls": {
+                str(client): own.copy() for client, own in self.client_controls.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `LocalMethod`."""
+        self.controls = np.array(state["controls"], dtype=np.float64)
+        self.client_controls = {
+            int(client): np.array(own, dtype=np.float64)
+            for client, own in state["client_controls"].items()
+        }

@@ -1,0 +1,170 @@
+"""The two tiers as arithmetic: clients into clusters (eq. 7), clusters into one (eq. 8).
+
+No Flower here: a benchmark or a test drives it with plain arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from strategies.aggregation import BoolArray, FloatArray, IntArray, cluster_means
+from strategies.rules import AggregationRule, Mean, State, build_rule
+
+RuleSource = str | Callable[[], AggregationRule]
+"""A name in `RULES`, or a function that makes a fresh rule."""
+
+
+def make_rule(source: RuleSource) -> AggregationRule:
+    """Make a fresh rule."""
+    return build_rule(source) if isinstance(source, str) else source()
+
+
+class Tiers:
+    """Global policy and cluster policies, and the rules between them.
+
+    Parameters
+    ----------
+    policy : float64 [d]
+        Initial value of the global policy and of every cluster.
+    num_clusters : int
+    edge_rule, cloud_rule : str or callable
+        Each cluster gets an edge rule of its own, since rules may have a state.
+    low, high : float64 [d]
+        What comes out is clamped to these: server optimisers may step over.
+    cloud_weights : str
+        ``uniform`` as in eq. 8, or ``examples``: each cluster counts with the weight it last had,
+        so that mean over mean is the flat weighted mean.
+    """
+
+    def __init__(
+        self,
+        policy: FloatArray,
+        num_clusters: int,
+        edge_rule: RuleSource,
+        cloud_rule: RuleSource,
+        low: FloatArray,
+        high: FloatArray,
+        cloud_weights: str = "uniform",
+    ) -> None:
+        if cloud_weights not in ("uniform", "examples"):
+            raise ValueError(f"cloud_weights: {cloud_weights!r}; allowed: uniform, examples")
+        self.policy = np.array(policy, dtype=np.float64)
+        self.low, self.high = low, high
+        self.cloud_weights = cloud_weights
+        self._edge_source = edge_rule
+        self.cloud = make_rule(cloud_rule)
+        self.reset_clusters(np.tile(self.policy, (num_clusters, 1)))
+
+    def reset_clusters(self, values: FloatArray) -> None:
+        """Start over with other clusters, at ``values [C, d]``; none has reported yet."""
+        count = len(values)
+        self.clusters = np.array(values, dtype=np.float64)
+        self.reported: BoolArray = np.zeros(count, dtype=np.bool_)
+        self.cluster_weights = np.zeros(count)
+        self.edges = [make_rule(self._edge_source) for _ in range(count)]
+
+    @property
+    def num_clusters(self) -> int:
+        """C."""
+        return len(self.clusters)
+
+    def combine_clusters(
+        self, values: FloatArray, weights: FloatArray, clusters: IntArray, previous: FloatArray
+    ) -> FloatArray:
+        """Combine by the edge rules; a cluster of no weight keeps ``previous [C, d]``."""
+        return _by_cluster(self.edges, values, weights, clusters, previous)
+
+    def combine_statelessly(
+        self, values: FloatArray, weights: FloatArray, clusters: IntArray, previous: FloatArray
+    ) -> FloatArray:
+        """Like `combine_clusters`, with the mean in place of a rule that has a state.
+
+        For what is aggregated beside the policy and must not disturb a server optimiser.
+        """
+        rules = [Mean() if rule.stateful else rule for rule in self.edges]
+        return _by_cluster(rules, values, weights, clusters, previous)
+
+    def edge_step(
+        self,
+        values: FloatArray,
+        weights: FloatArray,
+        clusters: IntArray,
+        starts: FloatArray,
+    ) -> tuple[FloatArray, BoolArray]:
+        """Eq. 7. ``starts [C, d]`` is what each cluster's clients were sent.
+
+        Returns
+        -------
+        new cluster policies float64 [C, d] (a cluster without weight keeps its own), and
+        heard bool [C]. Nothing is stored yet: see `cloud_step`.
+        """
+        totals = np.bincount(clusters, weights=weights, minlength=self.num_clusters)
+        heard: BoolArray = totals > 0
+        combined = self.combine_clusters(values, weights, clusters, starts)
+        new = np.where(heard[:, None], combined, self.clusters)
+        self.cluster_weights = np.where(heard, totals, self.cluster_weights)
+        return new, heard
+
+    def cloud_step(self, clusters: FloatArray, heard: BoolArray) -> None:
+        """Store the clusters and form the global policy (eq. 8) from all that ever reported.
+
+        When no cluster was heard, everything stays as it was, the cloud rule's state included.
+        """
+        if not heard.any():
+            return
+        self.clusters = np.clip(clusters, self.low, self.high)
+        self.reported = self.reported | heard
+        chosen = self.clusters[self.reported]
+        weights = np.ones(len(chosen))
+        if self.cloud_weights == "examples":
+            weights = self.cluster_weights[self.reported]
+        self.policy = np.clip(self.cloud.combine(chosen, weights, self.policy), self.low, self.high)
+
+    def state_dict(self) -> State:
+        """Everything needed to continue identically."""
+        return {
+            "policy": self.policy.copy(),
+            "clusters": self.clusters.copy(),
+            "reported": self.reported.copy(),
+            "cluster_weights": self.cluster_weights.copy(),
+            "edges": [rule.state_dict() for rule in self.edges],
+            "cloud": self.cloud.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`'s value."""
+        clusters = np.array(state["clusters"], dtype=np.float64)
+        if clusters.shape[1:] != self.policy.shape or len(state["edges"]) != len(clusters):
+            raise ValueError(
+                f"state: clusters of shape {clusters.shape}; allowed: [C, {self.policy.size}]"
+            )
+        self.reset_clusters(clusters)
+        self.policy = np.array(state["policy"], dtype=np.float64)
+        self.reported = np.array(state["reported"], dtype=np.bool_)
+        self.cluster_weights = np.array(state["cluster_weights"], dtype=np.float64)
+        for rule, kept in zip(self.edges, state["edges"], strict=True):
+            rule.load_state_dict(kept)
+        self.cloud.load_state_dict(state["cloud"])
+
+
+def _by_cluster(
+    rules: list[AggregationRule],
+    values: FloatArray,
+    weights: FloatArray,
+    clusters: IntArray,
+    previous: FloatArray,
+) -> FloatArray:
+    if all(isinstance(rule, Mean) for rule in rules):
+        return cluster_means(values, weights, clusters, len(rules), previous)
+    result = np.array(previous, dtype=np.float64)
+    order = np.argsort(clusters, kind="stable")
+    edges = np.searchsorted(clusters[order], np.arange(len(rules) + 1))
+    for cluster, rule in enumerate(rules):
+        members = order[edges[cluster] : edges[cluster + 1]]
+        members = members[weights[members] > 0]  # no tokens, no say: not even in a median
+        if members.size:
+            result[cluster] = rule.combine(values[members], weights[members], previous[cluster])
+    return result

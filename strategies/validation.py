@@ -1,0 +1,266 @@
+"""Which replies may be averaged: everything else is refused, counted by reason and named.
+
+A single bad reply must not be able to move, break or stall a round, so nothing a client says is
+used before it has been checked here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message, MetricRecord
+
+from strategies.aggregation import FloatArray
+from strategies.layout import Layout, UnreadableArray, decode
+
+REASONS = (
+    "not-asked",
+    "missing-record",
+    "missing-key",
+    "unreadable-array",
+    "not-finite",
+    "out-of-bounds",
+    "bad-metric",
+    "bad-weight",
+    "wrong-round",
+    "wrong-client",
+    "duplicate",
+)
+"""Every reason a `Refusal` can have."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reply that was not averaged.
+
+    Attributes
+    ----------
+    reason : str
+        One of `REASONS`.
+    node_id : int
+        Flower's id of the node that sent it.
+    client : int
+        Client index, -1 where unknown.
+    detail : str
+        What was found and what is allowed.
+    """
+
+    reason: str
+    node_id: int
+    client: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A reply that passed.
+
+    Attributes
+    ----------
+    node_id, client : int
+    values : float64 [d]
+        The client's policy.
+    weight : float
+        n_k of eq. 7, finite and >= 0.
+    extras : mapping of str to float64 [d]
+        Further arrays the local method needs (SCAFFOLD's control difference).
+    metrics : mapping of str to number or list of numbers
+    """
+
+    node_id: int
+    client: int
+    values: FloatArray
+    weight: float
+    extras: Mapping[str, FloatArray]
+    metrics: Mapping[str, int | float | list[int] | list[float]]
+
+
+@dataclass(frozen=True)
+class ReplySchema:
+    """What a reply must look like in one round.
+
+    Attributes
+    ----------
+    layout : Layout or None
+        Names, shapes and dtypes of the policy's arrays; a float64 may come as float32. None
+        where no arrays are expected (evaluation).
+    low, high : float64 [d]
+        Bounds of every parameter, inclusive.
+    server_round : int
+        The reply's metric ``round`` must equal it.
+    clients : mapping of node id to client index
+        Who was asked; -1 where the index is not known.
+    extras : mapping of array key to largest absolute value allowed
+    metric_ranges : mapping of metric name to (low, high)
+        Metrics that must be present as one finite number in this range.
+    weight_key : str
+    max_weight : float
+        A weight above it is refused as absurd.
+    max_metric : float
+        Largest absolute value of any metric.
+    require_echo : bool
+        False accepts replies without ``round`` and ``client`` (clients of other Flower apps),
+        at the price of not noticing a replayed reply.
+    """
+
+    layout: Layout | None
+    low: FloatArray
+    high: FloatArray
+    server_round: int
+    clients: Mapping[int, int]
+    extras: Mapping[str, float] = field(default_factory=dict)
+    metric_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weight_key: str = "num-examples"
+    max_weight: float = 1e9
+    max_metric: float = 1e15
+    require_echo: bool = True
+
+
+class _Bad(Exception):
+    """Carries (reason, detail) to the one place where a refusal is made."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def validate_reply(message: Message, schema: ReplySchema) -> Update | Refusal:
+    """Check one reply that carries content.
+
+    Duplicates need the other replies of the round: see `validate_replies`.
+    """
+    node = message.metadata.src_node_id
+    client = schema.clients.get(node, -1)
+    try:
+        if node not in schema.clients:
+            raise _Bad("not-asked", "the node was not asked in this round")
+        metrics = _metrics(message, schema)
+        client = _client(metrics, schema, node)
+        weight = _weight(metrics, schema)
+        values, extras = _arrays(message, schema)
+    except _Bad as bad:
+        return Refusal(bad.reason, node, client, bad.detail)
+    return Update(node, client, values, weight, extras, metrics)
+
+
+def validate_replies(
+    messages: Iterable[Message], schema: ReplySchema
+) -> tuple[list[Update], list[Refusal]]:
+    """Check all replies of a round and drop duplicates.
+
+    Of several replies by one node, or by several nodes that claim the same client, the first
+    counts. Updates come back sorted by client index, then node id: floating-point sums depend on
+    the order, and the order in which replies arrive does not repeat.
+    """
+    updates: list[Update] = []
+    refusals: list[Refusal] = []
+    nodes: set[int] = set()
+    clients: set[int] = set()
+    for message in messages:
+        outcome = validate_reply(message, schema)
+        if isinstance(outcome, Refusal):
+            refusals.append(outcome)
+        elif outcome.node_id in nodes or (outcome.client >= 0 and outcome.client in clients):
+            refusals.append(
+                Refusal("duplicate", outcome.node_id, outcome.client, "replied already this round")
+            )
+        else:
+            updates.append(outcome)
+            nodes.add(outcome.node_id)
+            clients.add(outcome.client)
+    return sorted(updates, key=lambda update: (update.client, update.node_id)), refusals
+
+
+def _metrics(
+    message: Message, schema: ReplySchema
+) -> dict[str, int | float | list[int] | list[float]]:
+    records = message.content.metric_records
+    if len(records) != 1:
+        raise _Bad("missing-record", f"{len(records)} MetricRecords; allowed: 1")
+    record: MetricRecord = next(iter(records.values()))
+    metrics = dict(record)
+    for name, value in metrics.items():
+        numbers = value if isinstance(value, list) else [value]
+        for number in numbers:
+            if not math.isfinite(number):
+                raise _Bad("not-finite", f"metric {name!r}: {number}; allowed: finite")
+            if abs(number) > schema.max_metric:
+                raise _Bad(
+                    "bad-metric", f"metric {name!r}: {number}; allowed: +-{schema.max_metric:g}"
+                )
+    for name, (low, high) in schema.metric_ranges.items():
+        number = _number(metrics, name)
+        if not low <= number <= high:
+            raise _Bad("bad-metric", f"metric {name!r}: {number}; allowed: [{low:g}, {high:g}]")
+    if schema.require_echo and _number(metrics, "round") != schema.server_round:
+        raise _Bad("wrong-round", f"round {metrics['round']}; allowed: {schema.server_round}")
+    return metrics
+
+
+def _number(metrics: Mapping[str, object], name: str) -> float:
+    if name not in metrics:
+        raise _Bad("missing-key", f"metric {name!r} is missing")
+    value = metrics[name]
+    if not isinstance(value, int | float):
+        raise _Bad("bad-metric", f"metric {name!r}: a list; allowed: one number")
+    return float(value)
+
+
+def _client(metrics: Mapping[str, object], schema: ReplySchema, node: int) -> int:
+    known = schema.clients[node]
+    if not schema.require_echo and "client" not in metrics:
+        return known
+    claimed = _number(metrics, "client")
+    if known >= 0 and claimed != known:
+        raise _Bad("wrong-client", f"client {claimed:g}; allowed: {known}")
+    if claimed < 0 or claimed != int(claimed):
+        raise _Bad("wrong-client", f"client {claimed:g}; allowed: an index >= 0")
+    return int(claimed)
+
+
+def _weight(metrics: Mapping[str, object], schema: ReplySchema) -> float:
+    weight = _number(metrics, schema.weight_key)
+    if not 0 <= weight <= schema.max_weight:
+        raise _Bad(
+            "bad-weight", f"{schema.weight_key} {weight:g}; allowed: [0, {schema.max_weight:g}]"
+        )
+    return weight
+
+
+def _arrays(message: Message, schema: ReplySchema) -> tuple[FloatArray, dict[str, FloatArray]]:
+    if schema.layout is None:
+        return np.zeros(0), {}
+    records = message.content.array_records
+    if len(records) != 1:
+        raise _Bad("missing-record", f"{len(records)} ArrayRecords; allowed: 1")
+    record = next(iter(records.values()))
+    size = schema.layout.size
+    for key in (*schema.layout.names, *schema.extras):
+        if key not in record:
+            raise _Bad("missing-key", f"array {key!r} is missing")
+    try:
+        values = schema.layout.flatten(record)
+        extras = {key: decode(record[key], (size,)).astype(np.float64) for key in schema.extras}
+    except UnreadableArray as error:
+        raise _Bad("unreadable-array", str(error)) from error
+    if not np.isfinite(values).all():
+        raise _Bad("not-finite", "the policy has a NaN or infinite entry")
+    outside = (values < schema.low) | (values > schema.high)
+    if outside.any():
+        place = int(np.argmax(outside))
+        raise _Bad(
+            "out-of-bounds",
+            f"entry {place}: {values[place]:g}; "
+            f"allowed: [{schema.low[place]:g}, {schema.high[place]:g}]",
+        )
+    for key, vector in extras.items():
+        bound = schema.extras[key]
+        if not np.isfinite(vector).all():
+            raise _Bad("not-finite", f"array {key!r} has a NaN or infinite entry")
+        if np.abs(vector).max(initial=0.0) > bound:
+            raise _Bad("out-of-bounds", f"array {key!r}; allowed: +-{bound:g}")
+    return values, extras
