@@ -1,0 +1,1 @@
+"""What runs on a device: the small model, routing, policies, caches and the uplink."""

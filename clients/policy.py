@@ -1,0 +1,181 @@
+"""Policies: which drafts a device keeps, and what it learns as one flat array.
+
+Every baseline is a policy of the same router rather than a second loop: `never` escalates
+nothing (SLM only), `always` everything (HLM), `random` a share (Rand-HLM), `threshold` what is
+too uncertain (FedHLM), `u-hlm` the same with a threshold from U-HLM's line, `router` what a
+learned model expects the LLM to reject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a policy may look at, for one step of all rows.
+
+    Attributes
+    ----------
+    uncertainty : numpy.ndarray
+        float64 [rows] in [0, 1].
+    features : numpy.ndarray or None
+        float32 [rows, f]; only there for a policy with `needs_features`.
+    uniforms : numpy.ndarray or None
+        float64 [rows] in (0, 1), keyed by text and position; only there for a policy with
+        `needs_uniforms`.
+    """
+
+    uncertainty: FloatArray
+    features: NDArray[np.float32] | None = None
+    uniforms: FloatArray | None = None
+
+
+class Policy(Protocol):
+    """Decides which drafts stay on the device."""
+
+    name: str
+    needs_features: bool
+    needs_uniforms: bool
+    parameters: FloatArray
+
+    def score(self, situation: Situation) -> FloatArray:
+        """What is compared with the threshold: float64 [rows] in [0, 1]."""
+        ...
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """True where the draft is kept, bool [rows]."""
+        ...
+
+
+class ThresholdPolicy:
+    """Keep a draft if ``u <= threshold`` (FedHLM, section IV-B).
+
+    Parameters
+    ----------
+    threshold : float
+        Below 0: escalate everything. At least 1: keep everything.
+    name : str
+        Shown in reports.
+    """
+
+    needs_features = False
+    needs_uniforms = False
+
+    def __init__(self, threshold: float, name: str = "threshold") -> None:
+        if not np.isfinite(threshold):
+            raise ValueError(f"threshold = {threshold}: must be a finite number")
+        self.name = name
+        self.parameters = np.array([threshold], np.float64)
+
+    @property
+    def threshold(self) -> float:
+        """The present threshold."""
+        return float(self.parameters[0])
+
+    def score(self, situation: Situation) -> FloatArray:
+        """The uncertainty itself."""
+        return situation.uncertainty
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """True where the uncertainty is at most the threshold."""
+        return np.asarray(situation.uncertainty <= self.parameters[0])
+
+
+class FixedPolicy:
+    """Keep every draft, or none; learns nothing.
+
+    Parameters
+    ----------
+    kept : bool
+        True keeps all drafts (SLM only), False escalates all (HLM).
+    """
+
+    needs_features = False
+    needs_uniforms = False
+
+    def __init__(self, kept: bool) -> None:
+        self.name = "never" if kept else "always"
+        self._kept = kept
+        self.parameters = np.zeros(0)
+
+    def score(self, situation: Situation) -> FloatArray:
+        """The uncertainty, for the record."""
+        return situation.uncertainty
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """The same answer for every row."""
+        return np.full(situation.uncertainty.shape, self._kept)
+
+
+class RandomPolicy:
+    """Escalate a random share of the tokens (Rand-HLM); learns nothing.
+
+    Parameters
+    ----------
+    share : float
+        Share escalated, in [0, 1].
+    """
+
+    needs_features = False
+    needs_uniforms = True
+    name = "random"
+
+    def __init__(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"random-share = {share}: must lie in 0 .. 1")
+        self._share = share
+        self.parameters = np.zeros(0)
+
+    def score(self, situation: Situation) -> FloatArray:
+        """The uncertainty, for the record."""
+        return situation.uncertainty
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """True where the row's own uniform draw is at least the share."""
+        if situation.uniforms is None:
+            raise ValueError("the random policy needs uniform numbers")
+        return np.asarray(situation.uniforms >= self._share)
+
+
+class RouterPolicy:
+    """Keep a draft if a learned score is at most a threshold.
+
+    Parameters
+    ----------
+    parameters : numpy.ndarray
+        float64 [1 + m]: the threshold, then the model's parameters.
+    model : callable
+        Maps (model parameters float64 [m], features float32 [rows, f]) to scores float64 [rows]
+        in [0, 1].
+    """
+
+    needs_features = True
+    needs_uniforms = False
+    name = "router"
+
+    def __init__(
+        self,
+        parameters: FloatArray,
+        model: Callable[[FloatArray, NDArray[np.float32]], FloatArray],
+    ) -> None:
+        self.parameters = np.asarray(parameters, np.float64)
+        self._model = model
+
+    def score(self, situation: Situation) -> FloatArray:
+        """The learned score."""
+        if situation.features is None:
+            raise ValueError("the router policy needs features of the step")
+        return self._model(self.parameters[1:], situation.features)
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """True where the score is at most the threshold."""
+        return np.asarray(self.score(situation) <= self.parameters[0])

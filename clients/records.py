@@ -1,0 +1,200 @@
+"""What happened to every token a device routed: the raw material of learning and of reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+class Stage(IntEnum):
+    """Where a token was decided; the names are those of `summary.json`."""
+
+    LOCAL = 0
+    CACHE = 1
+    PEER = 2
+    EDGE = 3
+    LLM_ACCEPTED = 4
+    LLM_RESAMPLED = 5
+    UNRESOLVED = 6
+
+    @property
+    def key(self) -> str:
+        """Lower-case name, e.g. ``llm_accepted``."""
+        return self.name.lower()
+
+
+UNVERIFIED = (Stage.LOCAL, Stage.CACHE, Stage.PEER, Stage.EDGE, Stage.UNRESOLVED)
+
+
+class TextBatch:
+    """The texts a device works on, growing token by token.
+
+    Parameters
+    ----------
+    prompts : sequence of numpy.ndarray
+        int64 [length_i] token ids.
+    sessions : numpy.ndarray
+        int64 [rows], the device's number for each text, never used again for another.
+    room : int
+        Tokens each text may grow by.
+    given : bool
+        The texts are complete and only asked about (workload `score`): what is decided for a
+        place does not become part of the text.
+
+    Attributes
+    ----------
+    tokens : numpy.ndarray
+        int64 [rows, longest prompt + room], left-aligned.
+    lengths, prompt_lengths : numpy.ndarray
+        int64 [rows].
+    held : numpy.ndarray
+        int64 [rows], tokens that the LLM server is believed to hold of each text.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[IntArray],
+        sessions: IntArray,
+        room: int = 0,
+        given: bool = False,
+    ) -> None:
+        self.given = given
+        longest = max(len(prompt) for prompt in prompts)
+        self.tokens = np.zeros((len(prompts), longest + room), np.int64)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, : len(prompt)] = prompt
+        self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        self.prompt_lengths = self.lengths.copy()
+        self.sessions = np.asarray(sessions, np.int64)
+        self.held = np.zeros(len(prompts), np.int64)
+
+    def append(self, rows: IntArray, tokens: IntArray) -> None:
+        """Add one token (int64 [n]) to each of the named rows (int64 [n])."""
+        self.tokens[rows, self.lengths[rows]] = tokens
+        self.lengths[rows] += 1
+
+    def text(self, row: int) -> IntArray:
+        """All tokens of one text, int64 [length]."""
+        return self.tokens[row, : self.lengths[row]]
+
+
+class TokenRecords:
+    """One entry for each routed token, [rows, steps]; entries past a text's end are not `present`.
+
+    Attributes
+    ----------
+    present, kept, audited, escalated : numpy.ndarray
+        bool. `kept`: the policy kept the draft; `audited`: verified all the same; `escalated`:
+        left the device, whoever decided it.
+    draft, token, position : numpy.ndarray
+        int64. What the SLM proposed, what the text got, and its place in the text.
+    stage : numpy.ndarray
+        int8, a `Stage`.
+    uncertainty : numpy.ndarray
+        float64 in [0, 1].
+    probability : numpy.ndarray
+        float64 in (0, 1], the SLM's probability of the draft (eq. 3's x_d).
+    log_prob : numpy.ndarray
+        float64, nats: the LLM's log-probability of the draft, to the precision of one byte; NaN
+        where the LLM has not read the place.
+    choice : numpy.ndarray
+        int8: 1 if the text's token is what the LLM itself would have put there, 0 if not,
+        -1 unknown.
+    draft_choice : numpy.ndarray
+        int8, the same of the draft.
+    measured_only : numpy.ndarray
+        bool: the LLM's view of the place was fetched for the report alone. The device did not
+        see it, and nothing may learn from it.
+    features : numpy.ndarray or None
+        float32 [rows, steps, f].
+    """
+
+    def __init__(self, rows: int, steps: int, features: int = 0) -> None:
+        shape = (rows, steps)
+        self.present = np.zeros(shape, np.bool_)
+        self.kept = np.zeros(shape, np.bool_)
+        self.audited = np.zeros(shape, np.bool_)
+        self.escalated = np.zeros(shape, np.bool_)
+        self.draft = np.full(shape, -1, np.int64)
+        self.token = np.full(shape, -1, np.int64)
+        self.position = np.full(shape, -1, np.int64)
+        self.stage = np.full(shape, -1, np.int8)
+        self.uncertainty = np.full(shape, np.nan)
+        self.probability = np.full(shape, np.nan)
+        self.log_prob = np.full(shape, np.nan)
+        self.choice = np.full(shape, -1, np.int8)
+        self.draft_choice = np.full(shape, -1, np.int8)
+        self.measured_only = np.zeros(shape, np.bool_)
+        self.features = np.zeros((*shape, features), np.float32) if features else None
+
+    def ratio_beta(self) -> FloatArray:
+        """Eq. 3, max(1 - y_d / x_d, 0), float64 [rows, steps]; NaN where y_d is unknown."""
+        ratio = np.exp(self.log_prob) / np.where(self.probability > 0, self.probability, 1.0)
+        return np.clip(1.0 - ratio, 0.0, 1.0)
+
+    def loss(self, greedy: bool) -> FloatArray:
+        """Loss of keeping the draft, in [0, 1]; NaN where unknown.
+
+        1{draft is not the LLM's choice} in greedy decoding, where both laws are point masses,
+        else eq. 3.
+        """
+        if not greedy:
+            return self.ratio_beta()
+        return np.where(self.draft_choice < 0, np.nan, 1.0 - self.draft_choice)
+
+    def stage_counts(self) -> dict[str, int]:
+        """Tokens decided at each stage; the values sum to the number of tokens."""
+        stages = self.stage[self.present]
+        return {stage.key: int((stages == stage).sum()) for stage in Stage}
+
+    @property
+    def tokens(self) -> int:
+        """Number of routed tokens."""
+        return int(self.present.sum())
+
+
+@dataclass
+class Traffic:
+    """What crossed the link, and how long the device waited.
+
+    Attributes
+    ----------
+    uplink, downlink : int
+        Bytes of encoded messages to and from the LLM server.
+    messages : int
+        Exchanges with the LLM server.
+    edge : int
+        Bytes both ways between the device and its edge server.
+    failures : int
+        Exchanges that brought no answer.
+    waited : float
+        Seconds spent waiting for the LLM server.
+    slm : float
+        Seconds spent in the small model.
+    measured : int
+        Bytes of measurement (the LLM reading texts for the report only); not traffic of the
+        method, and counted in none of the above.
+    """
+
+    uplink: int = 0
+    downlink: int = 0
+    messages: int = 0
+    edge: int = 0
+    failures: int = 0
+    waited: float = 0.0
+    slm: float = 0.0
+    measured: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        """Sum field by field."""
+        return Traffic(
+            **{name: value + getattr(other, name) for name, value in vars(self).items()}
+        )

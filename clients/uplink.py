@@ -1,0 +1,313 @@
+"""The way to the LLM: what the server lacks goes up, a verdict and feedback come down.
+
+The uplink keeps track of how many tokens of each text the server holds and sends only the rest.
+When the server has dropped a text it says so, and the prefix is sent again without the router
+noticing. When no answer comes, the tokens stay with the device's drafts, and for a while the
+server is not asked at all.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
+from clients.resolving import Escalation, Resolution
+from hlm.randomness import DrawKeys
+from hlm.sampling import Sampling
+from hlm.verification import UNDECIDED, Draft, Verdict
+from hlm.wire import Reply, Request, Row, RowReply, Status, decode_reply, encode_request
+from hlm.wire.claims import claim_fields, verdict_of
+
+MOST_ATTEMPTS = 16
+
+
+class LinkDown(ConnectionError):
+    """No answer from the LLM server: not reachable, too late, or it failed."""
+
+
+class Transport(Protocol):
+    """One way of reaching the LLM server: in-process, Ray actor or network."""
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Send a request, return the reply.
+
+        Raises
+        ------
+        LinkDown
+            When no answer comes.
+        """
+        ...
+
+
+class Finisher(Protocol):
+    """The device's half of a verifier, after the verdict."""
+
+    name: str
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
+        """Tokens int64 [rows], resampled on the device where the server left that to it."""
+        ...
+
+
+@dataclass(frozen=True)
+class UplinkConfig:
+    """What the requests of a device have in common.
+
+    Attributes
+    ----------
+    client : int
+        Number of the device.
+    vocab : int
+        Size of the shared vocabulary.
+    sampling : Sampling
+        The law the LLM draws from.
+    seed : int
+        Keys the server's draws; > 0 where decoding is sampled, so that a run repeats.
+    feedback : bool
+        Ask for a byte about each kept token the server reads (free feedback).
+    first_pause, longest_pause : float
+        Seconds for which the server is left alone after a failure; doubles with each further
+        failure.
+    """
+
+    client: int
+    vocab: int
+    sampling: Sampling
+    seed: int = 0
+    feedback: bool = True
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+
+
+class LanguageModelUplink:
+    """Resolver that asks the LLM server.
+
+    Parameters
+    ----------
+    transport : Transport
+        Carries bytes.
+    verifier : Finisher
+        How escalated tokens are decided.
+    config : UplinkConfig
+        See there.
+    """
+
+    needs_hidden = False
+
+    def __init__(self, transport: Transport, verifier: Finisher, config: UplinkConfig) -> None:
+        self.transport = transport
+        self.verifier = verifier
+        self.config = config
+        self._pause = config.first_pause
+        self._asleep_until = 0.0
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the server is left alone after a failure."""
+        return time.monotonic() < self._asleep_until
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        """Have the rows verified; rows without an answer stay undecided."""
+        resolution = Resolution.none(len(escalation.rows))
+        if self.asleep:
+            return resolution
+        try:
+            pending, claim = np.arange(len(escalation.rows)), escalation.draft.claim
+            for _ in range(MOST_ATTEMPTS):
+                pending = self._attempt(escalation, pending, claim, resolution, traffic)
+                if not len(pending):
+                    break
+                claim = claim.ask_again()
+        except LinkDown:
+            traffic.failures += 1
+            # Whether the server took the tokens in is unknown: the next request is a whole one.
+            escalation.texts.held[escalation.rows] = 0
+            self._fall_asleep()
+        return resolution
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Nothing to remember: the server keeps the texts."""
+
+    def measure(self, texts: TextBatch, records: TokenRecords, traffic: Traffic) -> None:
+        """Let the LLM read every routed place it has not seen, for the report alone.
+
+        The method does not need this, so its bytes go to `traffic.measured` only, and what it
+        finds is marked `measured_only`. Call it last: it moves what the server holds.
+        """
+        missing = records.present & (records.choice < 0)
+        if not missing.any() or self.asleep:
+            return
+        places = list(zip(*(axis.tolist() for axis in np.nonzero(missing)), strict=True))
+        measured: list[Row] = []
+        for row, step in places:
+            end = int(records.position[row, step])
+            start = min(int(texts.held[row]), end)
+            tokens = texts.tokens[row, start:end]
+            draft = int(records.token[row, step])
+            session = int(texts.sessions[row])
+            measured.append(Row(session, start, tokens, draft, quiet=len(tokens)))
+            texts.held[row] = end
+        counted = Traffic()
+        try:
+            replies = self._exchange(measured, self._plain_verifier(), True, counted)
+            again = [i for i, r in enumerate(replies) if r.status == Status.PREFIX_NEEDED]
+            whole = [_whole(measured[i], texts, places[i][0]) for i in again]
+            if whole:
+                resent = self._exchange(whole, self._plain_verifier(), True, counted)
+                for i, reply in zip(again, resent, strict=True):
+                    replies[i] = reply
+        except LinkDown:
+            traffic.failures += 1
+            self._fall_asleep()
+            return
+        finally:
+            traffic.measured += counted.uplink + counted.downlink
+        for (row, step), reply in zip(places, replies, strict=True):
+            if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback):
+                note_feedback(records, row, np.array([step]), reply.feedback[-1:])
+                records.measured_only[row, step] = True
+
+    def _attempt(
+        self,
+        escalation: Escalation,
+        pending: IntArray,
+        claim: object,
+        resolution: Resolution,
+        traffic: Traffic,
+    ) -> IntArray:
+        """Ask about the pending rows once; those that must be asked again, int64."""
+        rows = [self._row(escalation, i) for i in pending]
+        replies = self._exchange(rows, self.verifier.name, True, traffic)
+        again = [i for i, reply in enumerate(replies) if reply.status == Status.PREFIX_NEEDED]
+        if again:
+            whole = [_whole(rows[i], escalation.texts, escalation.rows[pending[i]]) for i in again]
+            resent = self._exchange(whole, self.verifier.name, True, traffic)
+            for i, row, reply in zip(again, whole, resent, strict=True):
+                rows[i], replies[i] = row, reply
+        served = np.array([reply.status == Status.OK for reply in replies])
+        index = pending[served]
+        if not len(index):
+            return index
+        answered = [reply for reply in replies if reply.status == Status.OK]
+        chosen = torch.from_numpy(index)
+        draft = escalation.draft.select(chosen)
+        verdict = verdict_of(answered, draft.claim.tokens, self.config.vocab)
+        tokens = self.verifier.finish(draft, verdict, escalation.keys.select(index)).numpy()
+        accepted = verdict.accepted.numpy()
+        decided = tokens != UNDECIDED
+        resolution.tokens[index] = tokens
+        resolution.stages[index[decided]] = np.where(
+            accepted[decided], Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED
+        )
+        texts = escalation.texts
+        # What the device resamples itself the server does not know yet.
+        known = (verdict.tokens.numpy() >= 0) & (not texts.given)
+        np.put(texts.held, escalation.rows[index], escalation.positions[index] + known)
+        for i, reply in zip(index, answered, strict=True):
+            self._note(escalation, int(i), reply)
+        greedy = self.config.sampling.decoding == "greedy"
+        final = accepted | greedy | (self.verifier.name == "coupled")
+        records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
+        # Greedy and coupled verdicts are the LLM's own choice; other samples need not be.
+        records.choice[places] = np.where(final, 1, records.choice[places])
+        return index[~decided]
+
+    def _row(self, escalation: Escalation, i: int) -> Row:
+        row, position = int(escalation.rows[i]), int(escalation.positions[i])
+        texts = escalation.texts
+        start = min(int(texts.held[row]), position)
+        tokens = texts.tokens[row, start:position]
+        if self.config.feedback and not texts.given:
+            quiet = min(max(int(texts.prompt_lengths[row]) - start, 0), len(tokens))
+        else:
+            quiet = len(tokens)
+        fields = claim_fields(escalation.draft.claim, i)
+        draft = int(escalation.draft.tokens[i])
+        # Later rows of the same text in this message start where this one ends.
+        texts.held[row] = position
+        return Row(int(texts.sessions[row]), start, tokens, draft, quiet=quiet, **fields)
+
+    def _note(self, escalation: Escalation, i: int, reply: RowReply) -> None:
+        """Write the feedback bytes of one row's reply to the places they are about."""
+        if reply.feedback is None or not len(reply.feedback):
+            return
+        row, step = int(escalation.rows[i]), int(escalation.steps[i])
+        records = escalation.records
+        steps = np.arange(step - len(reply.feedback) + 1, step + 1)
+        note_feedback(records, row, steps[:-1], reply.feedback[:-1])
+        byte = int(reply.feedback[-1])
+        records.log_prob[row, step] = -(byte & 0x7F) / 8
+        records.draft_choice[row, step] = byte >> 7
+
+    def _exchange(
+        self, rows: list[Row], verifier: str, feedback: bool, traffic: Traffic
+    ) -> list[RowReply]:
+        sampling = self.config.sampling
+        request = Request(
+            verifier=verifier,
+            vocab=self.config.vocab,
+            rows=tuple(rows),
+            seed=self.config.seed,
+            client=self.config.client,
+            feedback=feedback,
+            decoding=sampling.decoding,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            bits=16 if verifier == "full" else 8,
+        )
+        payload = encode_request(request)
+        begin = time.perf_counter()
+        try:
+            answer = self.transport.exchange(payload)
+        finally:
+            traffic.waited += time.perf_counter() - begin
+        traffic.uplink += len(payload)
+        traffic.downlink += len(answer)
+        traffic.messages += 1
+        reply: Reply = decode_reply(answer, request)
+        return list(reply.rows)
+
+    def _plain_verifier(self) -> str:
+        return "greedy" if self.config.sampling.decoding == "greedy" else "coupled"
+
+    def _fall_asleep(self) -> None:
+        self._asleep_until = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, self.config.longest_pause)
+
+
+def note_feedback(
+    records: TokenRecords, row: int, steps: IntArray, feedback: NDArray[np.uint8]
+) -> None:
+    """Note the LLM's view of tokens of one text.
+
+    Parameters
+    ----------
+    records : TokenRecords
+        Changed in place.
+    row : int
+        The text.
+    steps : numpy.ndarray
+        int64 [n], routed places the bytes are about.
+    feedback : numpy.ndarray
+        uint8 [n]: bit 7 says that the token is the LLM's own choice, bits 0-6 are
+        ``round(-8 ln y)``.
+    """
+    choice = (feedback >> 7).astype(np.int8)
+    records.choice[row, steps] = choice
+    same = records.token[row, steps] == records.draft[row, steps]
+    records.log_prob[row, steps[same]] = -(feedback[same] & 0x7F).astype(np.float64) / 8
+    records.draft_choice[row, steps[same]] = choice[same]
+
+
+def _whole(row: Row, texts: TextBatch, index: int) -> Row:
+    """The same question with the whole prefix; feedback is wanted for what it was before."""
+    end = row.start + len(row.tokens)
+    return replace(
+        row, start=0, tokens=texts.tokens[index, :end], quiet=row.start + row.quiet
+    )

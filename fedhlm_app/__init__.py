@@ -1,0 +1,1 @@
+"""The wiring of FedHLM: settings, data, apps, runs and the command line."""

@@ -1,0 +1,271 @@
+"""The LLM as a service: bytes in, bytes out, whatever carries them.
+
+A request names the tokens the server does not have and the drafts it must decide. All requests
+that wait at the same time are answered from the same forward passes. For every token that is read
+on the way the device gets one byte of the LLM's opinion, at no extra pass ("free feedback").
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hlm.randomness import DrawKeys, exponentials
+from hlm.sampling import Sampling, law, top_token
+from hlm.verification import VERIFIERS, ClaimError, Verdict
+from hlm.verification.coupled import exponential_race
+from hlm.wire import (
+    NO_TOKEN,
+    Limits,
+    Reply,
+    Request,
+    Row,
+    RowReply,
+    Status,
+    WireError,
+    decode_request,
+    encode_reply,
+)
+from hlm.wire.claims import claim_of, reply_fields
+from servers.engine import Engine, Feed
+
+IntArray = NDArray[np.int64]
+SessionKey = tuple[int, int]
+
+
+@dataclass
+class _Asked:
+    """One row of one request on its way through the engine."""
+
+    request: Request
+    row: Row
+    session: SessionKey
+    end: int  # position after the row's tokens: that of the draft
+    feedback: IntArray  # positions of fed tokens whose law the device wants to hear about
+    logits: list[torch.Tensor] = field(default_factory=list)  # at `feedback`, then at the draft
+    reply: RowReply | None = None
+
+
+class LanguageModelService:
+    """Decides drafts with one engine.
+
+    Parameters
+    ----------
+    engine : Engine
+        The large model.
+    limits : Limits
+        Largest message that is read.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self.engine = engine
+        self.limits = Limits() if limits is None else limits
+        self._lock = threading.Lock()
+
+    def handle(self, payload: bytes) -> bytes:
+        """Answer one request.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid request.
+        """
+        return self.handle_many([payload])[0]
+
+    def handle_many(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """Answer several requests from shared forward passes.
+
+        Raises
+        ------
+        WireError
+            When any of them is no valid request; check untrusted ones with `read` first.
+        """
+        requests = [self.read(payload) for payload in payloads]
+        replies = self.answer(requests)
+        return [
+            encode_reply(reply, request) for reply, request in zip(replies, requests, strict=True)
+        ]
+
+    def read(self, payload: bytes) -> Request:
+        """Decode a request and check it against the model.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid request, or not for this model's vocabulary.
+        """
+        request = decode_request(payload, self.limits)
+        if request.vocab > self.engine.vocab:
+            raise WireError(
+                f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
+            )
+        if request.verifier not in VERIFIERS:
+            raise WireError(
+                f"verifier={request.verifier!r}: this server knows {', '.join(VERIFIERS)}"
+            )
+        return request
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Decide every row of every request, in order."""
+        with self._lock, torch.inference_mode():
+            passes = self.engine.stats.passes
+            asked = [
+                [_asked(request, i) for i in range(len(request.rows))] for request in requests
+            ]
+            everything = [item for items in asked for item in items]
+            self._read_texts(everything)
+            for request, items in zip(requests, asked, strict=True):
+                self._decide(request, [item for item in items if item.reply is None])
+            passes = self.engine.stats.passes - passes
+        return [
+            Reply(tuple(item.reply or RowReply(Status.REFUSED) for item in items), passes=None)
+            for items in asked
+        ]
+
+    def _read_texts(self, asked: Sequence[_Asked]) -> None:
+        """Feed all new tokens, one pass for all texts; rows that cannot be served are answered."""
+        texts: dict[SessionKey, list[_Asked]] = {}
+        for item in asked:
+            texts.setdefault(item.session, []).append(item)
+        feeds, owners = [], []
+        for session, items in texts.items():
+            served = self._admit(session, items)
+            if served:
+                feeds.append(_feed(session, served))
+                owners.append(served)
+        for feed, served, logits in zip(feeds, owners, self.engine.score(feeds), strict=True):
+            for item in served:
+                places = item.feedback
+                if item.row.draft != NO_TOKEN:
+                    places = np.append(places, item.end)
+                found = torch.from_numpy(np.searchsorted(feed.wanted, places))
+                item.logits = [logits[found]]
+
+    def _admit(self, session: SessionKey, items: list[_Asked]) -> list[_Asked]:
+        """The rows of one text that can be served: no gap in the prefix, and not too long."""
+        known = self.engine.held(session)
+        served = []
+        for item in items:
+            if item.row.start > known:
+                item.reply = RowReply(Status.PREFIX_NEEDED, held=known)
+            elif item.end > self.engine.max_context:
+                item.reply = RowReply(Status.REFUSED)
+            else:
+                served.append(item)
+                known = item.end
+        return served
+
+    def _decide(self, request: Request, items: list[_Asked]) -> None:
+        """Verify the drafts of one request's rows and write the replies."""
+        if not items:
+            return
+        sampling = Sampling(request.decoding, request.temperature, request.top_p)
+        drafted = [item for item in items if item.row.draft != NO_TOKEN]
+        verdicts: dict[int, tuple[Verdict, int]] = {}
+        if drafted:
+            logits = torch.stack([item.logits[0][-1] for item in drafted])[:, : request.vocab]
+            target = law(logits, sampling)
+            keys = _keys(request, drafted, np.array([item.end for item in drafted], np.int64))
+            verifier = VERIFIERS[request.verifier]()
+            try:
+                verdict = verifier.decide(target, claim_of([item.row for item in drafted]), keys)
+            except ClaimError:
+                for item in drafted:
+                    item.reply = RowReply(Status.REFUSED)
+                drafted = []
+            else:
+                for index, item in enumerate(drafted):
+                    verdicts[id(item)] = (verdict, index)
+        opinions = self._opinions(request, sampling, [i for i in items if i.reply is None])
+        for item in items:
+            if item.reply is not None:
+                continue
+            fields = {}
+            if id(item) in verdicts:
+                fields = reply_fields(*verdicts[id(item)])
+                if fields["token"] >= 0 and self.engine.held(item.session) == item.end:
+                    self.engine.append(item.session, fields["token"])
+            item.reply = RowReply(Status.OK, feedback=opinions.get(id(item)), **fields)
+
+    def _opinions(
+        self, request: Request, sampling: Sampling, items: list[_Asked]
+    ) -> dict[int, NDArray[np.uint8]]:
+        """Feedback bytes about the tokens each row fed and drafted."""
+        if not request.feedback or not items:
+            return {}
+        tokens: list[int] = []
+        places: list[IntArray] = []
+        owners: list[_Asked] = []
+        for item in items:
+            own = item.row.tokens[item.feedback - item.row.start].tolist()
+            at = item.feedback
+            if item.row.draft != NO_TOKEN:
+                own.append(item.row.draft)
+                at = np.append(at, item.end)
+            tokens += own
+            places.append(at)
+            owners += [item] * len(own)
+        logits = torch.cat([item.logits[0] for item in items])[:, : request.vocab]
+        if not len(logits):
+            return {id(item): np.empty(0, np.uint8) for item in items}
+        asked = torch.tensor(tokens, device=logits.device)
+        if sampling.decoding == "greedy":
+            log_prob = logits.gather(1, asked[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+            choice = asked == top_token(logits)
+        else:
+            target = law(logits, sampling)
+            log_prob = target.gather(1, asked[:, None])[:, 0].log()
+            keys = _keys(request, owners, np.concatenate(places))
+            choice = asked == exponential_race(target, exponentials(keys, request.vocab))
+        code = feedback_bytes(log_prob, choice)
+        lengths = [len(at) for at in places]
+        parts = np.split(code, np.cumsum(lengths)[:-1])
+        return {id(item): part for item, part in zip(items, parts, strict=True)}
+
+
+def feedback_bytes(log_prob: torch.Tensor, choice: torch.Tensor) -> NDArray[np.uint8]:
+    """One byte a token: bit 7 is `choice`, bits 0-6 are ``round(-8 ln y)``, at most 127.
+
+    Parameters
+    ----------
+    log_prob : torch.Tensor
+        float [n], nats, <= 0; -inf is the largest code.
+    choice : torch.Tensor
+        bool [n]: the token is what the LLM itself would have put there: its most likely token in
+        greedy decoding, its own draw with the request's shared randomness otherwise.
+    """
+    code = torch.round(-8.0 * log_prob.double()).clamp(0, 127).nan_to_num(127.0)
+    packed = code.to(torch.uint8) | (choice.to(torch.uint8) << 7)
+    return packed.cpu().numpy()
+
+
+def _asked(request: Request, index: int) -> _Asked:
+    row = request.rows[index]
+    end = row.start + len(row.tokens)
+    count = request.feedback_count(index) - int(row.draft != NO_TOKEN)
+    count = max(count, 0) if request.feedback else 0
+    feedback = np.arange(end - count, end, dtype=np.int64)
+    return _Asked(request, row, (request.client, row.session), end, feedback)
+
+
+def _feed(session: SessionKey, items: list[_Asked]) -> Feed:
+    """All rows of one text as one feed: later rows go on, or start over, from earlier ones."""
+    start = items[0].row.start
+    tokens: IntArray = items[0].row.tokens
+    for item in items[1:]:
+        tokens = np.concatenate([tokens[: item.row.start - start], item.row.tokens])
+    wanted = [item.feedback for item in items]
+    wanted += [np.array([item.end]) for item in items if item.row.draft != NO_TOKEN]
+    return Feed(session, start, tokens, np.unique(np.concatenate(wanted)).astype(np.int64))
+
+
+def _keys(request: Request, items: Sequence[_Asked], positions: IntArray) -> DrawKeys:
+    sessions = np.array(
+        [(request.client << 32) | item.row.session for item in items], dtype=np.uint64
+    )
+    return DrawKeys(request.seed, sessions, positions)
