@@ -1,0 +1,316 @@
+"""Labelled texts from the built-in corpus, the hub, or files: one table, cleaned.
+
+Everything is checked before any model is loaded, and a message names the setting, its value and
+what is allowed. Local data needs no network.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedhlm_app.data.text import join_text, label_slug
+from fedhlm_assets import asset_path
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["BUILTIN", "DataError", "Items", "Split", "items_from_rows", "load_items"]
+
+BUILTIN = "builtin"
+"""Name of the corpus that comes with FedHLM."""
+
+Split = Literal["train", "validation", "test"]
+
+_TOPICS = ("world", "sports", "business", "scitech")
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+_AG_NEWS_COLUMNS = ["class", "title", "description"]
+# Without a file of its own, a split is read from the one that stands nearest to it.
+_NEAREST = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "dev", "test"),
+    "test": ("test", "validation", "valid", "dev"),
+}
+
+
+class DataError(ValueError):
+    """A dataset cannot be read as the settings say."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Cleaned texts with labels.
+
+    Attributes
+    ----------
+    name : str
+        The dataset as asked for, with its split.
+    table : datasets.Dataset
+        Columns ``text`` (str, never empty) and ``label`` (int, index into ``label_names``).
+    label_names : tuple of str
+        Lower-case letters and digits only, so that a name is also its label token.
+    """
+
+    name: str
+    table: Dataset
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Give the number of items."""
+        return int(self.table.num_rows)
+
+    def texts(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:
+        """Give the texts of some rows, in the order asked for (all rows by default)."""
+        chosen = self.table if rows is None else self.table.select(_row_list(rows))
+        return list(chosen["text"])
+
+    def labels(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Give the labels of some rows, int64 [rows]."""
+        chosen = self.table if rows is None else self.table.select(_row_list(rows))
+        return np.asarray(chosen["label"], dtype=np.int64)
+
+
+def load_items(
+    dataset: str = BUILTIN,
+    split: Split = "train",
+    *,
+    text_column: str = "",
+    label_column: str = "",
+    label_names: Sequence[str] = (),
+) -> Items:
+    """Read a dataset once per process.
+
+    Parameters
+    ----------
+    dataset : str
+        ``"builtin"``; a file or a folder of csv, csv.gz, tsv, jsonl or parquet; or a hub name.
+        A folder's file is chosen by split (``train.csv.gz``, ``validation.csv.gz``); the
+        built-in corpus and a single file have one split only. A csv of three columns without
+        header, the first 1 to 4, is read as AG News' own files.
+    split : {"train", "validation", "test"}
+        Which part.
+    text_column : str
+        One or several columns, comma separated, joined in that order; by default ``text``, or
+        ``title,description``, or ``title,text``, whichever is there.
+    label_column : str
+        By default ``label``, ``topic`` or ``class``, whichever is there.
+    label_names : sequence of str
+        Names of integer labels 0, 1, ..., or the accepted ones among labels that are words;
+        found in the data by default.
+
+    Returns
+    -------
+    Items
+        Cached; rows with an empty text are left out.
+
+    Raises
+    ------
+    DataError
+        For a missing file or column, an unknown label, or a dataset without items.
+    """
+    return _load_items(dataset, split, text_column, label_column, tuple(label_names))
+
+
+@lru_cache(maxsize=8)
+def _load_items(
+    dataset: str, split: str, text_column: str, label_column: str, label_names: tuple[str, ...]
+) -> Items:
+    """Read, find the columns, and clean."""
+    if split not in _NEAREST:
+        raise DataError(f"split = {split!r} is unknown; allowed are {', '.join(_NEAREST)}")
+    name = f"{dataset} ({split})"
+    if dataset == BUILTIN:
+        name = BUILTIN
+        files = [str(asset_path(f"corpus/{topic}.jsonl")) for topic in _TOPICS]
+        raw = _read_files("json", files)
+        text_column = text_column or "title,text"
+        label_column, label_names = label_column or "topic", label_names or _TOPICS
+    elif _is_local(dataset):
+        raw, found_names = _read_local(Path(dataset).expanduser(), split)
+        label_names = label_names or found_names
+    else:
+        raw = _read_hub(dataset, split)
+    texts = _find_columns(
+        raw, "text-column", text_column, ("text", "title,description", "title,text")
+    )
+    label = _find_columns(raw, "label-column", label_column, ("label", "topic", "class"))
+    if len(label) != 1:
+        raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
+    if not label_names:
+        label_names = tuple(getattr(raw.features[label[0]], "names", None) or ())
+    columns = [raw[column] for column in texts]
+    fields = [[str(value or "") for value in row] for row in zip(*columns, strict=True)]
+    labels, names = _encode_labels(list(raw[label[0]]), label_names, name)
+    return items_from_rows(name, [join_text(row) for row in fields], labels, names)
+
+
+def items_from_rows(
+    name: str, texts: Sequence[str], labels: Sequence[int], label_names: Sequence[str]
+) -> Items:
+    """Build items from clean texts, leaving out empty ones.
+
+    Raises
+    ------
+    DataError
+        If nothing is left.
+    """
+    from datasets import Dataset
+
+    kept = [row for row, text in enumerate(texts) if text]
+    if not kept:
+        raise DataError(f"dataset = {name} holds no text; at least one item is needed")
+    table = Dataset.from_dict(
+        {"text": [texts[row] for row in kept], "label": [int(labels[row]) for row in kept]}
+    )
+    return Items(name, table, tuple(label_names))
+
+
+def _row_list(rows: Sequence[int] | np.ndarray) -> list[int]:
+    """Turn row numbers of any integer kind into plain ones, as ``Dataset.select`` wants them."""
+    return [int(row) for row in rows]
+
+
+def _is_local(dataset: str) -> bool:
+    """Tell a path from a hub name: it exists, or it can only be meant as a path."""
+    return (
+        Path(dataset).expanduser().exists()
+        or dataset.startswith((".", "/", "~"))
+        or dataset.endswith(_SUFFIXES)
+    )
+
+
+def _read_local(path: Path, split: str) -> tuple[Dataset, tuple[str, ...]]:
+    """Read a file, or a folder's file for the split; also its label names where it is AG News."""
+    if not path.exists():
+        raise DataError(
+            f"dataset = {str(path)!r} does not exist; give a file, a folder or a hub name"
+        )
+    file = path if path.is_file() else _file_of_split(path, split)
+    kind = _suffix(file)
+    if kind in (".jsonl", ".jsonl.gz"):
+        return _read_files("json", [str(file)]), ()
+    if kind == ".parquet":
+        return _read_files("parquet", [str(file)]), ()
+    separator = "\t" if kind.startswith(".tsv") else ","
+    options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
+    if _is_ag_news(file, separator):
+        raw = _read_files("csv", [str(file)], column_names=_AG_NEWS_COLUMNS, **options)
+        # AG News counts its classes from 1.
+        zero_based = raw.map(lambda row: {"class": row["class"] - 1}, keep_in_memory=True)
+        return zero_based, _TOPICS
+    return _read_files("csv", [str(file)], **options), ()
+
+
+def _file_of_split(folder: Path, split: str) -> Path:
+    """Find the one file of a folder whose name begins with the split's."""
+    readable = sorted(file for file in folder.iterdir() if _suffix(file))
+    for word in _NEAREST[split]:
+        named = [file for file in readable if file.name.lower().startswith(word)]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            raise DataError(
+                f"dataset = {str(folder)!r} holds several files for split {split!r}: "
+                f"{', '.join(file.name for file in named)}; keep one"
+            )
+    raise DataError(
+        f"dataset = {str(folder)!r} holds no file for split {split!r}; allowed are files named "
+        f"{' or '.join(_NEAREST[split])} with one of {', '.join(_SUFFIXES)}"
+    )
+
+
+def _suffix(file: Path) -> str:
+    """Give the known suffix of a file, empty if unknown."""
+    matching = [suffix for suffix in _SUFFIXES if file.name.lower().endswith(suffix)]
+    return max(matching, key=len, default="")
+
+
+def _is_ag_news(file: Path, separator: str) -> bool:
+    """Recognise AG News' own layout: no header, class 1 to 4, title, description."""
+    with _open_text(file) as opened:
+        first = next(csv.reader(opened, delimiter=separator), [])
+    return len(first) == len(_AG_NEWS_COLUMNS) and first[0] in {"1", "2", "3", "4"}
+
+
+def _open_text(file: Path) -> Any:
+    """Open a text file that may be gzipped."""
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rt", encoding="utf-8", newline="")
+    return file.open("r", encoding="utf-8", newline="")
+
+
+def _read_files(kind: str, files: list[str], **options: Any) -> Dataset:
+    """Read local files with one of the readers of `datasets`, without a progress bar."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(kind, data_files=files, split="train", **options)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise DataError(f"dataset files {', '.join(files)} cannot be read: {error}") from error
+
+
+def _read_hub(dataset: str, split: str) -> Dataset:
+    """Read a dataset of the hub; the only branch that may use the network."""
+    import datasets
+
+    for word in _NEAREST[split]:
+        try:
+            return datasets.load_dataset(dataset, split=word)
+        except ValueError as error:
+            if "split" not in str(error):
+                raise DataError(f"dataset = {dataset!r} cannot be read: {error}") from error
+        except (OSError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                f"dataset = {dataset!r} is neither a file or folder here nor readable from the "
+                f"hub: {error}; allowed are 'builtin', a path, or a hub name"
+            ) from error
+    raise DataError(f"dataset = {dataset!r} has no split for {split!r}; tried {_NEAREST[split]}")
+
+
+def _find_columns(raw: Dataset, setting: str, asked: str, defaults: tuple[str, ...]) -> list[str]:
+    """Find the columns that a setting names, or the first default that is there."""
+    present = list(raw.column_names)
+    for candidate in (asked,) if asked else defaults:
+        columns = [column.strip() for column in candidate.split(",")]
+        if all(column in present for column in columns):
+            return columns
+    wanted = repr(asked) if asked else f"not set, and none of {', '.join(defaults)} is there"
+    raise DataError(f"{setting} = {wanted}; the dataset's columns are {', '.join(present)}")
+
+
+def _encode_labels(
+    raw: list[Any], names: tuple[str, ...], dataset: str
+) -> tuple[list[int], tuple[str, ...]]:
+    """Turn labels (numbers or words) into indices into slugs."""
+    if not raw:
+        raise DataError(f"dataset = {dataset} is empty; at least one item is needed")
+    numeric = all(isinstance(value, (int, np.integer)) for value in raw)
+    if numeric:
+        slugs = tuple(map(label_slug, names)) or tuple(f"label{n}" for n in range(max(raw) + 1))
+        allowed = range(len(slugs))
+        bad = [value for value in raw if value not in allowed]
+        encoded = [int(value) for value in raw]
+    else:
+        slugs = tuple(map(label_slug, names)) or tuple(sorted({label_slug(str(v)) for v in raw}))
+        index = {slug: position for position, slug in enumerate(slugs)}
+        bad = [value for value in raw if label_slug(str(value)) not in index]
+        encoded = [index.get(label_slug(str(value)), -1) for value in raw]
+    if bad:
+        raise DataError(
+            f"dataset = {dataset} has label {bad[0]!r}; allowed are "
+            f"{', '.join(slugs)}" + (f" (0 to {len(slugs) - 1})" if numeric else "")
+        )
+    if len(set(slugs)) != len(slugs) or "" in slugs:
+        raise DataError(
+            f"label-names {names!r} of dataset {dataset} become {slugs!r} as lower-case letters "
+            f"and digits; these must be distinct and not empty"
+        )
+    return encoded, slugs

@@ -1,0 +1,160 @@
+"""``fedhlm pair``: train, distil, evaluate and pack a model pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedhlm_app.pair.recipe import PairTraining
+
+__all__ = ["pair_app"]
+
+pair_app = typer.Typer(help="Train, distil, evaluate and pack a model pair.", no_args_is_help=True)
+
+_Dataset = Annotated[str, typer.Option(help="builtin, a file, a folder, or a hub name.")]
+_Out = Annotated[Path, typer.Option(help="Folder to write; an unfinished one is resumed.")]
+_Text = Annotated[str, typer.Option(help="Text columns, comma separated; found by default.")]
+_Label = Annotated[str, typer.Option(help="Label column; found by default.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of weights and order of articles.")]
+_Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorch's choice.")]
+_Steps = Annotated[int, typer.Option(min=0, help="Steps of the distillation.")]
+_Weight = Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of KL to the LLM.")]
+_Every = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+
+
+@pair_app.command()
+def train(
+    dataset: _Dataset,
+    out: _Out,
+    llm_steps: Annotated[int, typer.Option(min=0, help="Steps of the LLM.")] = 5933,
+    slm_steps: Annotated[int, typer.Option(min=0, help="Steps of the SLM.")] = 2115,
+    distil_steps: _Steps = 2400,
+    distil_weight: _Weight = 0.8,
+    text_column: _Text = "",
+    label_column: _Label = "",
+    seed: _Seed = 1,
+    threads: _Threads = 0,
+    checkpoint_every: _Every = 200,
+) -> None:
+    """Train tokenizer, LLM and SLM, and distil the LLM into the SLM; resumes by itself."""
+    from fedhlm_app.pair.pipeline import train_pair
+
+    settings = _settings(dataset, out, text_column, label_column, seed, threads, checkpoint_every)
+    settings = dataclasses.replace(
+        settings,
+        llm=dataclasses.replace(settings.llm, steps=llm_steps),
+        slm=dataclasses.replace(settings.slm, steps=slm_steps),
+        distil=dataclasses.replace(settings.distil, steps=distil_steps, distillation=distil_weight),
+    )
+    _print_report(train_pair(settings).folder)
+
+
+@pair_app.command()
+def distil(
+    slm: Annotated[str, typer.Option(help="Folder or hub name of the SLM to go on from.")],
+    llm: Annotated[str, typer.Option(help="Folder or hub name of the LLM to learn from.")],
+    dataset: _Dataset,
+    out: _Out,
+    steps: _Steps = 2400,
+    peak_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
+    weight: _Weight = 0.8,
+    text_column: _Text = "",
+    label_column: _Label = "",
+    seed: _Seed = 1,
+    threads: _Threads = 0,
+    checkpoint_every: _Every = 200,
+) -> None:
+    """Go on training an SLM towards an LLM; resumes by itself."""
+    from fedhlm_app.pair.pipeline import distil_pair
+
+    settings = _settings(dataset, out, text_column, label_column, seed, threads, checkpoint_every)
+    recipe = dataclasses.replace(
+        settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight
+    )
+    _print_report(distil_pair(slm, llm, dataclasses.replace(settings, distil=recipe)).folder)
+
+
+@pair_app.command()
+def evaluate(
+    dataset: _Dataset,
+    slm: Annotated[str, typer.Option(help="builtin, a folder, or a hub name.")] = "builtin",
+    llm: Annotated[str, typer.Option(help="builtin, a folder, or a hub name.")] = "builtin",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    text_column: _Text = "",
+    label_column: _Label = "",
+    rows: Annotated[int, typer.Option(min=0, help="First rows to measure on; 0: all.")] = 0,
+    threads: _Threads = 0,
+) -> None:
+    """Print a pair's figures on held-out articles as JSON."""
+    import torch
+
+    from fedhlm_app.data import load_items
+    from fedhlm_app.pair.figures import evaluate_pair, rounded
+    from fedhlm_app.pair.load import load_pair
+
+    if threads:
+        torch.set_num_threads(threads)
+    items = load_items(
+        dataset,
+        split,  # type: ignore[arg-type]
+        text_column=text_column,
+        label_column=label_column,
+    )
+    pair = load_pair(slm, llm, label_names=items.label_names)
+    figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, items, rows=rows)
+    typer.echo(json.dumps(rounded(figures), indent=2))
+
+
+@pair_app.command()
+def pack(
+    source: Annotated[Path, typer.Option(help="Folder of a saved model.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    group_size: Annotated[
+        int, typer.Option(min=0, help="Weights that share a scale; 0 keeps fp16.")
+    ] = 48,
+    keep_embedding: Annotated[bool, typer.Option(help="Keep the embedding fp16.")] = True,
+) -> None:
+    """Store a model's matrices as 8-bit rows with fp16 scales."""
+    from fedhlm_app.pair.packing import pack_model
+
+    keep = ("model.embed_tokens.weight",) if keep_embedding else ()
+    size = pack_model(source, out, group_size, keep)
+    typer.echo(f"{out}: {size:,} bytes of weights")
+
+
+def _settings(
+    dataset: str,
+    out: Path,
+    text_column: str,
+    label_column: str,
+    seed: int,
+    threads: int,
+    checkpoint_every: int,
+) -> PairTraining:
+    """Gather what both trainings share."""
+    from fedhlm_app.pair.recipe import PairTraining
+
+    return PairTraining(
+        dataset=dataset,
+        out=str(out),
+        text_column=text_column,
+        label_column=label_column,
+        seed=seed,
+        threads=threads,
+        checkpoint_every=checkpoint_every,
+    )
+
+
+def _print_report(folder: Path) -> None:
+    """Print the figures that a training wrote."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    typer.echo(json.dumps(report["figures"], indent=2))
+
+
+if __name__ == "__main__":
+    pair_app()

@@ -1,0 +1,198 @@
+"""What a pair is worth on held-out articles: each model alone, and how far they agree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedhlm_app.data import Items
+from fedhlm_app.pair.load import PairError, label_tokens
+from fedhlm_app.pair.sequences import Batch, batch_of, batches_by_length, encode_articles
+
+__all__ = ["ModelFigures", "PairFigures", "evaluate_pair", "rounded"]
+
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model, teacher-forced.
+
+    Attributes
+    ----------
+    parameters : int
+        Weights, tied ones once.
+    perplexity : float
+        exp of the mean loss over every predicted token: text, topic, label and eos.
+    token_accuracy : float
+        Share of those tokens that are the model's top-1, in [0, 1].
+    label_accuracy : float
+        Share of articles whose label has the largest logit among the labels, in [0, 1].
+    """
+
+    parameters: int
+    perplexity: float
+    token_accuracy: float
+    label_accuracy: float
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Both models on the same articles.
+
+    Attributes
+    ----------
+    slm, llm : ModelFigures
+        Each alone.
+    same_top1 : float
+        Share of tokens where both have the same top-1, in [0, 1].
+    total_variation : float
+        Mean total variation distance between their laws at temperature 1, in [0, 1]. It is
+        also the mean rejection probability of a sampled draft.
+    same_label : float
+        Share of articles with the same label from both, in [0, 1].
+    articles, tokens : int
+        How many were measured.
+    """
+
+    slm: ModelFigures
+    llm: ModelFigures
+    same_top1: float
+    total_variation: float
+    same_label: float
+    articles: int
+    tokens: int
+
+
+class _Sums:
+    """Running sums of one model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.log_loss = 0.0
+        self.correct = 0
+        self.labels_right = 0
+
+    def figures(self, tokens: int, articles: int) -> ModelFigures:
+        parameters = {id(p): p.numel() for p in self.model.parameters()}
+        return ModelFigures(
+            parameters=sum(parameters.values()),
+            perplexity=math.exp(self.log_loss / tokens),
+            token_accuracy=self.correct / tokens,
+            label_accuracy=self.labels_right / articles,
+        )
+
+
+def evaluate_pair(
+    slm: PreTrainedModel,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    text_tokens: int = 92,
+    rows: int = 0,
+) -> PairFigures:
+    """Measure a pair.
+
+    Parameters
+    ----------
+    slm, llm : PreTrainedModel
+        Models of one tokenizer.
+    tokenizer : PreTrainedTokenizerBase
+        That tokenizer.
+    items : Items
+        Held-out articles.
+    text_tokens : int
+        Most tokens of text in a sequence.
+    rows : int
+        First rows to measure on; 0 for all.
+
+    Returns
+    -------
+    PairFigures
+        Figures over all predicted tokens.
+
+    Raises
+    ------
+    PairError
+        If the models' vocabularies differ in size.
+    """
+    sizes = (slm.config.vocab_size, llm.config.vocab_size)
+    if sizes[0] != sizes[1]:
+        raise PairError(f"slm has {sizes[0]} token ids and llm {sizes[1]}; they must be equal")
+    sequences = encode_articles(items, tokenizer, text_tokens)[: rows or None]
+    answers = torch.tensor(list(label_tokens(tokenizer, items.label_names).values()))
+    after_label = 0 if tokenizer.eos_token_id is None else 1
+    small, large = _Sums(slm), _Sums(llm)
+    same_top1 = same_label = tokens = 0
+    total_variation = 0.0
+    for chosen in batches_by_length([len(sequence) for sequence in sequences], _BATCH):
+        batch = batch_of([sequences[row] for row in chosen], 0, after_label)
+        with torch.inference_mode():
+            laws = [_measure(sums, batch, answers) for sums in (small, large)]
+        tokens += len(laws[0].law)
+        same_top1 += int((laws[0].top == laws[1].top).sum())
+        same_label += int((laws[0].label == laws[1].label).sum())
+        total_variation += float((laws[0].law - laws[1].law).abs().sum()) / 2.0
+    return PairFigures(
+        slm=small.figures(tokens, len(sequences)),
+        llm=large.figures(tokens, len(sequences)),
+        same_top1=same_top1 / tokens,
+        total_variation=total_variation / tokens,
+        same_label=same_label / len(sequences),
+        articles=len(sequences),
+        tokens=tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A model on a batch: laws [tokens, vocab], top-1 [tokens], labels [rows]."""
+
+    law: torch.Tensor
+    top: torch.Tensor
+    label: torch.Tensor
+
+
+def _measure(sums: _Sums, batch: Batch, answers: torch.Tensor) -> _Measured:
+    """Add a batch to a model's sums."""
+    device = sums.model.device
+    output = sums.model(
+        input_ids=batch.tokens.to(device), attention_mask=batch.mask.to(device).long()
+    )
+    logits = output.logits.float().cpu()  # [rows, length, vocab]
+    rows = torch.arange(len(batch.tokens))
+    label = logits[rows, batch.label_positions - 1][:, answers].argmax(dim=1)
+    truth = batch.tokens[rows, batch.label_positions]
+    sums.labels_right += int((answers[label] == truth).sum())
+    predicted = batch.mask[:, 1:]
+    log_law = logits[:, :-1][predicted].log_softmax(dim=-1)  # [tokens, vocab]
+    targets = batch.tokens[:, 1:][predicted]
+    sums.log_loss -= float(log_law.gather(1, targets[:, None]).double().sum())
+    top = log_law.argmax(dim=-1)
+    sums.correct += int((top == targets).sum())
+    return _Measured(log_law.exp(), top, label)
+
+
+def rounded(figures: PairFigures) -> dict[str, object]:
+    """Give the figures as plain values for JSON, to four decimals."""
+
+    def model(one: ModelFigures) -> dict[str, float]:
+        return {
+            "parameters": one.parameters,
+            "perplexity": round(one.perplexity, 3),
+            "token_accuracy": round(one.token_accuracy, 4),
+            "label_accuracy": round(one.label_accuracy, 4),
+        }
+
+    return {
+        "slm": model(figures.slm),
+        "llm": model(figures.llm),
+        "same_top1": round(figures.same_top1, 4),
+        "total_variation": round(figures.total_variation, 4),
+        "same_label": round(figures.same_label, 4),
+        "articles": figures.articles,
+        "tokens": figures.tokens,
+    }

@@ -1,0 +1,218 @@
+"""The stages of making a pair: tokenizer, LLM, SLM, distillation; each resumes by itself.
+
+Folder layout: ``tokenizer/``, ``checkpoints/``, ``slm/``, ``llm/``, ``MODEL_CARD.md`` and
+``report.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from fedhlm_app.data import load_items
+from fedhlm_app.pair.card import model_card
+from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
+from fedhlm_app.pair.load import check_same_tokenizer, load_tokenizer
+from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
+from fedhlm_app.pair.sequences import encode_articles
+from fedhlm_app.pair.tokenizer import train_tokenizer
+from fedhlm_app.pair.training import new_model, run_stage, write_atomically
+
+__all__ = ["PairReport", "distil_pair", "train_pair"]
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What a training gave.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the pair is; ``slm`` and ``llm`` in it load like any model folder.
+    figures : PairFigures
+        On the validation split.
+    stages : dict
+        Per optimised stage: steps, tokens, seconds, last loss.
+    """
+
+    folder: Path
+    figures: PairFigures
+    stages: dict[str, dict[str, float]]
+
+
+def train_pair(settings: PairTraining) -> PairReport:
+    """Train a pair from nothing; called again, go on where the last call stopped.
+
+    Parameters
+    ----------
+    settings : PairTraining
+        Recipe, data and folder.
+
+    Returns
+    -------
+    PairReport
+        Also written to ``report.json`` and ``MODEL_CARD.md`` in the folder.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be read or the folder holds checkpoints of other settings.
+    """
+    _use_threads(settings.threads)
+    out = Path(settings.out)
+    items = load_items(
+        settings.dataset,
+        "train",
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+    )
+    if (out / "tokenizer" / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(str(out / "tokenizer"))
+    else:
+        tokenizer = train_tokenizer(
+            items.texts(), items.label_names, settings.vocabulary, out / "tokenizer"
+        )
+    sequences = encode_articles(items, tokenizer, settings.text_tokens)
+    stages: dict[str, dict[str, float]] = {}
+    models: dict[str, PreTrainedModel] = {}
+    for name, shape, recipe in (
+        ("llm", settings.llm_shape, settings.llm),
+        ("slm", settings.slm_shape, settings.slm),
+    ):
+        models[name] = _fresh(shape, tokenizer, settings)
+        stages[name] = _stage(name, models[name], recipe, sequences, settings, tokenizer, None)
+    if settings.distil.steps:
+        stages["distil"] = _stage(
+            "distil", models["slm"], settings.distil, sequences, settings, tokenizer, models["llm"]
+        )
+    for name, model in models.items():
+        _save_model(model, tokenizer, out / name)
+    return _report(settings, models["slm"], models["llm"], tokenizer, stages)
+
+
+def distil_pair(
+    slm: str, llm: str, settings: PairTraining, stop_after: int | None = None
+) -> PairReport:
+    """Go on training an SLM towards an LLM, without touching the LLM.
+
+    Parameters
+    ----------
+    slm, llm : str
+        Model folders or hub names with one tokenizer.
+    settings : PairTraining
+        Data, folder, and the recipe of its ``distil`` stage.
+    stop_after : int, optional
+        Stop with a checkpoint after this step.
+
+    Returns
+    -------
+    PairReport
+        The distilled SLM is in ``slm`` of the folder.
+    """
+    check_same_tokenizer(slm, llm)
+    _use_threads(settings.threads)
+    tokenizer = load_tokenizer(llm)
+    items = load_items(
+        settings.dataset,
+        "train",
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+    )
+    sequences = encode_articles(items, tokenizer, settings.text_tokens)
+    student = AutoModelForCausalLM.from_pretrained(slm, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+    teacher.train(False)
+    done = _stage(
+        "distil", student, settings.distil, sequences, settings, tokenizer, teacher, stop_after
+    )
+    _save_model(student, tokenizer, Path(settings.out) / "slm")
+    return _report(settings, student, teacher, tokenizer, {"distil": done})
+
+
+def _use_threads(threads: int) -> None:
+    """Limit PyTorch's threads where the settings say so."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _fresh(
+    shape: ModelShape, tokenizer: PreTrainedTokenizerBase, settings: PairTraining
+) -> PreTrainedModel:
+    """Create a model whose positions hold a whole sequence, rounded up to a multiple of 64."""
+    positions = -(-(settings.text_tokens + 4) // 64) * 64
+    pad, bos, eos = (
+        int(token)
+        for token in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    )
+    return new_model(shape, len(tokenizer), positions, settings.seed, (pad, bos, eos))
+
+
+def _stage(
+    name: str,
+    model: PreTrainedModel,
+    recipe: StageRecipe,
+    sequences: list[np.ndarray],
+    settings: PairTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None,
+    stop_after: int | None = None,
+) -> dict[str, float]:
+    """Run one stage with the settings' folder and seed."""
+    return run_stage(
+        name,
+        model,
+        recipe,
+        sequences,
+        Path(settings.out) / "checkpoints",
+        seed=settings.seed,
+        pad=int(tokenizer.pad_token_id or 0),
+        teacher=teacher,
+        bfloat16=settings.bfloat16,
+        checkpoint_every=settings.checkpoint_every,
+        stop_after=stop_after,
+    )
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save fp16 weights and the tokenizer, without changing the model in memory."""
+    state = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float16"
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    tokenizer.save_pretrained(folder)
+
+
+def _report(
+    settings: PairTraining,
+    slm: PreTrainedModel,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stages: dict[str, dict[str, float]],
+) -> PairReport:
+    """Measure the pair and write report and model card."""
+    held_out = load_items(
+        settings.dataset,
+        "validation",
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+    )
+    figures = evaluate_pair(
+        slm, llm, tokenizer, held_out, settings.text_tokens, settings.validation_rows
+    )
+    out = Path(settings.out)
+    report: dict[str, Any] = {
+        "settings": dataclasses.asdict(settings),
+        "stages": stages,
+        "figures": rounded(figures),
+    }
+    write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(out / "MODEL_CARD.md", model_card(settings, figures, stages))
+    return PairReport(out, figures, stages)
