@@ -246,13 +246,13 @@ class BitReader:
         """Read ``count`` values of ``width`` bits (0 to 48) as int64."""
         if width == 0 or count == 0:
             return np.zeros(count, dtype=np.int64)
+        if width in (8, 16, 32):
+            return self._octets(count * width // 8).view(f">u{width // 8}").astype(np.int64)
         container = 1 if width <= 8 else 2 if width <= 16 else 4 if width <= 32 else 8
         bits = self.bits(count * width).reshape(count, width)
-        if width != 8 * container:
-            padded = np.zeros((count, 8 * container), dtype=np.uint8)
-            padded[:, 8 * container - width :] = bits
-            bits = padded
-        return np.packbits(bits, axis=1).reshape(-1).view(f">u{container}").astype(np.int64)
+        padded = np.zeros((count, 8 * container), dtype=np.uint8)
+        padded[:, 8 * container - width :] = bits
+        return np.packbits(padded, axis=1).reshape(-1).view(f">u{container}").astype(np.int64)
 
     def golomb_array(self, count: int, order: int) -> IntArray:
         """Read ``count`` exponential Golomb codes as int64."""
@@ -306,6 +306,17 @@ class BitReader:
         if self.remaining >= 8 or (self.remaining and self.uint(self.remaining)):
             raise TrailingData(f"{self.remaining} bits follow the end of the message")
 
+    def _octets(self, count: int) -> npt.NDArray[np.uint8]:
+        # Whole octets need no unpacking: what straddles two bytes is shifted together.
+        self._require(8 * count)
+        first, offset = self._position >> 3, self._position & 7
+        size = count + (offset > 0)
+        octets = np.frombuffer(self._payload, dtype=np.uint8, count=size, offset=first)
+        self._position += 8 * count
+        if not offset:
+            return octets
+        return (octets[:-1] << np.uint8(offset)) | (octets[1:] >> np.uint8(8 - offset))
+
     def _peek(self, count: int) -> BitArray:
         first, stop = self._position >> 3, (self._position + count + 7) >> 3
         octets = np.frombuffer(self._payload, dtype=np.uint8, count=stop - first, offset=first)
@@ -319,15 +330,17 @@ class BitReader:
     def _unary(self, count: int, longest: int) -> IntArray:
         # The run's length is not known: look at a likely stretch first, then at twice as much.
         self._require(count)
-        longest = min(longest, self.remaining)
-        stretch = min(3 * count + 64, longest)
+        last = min(longest, self.remaining)
+        stretch = min(3 * count + 64, last)
         while True:
             ones = np.flatnonzero(self._peek(stretch))
             if ones.size >= count:
                 break
             if stretch == longest:
+                raise InvalidField(f"{count} numbers take more than {longest} bits of prefix")
+            if stretch == last:
                 raise TruncatedMessage(f"a run of {count} numbers does not end in the message")
-            stretch = min(2 * stretch, longest)
+            stretch = min(2 * stretch, last)
         self._position += int(ones[count - 1]) + 1
         return np.diff(ones[:count], prepend=-1) - 1
 
