@@ -1,8 +1,8 @@
 """Policies: which drafts a device keeps, and what it learns as one flat array.
 
-Every baseline is a policy of the same router rather than a second loop: `never` escalates
-nothing (SLM only), `always` everything (HLM), `random` a share (Rand-HLM), `threshold` what is
-too uncertain (FedHLM), `u-hlm` the same with a threshold from U-HLM's line, `router` what a
+Every baseline is a policy of the same router rather than a second loop: `always` keeps every
+draft (SLM only), `never` keeps none (HLM), `random` escalates a share (Rand-HLM), `threshold` what
+is too uncertain (FedHLM), `u-hlm` the same with a threshold from U-HLM's line, `router` what a
 learned model expects the LLM to reject.
 """
 
@@ -103,7 +103,7 @@ class FixedPolicy:
     needs_uniforms = False
 
     def __init__(self, kept: bool) -> None:
-        self.name = "never" if kept else "always"
+        self.name = "always" if kept else "never"
         self._kept = kept
         self.parameters = np.zeros(0)
 

@@ -1,0 +1,155 @@
+"""The LLM service as a Ray actor: one process that all simulated devices talk to.
+
+Ray restarts the actor when it dies; its sessions are gone then, and devices send their prefixes
+again. Requests that wait together are answered from the same forward passes, unless a run must
+repeat bit for bit: float sums depend on the shape of a batch, so each request is then a batch of
+its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hlm.wire import WireError
+from servers.llm import LanguageModelService
+
+
+class RequestBatcher:
+    """Collects requests that arrive close together and answers them at once.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Does the work, in a thread of its own.
+    wait : float
+        Seconds a request waits for company, >= 0.
+    most : int
+        Most requests answered at once; 1 keeps each request a batch of its own.
+    """
+
+    def __init__(self, service: LanguageModelService, wait: float = 0.0, most: int = 64) -> None:
+        if wait < 0 or most < 1:
+            raise ValueError(f"wait = {wait}, most = {most}: must be at least 0 and 1")
+        self.service = service
+        self.wait = wait
+        self.most = most
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
+        self._queue: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Answer one request.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid request.
+        """
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        await self._queue.put((payload, answer))
+        return await answer
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            if self.most > 1 and self.wait > 0 and self._queue.empty():
+                await asyncio.sleep(self.wait)
+            while len(batch) < self.most and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            payloads = [payload for payload, _ in batch]
+            answers = await loop.run_in_executor(self._thread, self._answer, payloads)
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():  # the caller has given up
+                    continue
+                if isinstance(answer, BaseException):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+    def _answer(self, payloads: list[bytes]) -> list[bytes | BaseException]:
+        """Answer each; a bad request spoils no other."""
+        from hlm.wire import encode_reply
+
+        answers: list[bytes | BaseException] = [WireError("not answered")] * len(payloads)
+        good = []
+        for index, payload in enumerate(payloads):
+            try:
+                good.append((index, self.service.read(payload)))
+            except WireError as error:
+                answers[index] = error
+        try:
+            replies = self.service.answer([request for _, request in good])
+        except Exception as error:  # the callers must hear of it, whatever it is
+            for index, _ in good:
+                answers[index] = error
+            return answers
+        for (index, request), reply in zip(good, replies, strict=True):
+            answers[index] = encode_reply(reply, request)
+        return answers
+
+
+class LanguageModelActor:
+    """What runs inside the Ray actor.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the service, in the actor's own process.
+    wait : float
+        Seconds a request waits for company.
+    most : int
+        Most requests answered at once.
+    threads : int
+        Threads of the tensor library, >= 1.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], LanguageModelService],
+        wait: float = 0.0,
+        most: int = 64,
+        threads: int = 1,
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._batcher = RequestBatcher(build(), wait, most)
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Answer one request (see `RequestBatcher.exchange`)."""
+        return await self._batcher.exchange(payload)
+
+    async def stats(self) -> dict[str, float]:
+        """Counters of the engine since this process started."""
+        return dict(vars(self._batcher.service.engine.stats))
+
+
+def start_actor(
+    build: Callable[[], LanguageModelService],
+    name: str,
+    namespace: str,
+    wait: float = 0.0,
+    most: int = 64,
+    threads: int = 1,
+) -> Any:
+    """Start the named actor, or find it if it is there; returns its Ray handle.
+
+    It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever.
+    """
+    import ray
+
+    # Ray has no types that mypy follows here.
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(LanguageModelActor)
+    return actor.options(
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_concurrency=1000,
+    ).remote(build, wait, most, threads)
