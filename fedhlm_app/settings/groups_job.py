@@ -37,6 +37,9 @@ class JobGroup(Group):
     evaluate_prompts: int = setting(
         4, "held-out prompts per client and evaluation", unit="prompts", at_least=1
     )
+    workers: int = setting(
+        0, "client processes at once in `fedhlm run`; 0: one per core", unit="processes", at_least=0
+    )
     token_log: bool = setting(False, "write tokens.parquet, one row per routed token")
     checkpoint: bool = setting(False, "save the server's state after every round, for resume")
 

@@ -1,0 +1,201 @@
+"""One run from start to end: start `flwr run`, follow it, and say truthfully how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhlm_app.launch.app_folder import Components, write_app
+from fedhlm_app.launch.failure import last_errors
+from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLink, program
+from fedhlm_app.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
+from fedhlm_app.settings import Settings
+
+__all__ = ["Components", "LaunchError", "RunResult", "launch"]
+
+LOG = "flower.log"
+"""What ServerApp and ClientApps print, as `flwr run --stream` gives it."""
+SUPERLINK_LOG = "superlink.log"
+_POLL_SECONDS = 0.3
+_FINISHED = "finished:"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: RunFolder
+    status: str  # Flower's: finished:completed, finished:failed or finished:stopped
+    details: str  # what Flower says about a failure; empty when there was none
+    errors: tuple[str, ...]  # last lines of the log that name an error
+    summary: dict[str, Any] | None  # summary.json; None when the run wrote none
+    seconds: float  # wall clock, start and end of Flower and Ray included
+
+    @property
+    def ok(self) -> bool:
+        """True when Flower says so and the run wrote its summary."""
+        return self.status == "finished:completed" and self.summary is not None
+
+
+def launch(
+    settings: Settings,
+    *,
+    on_progress: Callable[[Progress | None], None] | None = None,
+    components: Components = Components(),  # noqa: B008
+    environ: Mapping[str, str] | None = None,
+) -> RunResult:
+    """Run the app on a private local SuperLink and wait for its end.
+
+    Every process it starts is ended before it returns or raises, also on Ctrl-C.
+
+    Parameters
+    ----------
+    settings : Settings
+        All settings, paths absolute; checked against the disk before anything starts.
+    on_progress : Callable[[Progress | None], None] | None
+        Called about three times a second with the run's progress, None before its first round.
+    components : Components
+        ServerApp and ClientApp.
+    environ : Mapping[str, str] | None
+        Environment; `os.environ` when None.
+
+    Returns
+    -------
+    RunResult
+        How it ended; a failed run is a result, not an exception.
+
+    Raises
+    ------
+    SettingsError
+        A file or folder in the settings does not exist.
+    LaunchError
+        Flower could not be started, or stopped answering.
+    """
+    settings.check_paths()
+    started = time.monotonic()
+    folder = RunFolder.create(settings, {})
+    log = folder.path / LOG
+    base = dict(os.environ if environ is None else environ)
+    base[RUN_FOLDER_VARIABLE] = str(folder.path)
+    with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
+        app = write_app(superlink.folder / "fedhlm", components)
+        run_id = _follow(superlink, app, settings, folder, on_progress)
+        status, details = _status(superlink, run_id)
+    summary = folder.summary() if status == "finished:completed" else None
+    completed = summary is not None
+    if status == "finished:completed" and not completed:
+        details = "the run ended without a summary"
+    errors = () if completed else tuple(last_errors(log.read_text("utf-8", errors="replace")))
+    return RunResult(folder, status, details, errors, summary, time.monotonic() - started)
+
+
+def _follow(
+    superlink: PrivateSuperLink,
+    app: Path,
+    settings: Settings,
+    folder: RunFolder,
+    on_progress: Callable[[Progress | None], None] | None,
+) -> str:
+    """Start the run, report its progress until its log ends, and return its number."""
+    output = folder.path / LOG
+    # A resumed run adds to the log of the one it continues.
+    before = output.stat().st_size if output.exists() else 0
+    with output.open("ab") as handle:
+        command = subprocess.Popen(
+            _flwr_run(app, settings, superlink.folder),
+            cwd=superlink.folder / "work",
+            env=superlink.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while command.poll() is None:
+            if (code := superlink.exit_code()) is not None:
+                raise LaunchError(
+                    f"Flower's SuperLink died with status {code} during the run; "
+                    f"its log is {superlink.log}"
+                )
+            if on_progress is not None:
+                on_progress(folder.progress())
+            time.sleep(_POLL_SECONDS)
+    if on_progress is not None:
+        on_progress(folder.progress())
+    text = output.read_bytes()[before:].decode("utf-8", errors="replace")
+    if (run_id := _run_id(text)) is None:
+        raise LaunchError("`flwr run` did not start the run: " + " ".join(text.split())[-600:])
+    return run_id
+
+
+def _flwr_run(app: Path, settings: Settings, scratch: Path) -> list[str]:
+    # A TOML file rather than words on a command line: any text survives it unquoted.
+    overrides = scratch / "overrides.toml"
+    overrides.write_text(
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.changed().items()),
+        encoding="utf-8",
+    )
+    return [
+        program("flwr"),
+        "run",
+        str(app),
+        CONNECTION,
+        "--stream",
+        "--run-config",
+        str(overrides),
+        "--federation-config",
+        _federation(settings),
+    ]
+
+
+def _federation(settings: Settings) -> str:
+    """Return the simulation's size: a SuperNode per client, a client process per worker."""
+    workers = min(settings.workers or cores(), settings.clients)
+    # Flower counts whole CPUs; Ray may be told of more than there are.
+    return (
+        f"num-supernodes={settings.clients} client-resources-num-cpus=1 "
+        f"client-resources-num-gpus=0.0 init-args-num-cpus={workers}"
+    )
+
+
+def _run_id(text: str) -> str | None:
+    for line in text.splitlines():
+        _, found, rest = line.partition("Successfully started run ")
+        if found:
+            return rest.split()[0]
+    return None
+
+
+def _status(superlink: PrivateSuperLink, run_id: str, patience: float = 60.0) -> tuple[str, str]:
+    """Return Flower's own word on the run, as `flwr list` gives it: status and details.
+
+    `flwr run` exits 0 whatever happened, so this is the only truth.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        answer = subprocess.run(
+            [program("flwr"), "list", CONNECTION, "--run-id", run_id, "--format", "json"],
+            cwd=superlink.folder / "work",
+            env=superlink.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patience,
+            check=False,
+        )
+        found = json.loads(answer.stdout or "{}")
+        runs = found.get("runs", [])
+        if runs and runs[0]["status"].startswith(_FINISHED):
+            details = runs[0]["status-details"]
+            return runs[0]["status"], "" if details == "N/A" else details
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"Flower's word on run {run_id} did not come: "
+                + (answer.stderr or answer.stdout).strip()[-400:]
+            )
+        time.sleep(1.0)

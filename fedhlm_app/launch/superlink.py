@@ -1,0 +1,191 @@
+"""A SuperLink for one run: own folder, own port, own Ray, gone with the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+
+from fedhlm_app.launch.app_folder import code_root
+from fedhlm_app.launch.processes import LAUNCH_VARIABLE, die_with_parent, end_all, free_port
+from fedhlm_app.settings import Settings
+from fedhlm_app.settings.sources import without_settings
+
+CONNECTION = "private"
+"""Name of the SuperLink in its own Flower configuration."""
+
+_START_SECONDS = 60.0
+
+
+class LaunchError(RuntimeError):
+    """A run could not be started or followed; the message says what happened."""
+
+
+class PrivateSuperLink:
+    """A SuperLink in simulation mode that serves one run; a context manager.
+
+    Flower's own local SuperLink is a daemon on a fixed port that outlives the command and keeps
+    the folder, environment and Ray cluster of its first call. This one has everything to itself.
+
+    Parameters
+    ----------
+    log : Path
+        File that receives what SuperLink, ServerApp and clients print.
+    environ : Mapping[str, str]
+        Environment to start from.
+    """
+
+    def __init__(self, log: Path, environ: Mapping[str, str]) -> None:
+        self.log = log
+        self.launch = uuid.uuid4().hex
+        # Ray's sockets lie below this folder and a socket's path may have 107 characters:
+        # a long TMPDIR would leave no room.
+        parent = "/tmp" if os.access("/tmp", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="fedhlm-", dir=parent))
+        self.environ = self._environment(environ)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._handle: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def exit_code(self) -> int | None:
+        """Return the SuperLink's exit status if it has died, else None."""
+        return None if self._process is None else self._process.poll()
+
+    def close(self) -> None:
+        """End every process of this launch and remove its folder."""
+        try:
+            if self._process is not None:
+                end_all(self.launch)
+                self._process.wait(timeout=10)
+        finally:
+            if self._handle is not None:
+                self._handle.close()
+            # Ray's last writers may still hold files here; what stays is in the temporary folder.
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        work = self.folder / "work"
+        work.mkdir()
+        self._handle = self.log.open("ab")
+        # The port is free when it is chosen but may be taken before it is used.
+        for _ in range(3):
+            port = free_port()
+            self._process = subprocess.Popen(
+                [
+                    program("flower-superlink"),
+                    "--insecure",
+                    "--simulation",
+                    "--host=127.0.0.1",
+                    f"--port={port}",
+                    "--disable-runtime-dependency-installation",
+                ],
+                cwd=work,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=self._handle,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+            if self._answers(port):
+                self._write_connection(port)
+                return
+        raise LaunchError(
+            f"Flower's SuperLink ended with status {self.exit_code()} before it was ready; "
+            f"its log is {self.log}"
+        )
+
+    def _answers(self, port: int) -> bool:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if self.exit_code() is not None:
+                return False
+            try:
+                reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0, trust_env=False)
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            if reply.is_success:
+                return True
+        raise LaunchError(
+            f"Flower's SuperLink was not ready after {_START_SECONDS:.0f} s; its log is {self.log}"
+        )
+
+    def _write_connection(self, port: int) -> None:
+        home = Path(self.environ["FLWR_HOME"])
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "127.0.0.1:{port}"\ninsecure = true\n',
+            encoding="utf-8",
+        )
+
+    def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        # The run-config is complete: a variable must not override it a second time.
+        kept = without_settings(environ, Settings.defaults())
+        # A cluster that happens to run here must not be joined.
+        for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID"):
+            kept.pop(name, None)
+        paths = [str(code_root()), *filter(None, [kept.get("PYTHONPATH")])]
+        return kept | {
+            LAUNCH_VARIABLE: self.launch,
+            "FLWR_HOME": str(self.folder / "home"),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Actors without a GPU of their own may still use the one the settings name.
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "PATH": os.pathsep.join([str(_scripts()), kept.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            # Loopback must not go through a proxy.
+            "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"])),
+        }
+
+
+def program(name: str) -> str:
+    """Return the path of one of Flower's commands in this Python's environment.
+
+    Raises
+    ------
+    LaunchError
+        When Flower is not installed beside this Python.
+    """
+    found = shutil.which(name, path=os.pathsep.join([str(_scripts()), os.environ.get("PATH", "")]))
+    if found is None:
+        raise LaunchError(f"the command {name!r} is missing: is flwr[simulation] installed?")
+    return found
+
+
+def _scripts() -> Path:
+    # Not resolved: in a virtual environment `python` is a link to the base interpreter.
+    return Path(sys.executable).parent
