@@ -2,9 +2,10 @@
 
 Device and server have to agree on the numbers behind a token (Daliri, Musco and Suresh,
 arXiv 2408.07978, call this communication-free coupling), and a batch may hold any sessions in any
-order. Every number is therefore a pure function of (seed, session, position, purpose, index): the
-Philox 4x64 counter generator gets the first two as its key and the rest as its counter, so two
-different draws never share a block and nothing depends on what else is in the batch.
+order. Every number is therefore a pure function of (seed, session, position, purpose, attempt,
+index): the Philox 4x64 counter generator gets the first two as its key and the rest as its
+counter, so two different draws never share a block and nothing depends on what else is in the
+batch.
 """
 
 from __future__ import annotations
@@ -94,14 +95,19 @@ class DrawKeys:
         return DrawKeys(self.seed, self.sessions[index], self.positions[index])
 
 
-def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray[np.float64]:
+def _uniform_matrix(
+    keys: DrawKeys, purpose: Purpose, count: int, attempts: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.float64]:
     if count < 1:
         raise ValueError(f"count = {count}: at least 1 number a row is needed")
+    tries = np.zeros(keys.rows, dtype=np.int64) if attempts is None else attempts
+    if tries.shape != (keys.rows,) or np.any(tries < 0):
+        raise ValueError(f"attempts = {tries}: allowed are {keys.rows} values from 0")
     matrix = np.empty((keys.rows, count), dtype=np.float64)
     for row in range(keys.rows):  # rows are few, and each draws its whole vocabulary at once
         generator = np.random.Philox(
             key=np.array([keys.seed, keys.sessions[row]], dtype=np.uint64),
-            counter=np.array([0, keys.positions[row], int(purpose), 0], dtype=np.uint64),
+            counter=np.array([0, keys.positions[row], int(purpose), tries[row]], dtype=np.uint64),
         )
         # 52 bits and a half: the largest value, 1 - 2**-53, is still a float64 below 1, which
         # 53 bits and a half would not be.
@@ -111,7 +117,12 @@ def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray
     return matrix
 
 
-def uniforms(keys: DrawKeys, purpose: Purpose, count: int) -> Tensor:
+def uniforms(
+    keys: DrawKeys,
+    purpose: Purpose,
+    count: int,
+    attempts: npt.NDArray[np.int64] | None = None,
+) -> Tensor:
     """Uniform numbers strictly inside (0, 1).
 
     Parameters
@@ -122,6 +133,8 @@ def uniforms(keys: DrawKeys, purpose: Purpose, count: int) -> Tensor:
         What the numbers are for.
     count : int
         Numbers per row. The first n of a longer draw equal a draw of n.
+    attempts : ndarray of int64 [rows], optional
+        Which try at the same draw; different tries are independent. All 0 by default.
 
     Returns
     -------
@@ -131,9 +144,9 @@ def uniforms(keys: DrawKeys, purpose: Purpose, count: int) -> Tensor:
     Raises
     ------
     ValueError
-        If `count` < 1.
+        If `count` < 1 or `attempts` is not one value from 0 per row.
     """
-    return torch.from_numpy(_uniform_matrix(keys, purpose, count))
+    return torch.from_numpy(_uniform_matrix(keys, purpose, count, attempts))
 
 
 def portable_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -127,7 +127,9 @@ def law(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def check_law(name: str, candidate: Tensor) -> Tensor:
-    """Return `candidate` as float64, or refuse it.
+    """Return `candidate` as float64 on the CPU, or refuse it.
+
+    Decisions about tokens are made on the CPU, where float64 sums do not depend on the device.
 
     Parameters
     ----------
@@ -147,7 +149,7 @@ def check_law(name: str, candidate: Tensor) -> Tensor:
     """
     if candidate.ndim != 2 or candidate.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(candidate.shape)}: it must be [rows, vocab]")
-    exact = candidate.to(torch.float64)
+    exact = candidate.to(device="cpu", dtype=torch.float64)
     if exact.shape[0] == 0:
         return exact
     lowest = float(exact.amin())
@@ -278,10 +280,8 @@ def quantise_dithered(law: Tensor, bits: int, uniforms: Tensor) -> Tensor:
     if uniforms.shape != exact.shape[:1]:
         raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}: it must be [rows]")
     cumulative = exact.cumsum(dim=-1)
-    if exact.device.type != "cpu":
-        cumulative = cumulative.cummax(dim=-1).values
     cumulative = cumulative / cumulative[:, -1:] * total  # the last one is then exactly 2**bits
-    offset = uniforms.to(device=exact.device, dtype=torch.float64).unsqueeze(1)
+    offset = uniforms.to(device="cpu", dtype=torch.float64).unsqueeze(1)
     # an offset within 2**-37 of 1 would round the last step up to 2**bits + 1
     steps = (cumulative + offset).floor().clamp(max=total).to(torch.int64)
     before = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, :-1]], dim=-1)

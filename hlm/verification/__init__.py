@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from hlm.verification.block import block_verify, tokenwise_verify
 from hlm.verification.coupled import Coupled
 from hlm.verification.full import Full
 from hlm.verification.greedy import Greedy
@@ -17,6 +18,8 @@ from hlm.verification.interface import (
     Verifier,
     total_variation,
 )
+from hlm.verification.scalar import Scalar, ScalarProposals
+from hlm.verification.truncated import Truncated, TruncatedExact
 
 __all__ = [
     "UNDECIDED",
@@ -27,11 +30,18 @@ __all__ = [
     "Draft",
     "Full",
     "Greedy",
+    "Scalar",
+    "ScalarProposals",
+    "Truncated",
+    "TruncatedExact",
     "Verdict",
     "Verifier",
+    "block_verify",
+    "tokenwise_verify",
     "total_variation",
 ]
 
 VERIFIERS: dict[str, type[Verifier]] = {
-    verifier.name: verifier for verifier in (Greedy, Full, Coupled)
+    verifier.name: verifier
+    for verifier in (Greedy, Full, Truncated, TruncatedExact, Scalar, ScalarProposals, Coupled)
 }

@@ -38,7 +38,7 @@ def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
         The lowest id on ties.
     """
     exact = law.to(torch.float64)
-    waiting = clocks.to(exact.device) / exact
+    waiting = clocks / exact
     # clock / 1e-320 overflows to inf like a clock / 0: settle those by their probability, so that
     # an impossible token cannot win by its lower id
     overflow = torch.isinf(waiting).all(dim=-1, keepdim=True)

@@ -41,8 +41,7 @@ def accept_or_resample(seen: Tensor, target: Tensor, drafts: Tensor, keys: DrawK
     """
     index = drafts.unsqueeze(1)
     chance = speculative.accept_probability(seen.gather(1, index), target.gather(1, index))
-    numbers = uniforms(keys, Purpose.ACCEPT, 1).to(target.device)
-    accepted = (numbers < chance).squeeze(1)
+    accepted = (uniforms(keys, Purpose.ACCEPT, 1) < chance).squeeze(1)
     replacement = draw(
         speculative.residual(seen, target), uniforms(keys, Purpose.RESAMPLE, 1).squeeze(1)
     )
@@ -73,7 +72,7 @@ class Full:
         exact = checked_target(target, claim)
         if claim.weights is None or claim.weights.shape != exact.shape:
             raise ClaimError(f"weights: the full method needs them as {tuple(exact.shape)}")
-        seen = law_from_weights(claim.weights.to(exact.device), PROBABILITY_BITS)
+        seen = law_from_weights(claim.weights, PROBABILITY_BITS)
         return accept_or_resample(seen, exact, claim.tokens, keys)
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:

@@ -199,7 +199,7 @@ def drafted(law: Tensor, tokens: Tensor, claim: Claim) -> Draft:
 
 
 def checked_target(target: Tensor, claim: Claim) -> Tensor:
-    """Return the target as float64 after checking it and the drafts against each other.
+    """Return the target as float64 on the CPU after checking it and the drafts against each other.
 
     Raises
     ------

@@ -1,0 +1,386 @@
+"""How much of a device law to upload: the top-k and how to choose k (CU-HLM, arXiv 2505.11788).
+
+The truncated law xhat keeps the k most likely tokens of x and spreads the rest evenly over the
+other V - k. The *deviation* at k is sum_{i>k} |x_i - xhat_i|, twice TV(x, xhat). It falls with k:
+the token that leaves the tail was above its mean, so the mean drops, and with it everything that
+lies below the mean, which is half of the deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hlm.sampling import check_law, quantise
+
+__all__ = [
+    "WEIGHT_BITS",
+    "CountRule",
+    "FixedCount",
+    "OfflineBudget",
+    "OnlineCount",
+    "k_star",
+    "k_star_online",
+    "spread",
+    "tail_deviation",
+    "truncate",
+    "uncertainty_scale",
+]
+
+WEIGHT_BITS = 8
+"""Probabilities of a truncated law travel in units of 2**-8."""
+
+_SLACK = 1e-12  # rounding of sums of 10**5 probabilities; uniform laws have deviation 0 + rounding
+_TIERS = (1024, 16384)  # selecting the top few is much cheaper than sorting everything
+
+
+def _softplus(value: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(value))
+
+
+def uncertainty_scale(draft_probability: Tensor, rejection: Tensor) -> Tensor:
+    """What CU-HLM divides the deviation by: (1 - x_d) l(-1) + x_d l(-beta_d), l(z) = ln(1 + e^z).
+
+    Parameters
+    ----------
+    draft_probability : Tensor [rows]
+        x_d in [0, 1].
+    rejection : Tensor [rows]
+        beta_d in [0, 1], or what the device expects it to be.
+
+    Returns
+    -------
+    Tensor of float64 [rows]
+        Between l(-1) = 0.313 and l(0) = 0.693.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside [0, 1].
+    """
+    for name, values in (("draft_probability", draft_probability), ("rejection", rejection)):
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            raise ValueError(f"{name}: allowed are values in [0, 1]")
+    chance = draft_probability.to(torch.float64)
+    certain = math.log1p(math.exp(-1.0))
+    return (1 - chance) * certain + chance * _softplus(-rejection.to(torch.float64))
+
+
+def _deviation(law: Tensor, top_sums: Tensor, kept: Tensor) -> Tensor:
+    """Deviation at one k per row, in one pass over the law.
+
+    Twice the excess over the tail's mean m. All of the top k exceed m too, so the excess of the
+    tail is that of the whole law less top_sum - k m, and the tail need not be told apart.
+    """
+    total = law.sum(dim=-1)
+    tail_tokens = (law.shape[1] - kept).to(torch.float64)
+    mean = (total - top_sums).clamp(min=0.0) / tail_tokens.clamp(min=1.0)
+    excess = (law - mean.unsqueeze(1)).clamp_(min=0.0).sum(dim=-1)
+    return (2 * (excess - (top_sums - kept * mean))).clamp(min=0.0)
+
+
+def _bisect(law: Tensor, ordered: Tensor, limit: Tensor, lowest: int) -> Tensor:
+    """Least k in (lowest, widest] whose deviation is within the limit, given that widest's is."""
+    sums = ordered.cumsum(dim=-1)
+    low = torch.full(limit.shape, lowest, dtype=torch.int64)
+    high = torch.full(limit.shape, ordered.shape[1], dtype=torch.int64)
+    while bool((high - low > 1).any()):
+        middle = ((low + high) // 2).clamp(min=1)
+        deviation = _deviation(law, sums.gather(1, middle.unsqueeze(1) - 1).squeeze(1), middle)
+        within = deviation <= limit
+        # a row that has closed keeps its answer: its middle is its low
+        high = torch.where(within & (middle > low), middle, high)
+        low = torch.where(within, low, middle)
+    return high
+
+
+def k_star(law: Tensor, limit: Tensor) -> Tensor:
+    """Least k >= 1 whose deviation is at most a limit.
+
+    Selects the top 1,024 (then 16,384, then all) of each row and bisects on k, with one pass over
+    the law per step. O(V) in those passes for the usual k; rounding of 1e-12 is forgiven.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        Probabilities, not logits, in any order.
+    limit : Tensor [rows]
+        Largest allowed sum_{i>k} |x_i - xhat_i|, >= 0.
+
+    Returns
+    -------
+    Tensor of int64 [rows]
+        At least 1 and, for vocab > 1, at most vocab - 1, where the deviation is 0.
+
+    Raises
+    ------
+    ValueError
+        If `law` is no law, or a limit is negative or NaN.
+    """
+    exact = check_law("law", law)
+    allowed = limit.to(torch.float64) + _SLACK
+    if allowed.shape != exact.shape[:1] or not bool((limit >= 0).all()):
+        raise ValueError(f"limit = {limit}: it must be [{exact.shape[0]}] values >= 0")
+    vocab = exact.shape[1]
+    answer = torch.ones(exact.shape[0], dtype=torch.int64)
+    open_rows = torch.arange(exact.shape[0])
+    lowest = 0
+    for tier in (*(t for t in _TIERS if t < vocab - 1), max(vocab - 1, 1)):
+        if open_rows.numel() == 0:
+            break
+        rows = exact[open_rows]
+        ordered = _top(rows, tier)
+        reached = torch.full((rows.shape[0],), tier, dtype=torch.int64)
+        within = _deviation(rows, ordered.sum(dim=-1), reached) <= allowed[open_rows]
+        if tier >= vocab - 1:
+            within = torch.ones_like(within)  # a tail of one token is its own mean
+        found = open_rows[within]
+        answer[found] = _bisect(rows[within], ordered[within], allowed[found], lowest)
+        open_rows, lowest = open_rows[~within], tier
+    return answer
+
+
+def _top(law: Tensor, count: int) -> Tensor:
+    """The largest `count` probabilities of each row, falling."""
+    if count < law.shape[1] // 8:
+        return torch.topk(law, count, dim=-1).values
+    # numpy sorts values (without ids) several times faster than torch
+    rising = np.sort(law.numpy(), axis=-1)
+    return torch.from_numpy(np.ascontiguousarray(rising[:, ::-1][:, :count]))
+
+
+def k_star_online(
+    law: Tensor, draft_probability: Tensor, rejection: Tensor, theta_tv: float
+) -> Tensor:
+    """CU-HLM's online rule for each token by itself.
+
+    k* = min{k : sum_{i>k} |x_i - xhat_i| / [(1 - x_d) l(-1) + x_d l(-beta_d)] <= theta_tv}.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        Probabilities in any order.
+    draft_probability, rejection : Tensor [rows]
+        x_d and beta_d; see `uncertainty_scale`.
+    theta_tv : float
+        Allowed ratio, >= 0. 0 uploads everything; a uniform law has k* = 1 at any.
+
+    Returns
+    -------
+    Tensor of int64 [rows]
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    if not theta_tv >= 0:
+        raise ValueError(f"theta_tv = {theta_tv}: allowed are values >= 0")
+    return k_star(law, theta_tv * uncertainty_scale(draft_probability, rejection))
+
+
+def tail_deviation(law: Tensor, counts: Tensor) -> Tensor:
+    """sum_{i>k} |x_i - xhat_i| at given k, float64 [rows]; see `k_star` for the arguments."""
+    exact = check_law("law", law)
+    if exact.numel() == 0:
+        return torch.zeros(exact.shape[0], dtype=torch.float64)
+    sums = _top(exact, int(counts.max())).cumsum(dim=-1)
+    return _deviation(exact, sums.gather(1, counts.unsqueeze(1) - 1).squeeze(1), counts)
+
+
+class CountRule(Protocol):
+    """Chooses k for a batch of tokens."""
+
+    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+        """K per row, int64 [rows], for laws [rows, vocab] and x_d [rows]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedCount:
+    """The same k for every token.
+
+    Attributes
+    ----------
+    count : int
+        k >= 1; at most vocab - 1 is used.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count = {self.count}: allowed are values from 1")
+
+    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+        """See `CountRule.choose`."""
+        del draft_probability
+        count = max(min(self.count, law.shape[1] - 1), 1)
+        return torch.full((law.shape[0],), count, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class OnlineCount:
+    """CU-HLM's online rule, with beta_d read off U-HLM's line.
+
+    Attributes
+    ----------
+    theta_tv : float
+        Allowed ratio, >= 0.
+    slope, intercept : float
+        The line beta = slope * u + intercept at u = 1 - x_d, clipped to [0, 1]. The defaults are
+        U-HLM's for TinyLlama-1.1B and Llama-2-7B.
+    """
+
+    theta_tv: float
+    slope: float = 0.815
+    intercept: float = -0.066
+
+    def __post_init__(self) -> None:
+        if not self.theta_tv >= 0:
+            raise ValueError(f"theta_tv = {self.theta_tv}: allowed are values >= 0")
+
+    def expected_rejection(self, draft_probability: Tensor) -> Tensor:
+        """beta_d that the line predicts, float64 [rows] in [0, 1]."""
+        return (self.slope * (1 - draft_probability) + self.intercept).clamp(0.0, 1.0)
+
+    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+        """See `CountRule.choose`."""
+        rejection = self.expected_rejection(draft_probability)
+        return k_star_online(law, draft_probability, rejection, self.theta_tv)
+
+
+class OfflineBudget:
+    """CU-HLM's offline rule: the mean ratio over the tokens so far stays within theta_tv.
+
+    What earlier tokens left unspent, later ones may use: token t gets the least k whose ratio is
+    at most t * theta_tv less what was spent. All tokens of the object share one budget.
+
+    Parameters
+    ----------
+    theta_tv : float
+        Allowed mean ratio, >= 0.
+    slope, intercept : float
+        As in `OnlineCount`.
+    """
+
+    def __init__(self, theta_tv: float, slope: float = 0.815, intercept: float = -0.066) -> None:
+        self._line = OnlineCount(theta_tv, slope, intercept)
+        self.spent = 0.0
+        self.tokens = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean ratio so far; 0 before the first token."""
+        return self.spent / self.tokens if self.tokens else 0.0
+
+    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+        """Spend the budget on a batch; see `CountRule.choose`.
+
+        Rows of one batch are tokens of one moment: each may use an equal part of what is left.
+        """
+        rows = law.shape[0]
+        if rows == 0:
+            return torch.zeros(0, dtype=torch.int64)
+        scale = uncertainty_scale(
+            draft_probability, self._line.expected_rejection(draft_probability)
+        )
+        allowance = max(self._line.theta_tv * (self.tokens + rows) - self.spent, 0.0) / rows
+        counts = k_star(law, allowance * scale)
+        self.spent += float((tail_deviation(law, counts) / scale).sum())
+        self.tokens += rows
+        return counts
+
+
+def truncate(law: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The top-k of each row as ids and 8-bit weights.
+
+    Parameters
+    ----------
+    law : Tensor [rows, vocab]
+        vocab >= 2.
+    counts : Tensor of int64 [rows]
+        k of each row, 1 to vocab - 1. (With one token left over, nothing is lost.)
+
+    Returns
+    -------
+    support : Tensor of int64 [rows, widest]
+        Ids by falling probability, padded with -1.
+    weights : Tensor of int64 [rows, widest]
+        Units of 2**-8, 0 to 255, padded with 0. A row sums to at most 2**8; the rest belongs to
+        the tokens not named.
+
+    Raises
+    ------
+    ValueError
+        If `law` is no law or a count is out of range.
+    """
+    exact = check_law("law", law)
+    rows, vocab = exact.shape
+    if rows == 0:
+        empty = torch.zeros((0, 0), dtype=torch.int64)
+        return empty, empty.clone()
+    if counts.shape != (rows,) or int(counts.min()) < 1 or int(counts.max()) > vocab - 1:
+        raise ValueError(f"counts = {counts}: allowed are [{rows}] values from 1 to {vocab - 1}")
+    top = torch.topk(exact, int(counts.max()), dim=-1)
+    named = torch.arange(top.values.shape[1]) < counts.unsqueeze(1)
+    probabilities = torch.where(named, top.values, 0.0)
+    rest = (exact.sum(dim=-1, keepdim=True) - probabilities.sum(dim=-1, keepdim=True)).clamp(min=0)
+    weights = quantise(torch.cat([probabilities, rest], dim=-1), WEIGHT_BITS)[:, :-1]
+    # 2**8 itself does not fit a byte; one unit then goes to the tail
+    return torch.where(named, top.indices, -1), weights.clamp(max=2**WEIGHT_BITS - 1)
+
+
+def spread(support: Tensor, weights: Tensor, counts: Tensor, vocab: int) -> Tensor:
+    """The truncated law that ids and weights stand for, the same on both sides to the last bit.
+
+    Parameters
+    ----------
+    support, weights : Tensor of int64 [rows, widest]
+        As `truncate` returns them.
+    counts : Tensor of int64 [rows]
+        k of each row.
+    vocab : int
+        Size of the vocabulary.
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+
+    Raises
+    ------
+    ValueError
+        If an id, weight or count is out of range, or an id is named twice.
+    """
+    rows = support.shape[0]
+    if support.ndim != 2 or weights.shape != support.shape or counts.shape != (rows,):
+        raise ValueError(
+            f"support {tuple(support.shape)}, weights {tuple(weights.shape)} and counts "
+            f"{tuple(counts.shape)} do not fit"
+        )
+    if rows == 0:
+        return torch.zeros((0, vocab), dtype=torch.float64)
+    if int(counts.min()) < 1 or int(counts.max()) > min(support.shape[1], vocab - 1):
+        raise ValueError(f"counts = {counts}: allowed are 1 to {min(support.shape[1], vocab - 1)}")
+    named = torch.arange(support.shape[1]) < counts.unsqueeze(1)
+    if bool((named & ((support < 0) | (support >= vocab))).any()):
+        raise ValueError(f"support: allowed are ids from 0 to {vocab - 1}")
+    units = torch.where(named, weights.to(torch.int64), 0)
+    rest = 2**WEIGHT_BITS - units.sum(dim=-1, keepdim=True)
+    if int(units.min()) < 0 or int(units.max()) >= 2**WEIGHT_BITS or int(rest.min()) < 0:
+        raise ValueError(f"weights: allowed are 0 to 255, at most {2**WEIGHT_BITS} a row")
+    share = rest.to(torch.float64).mul(2.0**-WEIGHT_BITS) / (vocab - counts).unsqueeze(1)
+    # one more column takes the padding
+    columns = torch.where(named, support, vocab)
+    mentions = torch.zeros((rows, vocab + 1), dtype=torch.int64)
+    mentions.scatter_add_(1, columns, torch.ones_like(columns))
+    if int(mentions[:, :vocab].max()) > 1:
+        raise ValueError("support: an id is named twice")
+    law = share.repeat(1, vocab + 1)
+    named_law = units.to(torch.float64).mul(2.0**-WEIGHT_BITS)
+    return law.scatter_(1, columns, named_law)[:, :vocab]

@@ -1,0 +1,153 @@
+"""CU-HLM: the device sends the top of its distribution; the server spreads the rest evenly.
+
+Two variants differ in where the draft comes from. The paper's draws it from x and tests it against
+the truncated xhat, which is biased. Drawing it from xhat is exact at any k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.sampling import check_law, draw
+from hlm.truncation import CountRule, FixedCount, spread, truncate
+from hlm.verification import speculative
+from hlm.verification.full import accept_or_resample
+from hlm.verification.interface import (
+    Claim,
+    ClaimError,
+    Draft,
+    Verdict,
+    checked_target,
+    decided_tokens,
+    drafted,
+    total_variation,
+)
+
+__all__ = ["DEFAULT_COUNT", "Truncated", "TruncatedExact"]
+
+DEFAULT_COUNT = 30  # the k of CU-HLM's own table
+
+
+class _TruncatedUpload:
+    """The server's half, which both variants share."""
+
+    def __init__(self, rule: CountRule | None = None) -> None:
+        self.rule: CountRule = FixedCount(DEFAULT_COUNT) if rule is None else rule
+
+    def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
+        """Accept or resample with the truncated law; see `Verifier.decide`."""
+        exact = checked_target(target, claim)
+        if claim.support is None or claim.weights is None or claim.counts is None:
+            raise ClaimError("support, weights and counts: the truncated methods need all three")
+        try:
+            seen = spread(claim.support, claim.weights, claim.counts, exact.shape[1])
+        except ValueError as error:
+            raise ClaimError(str(error)) from error
+        if seen.shape != exact.shape:
+            raise ClaimError(f"support has {seen.shape[0]} rows: {exact.shape[0]} are needed")
+        return accept_or_resample(seen, exact, claim.tokens, keys)
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+        """Take the server's token; see `Verifier.finish`."""
+        del draft, keys
+        return decided_tokens(verdict)
+
+
+class Truncated(_TruncatedUpload):
+    """CU-HLM as in the paper: draft from x, verify against xhat.
+
+    Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
+    Not exact: the output's law is at most TV(x, xhat) away from the target when k does not depend
+    on the draft. (Drafts from xhat would give the target exactly; the same channel from draft to
+    token, fed x instead, cannot widen the distance.) The online and offline rules look at the
+    draft; `output_law` gives their bias, for which no such bound is claimed. Rejection
+    probability: sum_d x_d (1 - y_d/xhat_d)+.
+
+    Parameters
+    ----------
+    rule : CountRule, optional
+        How k is chosen; 30 tokens by default.
+    """
+
+    name = "truncated"
+    exact = False
+    crosses = "the draft's id and the quantised top k up; the token down"
+
+    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+        """Draw from the whole law, truncate what goes up; see `Verifier.draft`."""
+        exact = check_law("law", law)
+        tokens = draw(exact, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
+        probabilities = exact.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        counts = self.rule.choose(exact, probabilities.clamp(max=1.0))
+        support, weights = truncate(exact, counts)
+        claim = Claim(tokens, support=support, weights=weights, counts=counts)
+        return drafted(exact, tokens, claim)
+
+    def _seen_by_draft(self, row: Tensor) -> Tensor:
+        """Truncated law for every possible draft of one row, [vocab, vocab]."""
+        laws = row.expand(row.shape[0], -1)
+        counts = self.rule.choose(laws, row.clamp(max=1.0))
+        return spread(*truncate(laws, counts), counts, row.shape[0])
+
+    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+        """sum_d x_d (1 - y_d/xhat_d)+; a rule that keeps a budget is charged."""
+        exact, goal = check_law("law", law), check_law("target", target)
+        rejected = torch.empty(exact.shape[0], dtype=torch.float64)
+        for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
+            seen = self._seen_by_draft(x).diagonal()
+            rejected[row] = (x * (1 - speculative.accept_probability(seen, y))).sum()
+        return rejected
+
+    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+        """Law of the token, draft by draft: O(vocab**2), for analysis."""
+        exact, goal = check_law("law", law), check_law("target", target)
+        result = torch.empty_like(goal)
+        for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
+            seen = self._seen_by_draft(x)
+            accepted = speculative.accept_probability(seen.diagonal(), y)
+            replaced = speculative.residual(seen, y.expand_as(seen))
+            result[row] = x * accepted + (x * (1 - accepted)) @ replaced
+        return result
+
+
+class TruncatedExact(_TruncatedUpload):
+    """Draft from the truncated law xhat itself, verify against it.
+
+    Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
+    Exact at any k: draft and test use one law, and k is chosen before the draft, with the most
+    likely token in the draft's place. Rejection probability: TV(xhat, y), at most TV(x, xhat) more
+    than the least possible.
+
+    Parameters
+    ----------
+    rule : CountRule, optional
+        How k is chosen; 30 tokens by default.
+    """
+
+    name = "truncated-exact"
+    exact = True
+    crosses = "the draft's id and the quantised top k up; the token down"
+
+    def _truncated(self, law: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        exact = check_law("law", law)
+        counts = self.rule.choose(exact, exact.amax(dim=-1).clamp(max=1.0))
+        support, weights = truncate(exact, counts)
+        return support, weights, counts, spread(support, weights, counts, exact.shape[1])
+
+    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+        """Truncate, then draw from what is left; see `Verifier.draft`."""
+        support, weights, counts, truncated = self._truncated(law)
+        tokens = draw(truncated, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
+        claim = Claim(tokens, support=support, weights=weights, counts=counts)
+        return drafted(truncated, tokens, claim)
+
+    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+        """TV(xhat, y)."""
+        return total_variation(self._truncated(law)[3], check_law("target", target))
+
+    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+        """The target, up to rounding."""
+        truncated = self._truncated(law)[3]
+        return speculative.output_law(truncated, truncated, check_law("target", target))
