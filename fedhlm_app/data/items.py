@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,7 +45,8 @@ class DataError(ValueError):
     """A dataset cannot be read as the settings say."""
 
 
-@dataclass(frozen=True)
+# Compared by identity, so that it can be the key of a cache.
+@dataclass(frozen=True, eq=False)
 class Items:
     """Cleaned texts with labels.
 
@@ -128,8 +130,7 @@ def _load_items(
     name = f"{dataset} ({split})"
     if dataset == BUILTIN:
         name = BUILTIN
-        files = [str(asset_path(f"corpus/{topic}.jsonl")) for topic in _TOPICS]
-        raw = _read_files("json", files)
+        raw = _read_builtin()
         text_column = text_column or "title,text"
         label_column, label_names = label_column or "topic", label_names or _TOPICS
     elif _is_local(dataset):
@@ -170,6 +171,17 @@ def items_from_rows(
         {"text": [texts[row] for row in kept], "label": [int(labels[row]) for row in kept]}
     )
     return Items(name, table, tuple(label_names))
+
+
+def _read_builtin() -> Dataset:
+    """Read the built-in corpus into memory, without `datasets`' cache on disk."""
+    from datasets import Dataset
+
+    rows: list[dict[str, str]] = []
+    for topic in _TOPICS:
+        lines = asset_path(f"corpus/{topic}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows += [json.loads(line) for line in lines if line.strip()]
+    return Dataset.from_list(rows)
 
 
 def _row_list(rows: Sequence[int] | np.ndarray) -> list[int]:

@@ -283,7 +283,8 @@ def _cached_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreT
     """Load a model once per process."""
     folder = asset_path(f"pair/{role}") if name == BUILTIN else Path(name)
     model: PreTrainedModel
-    transformers.logging.disable_progress_bar()
+    logging: Any = transformers.logging
+    logging.disable_progress_bar()
     if _is_packed(folder):
         config = AutoConfig.from_pretrained(str(folder))
         architecture: Any = getattr(transformers, config.architectures[0])

@@ -1,0 +1,189 @@
+"""Dividing items among clients, and each client's share into training and held-out rows."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedhlm_app.data.items import DataError, Items
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["PartitionKind", "label_counts", "partition", "split_client"]
+
+PartitionKind = Literal["iid", "dirichlet", "by-class"]
+
+
+def partition(
+    items: Items,
+    clients: int,
+    kind: PartitionKind = "iid",
+    alpha: float = 1.0,
+    seed: int = 0,
+    least: int = 2,
+) -> list[np.ndarray]:
+    """Divide items among clients, once per process for the same arguments.
+
+    ``iid`` deals shuffled items evenly. ``dirichlet`` draws, per label, the clients' shares
+    from a Dirichlet law with ``alpha``. ``by-class`` gives client i the label i modulo labels
+    (and the following ones where clients are fewer than labels, so that no label is lost).
+    The dividing is done by the partitioners of `flwr-datasets`; a client left with fewer than
+    ``least`` items is then given random ones of the largest clients.
+
+    Parameters
+    ----------
+    items : Items
+        What to divide.
+    clients : int
+        How many shares, at least 1.
+    kind : {"iid", "dirichlet", "by-class"}
+        Rule.
+    alpha : float
+        Evenness for ``dirichlet``, positive; small means few labels a client.
+    seed : int
+        0 or more; the same arguments give the same shares on every machine.
+    least : int
+        Fewest items of a client; 2 leave one to train on and one to hold out.
+
+    Returns
+    -------
+    list of ndarray
+        Per client its rows, int64, read-only, disjoint, together all items.
+
+    Raises
+    ------
+    DataError
+        If there are too few items, or a setting is out of range.
+    """
+    return list(_partition(items, clients, kind, float(alpha), seed, least))
+
+
+@lru_cache(maxsize=8)
+def _partition(
+    items: Items, clients: int, kind: str, alpha: float, seed: int, least: int
+) -> tuple[np.ndarray, ...]:
+    """Divide, top up and freeze."""
+    if clients < 1:
+        raise DataError(f"clients = {clients} is not allowed; it must be at least 1")
+    if seed < 0:
+        raise DataError(f"seed = {seed} is not allowed; it must be 0 or more")
+    if len(items) < clients * least:
+        raise DataError(
+            f"clients = {clients} need {clients * least} items ({least} each), but dataset = "
+            f"{items.name} has {len(items)}; allowed are at most {len(items) // least} clients"
+        )
+    table = items.table.remove_columns("text").add_column("row", list(range(len(items))))
+    partitioner = _partitioner(kind, clients, alpha, seed, len(np.unique(items.labels())))
+    # Files are often sorted by label, and the IID partitioner deals neighbours together.
+    partitioner.dataset = table.shuffle(seed=seed, keep_in_memory=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            shares = [_rows(partitioner.load_partition(client)) for client in range(clients)]
+    except ValueError as error:
+        raise DataError(
+            f"partition = {kind!r} cannot divide {items.name} among {clients} clients: {error}"
+        ) from error
+    _top_up(shares, least, np.random.default_rng([seed, clients]))
+    for share in shares:
+        share.flags.writeable = False
+    return tuple(shares)
+
+
+def _partitioner(kind: str, clients: int, alpha: float, seed: int, labels: int) -> Any:
+    """Create the partitioner of a kind; imported here since plotting comes along with it."""
+    from flwr_datasets.partitioner import (
+        DirichletPartitioner,
+        IidPartitioner,
+        PathologicalPartitioner,
+    )
+
+    if kind == "iid":
+        return IidPartitioner(num_partitions=clients)
+    if kind == "dirichlet":
+        if not alpha > 0:
+            raise DataError(f"dirichlet-alpha = {alpha} is not allowed; it must be positive")
+        return DirichletPartitioner(
+            num_partitions=clients,
+            partition_by="label",
+            alpha=alpha,
+            min_partition_size=0,
+            seed=seed,
+        )
+    if kind == "by-class":
+        return PathologicalPartitioner(
+            num_partitions=clients,
+            partition_by="label",
+            num_classes_per_partition=max(1, labels - clients + 1),
+            class_assignment_mode="deterministic",
+            seed=seed,
+        )
+    raise DataError(f"partition = {kind!r} is unknown; allowed are iid, dirichlet, by-class")
+
+
+def _rows(share: Dataset) -> np.ndarray:
+    """Give the original row numbers of a share."""
+    return np.asarray(share["row"], dtype=np.int64)
+
+
+def _top_up(shares: list[np.ndarray], least: int, generator: np.random.Generator) -> None:
+    """Move random rows from the largest share until every share has ``least``."""
+    for client in range(len(shares)):
+        while len(shares[client]) < least:
+            largest = max(range(len(shares)), key=lambda other: len(shares[other]))
+            moved = int(generator.integers(len(shares[largest])))
+            shares[client] = np.append(shares[client], shares[largest][moved])
+            shares[largest] = np.delete(shares[largest], moved)
+
+
+def split_client(
+    rows: np.ndarray, held_out_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split one client's rows into training and held-out rows.
+
+    Parameters
+    ----------
+    rows : ndarray
+        int64 rows of the client.
+    held_out_fraction : float
+        Share to hold out, in [0, 1). Any positive share holds out at least one row and leaves
+        at least one.
+    seed : int
+        0 or more.
+
+    Returns
+    -------
+    tuple of ndarray
+        Training and held-out rows, disjoint, int64.
+
+    Raises
+    ------
+    DataError
+        If the fraction is out of range or there are too few rows.
+    """
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise DataError(
+            f"held-out-fraction = {held_out_fraction} is not allowed; it must lie in [0, 1)"
+        )
+    fewest = 1 if held_out_fraction == 0.0 else 2
+    if len(rows) < fewest:
+        raise DataError(
+            f"a client has {len(rows)} items, but held-out-fraction = {held_out_fraction} needs "
+            f"at least {fewest}; give fewer clients or another partition"
+        )
+    shuffled = np.random.default_rng([seed, int(rows[0])]).permutation(rows).astype(np.int64)
+    held_out = 0
+    if held_out_fraction > 0.0:
+        held_out = min(max(round(held_out_fraction * len(rows)), 1), len(rows) - 1)
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def label_counts(items: Items, shares: list[np.ndarray]) -> np.ndarray:
+    """Count each client's labels, int64 [clients, labels]."""
+    labels = items.labels()
+    width = len(items.label_names)
+    return np.stack([np.bincount(labels[share], minlength=width) for share in shares])

@@ -1,0 +1,113 @@
+"""Items as prompts of a workload: generate, score or classify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedhlm_app.data.items import DataError, Items
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TEXT_TOKENS", "Prompt", "Workload", "prompts"]
+
+Workload = Literal["generate", "score", "classify"]
+
+TEXT_TOKENS = 92
+"""Most text tokens of a sequence, as the built-in pair was trained on."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a client starts from.
+
+    Attributes
+    ----------
+    row : int
+        Of the items; the prompt's name in a report.
+    tokens : ndarray
+        int64 [tokens], bos first where the tokenizer has one.
+    given : int
+        How many leading tokens are context. The rest, if any, is predicted token by token with
+        the true token as context (`score`).
+    answer : int
+        The true next token after ``tokens`` (`classify`: the label's); -1 where there is none.
+    """
+
+    row: int
+    tokens: np.ndarray
+    given: int
+    answer: int = -1
+
+
+def prompts(
+    items: Items,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[int] | np.ndarray,
+    workload: Workload = "generate",
+    prompt_tokens: int = 16,
+    text_tokens: int = TEXT_TOKENS,
+) -> list[Prompt]:
+    """Make the prompts of some items.
+
+    Parameters
+    ----------
+    items : Items
+        Texts and labels.
+    tokenizer : PreTrainedTokenizerBase
+        Of the model pair.
+    rows : sequence of int
+        Items, in the order wanted.
+    workload : {"generate", "score", "classify"}
+        ``generate``: bos and the first ``prompt_tokens`` of the text, to be continued freely.
+        ``score``: bos and the text, every token after the first predicted from the true text
+        before it. ``classify``: bos, the text and what asks for the label; the label's token is
+        the answer.
+    prompt_tokens : int
+        Longest prompt of ``generate``, without bos, at least 1.
+    text_tokens : int
+        Longest text of the other two, at least 2.
+
+    Returns
+    -------
+    list of Prompt
+        One an item.
+
+    Raises
+    ------
+    DataError
+        For an unknown workload or a length out of range.
+    """
+    # The token helpers live beside the models, and PyTorch comes along with those.
+    from fedhlm_app.pair.load import label_tokens, topic_tokens
+
+    if workload not in ("generate", "score", "classify"):
+        raise DataError(
+            f"workload = {workload!r} is unknown; allowed are generate, score, classify"
+        )
+    if prompt_tokens < 1:
+        raise DataError(f"prompt-tokens = {prompt_tokens} is not allowed; it must be at least 1")
+    if text_tokens < 2:
+        raise DataError(f"text_tokens = {text_tokens} is not allowed; it must be at least 2")
+    if not len(rows):
+        return []
+    longest = prompt_tokens if workload == "generate" else text_tokens
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoded = tokenizer(items.texts(rows), add_special_tokens=False)["input_ids"]
+    texts = [np.asarray([*start, *text[:longest]], dtype=np.int64) for text in encoded]
+    numbered = [int(row) for row in rows]
+    if workload == "generate":
+        return [Prompt(row, text, len(text)) for row, text in zip(numbered, texts, strict=True)]
+    if workload == "score":
+        return [Prompt(row, text, 1) for row, text in zip(numbered, texts, strict=True)]
+    topic = topic_tokens(tokenizer)
+    answers = list(label_tokens(tokenizer, items.label_names).values())
+    asking = [np.append(text, topic).astype(np.int64) for text in texts]
+    return [
+        Prompt(row, tokens, len(tokens), answers[label])
+        for row, tokens, label in zip(numbered, asking, items.labels(rows), strict=True)
+    ]
