@@ -4,11 +4,13 @@ from strategies.cluster_map import AssignedClusters, ClusterMap, OneCluster, con
 from strategies.factory import METHODS, build_strategy
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
+from strategies.flower_rule import FlowerRule
 from strategies.hierarchical import Hierarchical, HierarchicalFedAvg
 from strategies.privacy import CentralPrivacy
 from strategies.records import Failure, NotEnoughNodes, RoundFailed, RoundRecord
 from strategies.rules import RULES, AggregationRule, build_rule
 from strategies.scaffold import Scaffold
+from strategies.state import state_from_bytes, state_to_bytes
 from strategies.validation import Refusal, ReplySchema, Update, validate_replies, validate_reply
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Failure",
     "FedNova",
     "FedProx",
+    "FlowerRule",
     "Hierarchical",
     "HierarchicalFedAvg",
     "NotEnoughNodes",
@@ -35,6 +38,8 @@ __all__ = [
     "build_strategy",
     "contiguous",
     "round_robin",
+    "state_from_bytes",
+    "state_to_bytes",
     "validate_replies",
     "validate_reply",
 ]

@@ -27,12 +27,14 @@ from strategies.aggregation import BoolArray, FloatArray, cluster_means
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.layout import Layout
 from strategies.local_methods import Batch, FedAvgSteps, LocalMethod
+from strategies.loop import run_rounds
 from strategies.privacy import CentralPrivacy
-from strategies.records import Failure, RoundFailed, RoundRecord, add_up, drop_odd_lists
+from strategies.records import RoundFailed, RoundRecord, add_up, as_metrics
+from strategies.replies import sort_replies, why_failed
 from strategies.rules import State
-from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, choose, connected_nodes
+from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
 from strategies.tiers import RuleSource, Tiers
-from strategies.validation import Refusal, ReplySchema, Update, validate_replies
+from strategies.validation import ReplySchema, Update
 
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
 Bounds = tuple[float | FloatArray, float | FloatArray]
@@ -119,12 +121,16 @@ class Hierarchical(Strategy):
         self.method: LocalMethod = FedAvgSteps() if method is None else method
         self.personalisation: Personalisation = personalisation
         self.shrink_weight = shrink_weight
-        self.fraction_train, self.fraction_evaluate = fraction_train, fraction_evaluate
-        self.evaluate_every = evaluate_every
-        self.min_clients = min_clients
-        self.min_nodes = min_clients if min_nodes is None else min_nodes
-        self.node_wait_s, self.poll_s = node_wait_s, poll_s
-        self.seed = seed
+        self.participation = Participation(
+            fraction_train,
+            fraction_evaluate,
+            evaluate_every,
+            min_clients,
+            min_clients if min_nodes is None else min_nodes,
+            node_wait_s,
+            poll_s,
+            seed,
+        )
         self.bounds = bounds
         self.max_weight = max_weight
         self.require_echo = require_echo
@@ -149,22 +155,10 @@ class Hierarchical(Strategy):
         allowed = get_args(Personalisation)
         if self.personalisation not in allowed:
             raise ValueError(f"personalisation: {self.personalisation!r}; allowed: {allowed}")
-        checks = [
-            ("fraction_train", self.fraction_train, 0 < self.fraction_train <= 1, "(0, 1]"),
-            ("fraction_evaluate", self.fraction_evaluate, 0 <= self.fraction_evaluate <= 1,
-             "[0, 1]"),
-            ("evaluate_every", self.evaluate_every, self.evaluate_every >= 1, ">= 1"),
-            ("min_clients", self.min_clients, self.min_clients >= 1, ">= 1"),
-            ("min_nodes", self.min_nodes, self.min_nodes >= 1, ">= 1"),
-            ("shrink_weight", self.shrink_weight, self.shrink_weight >= 0, ">= 0"),
-            ("node_wait_s", self.node_wait_s, self.node_wait_s >= 0, ">= 0"),
-            ("poll_s", self.poll_s, self.poll_s > 0, "> 0"),
-            ("seed", self.seed, self.seed >= 0, ">= 0"),
-            ("max_weight", self.max_weight, self.max_weight > 0, "> 0"),
-        ]  # fmt: skip
-        for name, value, fine, text in checks:
-            if not fine:
-                raise ValueError(f"{name}: {value}; allowed: {text}")
+        if not self.shrink_weight >= 0:
+            raise ValueError(f"shrink_weight: {self.shrink_weight}; allowed: >= 0")
+        if not self.max_weight > 0:
+            raise ValueError(f"max_weight: {self.max_weight}; allowed: > 0")
         if self.privacy is not None:
             if self.edge_rule not in ("mean", "fedavg", "uniform"):
                 raise ValueError(f"edge_rule: {self.edge_rule!r}; allowed with privacy: mean")
@@ -213,7 +207,7 @@ class Hierarchical(Strategy):
     ) -> Iterable[Message]:
         """Choose clients and write each its own message."""
         self._adopt(arrays)
-        nodes, picks = self._pick(grid, server_round, self.fraction_train, TRAIN_STREAM)
+        nodes, picks = self._pick(grid, server_round, TRAIN_STREAM)
         clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
         self._cluster_sizes = np.bincount(clusters, minlength=self.tiers.num_clusters)
         self.method.open(self.tiers.policy.size, self.tiers.num_clusters)
@@ -231,10 +225,12 @@ class Hierarchical(Strategy):
         RoundFailed
             When no reply could be used.
         """
-        updates, refused, failed = self._sort_out(server_round, replies, train=True)
+        updates, refused, failed = sort_replies(
+            replies, self._schema(server_round, train=True), self._asked
+        )
         if not updates:
-            raise RoundFailed(_why_failed("training", server_round, self._asked, refused, failed))
-        counted = len(updates) >= self.min_clients
+            raise RoundFailed(why_failed("training", server_round, refused, failed))
+        counted = len(updates) >= self.participation.min_clients
         heard = np.zeros(self.tiers.num_clusters, dtype=np.bool_)
         if counted:
             heard = self._aggregate(server_round, updates)
@@ -260,7 +256,7 @@ class Hierarchical(Strategy):
                 seconds=time.monotonic() - self._asked_at,
             )
         )
-        return (self.arrays() if counted else None), _as_metrics(sums, means)
+        return (self.arrays() if counted else None), as_metrics(sums, means)
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
         tiers = self.tiers
@@ -316,10 +312,10 @@ class Hierarchical(Strategy):
     ) -> Iterable[Message]:
         """Ask clients to evaluate what they would start from, every `evaluate_every` rounds."""
         self._asked = {}
-        if self.fraction_evaluate == 0 or server_round % self.evaluate_every:
+        if not self.participation.evaluates(server_round):
             return []
         self._adopt(arrays)
-        _, picks = self._pick(grid, server_round, self.fraction_evaluate, EVALUATE_STREAM)
+        _, picks = self._pick(grid, server_round, EVALUATE_STREAM)
         self._sent = self._starting_points()
         return [self._message(server_round, node, config, "evaluate") for node in picks]
 
@@ -336,13 +332,13 @@ class Hierarchical(Strategy):
         metrics = None
         record = self.history[-1] if self.history else None
         if self._asked:
-            updates, refused, failed = self._sort_out(server_round, replies, train=False)
+            updates, refused, failed = sort_replies(
+                replies, self._schema(server_round, train=False), self._asked
+            )
             if not updates:
-                raise RoundFailed(
-                    _why_failed("evaluation", server_round, self._asked, refused, failed)
-                )
+                raise RoundFailed(why_failed("evaluation", server_round, refused, failed))
             sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
-            metrics = _as_metrics(sums, means)
+            metrics = as_metrics(sums, means)
             if record is not None:
                 record.evaluation_sums, record.evaluation_means = sums, means
                 record.evaluation_refused, record.evaluation_failed = refused, failed
@@ -352,15 +348,10 @@ class Hierarchical(Strategy):
 
     # --- messages ------------------------------------------------------------------------
 
-    def _pick(
-        self, grid: Grid, server_round: int, fraction: float, stream: int
-    ) -> tuple[list[Node], list[Node]]:
-        nodes = connected_nodes(
-            grid, self.cluster_map, self.min_nodes, self.node_wait_s, self.poll_s
-        )
+    def _pick(self, grid: Grid, server_round: int, stream: int) -> tuple[list[Node], list[Node]]:
+        nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, stream)
         if self.cluster_map.num_clusters != self.tiers.num_clusters:
             self.recluster(self.cluster_map)
-        picks = choose(nodes, fraction, self.min_clients, self.seed, server_round, stream)
         self._asked = {node.node_id: node for node in picks}
         return nodes, picks
 
@@ -391,25 +382,6 @@ class Hierarchical(Strategy):
         arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
         content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
         return Message(content, node.node_id, kind, group_id=str(server_round))
-
-    def _sort_out(
-        self, server_round: int, replies: Iterable[Message], train: bool
-    ) -> tuple[list[Update], list[Refusal], list[Failure]]:
-        answered, errors = [], {}
-        for message in replies:
-            if message.has_error():
-                errors[message.metadata.src_node_id] = message.error.reason or "unknown error"
-            else:
-                answered.append(message)
-        updates, refused = validate_replies(answered, self._schema(server_round, train))
-        updates, odd = drop_odd_lists(updates)
-        heard_of = {message.metadata.src_node_id for message in answered}
-        failed = [
-            Failure(node_id, node.client, errors.get(node_id, "no reply"))
-            for node_id, node in self._asked.items()
-            if node_id not in heard_of
-        ]
-        return updates, refused + odd, failed
 
     def _schema(self, server_round: int, train: bool) -> ReplySchema:
         extras = dict(self.method.reply_extras) if train else {}
@@ -551,28 +523,16 @@ class Hierarchical(Strategy):
         self.summary()
         self._adopt(initial_arrays)
         arrays = self.arrays() if first > 1 else initial_arrays
-        result = Result(arrays=arrays)
-        train_config = ConfigRecord() if train_config is None else train_config
-        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-        if evaluate_fn is not None and first == 1:
-            _store(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, arrays))
-        for current in range(first, num_rounds + 1):
-            asked = self.configure_train(current, arrays, train_config, grid)
-            replies = grid.send_and_receive(asked, timeout=timeout)
-            new_arrays, metrics = self.aggregate_train(current, replies)
-            arrays = arrays if new_arrays is None else new_arrays
-            _store(result.train_metrics_clientapp, current, metrics)
-            asked = self.configure_evaluate(current, arrays, evaluate_config, grid)
-            answers = grid.send_and_receive(asked, timeout=timeout) if asked else []
-            _store(
-                result.evaluate_metrics_clientapp,
-                current,
-                self.aggregate_evaluate(current, answers),
-            )
-            if evaluate_fn is not None:
-                _store(result.evaluate_metrics_serverapp, current, evaluate_fn(current, arrays))
-        result.arrays = arrays
-        return result
+        return run_rounds(
+            self,
+            grid,
+            arrays,
+            range(first, num_rounds + 1),
+            timeout,
+            ConfigRecord() if train_config is None else train_config,
+            ConfigRecord() if evaluate_config is None else evaluate_config,
+            evaluate_fn,
+        )
 
 
 class HierarchicalFedAvg(Hierarchical):
@@ -582,32 +542,5 @@ class HierarchicalFedAvg(Hierarchical):
         super().__init__(cluster_map, edge_rule="mean", cloud_rule="uniform", **options)
 
 
-def _store(metrics: dict[int, MetricRecord], server_round: int, value: MetricRecord | None) -> None:
-    if value is not None:
-        metrics[server_round] = value
-
-
 def _name(update: Update) -> int:
     return update.client if update.client >= 0 else update.node_id
-
-
-def _as_metrics(sums: Mapping[str, Any], means: Mapping[str, float]) -> MetricRecord:
-    """Counts and lists as sums, other numbers as weighted means."""
-    return MetricRecord(
-        {name: means[name] if isinstance(value, float) else value for name, value in sums.items()}
-    )
-
-
-def _why_failed(
-    what: str,
-    server_round: int,
-    asked: Mapping[int, Node],
-    refused: list[Refusal],
-    failed: list[Failure],
-) -> str:
-    shown = [f"client {r.client}: {r.reason} ({r.detail})" for r in refused]
-    shown += [f"client {f.client}: {f.reason}" for f in failed]
-    return (
-        f"{what} of round {server_round}: no usable reply from {len(asked)} clients; "
-        f"{len(failed)} failed or silent, {len(refused)} refused: " + "; ".join(shown[:5])
-    )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from flwr.app import MetricRecord
 
 from strategies.aggregation import FloatArray
-from strategies.validation import Refusal, Update
+from strategies.validation import Refusal
 
 MetricValue = int | float | list[int] | list[float]
 _IDENTITY = frozenset({"client", "round"})  # adding these up would mean nothing
@@ -130,34 +131,6 @@ class RoundRecord:
         }
 
 
-def drop_odd_lists(updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
-    """Refuse replies whose list metrics have another length, or kind, than most others'.
-
-    Sums of lists (risk curves) need equal lengths; without this a single reply could decide
-    which length counts. Ties go to the reply that comes first.
-    """
-    shapes: dict[str, Counter[int]] = {}
-    for update in updates:
-        for name, value in update.metrics.items():
-            shapes.setdefault(name, Counter())[_length(value)] += 1
-    usual = {name: counts.most_common(1)[0][0] for name, counts in shapes.items()}
-    kept: list[Update] = []
-    refused: list[Refusal] = []
-    for update in updates:
-        odd = [name for name, value in update.metrics.items() if _length(value) != usual[name]]
-        if odd:
-            refused.append(
-                Refusal("bad-metric", update.node_id, update.client, f"shape of {odd[0]!r}")
-            )
-        else:
-            kept.append(update)
-    return kept, refused
-
-
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, list) else -1
-
-
 def add_up(
     metrics: Iterable[Mapping[str, MetricValue]], weights: Iterable[float]
 ) -> tuple[dict[str, MetricValue], dict[str, float]]:
@@ -186,3 +159,10 @@ def add_up(
         total = shares.sum()
         means[name] = float(values @ shares / total) if total > 0 else float(values.mean())
     return sums, means
+
+
+def as_metrics(sums: Mapping[str, MetricValue], means: Mapping[str, float]) -> MetricRecord:
+    """Integers and lists as sums, other numbers as weighted means."""
+    return MetricRecord(
+        {name: means[name] if isinstance(value, float) else value for name, value in sums.items()}
+    )

@@ -46,7 +46,9 @@ class AggregationRule(Protocol):
         ...
 
 
-class _Stateless:
+class Stateless:
+    """Base of rules that remember nothing."""
+
     stateful = False
 
     def state_dict(self) -> State:
@@ -59,7 +61,7 @@ class _Stateless:
             raise ValueError(f"state: keys {sorted(state)}; allowed: none for {type(self)}")
 
 
-class Mean(_Stateless):
+class Mean(Stateless):
     """The weighted mean: FedAvg, and eq. 7 when the weights are n_k."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -67,7 +69,7 @@ class Mean(_Stateless):
         return weighted_mean(values, weights)
 
 
-class Uniform(_Stateless):
+class Uniform(Stateless):
     """The unweighted mean: eq. 8 over clusters."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -75,7 +77,7 @@ class Uniform(_Stateless):
         return np.asarray(values.mean(axis=0), dtype=np.float64)
 
 
-class Median(_Stateless):
+class Median(Stateless):
     """Coordinate-wise median, unweighted."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -83,7 +85,7 @@ class Median(_Stateless):
         return median(values)
 
 
-class TrimmedMean(_Stateless):
+class TrimmedMean(Stateless):
     """Coordinate-wise mean without the outer values, unweighted.
 
     Parameters
@@ -102,7 +104,7 @@ class TrimmedMean(_Stateless):
         return trimmed_mean(values, self.trim)
 
 
-class MultiKrum(_Stateless):
+class MultiKrum(Stateless):
     """Weighted mean of the `select` values nearest to their neighbours; ``select=1`` is Krum.
 
     Parameters

@@ -75,3 +75,50 @@ def choose(
     generator = np.random.default_rng([seed, server_round, stream])
     picks = np.sort(generator.choice(len(nodes), size=count, replace=False))
     return [nodes[pick] for pick in picks]
+
+
+@dataclass(frozen=True)
+class Participation:
+    """Who takes part in a round; fields as the parameters of `Hierarchical`."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    evaluate_every: int
+    min_clients: int
+    min_nodes: int
+    node_wait_s: float
+    poll_s: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("fraction_train", 0 < self.fraction_train <= 1, "(0, 1]"),
+            ("fraction_evaluate", 0 <= self.fraction_evaluate <= 1, "[0, 1]"),
+            ("evaluate_every", self.evaluate_every >= 1, ">= 1"),
+            ("min_clients", self.min_clients >= 1, ">= 1"),
+            ("min_nodes", self.min_nodes >= 1, ">= 1"),
+            ("node_wait_s", self.node_wait_s >= 0, ">= 0"),
+            ("poll_s", self.poll_s > 0, "> 0"),
+            ("seed", self.seed >= 0, ">= 0"),
+        ]
+        for name, fine, allowed in checks:
+            if not fine:
+                raise ValueError(f"{name}: {getattr(self, name)}; allowed: {allowed}")
+
+    def evaluates(self, server_round: int) -> bool:
+        """Tell whether this round has a federated evaluation."""
+        return self.fraction_evaluate > 0 and server_round % self.evaluate_every == 0
+
+    def pick(
+        self, grid: Grid, cluster_map: ClusterMap, server_round: int, stream: int
+    ) -> tuple[list[Node], list[Node]]:
+        """Return all connected nodes, and those to ask.
+
+        Raises
+        ------
+        NotEnoughNodes
+            See `connected_nodes`.
+        """
+        nodes = connected_nodes(grid, cluster_map, self.min_nodes, self.node_wait_s, self.poll_s)
+        fraction = self.fraction_train if stream == TRAIN_STREAM else self.fraction_evaluate
+        return nodes, choose(nodes, fraction, self.min_clients, self.seed, server_round, stream)

@@ -86,3 +86,8 @@ def settings(message: Message) -> ConfigRecord:
 
 def initial(*values: float) -> ArrayRecord:
     return ArrayRecord({"policy": Array(np.array(values, dtype=np.float64))})
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+
+from strategies.flower_rule import FlowerRule
+from strategies.rules import RULES, build_rule
+
+FLOWER = {
+    "fedavg": lambda: flower.FedAvg(),
+    "fedmedian": lambda: flower.FedMedian(),
+    "fedtrimmedavg": lambda: flower.FedTrimmedAvg(beta=0.2),
+    "krum": lambda: flower.Krum(num_malicious_nodes=1),
+    "multikrum": lambda: flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3),
+    "fedadam": lambda: flower.FedAdam(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2),
+    "fedyogi": lambda: flower.FedYogi(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2),
+    "fedadagrad": lambda: flower.FedAdagrad(eta=0.05, tau=1e-2),
+    "fedavgm": lambda: flower.FedAvgM(server_learning_rate=0.7, server_momentum=0.6),
+    "bulyan": lambda: flower.Bulyan(num_malicious_nodes=1),
+}
+OPTIONS: dict[str, dict[str, float]] = {
+    "fedtrimmedavg": {"trim": 0.2},
+    "krum": {"malicious": 1},
+    "multikrum": {"malicious": 2, "select": 3},
+    "fedadam": {"learning_rate": 0.05, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-2},
+    "fedyogi": {"learning_rate": 0.05, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-2},
+    "fedadagrad": {"learning_rate": 0.05, "tau": 1e-2},
+    "fedavgm": {"learning_rate": 0.7, "momentum": 0.6},
+    "bulyan": {"malicious": 1},
+}
+
+
+class _Nodes:
+    def get_node_ids(self) -> list[int]:
+        return [1, 2]
+
+
+def _flower_round(
+    strategy: flower.Strategy,
+    server_round: int,
+    current: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    record = ArrayRecord({"policy": Array(current)})
+    list(strategy.configure_train(server_round, record, ConfigRecord(), _Nodes()))  # type: ignore[arg-type]
+    replies = [
+        Message(
+            RecordDict(
+                {
+                    "arrays": ArrayRecord({"policy": Array(value)}),
+                    "metrics": MetricRecord({"num-examples": float(weight)}),
+                }
+            ),
+            dst_node_id=node + 1,
+            message_type="train",
+        )
+        for node, (value, weight) in enumerate(zip(values, weights, strict=True))
+    ]
+    arrays, _ = strategy.aggregate_train(server_round, replies)
+    assert arrays is not None
+    return arrays["policy"].numpy()
+
+
+@pytest.mark.parametrize("name", sorted(FLOWER))
+def test_rule_equals_flowers_own_strategy_round_by_round(
+    name: str, rng: np.random.Generator
+) -> None:
+    theirs = FLOWER[name]()
+    ours = build_rule(name, **OPTIONS.get(name, {}))
+    current = rng.normal(size=4)
+    for server_round in range(1, 7):
+        values = current + rng.normal(0.3, 0.5, size=(11, 4))
+        weights = rng.integers(1, 50, size=11).astype(float)
+        expected = _flower_round(theirs, server_round, current, values, weights)
+        result = ours.combine(values, weights, current)
+        np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
+        current = result
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_state_survives_and_is_a_copy(name: str, rng: np.random.Generator) -> None:
+    first, second = build_rule(name), build_rule(name)
+    current = np.zeros(3)
+    for step in range(6):
+        values = rng.normal(size=(8, 3))
+        if step == 3:
+            second.load_state_dict(first.state_dict())
+        result = first.combine(values, np.ones(8), current)
+        if step >= 3:
+            np.testing.assert_array_equal(second.combine(values, np.ones(8), current), result)
+        current = result
+    assert first.stateful == bool(first.state_dict())
+
+
+def test_uniform_ignores_weights() -> None:
+    values = np.array([[0.0], [1.0]])
+    np.testing.assert_allclose(
+        build_rule("uniform").combine(values, np.array([9.0, 1.0]), np.zeros(1)), [0.5]
+    )
+
+
+def test_any_flower_strategy_serves_as_a_rule(rng: np.random.Generator) -> None:
+    rule = FlowerRule(lambda: flower.FedTrimmedAvg(beta=0.4))
+    values = rng.normal(size=(10, 3))
+    expected = np.sort(values, axis=0)[4:6].mean(axis=0)
+    np.testing.assert_allclose(rule.combine(values, np.ones(10), np.zeros(3)), expected)
+
+
+def test_bulyan_with_too_few_values_changes_nothing() -> None:
+    previous = np.array([0.4])
+    result = build_rule("bulyan", malicious=1).combine(np.ones((6, 1)), np.ones(6), previous)
+    np.testing.assert_array_equal(result, previous)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("average", {}, "allowed: bulyan"),
+        ("mean", {"trim": 0.1}, "options"),
+        ("trimmed-mean", {"trim": 0.5}, "trim"),
+        ("fedadam", {"tau": 0.0}, "tau"),
+        ("fedavgm", {"momentum": 1.0}, "momentum"),
+        ("multikrum", {"select": 0}, "select"),
+        ("bulyan", {"malicious": -1}, "malicious"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_rule(name, **options)
