@@ -1,0 +1,126 @@
+"""The commands themselves, with their options and help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhlm_app.cli.lazy import LazyGroup
+
+
+class _Commands(LazyGroup):
+    LAZY = {  # noqa: RUF012
+        "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
+    }
+
+
+app = typer.Typer(
+    name="fedhlm",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Federated hybrid language models: devices keep the tokens they are sure of, a large "
+        "model decides the rest, and together they learn where sure begins.\n\n"
+        "**Start here:** `fedhlm run` runs 20 devices for 30 rounds, offline, on the built-in "
+        "models and texts. `fedhlm settings` shows everything that can be changed."
+    ),
+)
+
+
+@app.command(
+    epilog=(
+        "**Examples**\n\n"
+        "`fedhlm run` - the main job, offline\n\n"
+        "`fedhlm run --clients 4 --rounds 3 --set clusters=2` - a small one\n\n"
+        "`fedhlm run --set decoding=sampled --set verification=coupled`\n\n"
+        "`fedhlm run --set dataset=news.csv --set slm=./small --set llm=./large`\n\n"
+        "`FEDHLM_SEED=7 fedhlm run --json > result.json` - settings from the environment too"
+    )
+)
+def run(
+    clients: Annotated[
+        int | None, typer.Option("--clients", "-n", help="Simulated devices.", show_default="20")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", "-r", help="Federated rounds.", show_default="30")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Part of the run folder's name.", show_default="fedhlm")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to continue from its last checkpoint.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")
+    ] = False,
+) -> None:
+    """Run a federated job and show its result.
+
+    Exit status: 0 when the run completed, 1 when it failed, 2 when a setting is wrong (nothing
+    is started then), 130 when it was interrupted.
+    """
+    from fedhlm_app.cli.run import run_job
+
+    given: dict[str, object] = {
+        "clients": clients,
+        "rounds": rounds,
+        "name": name,
+        "resume": None if resume is None else str(resume),
+    }
+    raise typer.Exit(run_job(given, overrides or [], as_json=as_json))
+
+
+@app.command()
+def settings(
+    markdown: Annotated[bool, typer.Option(help="Print the table in Markdown.")] = False,
+    toml: Annotated[bool, typer.Option(help="Print pyproject.toml's run-config block.")] = False,
+) -> None:
+    """Show every setting with its default, unit, range and meaning.
+
+    A setting is given as `--set key=value`, as `--run-config "key=value"` to `flwr run`, or as
+    FEDHLM_KEY in the environment, the first two before the third.
+    """
+    from fedhlm_app.cli.show import show_settings
+
+    show_settings(markdown=markdown, toml=toml)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run folder; the newest one in ./runs by default."),
+    ] = None,
+) -> None:
+    """Write a run's report.html and show its result table."""
+    from fedhlm_app.cli.show import show_report
+
+    raise typer.Exit(show_report(run_folder))
+
+
+@app.command()
+def env() -> None:
+    """Print versions and machine, ready to paste into a bug report."""
+    from fedhlm_app.cli.show import show_environment
+
+    show_environment()
+
+
+def main() -> None:
+    """Run the command line."""
+    # Figures and tables hold characters that a C locale could not print.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()

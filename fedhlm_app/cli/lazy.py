@@ -1,0 +1,57 @@
+"""Commands whose module is imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+
+class LazyCommand(click.Command):
+    """A command known by name and one line of help; the rest is loaded at its first use.
+
+    Parameters
+    ----------
+    name : str
+        Name on the command line.
+    target : str
+        `package.module:attribute` of a Typer app.
+    short_help : str
+        The line that `fedhlm --help` shows.
+    """
+
+    def __init__(self, name: str, target: str, short_help: str) -> None:
+        super().__init__(name, help=short_help, short_help=short_help)
+        self.target = target
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Load the command and let it parse its own arguments."""
+        module, _, attribute = self.target.partition(":")
+        loaded = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        return loaded.make_context(info_name, args, parent, **extra)
+
+
+class LazyGroup(TyperGroup):
+    """A group that also has the commands of `LAZY`."""
+
+    LAZY: dict[str, tuple[str, str]] = {}  # noqa: RUF012  (filled by the subclass)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, the group's own first."""
+        return [*super().list_commands(ctx), *self.LAZY]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by name; a lazy one without importing it."""
+        if cmd_name in self.LAZY:
+            target, short_help = self.LAZY[cmd_name]
+            return LazyCommand(cmd_name, target, short_help)
+        return super().get_command(ctx, cmd_name)

@@ -1,0 +1,94 @@
+"""The result table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+STAGE_WORDS = {
+    "local": "kept on the device",
+    "cache": "from the device's cache",
+    "peer": "from peers",
+    "edge": "from neighbouring clusters",
+    "llm_accepted": "LLM: draft accepted",
+    "llm_resampled": "LLM: draft replaced",
+    "unresolved": "LLM not reached",
+}
+
+
+def result_table(summary: Mapping[str, Any], folder: str) -> Table:
+    """Return the table that ends a run.
+
+    Parameters
+    ----------
+    summary : Mapping[str, Any]
+        `summary.json`.
+    folder : str
+        Path of the run folder, shown as the caption.
+    """
+    table = Table(box=box.SIMPLE, show_header=False, title="Result", title_justify="left")
+    table.caption = f"run folder: {folder}"
+    table.caption_justify = "left"
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in figures(summary):
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    return table
+
+
+def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
+    """Return the rows of the table: what, figure, remark; None where a new part begins."""
+    tokens = summary["tokens"]
+    rows: list[tuple[str, str, str] | None] = [
+        ("tokens", f"{tokens:,}", f"{summary['clients']} clients, {summary['rounds']} rounds")
+    ]
+    for stage, words in STAGE_WORDS.items():
+        count = summary["resolution"][stage]
+        # Tiers that are switched off would only be noise.
+        if count or stage in ("local", "llm_accepted", "llm_resampled"):
+            rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
+    accuracy = summary["accuracy"]
+    rows += [
+        None,
+        ("token resolution rate", f"{summary['trr']:.2%}", "never reached the LLM"),
+        ("agreement with the LLM", f"{summary['llm_agreement']:.2%}", "same token in that context"),
+        ("certificate", f"{summary['certificate']:.4f}", "mean risk a token: kept and wrong"),
+        ("accuracy, tokens", _share(accuracy["token"]), "held-out"),
+        ("accuracy, labels", _share(accuracy["label"]), "held-out"),
+        None,
+        ("threshold", f"{summary['threshold']['global']:.4f}", "global"),
+    ]
+    clusters = summary["threshold"]["clusters"]
+    if clusters:
+        # One decimal place per cluster tells whether they differ; the file has the rest.
+        shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
+        more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
+        rows.append(("  by cluster", "", shown + more))
+    traffic, seconds = summary["bytes"], summary["seconds"]
+    rows += [
+        None,
+        ("bytes up", f"{traffic['uplink']:,}", f"{traffic['uplink'] / tokens:.2f} per token"),
+        ("bytes down", f"{traffic['downlink']:,}", f"{traffic['downlink'] / tokens:.2f} per token"),
+    ]
+    if traffic["edge"]:
+        rows.append(("bytes at the edge", f"{traffic['edge']:,}", ""))
+    rows.append(
+        (
+            "seconds",
+            f"{seconds['total']:.1f}",
+            f"small model {seconds['slm']:.1f}, large {seconds['llm']:.1f}, "
+            f"Flower {seconds['flower']:.1f}",
+        )
+    )
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

@@ -1,0 +1,128 @@
+"""`fedhlm run`: settings checked, run launched, progress drawn, result shown."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from fedhlm_app.cli.progress import watch
+from fedhlm_app.cli.result import result_table
+from fedhlm_app.launch import LaunchError, RunResult, launch
+from fedhlm_app.settings import Settings, SettingsError
+
+COMPLETED, FAILED, BAD_SETTINGS, INTERRUPTED = 0, 1, 2, 130
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, str]:
+    """Return `key=value` words as a mapping.
+
+    Raises
+    ------
+    SettingsError
+        A word without `=` or a key, or a key given twice with different values.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise SettingsError(f"--set {pair!r}: must be key=value, for example --set rounds=5")
+        if found.get(key, value) != value:
+            raise SettingsError(f"--set {key}: given as both {found[key]!r} and {value!r}")
+        found[key] = value
+    return found
+
+
+def collect(options: Mapping[str, object], pairs: list[str]) -> Settings:
+    """Build the settings of a command line; raises `SettingsError` naming what is wrong."""
+    given: dict[str, bool | int | float | str] = dict(parse_overrides(pairs))
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key in given and str(value) != given[key]:
+            raise SettingsError(f"setting {key!r} is given twice: {value!r} and {given[key]!r}")
+        assert isinstance(value, int | str)
+        given[key] = value
+    settings = Settings.from_sources(given)
+    settings.check_paths()
+    return settings
+
+
+def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -> int:
+    """Run a job and return the exit status of the command.
+
+    Parameters
+    ----------
+    options : Mapping[str, object]
+        Settings that have an option of their own; None where it was not given.
+    pairs : list[str]
+        Words of `--set`.
+    as_json : bool
+        Print one JSON object on standard output; everything else goes to standard error.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        settings = collect(options, pairs)
+    except SettingsError as error:
+        say(errors, str(error))
+        return BAD_SETTINGS
+    try:
+        with _terminated_as_interrupted(), watch(errors, settings) as on_progress:
+            result = launch(settings, on_progress=on_progress)
+    except KeyboardInterrupt:
+        say(errors, "interrupted; every process of the run has been ended")
+        return INTERRUPTED
+    except LaunchError as error:
+        say(errors, str(error))
+        return FAILED
+    if as_json:
+        print(json.dumps(_as_json(result), indent=2))
+    if not result.ok:
+        _explain(errors, result)
+        return FAILED
+    if not as_json and result.summary is not None:
+        Console().print(result_table(result.summary, str(result.folder.path)))
+    return COMPLETED
+
+
+def say(console: Console, message: str) -> None:
+    """Print an error, each line behind the command's name."""
+    for line in message.splitlines():
+        console.print(f"fedhlm: {line}", style="red", markup=False, soft_wrap=True)
+
+
+def _explain(console: Console, result: RunResult) -> None:
+    say(console, f"the run failed ({result.status}): {result.details or 'see its log'}")
+    for line in result.errors:
+        if line not in result.details:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+    console.print(f"log: {result.folder.path / 'flower.log'}", markup=False, soft_wrap=True)
+
+
+def _as_json(result: RunResult) -> dict[str, object]:
+    return {
+        "run": str(result.folder.path),
+        "status": result.status,
+        "seconds": round(result.seconds, 2),
+        "summary": result.summary,
+        "errors": list(result.errors),
+    }
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Make SIGTERM unwind like Ctrl-C, so that a stopped command leaves no process behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

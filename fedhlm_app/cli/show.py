@@ -1,0 +1,91 @@
+"""Commands that only show something: settings, a report, the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, say
+
+
+def show_settings(*, markdown: bool, toml: bool) -> None:
+    """Print all settings: a table, Markdown, or the block of pyproject.toml."""
+    from fedhlm_app.settings import markdown_table, rows, toml_block
+
+    if markdown or toml:
+        print(markdown_table() if markdown else toml_block(), end="")
+        return
+    console = Console()
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading, style in (("setting", "bold cyan"), ("default", ""), ("meaning", "")):
+        table.add_column(heading, style=style, overflow="fold")
+    group = ""
+    for row in rows():
+        if row.group != group:
+            group = row.group
+            table.add_section()
+            table.add_row(f"[bold white]{group}[/]", "", "")
+        limits = "; ".join(part for part in (row.unit, row.allowed) if part and part != "text")
+        meaning = f"{row.description} [dim]({limits})[/]" if limits else row.description
+        table.add_row(row.name, row.default or '""', meaning)
+    console.print(table)
+
+
+def show_report(run_folder: Path | None) -> int:
+    """Write the report of a run, show its table, and return the exit status."""
+    from fedhlm_app.cli.result import result_table
+    from fedhlm_app.report import write_report
+    from fedhlm_app.runs import CONFIG, RunFolder, latest_run
+
+    errors = Console(stderr=True, highlight=False)
+    found = latest_run(Path("runs")) if run_folder is None else RunFolder(run_folder)
+    if found is None:
+        say(errors, "no run in ./runs yet: name a run folder, or start one with `fedhlm run`")
+        return BAD_SETTINGS
+    if not (found.path / CONFIG).is_file():
+        say(errors, f"{found.path} is not a run folder: it has no {CONFIG}")
+        return BAD_SETTINGS
+    path = write_report(found)
+    if (summary := found.summary()) is not None:
+        Console().print(result_table(summary, str(found.path)))
+    print(path)
+    return COMPLETED
+
+
+def show_environment() -> None:
+    """Print what a bug report needs, as plain lines."""
+    import platform
+
+    import psutil
+
+    from fedhlm_app.runs import cores, versions
+
+    memory = psutil.virtual_memory()
+    lines = {
+        "system": platform.platform(),
+        "cores": f"{cores()} usable of {os.cpu_count()}",
+        "memory": f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}",
+        "accelerator": _accelerator(),
+        **versions(),
+        "variables": ", ".join(
+            sorted(name for name in os.environ if name.startswith(("FEDHLM_", "FLWR_", "RAY_")))
+        )
+        or "none",
+    }
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _accelerator() -> str:
+    import torch
+
+    cuda = torch.cuda
+    if cuda.is_available():
+        return ", ".join(cuda.get_device_name(index) for index in range(cuda.device_count()))
+
+    return "mps" if torch.backends.mps.is_available() else "none"
