@@ -40,9 +40,9 @@ VERIFIER_SHAPES: dict[str, Shape] = {
     "scalar": Shape.WEIGHT,
     "coupled": Shape.NOTHING,
     "greedy": Shape.NOTHING,
-    "truncated-paper": Shape.SUPPORT,
+    "truncated-exact": Shape.SUPPORT,
+    "scalar-proposals": Shape.WEIGHT,
     "block": Shape.LAW,
-    "block-scalar": Shape.WEIGHT,
 }
 """Verifiers the wire knows; a name's place is its code, so new names go at the end (16 at most)."""
 
@@ -138,6 +138,8 @@ class Row(_ByValue):
         The row goes on the block of the row before it, which has the same session and a draft:
         ``start`` is where that row ended, ``tokens`` its draft, ``quiet`` 1. None of the three is
         sent; :func:`following_row` fills them in.
+    attempt
+        ``scalar-proposals`` only: replies whose proposals were all refused before.
 
     Notes
     -----
@@ -154,6 +156,7 @@ class Row(_ByValue):
     weights: npt.NDArray[np.integer] | None = None
     quiet: int = 0
     block: bool = False
+    attempt: int = 0
 
 
 def following_row(
@@ -162,11 +165,12 @@ def following_row(
     weight: int | None = None,
     support: IntArray | None = None,
     weights: npt.NDArray[np.integer] | None = None,
+    attempt: int = 0,
 ) -> Row:
     """The next row of a block: ``draft`` comes after the draft of ``previous``."""
     tokens = np.array([previous.draft], dtype=np.int64)
     start = previous.start + len(previous.tokens)
-    return Row(previous.session, start, tokens, draft, weight, support, weights, 1, True)
+    return Row(previous.session, start, tokens, draft, weight, support, weights, 1, True, attempt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,14 +248,14 @@ class RowReply(_ByValue):
         resamples from ``target_*`` or ``proposal_*``.
     feedback
         uint8 [m], one byte for each of the last m tokens fed or drafted: bit 7 says that the token
-        is the large model's most likely, bits 0-6 are ``round(-8 ln y)``, at most 127. m is
-        :meth:`Request.feedback_count` or less.
+        is what the large model would have put there, bits 0-6 are ``round(-8 ln y)``, at most
+        127. m is :meth:`Request.feedback_count` or less.
     target_support, target_weights
         The large model's law where it is not 0: int64 [k] strictly increasing ids and int64 [k]
         weights >= 1 that sum to 2**16.
-    proposal_tokens, proposal_weights
-        int64 [m] tokens drawn from the large model's law and their probabilities in units of
-        2**-16, in [1, 2**16].
+    proposal_tokens, proposal_bars
+        int64 [m] tokens drawn from the large model's law, and what each one's probability on the
+        device has to stay below, in units of 2**-16, in [1, 2**16].
     """
 
     status: Status = Status.OK
@@ -262,7 +266,7 @@ class RowReply(_ByValue):
     target_support: IntArray | None = None
     target_weights: IntArray | None = None
     proposal_tokens: IntArray | None = None
-    proposal_weights: IntArray | None = None
+    proposal_bars: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)

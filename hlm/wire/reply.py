@@ -93,7 +93,7 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
                 row.target_support,
                 row.target_weights,
                 row.proposal_tokens,
-                row.proposal_weights,
+                row.proposal_bars,
             )
             for index, row in enumerate(rows)
         ),
@@ -167,14 +167,14 @@ def _write_resampling(writer: BitWriter, row: RowReply, request: Request, index:
         writer.sorted_set(row.target_support.astype(np.int64), request.vocab)
         writer.column(weights.astype(np.int64) - 1, SCALAR_BITS)
     elif row.proposal_tokens is not None:
-        tokens, weights = row.proposal_tokens, row.proposal_weights
-        if weights is None or tokens.size == 0 or weights.shape != tokens.shape:
-            raise InvalidField(f"row {index}: proposal_weights must match proposal_tokens")
+        tokens, bars = row.proposal_tokens, row.proposal_bars
+        if bars is None or tokens.size == 0 or bars.shape != tokens.shape:
+            raise InvalidField(f"row {index}: proposal_bars must match proposal_tokens")
         writer.golomb(tokens.size - 1, 0)
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < request.vocab:
             raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
         writer.array(tokens, id_width)
-        write_probabilities(writer, weights)
+        write_probabilities(writer, bars)
     else:
         writer.uint(row.token, id_width)
 
@@ -236,8 +236,7 @@ def _read_resampling(reader: BitReader, request: Request, index: int, limits: Li
         tokens = reader.array(size, bits_needed(request.vocab))
         if int(tokens.max()) >= request.vocab:
             raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
-        weights = read_probabilities(reader, size)
-        return RowReply(proposal_tokens=tokens, proposal_weights=weights)
+        return RowReply(proposal_tokens=tokens, proposal_bars=read_probabilities(reader, size))
     raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_PROPOSALS}")
 
 

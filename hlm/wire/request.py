@@ -36,6 +36,9 @@ VERSION = 1
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
 
+ATTEMPTING = "scalar-proposals"
+"""The verifier whose rows say how often they were asked before."""
+
 _VERIFIERS = tuple(VERIFIER_SHAPES)
 _DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
 _DECIMALS = 10_000
@@ -122,10 +125,19 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
     rows = _read_rows(reader, sessions, leads, vocab, any_quiet, all_drafted, limits)
-    rows = _read_claims(reader, rows, VERIFIER_SHAPES[_VERIFIERS[code]], vocab, bits, limits)
+    _read_claims(reader, rows, _VERIFIERS[code], vocab, bits, limits)
     reader.finish()
     request = Request(
-        _VERIFIERS[code], vocab, rows, seed, client, feedback, decoding, temperature, top_p, bits
+        verifier=_VERIFIERS[code],
+        vocab=vocab,
+        rows=tuple(rows),
+        seed=seed,
+        client=client,
+        feedback=feedback,
+        decoding=decoding,
+        temperature=temperature,
+        top_p=top_p,
+        bits=bits,
     )
     check_request(request)
     return request
@@ -167,7 +179,7 @@ def check_request(request: Request) -> None:
 
 
 def _check_block(last: Row, row: Row) -> None:
-    expected = following_row(last, row.draft, row.weight, row.support, row.weights)
+    expected = following_row(last, row.draft, row.weight, row.support, row.weights, row.attempt)
     if last.draft == NO_TOKEN or row != expected:
         raise InvalidField(
             f"session {row.session}: to go on a block, a row needs a draft before it, and session "
@@ -188,6 +200,7 @@ def _check_row(row: Row, request: Request) -> None:
         ("start", 0, 1 << 32),
         ("quiet", 0, tokens.size + 1),
         ("draft", NO_TOKEN, request.vocab),
+        ("attempt", 0, 1 << 16 if request.verifier == ATTEMPTING and row.draft != NO_TOKEN else 1),
     ):
         if not low <= getattr(row, name) < high:
             raise InvalidField(f"{where}: {name}={getattr(row, name)} must be in [{low}, {high})")
@@ -226,7 +239,7 @@ def _law_form(request: Request) -> int:
     if request.temperature == request.top_p == 1.0:
         return _DEFAULT_LAW
     decimal = all(
-        round(value * _DECIMALS) / _DECIMALS == value and value < 1_000
+        value < 1_000 and round(value * _DECIMALS) / _DECIMALS == value
         for value in (request.temperature, request.top_p)
     )
     return _DECIMAL_LAW if decimal else _FLOAT_LAW
@@ -274,7 +287,7 @@ def _read_rows(
     any_quiet: bool,
     all_drafted: bool,
     limits: Limits,
-) -> tuple[Row, ...]:
+) -> list[Row]:
     count = len(sessions)
     leading = int(leads.sum())
     starts = reader.column(leading, 5)
@@ -297,13 +310,15 @@ def _read_rows(
         else:
             row = following_row(rows[-1], draft)  # checked later to follow a draft
         rows.append(row)
-    return tuple(rows)
+    return rows
 
 
 def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape: Shape) -> None:
     if shape == Shape.WEIGHT:
         weights = [row.weight for row in asking]
         write_probabilities(writer, np.array(weights, dtype=np.int64))
+        if request.verifier == ATTEMPTING:
+            writer.column([row.attempt for row in asking], 0)
     if shape == Shape.SUPPORT:
         supports = [row.support.astype(np.int64) for row in asking if row.support is not None]
         write_supports(writer, supports, request.vocab)
@@ -313,29 +328,27 @@ def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape:
 
 
 def _read_claims(
-    reader: BitReader,
-    rows: tuple[Row, ...],
-    shape: Shape,
-    vocab: int,
-    bits: int,
-    limits: Limits,
-) -> tuple[Row, ...]:
+    reader: BitReader, rows: list[Row], verifier: str, vocab: int, bits: int, limits: Limits
+) -> None:
+    """Add to each row with a draft what it claims about it."""
+    shape = VERIFIER_SHAPES[verifier]
     asking = [index for index, row in enumerate(rows) if row.draft != NO_TOKEN]
+    count = len(asking)
     if not asking or shape == Shape.NOTHING:
-        return rows
-    claimed = list(rows)
+        return
     if shape == Shape.WEIGHT:
-        for index, weight in zip(asking, read_probabilities(reader, len(asking)), strict=True):
-            claimed[index] = replace(rows[index], weight=int(weight))
-        return tuple(claimed)
-    supports: list[IntArray | None] = [None] * len(asking)
+        alone = read_probabilities(reader, count).tolist()
+        attempts = reader.column(count, 0).tolist() if verifier == ATTEMPTING else [0] * count
+        for index, weight, attempt in zip(asking, alone, attempts, strict=True):
+            rows[index] = replace(rows[index], weight=weight, attempt=attempt)
+        return
+    supports: list[IntArray | None] = [None] * count
     if shape == Shape.SUPPORT:
-        supports = list(read_supports(reader, len(asking), vocab, limits))
+        supports = list(read_supports(reader, count, vocab, limits))
     sizes = [vocab if support is None else support.size for support in supports]
     _bounded(sum(sizes), limits.max_weights, "weights")
     for index, support, law in zip(asking, supports, read_dense(reader, sizes, bits), strict=True):
-        claimed[index] = replace(rows[index], support=support, weights=law)
-    return tuple(claimed)
+        rows[index] = replace(rows[index], support=support, weights=law)
 
 
 def _bounded(value: int, limit: int, name: str) -> int:
