@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from hlm.sampling import (
+    Sampling,
+    check_law,
+    draw,
+    law,
+    law_from_weights,
+    quantise,
+    quantise_dithered,
+    top_token,
+)
+
+
+def test_greedy_law_is_one_hot_on_lowest_id_of_ties():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], dtype=torch.bfloat16)
+    expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    assert torch.equal(law(logits, Sampling("greedy")), expected)
+    assert top_token(logits).tolist() == [1, 0]
+
+
+def test_sampled_law_is_softmax_at_temperature():
+    logits = torch.tensor([[0.3, -1.0, 2.0, -torch.inf]])
+    result = law(logits, Sampling("sampled", temperature=0.7))
+    assert torch.allclose(result, torch.softmax(logits.double() / 0.7, -1), atol=1e-15)
+    assert result.dtype == torch.float64
+    assert result[0, 3] == 0
+
+
+def test_tiny_temperature_does_not_overflow():
+    result = law(torch.tensor([[1e4, 0.0, -1e4]]), Sampling("sampled", temperature=1e-300))
+    assert result.tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.4, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1.0, 4)]
+)
+def test_top_p_keeps_the_token_that_crosses_the_boundary(top_p, kept):
+    probabilities = torch.tensor([[0.2, 0.5, 0.05, 0.25]], dtype=torch.float64)
+    # 0.5 + 0.25 = 0.75 < 0.79 keeps the third; the boundary of each case is strict
+    result = law(probabilities.log(), Sampling("sampled", top_p=top_p))
+    ordered = [0.5, 0.25, 0.2, 0.05]
+    mass, expected = 0.0, 0
+    for probability in ordered:
+        if mass < top_p - 1e-12:
+            expected += 1
+        mass += probability
+    assert int((result > 0).sum()) == expected
+    assert expected >= kept
+    assert torch.allclose(result.sum(-1), torch.ones(1, dtype=torch.float64))
+    survivors = result[0][result[0] > 0]
+    assert torch.allclose(
+        survivors / survivors.sum(), probabilities[0][result[0] > 0] / sum(ordered[:expected])
+    )
+
+
+def test_top_p_never_keeps_nothing():
+    result = law(torch.zeros(1, 5), Sampling("sampled", top_p=1e-9))
+    assert result.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_sampling_refuses_what_is_out_of_range(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Sampling("sampled", **bad)
+
+
+def test_sampling_refuses_unknown_decoding():
+    with pytest.raises(ValueError, match="decoding"):
+        Sampling("beam")
+
+
+@pytest.mark.parametrize(
+    "row", [[0.0, float("nan")], [float("inf"), 0.0], [-float("inf"), -float("inf")]]
+)
+def test_law_refuses_logits_without_a_law(row):
+    with pytest.raises(ValueError, match="logits"):
+        law(torch.tensor([row]), Sampling("sampled"))
+
+
+def test_draw_inverts_the_cumulative_law():
+    table = torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64)
+    points = torch.tensor([[0.0, 0.1999, 0.2001, 0.4999, 0.5001, 1 - 2**-53]], dtype=torch.float64)
+    assert draw(table, points).tolist() == [[0, 0, 2, 2, 3, 3]]
+
+
+def test_draw_near_one_stays_off_impossible_tokens():
+    # rounding carries (1 - 2**-53) * total up to the total itself for totals just above 1
+    table = torch.tensor([[1.0 + 2**-52, 0.0, 0.0]], dtype=torch.float64)
+    assert draw(table, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [0]
+    assert draw(table, torch.tensor([1.0], dtype=torch.float64)).tolist() == [0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st_numpy.arrays(
+        np.float64, st.integers(1, 12), elements=st.sampled_from([0.0, 1e-320, 1e-17, 0.1, 1.0])
+    ),
+    st.floats(0, 1),
+)
+def test_draw_never_returns_a_token_of_probability_zero(weights, uniform):
+    table = torch.from_numpy(weights).unsqueeze(0)
+    point = torch.tensor([uniform], dtype=torch.float64)
+    if not weights.sum() > 0:
+        with pytest.raises(ValueError, match="law"):
+            draw(table, point)
+        return
+    assert weights[draw(table, point).item()] > 0
+
+
+def test_draw_takes_float32_laws_and_no_rows():
+    assert draw(torch.tensor([[0.0, 1.0]]), torch.tensor([0.999])).tolist() == [1]
+    assert draw(torch.zeros(0, 3), torch.zeros(0)).shape == (0,)
+
+
+def test_draw_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="uniforms"):
+        draw(torch.ones(2, 3), torch.zeros(3))
+
+
+def laws(largest_vocab=40):
+    """Laws of every kind: flat, peaked, with zeros."""
+    return (
+        st.tuples(
+            st.integers(1, largest_vocab), st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 5, 30])
+        )
+        .map(
+            lambda seed: (
+                np.exp(np.random.default_rng(seed[1]).normal(size=seed[0]) * seed[2])
+                * (np.random.default_rng(seed[1] + 1).random(seed[0]) < 0.8)
+            )
+        )
+        .filter(lambda weights: weights.sum() > 0)
+        .map(lambda weights: torch.from_numpy(weights / weights.sum()).unsqueeze(0))
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(laws(), st.integers(1, 24))
+def test_quantised_weights_sum_exactly_and_stay_within_one(table, bits):
+    weights = quantise(table, bits)
+    assert weights.dtype == torch.int64
+    assert int(weights.sum()) == 2**bits
+    assert int(weights.min()) >= 0
+    assert float((weights - table * 2**bits).abs().max()) < 1 + 1e-6
+    assert not bool(((table == 0) & (weights > 0)).any())
+    restored = law_from_weights(weights, bits)
+    assert float(restored.sum()) == 1.0
+    assert torch.equal(quantise(restored, bits), weights)
+
+
+def test_largest_remainders_by_hand():
+    table = torch.tensor([[0.3, 0.3, 0.4], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    # 8 * .3 = 2.4, 8 * .4 = 3.2: one unit is missing and the first of the tied .4 gets it
+    assert quantise(table, 3).tolist() == [[3, 2, 3], [8, 0, 0]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(laws(), st.integers(1, 24), st.sampled_from([2**-53, 0.25, 0.5, 1 - 2**-53]))
+def test_dithered_weights_sum_exactly_and_stay_within_one(table, bits, dither):
+    weights = quantise_dithered(table, bits, torch.tensor([dither], dtype=torch.float64))
+    assert int(weights.sum()) == 2**bits
+    assert int(weights.min()) >= 0
+    assert float((weights - table * 2**bits).abs().max()) < 1 + 1e-6
+    assert not bool(((table == 0) & (weights > 0)).any())
+
+
+def test_dithered_weights_are_unbiased():
+    table = torch.tensor([[0.013, 0.4, 0.0, 0.587]], dtype=torch.float64)
+    grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    weights = quantise_dithered(table.expand(10_000, -1), 4, grid).double()
+    # the mean over a grid of dithers differs from the integral by at most a grid step per edge
+    assert float((weights.mean(0) - table[0] * 16).abs().max()) <= 2e-4
+
+
+@pytest.mark.parametrize("bits", [0, 25])
+def test_quantise_refuses_bits(bits):
+    with pytest.raises(ValueError, match="bits"):
+        quantise(torch.ones(1, 1), bits)
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5], [float("nan"), 1.0]])
+def test_what_is_no_law_is_refused(row):
+    with pytest.raises(ValueError, match="target"):
+        check_law("target", torch.tensor([row]))
+
+
+def test_weights_with_another_sum_are_refused():
+    with pytest.raises(ValueError, match="weights"):
+        law_from_weights(torch.tensor([[3, 4]]), 3)
+    with pytest.raises(ValueError, match="weights"):
+        law_from_weights(torch.tensor([[9, -1]]), 3)
