@@ -1,0 +1,184 @@
+"""From a risk curve to a threshold: conformal risk control and Learn-then-Test."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hlm.risk.curves import Floats, require_grid
+
+__all__ = [
+    "ESCALATE_ALL",
+    "binomial_cdf",
+    "conformal_threshold",
+    "hoeffding_bentkus",
+    "learn_then_test",
+]
+
+ESCALATE_ALL = -1.0
+"""Threshold below every uncertainty: nothing is kept, so the risk is 0 whatever the data."""
+
+
+def conformal_threshold(
+    sums: Floats, prompts: float, grid: Floats, alpha: float, bound: float = 1.0
+) -> float:
+    """Conformal risk control (arXiv 2208.02814, eq. 4) on a pooled risk curve.
+
+    ``th = sup{th in grid : (sum_i R_i(th) + bound) / (n + 1) <= alpha}``, or
+    :data:`ESCALATE_ALL` if no grid point qualifies, which is always so for
+    ``n < bound / alpha - 1``.
+
+    Parameters
+    ----------
+    sums : float64 [G]
+        ``sum_i R_i(grid[g])``; rounding or added noise may leave it not quite monotone, in which
+        case its running maximum counts.
+    prompts : float
+        Number n of prompts.
+    grid : float64 [G]
+        Ascending thresholds.
+    alpha : float
+        Largest expected risk, in (0, 1).
+    bound : float
+        Largest possible risk of one prompt, > 0: 1, or ``1 / audit_rate``.
+
+    Raises
+    ------
+    ValueError
+        On an argument outside its range.
+    """
+    require_grid(grid)
+    _require_level("alpha", alpha)
+    _require_bound(bound)
+    curve = _require_sums(sums, grid)
+    if not (np.isfinite(prompts) and prompts >= 0):
+        raise ValueError(f"prompts must be finite and not negative, got {prompts}")
+    allowed = np.maximum.accumulate(curve) + bound <= alpha * (prompts + 1)
+    passing = int(np.count_nonzero(allowed))
+    return float(grid[passing - 1]) if passing else ESCALATE_ALL
+
+
+def learn_then_test(
+    sums: Floats,
+    prompts: float | Floats,
+    grid: Floats,
+    alpha: float,
+    delta: float,
+    bound: float = 1.0,
+) -> float:
+    """Learn-then-Test (arXiv 2110.01052): risk <= alpha with probability >= 1 - delta.
+
+    Tests ``risk(th) > alpha`` at each grid point in a fixed order, from the most careful one up,
+    at level delta each, and stops at the first that cannot be rejected. Returns the last rejected
+    threshold, or :data:`ESCALATE_ALL`.
+
+    Parameters
+    ----------
+    sums : float64 [G]
+        ``sum_i R_i(grid[g])`` of independent prompts; need not be monotone.
+    prompts : float or float64 [G]
+        Number of prompts, of each candidate if given per grid point: in free-running generation
+        every candidate is measured on its own text, and 0 means not measured yet.
+    grid : float64 [G]
+        Ascending thresholds.
+    alpha, delta : float
+        In (0, 1).
+    bound : float
+        Largest possible risk of one prompt, > 0.
+
+    Raises
+    ------
+    ValueError
+        On an argument outside its range.
+    """
+    require_grid(grid)
+    _require_level("alpha", alpha)
+    _require_level("delta", delta)
+    _require_bound(bound)
+    curve = _require_sums(sums, grid)
+    counts = np.broadcast_to(np.asarray(prompts, dtype=np.float64), curve.shape)
+    if not (np.isfinite(counts).all() and (counts >= 0).all()):
+        raise ValueError("prompts must be finite and not negative")
+    p_values = np.ones(len(grid))
+    for count in np.unique(counts[counts > 0]):
+        chosen = counts == count
+        # Losses in [0, bound] become losses in [0, 1] tested at alpha / bound.
+        mean = np.minimum(curve[chosen] / (count * bound), 1.0)
+        p_values[chosen] = hoeffding_bentkus(mean, int(count), min(alpha / bound, 1.0))
+    failing = np.flatnonzero(p_values > delta)
+    passing = int(failing[0]) if len(failing) else len(grid)
+    return float(grid[passing - 1]) if passing else ESCALATE_ALL
+
+
+def hoeffding_bentkus(risk: Floats, prompts: int, alpha: float) -> Floats:
+    """P-value of "true risk > alpha" for the mean of ``prompts`` losses in [0, 1].
+
+    ``min(exp(-n h1(min(R, alpha), alpha)), e P(Bin(n, alpha) <= ceil(n R)))`` with
+    ``h1(a, b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b))`` (arXiv 2110.01052, prop. 7).
+
+    Parameters
+    ----------
+    risk : float64 [G], in [0, 1]
+        Empirical means.
+    prompts : int
+        n >= 1.
+    alpha : float
+        In (0, 1].
+
+    Returns
+    -------
+    float64 [G], in [0, 1]
+    """
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {prompts}")
+    mean = np.asarray(risk, dtype=np.float64)
+    if alpha >= 1:
+        # Nothing can exceed a risk of 1, so the hypothesis is false from the start.
+        return np.zeros_like(mean)
+    below = np.minimum(mean, alpha)
+    hoeffding = np.exp(-prompts * _relative_entropy(below, alpha))
+    # A mean of n terms carries rounding; 1e-9 keeps ceil from stepping past an exact integer.
+    successes = np.ceil(prompts * mean - 1e-9).astype(np.int64)
+    bentkus = np.e * binomial_cdf(prompts, alpha)[np.clip(successes, 0, prompts)]
+    return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), dtype=np.float64)
+
+
+def binomial_cdf(trials: int, probability: float) -> Floats:
+    """``P(Bin(trials, probability) <= k)`` for k = 0 .. trials, float64 [trials + 1].
+
+    Sums of exact log-probabilities from the small end, so lower tails keep their relative
+    precision.
+    """
+    if trials < 0:
+        raise ValueError(f"trials must not be negative, got {trials}")
+    if not 0 < probability < 1:
+        raise ValueError(f"probability must lie in (0, 1), got {probability}")
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    k = np.arange(trials + 1)
+    log_mass = log_factorial[-1] - log_factorial - log_factorial[::-1]
+    log_mass += k * np.log(probability) + (trials - k) * np.log1p(-probability)
+    return np.asarray(np.minimum(np.cumsum(np.exp(log_mass)), 1.0), dtype=np.float64)
+
+
+def _relative_entropy(a: Floats, b: float) -> Floats:
+    """``a ln(a / b) + (1 - a) ln((1 - a) / (1 - b))`` with 0 ln 0 = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        first = np.where(a > 0, a * np.log(a / b), 0.0)
+        second = np.where(a < 1, (1 - a) * np.log((1 - a) / (1 - b)), 0.0)
+    return np.asarray(first + second, dtype=np.float64)
+
+
+def _require_sums(sums: Floats, grid: Floats) -> Floats:
+    curve = np.asarray(sums, dtype=np.float64)
+    if curve.shape != grid.shape or not np.isfinite(curve).all():
+        raise ValueError(f"sums must be finite with shape {grid.shape}, got shape {curve.shape}")
+    return curve
+
+
+def _require_level(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie in (0, 1), got {value}")
+
+
+def _require_bound(bound: float) -> None:
+    if not (np.isfinite(bound) and bound > 0):
+        raise ValueError(f"bound must be finite and above 0, got {bound}")

@@ -1,0 +1,124 @@
+"""Risk curves on a grid of thresholds: what clients sum, per prompt, and send once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Floats", "RiskSums", "prompt_curves", "risk_at", "risk_sums", "threshold_grid"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RiskSums:
+    """What one client, or any sum of clients, says about its risk.
+
+    Attributes
+    ----------
+    risk : float64 [G]
+        ``sum_i R_i(grid[g])`` over prompts.
+    kept : float64 [G]
+        Sum over prompts of the share of their tokens kept at ``grid[g]``.
+    prompts : float
+        Number of prompts.
+    """
+
+    risk: Floats
+    kept: Floats
+    prompts: float
+
+    def as_vector(self) -> Floats:
+        """Flat float64 [1 + 2 G]: prompts, risk, kept. Vectors of clients add up."""
+        return np.concatenate([[self.prompts], self.risk, self.kept])
+
+    @classmethod
+    def from_vector(cls, vector: ArrayLike) -> RiskSums:
+        """Inverse of :meth:`as_vector`.
+
+        Raises
+        ------
+        ValueError
+            If the length is even or anything is negative or not finite.
+        """
+        flat = np.asarray(vector, dtype=np.float64)
+        if flat.ndim != 1 or flat.size < 3 or flat.size % 2 == 0:
+            raise ValueError(f"risk sums need an odd length of at least 3, got shape {flat.shape}")
+        if not (np.isfinite(flat).all() and (flat >= 0).all()):
+            raise ValueError("risk sums must be finite and not negative")
+        points = (flat.size - 1) // 2
+        return cls(risk=flat[1 : 1 + points], kept=flat[1 + points :], prompts=float(flat[0]))
+
+
+def threshold_grid(points: int = 256) -> Floats:
+    """``points`` >= 2 ascending thresholds from 0 to 1, float64, dense at both ends.
+
+    Equal steps of ln(th / (1 - th)): a label is often sure to .001, a token of running text
+    unsure to .99, and a uniform grid resolves neither.
+    """
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got {points}")
+    inner = 1 / (1 + np.exp(-np.linspace(-9.0, 9.0, points - 2)))
+    return np.concatenate([[0.0], inner, [1.0]])
+
+
+def prompt_curves(
+    u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats
+) -> tuple[Floats, Floats]:
+    """Risk and kept share of each prompt at each threshold of ``grid``.
+
+    Parameters
+    ----------
+    u : float64 [n]
+        Uncertainty of each token.
+    loss : float64 [n], >= 0
+        ``w * beta`` of each token (0 where beta is unknown).
+    prompt : int64 [n]
+        Prompt of each token, any integers.
+    grid : float64 [G]
+        Ascending thresholds.
+
+    Returns
+    -------
+    risk, kept : float64 [P, G]
+        One row per distinct prompt, ascending.
+    """
+    require_grid(grid)
+    names, row = np.unique(prompt, return_inverse=True)
+    width = len(grid) + 1
+    # A token is kept at every grid point >= u: it enters at the first of them and stays.
+    cell = row * width + np.searchsorted(grid, u, side="left")
+    share = 1.0 / np.bincount(row, minlength=len(names))[row]
+    shape = (len(names), width)
+    risk = np.bincount(cell, weights=loss * share, minlength=len(names) * width).reshape(shape)
+    kept = np.bincount(cell, weights=share, minlength=len(names) * width).reshape(shape)
+    return np.cumsum(risk[:, :-1], axis=1), np.cumsum(kept[:, :-1], axis=1)
+
+
+def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) -> RiskSums:
+    """Sums of :func:`prompt_curves` over prompts, in memory O(n + G)."""
+    require_grid(grid)
+    names, row = np.unique(prompt, return_inverse=True)
+    cell = np.searchsorted(grid, u, side="left")
+    share = 1.0 / np.bincount(row, minlength=len(names))[row]
+    risk = np.bincount(cell, weights=loss * share, minlength=len(grid) + 1)[:-1]
+    kept = np.bincount(cell, weights=share, minlength=len(grid) + 1)[:-1]
+    return RiskSums(risk=np.cumsum(risk), kept=np.cumsum(kept), prompts=float(len(names)))
+
+
+def risk_at(curves: Floats, grid: Floats, thresholds: Floats) -> Floats:
+    """Value of each row of ``curves`` float64 [C, G] at its threshold float64 [C].
+
+    A curve steps up at grid points and is 0 below the first: exact for thresholds on the grid
+    and for :data:`hlm.risk.ESCALATE_ALL`.
+    """
+    column = np.searchsorted(grid, thresholds, side="right") - 1
+    values = curves[np.arange(len(curves)), np.maximum(column, 0)]
+    return np.where(column < 0, 0.0, values)
+
+
+def require_grid(grid: Floats) -> None:
+    if grid.ndim != 1 or not len(grid) or not (np.diff(grid) > 0).all():
+        raise ValueError("grid must be one ascending array without repetitions")
