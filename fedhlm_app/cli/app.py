@@ -34,26 +34,15 @@ app = typer.Typer(
 )
 
 
-@app.command(
-    epilog=(
-        "**Examples**\n\n"
-        "`fedhlm run` - the main job, offline\n\n"
-        "`fedhlm run --clients 4 --rounds 3 --set clusters=2` - a small one\n\n"
-        "`fedhlm run --set decoding=sampled --set verification=coupled`\n\n"
-        "`fedhlm run --set dataset=news.csv --set slm=./small --set llm=./large`\n\n"
-        "`FEDHLM_SEED=7 fedhlm run --json > result.json` - settings from the environment too"
-    )
-)
+@app.command()
 def run(
     clients: Annotated[
-        int | None, typer.Option("--clients", "-n", help="Simulated devices.", show_default="20")
+        int | None, typer.Option("--clients", "-n", help="Simulated devices; 20 by default.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", "-r", help="Federated rounds.", show_default="30")
+        int | None, typer.Option("--rounds", "-r", help="Federated rounds; 30 by default.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Part of the run folder's name.", show_default="fedhlm")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
@@ -67,8 +56,20 @@ def run(
 ) -> None:
     """Run a federated job and show its result.
 
-    Exit status: 0 when the run completed, 1 when it failed, 2 when a setting is wrong (nothing
-    is started then), 130 when it was interrupted.
+    Examples, each a command of its own:
+
+    - `fedhlm run`: the main job, offline
+
+    - `fedhlm run --clients 4 --rounds 3 --set clusters=2`: a small one
+
+    - `fedhlm run --set decoding=sampled --set verification=scalar`
+
+    - `fedhlm run --set dataset=news.csv --set slm=./small --set llm=./large`: your own
+
+    - `FEDHLM_SEED=7 fedhlm run --json`: settings from the environment too, result as JSON
+
+    `fedhlm settings` lists every key of `--set`. Exit status: 0 when the run completed, 1 when it
+    failed, 2 when a setting is wrong (nothing is started then), 130 when it was interrupted.
     """
     from fedhlm_app.cli.run import run_job
 
