@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ from flwr.app import Array, ArrayRecord
 
 from strategies.aggregation import FloatArray
 
+_MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 4096  # a NumPy file header is far shorter; anything longer is not one of ours
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>[<>]f[248]|[<>][iu][248]|\|[iu]1)', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18}|,){0,31})?)\), \} *\n"
+)
 
 
 class UnreadableArray(ValueError):
@@ -74,7 +80,7 @@ class Layout:
             part = vector[offset : offset + size].reshape(shape)
             if np.dtype(dtype).kind != "f":
                 part = np.rint(part)
-            arrays[name] = Array(np.ascontiguousarray(part.astype(dtype)))
+            arrays[name] = Array(part.astype(dtype))
             offset += size
         return arrays
 
@@ -82,8 +88,9 @@ class Layout:
 def decode(array: Array, shape: tuple[int, ...], kind: str = "f") -> np.ndarray:
     """Read an array that came over the network, trusting nothing it says about itself.
 
-    `Array.numpy` allocates what the header asks for before it looks at the data, so the header is
-    read first and compared with what is expected.
+    NumPy's own reader evaluates the header as Python and allocates what it asks for before it
+    looks at the data: fuzzing makes it fail in a dozen ways. Here only the headers that NumPy
+    writes for plain numbers match, and nothing is allocated before shape and length agree.
 
     Parameters
     ----------
@@ -99,25 +106,25 @@ def decode(array: Array, shape: tuple[int, ...], kind: str = "f") -> np.ndarray:
         Naming what was found and what is allowed.
     """
     data = bytes(array.data)
-    stream = io.BytesIO(data[: _HEADER_BYTES * 2])
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        found_shape, fortran, dtype = reader(stream, max_header_size=_HEADER_BYTES)
-    except (ValueError, EOFError, TypeError) as error:
-        raise UnreadableArray(f"not a NumPy array: {error}") from error
+    version, offset = data[6:8], 10
+    if data[:6] != _MAGIC or version not in (b"\x01\x00", b"\x02\x00"):
+        raise UnreadableArray("not a NumPy array of format 1.0 or 2.0")
+    if version == b"\x02\x00":
+        offset = 12
+    start = offset + int.from_bytes(data[8:offset], "little")
+    header = _HEADER.fullmatch(data[offset:start]) if start <= _HEADER_BYTES else None
+    if header is None:
+        raise UnreadableArray("not the header of a plain NumPy array")
+    found_shape = tuple(int(size) for size in header["shape"].split(b",") if size.strip())
+    dtype = np.dtype(header["dtype"].decode())
     if dtype.kind != kind:
         raise UnreadableArray(f"dtype {dtype}; allowed: kind {kind!r}")
     if found_shape != shape:
         raise UnreadableArray(f"shape {found_shape}; allowed: {shape}")
-    body = data[stream.tell() :]
+    body = memoryview(data)[start:]
     if len(body) != math.prod(shape) * dtype.itemsize:
         raise UnreadableArray(
             f"{len(body)} bytes of data; allowed: {math.prod(shape) * dtype.itemsize}"
         )
     flat = np.frombuffer(body, dtype=dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return flat.reshape(shape, order="F" if header["fortran"] == b"True" else "C")

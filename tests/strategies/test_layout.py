@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from strategies.layout import Layout, UnreadableArray, decode
+
+
+def test_many_arrays_become_one_vector_and_come_back() -> None:
+    record = ArrayRecord(
+        {
+            "weight": Array(np.arange(6, dtype=np.float32).reshape(2, 3)),
+            "bias": Array(np.array([0.5])),
+            "seen": Array(np.array(7, dtype=np.int64)),
+        }
+    )
+    layout = Layout.of(record)
+    assert layout.size == 8
+    vector = layout.flatten(record)
+    np.testing.assert_array_equal(vector, [0, 1, 2, 3, 4, 5, 0.5, 7])
+    back = layout.unflatten(vector + 0.4)
+    assert back["weight"].dtype == "float32"
+    assert back["seen"].numpy() == 7  # integers are rounded
+    assert Layout.of(ArrayRecord(back)) == layout
+    np.testing.assert_allclose(back["bias"].numpy(), [0.9])
+
+
+@given(
+    arrays(
+        st.sampled_from([np.float16, np.float32, np.float64, ">f8", np.int8, np.int64, "u2"]),
+        array_shapes(min_dims=0, max_dims=4, min_side=0),
+        elements=st.integers(0, 100),
+    ),
+    st.booleans(),
+)
+def test_decode_equals_numpys_reader(value: np.ndarray, fortran: bool) -> None:
+    array = Array(np.array(value, order="F") if fortran else value)
+    np.testing.assert_array_equal(decode(array, value.shape, value.dtype.kind), array.numpy())
+
+
+@pytest.mark.parametrize("value", [np.array([b"x"]), np.array([True]), np.array([1j])])
+def test_other_dtypes_are_refused(value: np.ndarray) -> None:
+    with pytest.raises(UnreadableArray):
+        decode(Array(value), (1,))
+    with pytest.raises(ValueError, match="dtype"):
+        Layout.of(ArrayRecord({"policy": Array(value)}))
+
+
+def test_no_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Layout.of(ArrayRecord())
