@@ -381,7 +381,7 @@ def spread(support: Tensor, weights: Tensor, counts: Tensor, vocab: int) -> Tens
     mentions.scatter_add_(1, columns, torch.ones_like(columns))
     if int(mentions[:, :vocab].max()) > 1:
         raise ValueError("support: an id is named twice")
-    law = share.expand(-1, vocab + 1).clone()
+    law: Tensor = share.expand(-1, vocab + 1).clone()
     named_law = units.to(torch.float64).mul(2.0**-WEIGHT_BITS)
     law.scatter_(1, columns, named_law)
     return law[:, :vocab]

@@ -17,7 +17,7 @@ from hlm.verification.interface import (
     verdict_on,
 )
 
-__all__ = ["Coupled", "exponential_race", "match_probability"]
+__all__ = ["Coupled", "exponential_race", "kept_loss", "match_probability"]
 
 
 def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
@@ -70,6 +70,28 @@ def match_probability(law: Tensor, target: Tensor) -> Tensor:
     rates = y * x_up_to + x * y_after.clamp(min=0.0)
     matches = torch.where(rates > 0, x * y / torch.where(rates > 0, rates, 1.0), 0.0)
     return torch.zeros_like(matches).scatter_(1, order, matches)
+
+
+def kept_loss(law: Tensor, target: Tensor) -> Tensor:
+    """What keeping each token unverified may cost when the others are decided by coupled races.
+
+    The certificate TV(hybrid text, target text) <= E[sum of kept * loss] holds for coupled
+    verification with this loss, 1 - P(both draw d) / x_d, the chance that the server's race would
+    have ended elsewhere. Eq. 3's beta is smaller and suits speculative sampling only: there the
+    draft's own acceptance is all that is tied to it, here the whole race is.
+
+    Parameters
+    ----------
+    law, target : Tensor of float64 [rows, vocab]
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+        In [0, 1]; 0 where the law is 0.
+    """
+    possible = law > 0
+    share = match_probability(law, target) / torch.where(possible, law, 1.0)
+    return torch.where(possible, (1 - share).clamp(0.0, 1.0), 0.0)
 
 
 class Coupled:
