@@ -156,9 +156,7 @@ def _axes(across: Scale, up: Scale, marks: Sequence[float], written: Callable[[f
                 f'<text x="{across(number):.1f}" y="{HEIGHT - 10}" text-anchor="middle">'
                 f"{number:g}</text>"
             )
-    parts.append(
-        f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT}" text-anchor="end" class="axis">round</text>'
-    )
+    parts.append(f'<text x="{_LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">round</text>')
     return "".join(parts)
 
 

@@ -69,6 +69,9 @@ class ModelGroup(Group):
         at_least=0,
         at_most=1e4,
     )
+    reproducible: bool = setting(
+        True, "repeat bit for bit: the large model does not batch across clients"
+    )
     llm_timeout: float = setting(
         60.0, "wait for the large model before a token stays unresolved", unit="s", above=0
     )

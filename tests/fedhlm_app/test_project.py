@@ -1,0 +1,109 @@
+"""The project's own files: pyproject and settings in step, the app bundle, the constraints."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhlm_app.settings import Settings, comment, rows, toml_block
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def test_run_config_and_settings_have_the_same_keys_and_defaults(pyproject: dict[str, Any]) -> None:
+    config = pyproject["tool"]["flwr"]["app"]["config"]
+    assert config == Settings.defaults()
+    for key, default in Settings.defaults().items():
+        # TOML tells 1 from 1.0 and Flower keeps the difference when it parses overrides.
+        assert type(config[key]) is type(default), key
+
+
+def test_every_key_of_the_run_config_is_commented_with_meaning_unit_and_range() -> None:
+    lines = (ROOT / "pyproject.toml").read_text("utf-8").splitlines()
+    start = lines.index("[tool.flwr.app.config]")
+    for row in rows():
+        at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"{row.name} = "))
+        assert lines[at - 1] == f"# {comment(row)}", f"`fedhlm settings --toml` differs: {row.name}"
+
+
+def test_the_printed_block_is_the_one_in_pyproject() -> None:
+    assert toml_block() in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def test_defaults_are_allowed() -> None:
+    Settings.from_run_config(Settings.defaults(), {})
+
+
+def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
+    from flwr.cli.build import build_fab_from_disk
+
+    bundle = build_fab_from_disk(ROOT)
+    assert len(bundle) < 1_000_000
+    names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
+    packages = {name.split("/")[0] for name in names if "/" in name} - {".info"}
+    assert packages == {"hlm", "clients", "servers", "strategies", "fedhlm_app"}
+    for module in ("fedhlm_app/server_app.py", "fedhlm_app/client_app.py", "fedhlm_app/runs.py"):
+        assert module in names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
+
+
+def test_the_wheel_names_its_packages_one_by_one(pyproject: dict[str, Any]) -> None:
+    packages = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == ["hlm", "clients", "servers", "strategies", "fedhlm_app", "fedhlm_assets"]
+    assert all((ROOT / package / "__init__.py").is_file() for package in packages)
+
+
+def _pins() -> dict[str, str]:
+    text = (ROOT / "constraints.txt").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+
+
+def test_constraints_are_exact_plain_versions() -> None:
+    pins = _pins()
+    assert pins["torch"] == "2.13.0"
+    # A local version such as 2.13.0+cpu exists on one index only.
+    assert all(re.fullmatch(r"[0-9][0-9A-Za-z.]*", version) for version in pins.values()), pins
+    # Flower refuses a newer one.
+    assert int(pins["packaging"].split(".")[0]) < 26
+
+
+def test_constraints_cover_every_direct_dependency(pyproject: dict[str, Any]) -> None:
+    project = pyproject["project"]
+    wanted = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in wanted}  # type: ignore[index]
+    assert {name.replace("_", "-") for name in names} <= _pins().keys()
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lint", "bench", "clean"])
+def test_make_has_the_target(target: str) -> None:
+    answer = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Version 2.0, January 2004" in text and "9. Accepting Warranty" in text
+
+
+def test_the_changelog_knows_this_version(pyproject: dict[str, Any]) -> None:
+    version = pyproject["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
