@@ -150,6 +150,30 @@ class TokenRecords:
             return self.ratio_beta()
         return np.where(self.draft_choice < 0, np.nan, 1.0 - self.draft_choice)
 
+    def agreement(self, shared_draw: bool) -> FloatArray:
+        """How surely each token is what the LLM would have put there, [rows, steps] in [0, 1].
+
+        1 where the LLM decided. Elsewhere, if the LLM's own choice under the same randomness is
+        defined (`shared_draw`: greedy decoding, or coupled draws), whether the token is that
+        choice; otherwise the chance that verification would have let it stand, 1 - beta.
+        NaN where the LLM has not read the place.
+        """
+        decided = (self.stage == Stage.LLM_ACCEPTED) | (self.stage == Stage.LLM_RESAMPLED)
+        if shared_draw:
+            other = np.where(self.choice < 0, np.nan, self.choice)
+        else:
+            other = np.where(self.token == self.draft, 1.0 - self.ratio_beta(), np.nan)
+        return np.where(decided, 1.0, other)
+
+    def kept_loss(self, greedy: bool) -> FloatArray:
+        """The certificate's terms: loss where the token was never verified, else 0; NaN unknown.
+
+        In greedy decoding a cache's or peer's token that is not the draft counts by itself.
+        """
+        decided = (self.stage == Stage.LLM_ACCEPTED) | (self.stage == Stage.LLM_RESAMPLED)
+        loss = np.where(self.choice < 0, np.nan, 1.0 - self.choice) if greedy else self.loss(False)
+        return np.where(decided, 0.0, loss)
+
     def stage_counts(self) -> dict[str, int]:
         """Tokens decided at each stage; the values sum to the number of tokens."""
         stages = self.stage[self.present]
@@ -195,6 +219,4 @@ class Traffic:
 
     def __add__(self, other: Traffic) -> Traffic:
         """Sum field by field."""
-        return Traffic(
-            **{name: value + getattr(other, name) for name, value in vars(self).items()}
-        )
+        return Traffic(**{name: value + getattr(other, name) for name, value in vars(self).items()})

@@ -36,9 +36,7 @@ class Drafter(Protocol):
 UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
 """(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
 
-StepFeatures = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray], NDArray[np.float32]
-]
+StepFeatures = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, IntArray], NDArray[np.float32]]
 """(logits, hidden, drafts, positions) -> float32 [rows, f], for learned policies."""
 
 
@@ -113,9 +111,7 @@ class Router:
         self.resolvers = resolvers
         self._hidden = policy.needs_features or any(r.needs_hidden for r in resolvers)
 
-    def generate(
-        self, texts: TextBatch, new_tokens: int, traffic: Traffic
-    ) -> TokenRecords:
+    def generate(self, texts: TextBatch, new_tokens: int, traffic: Traffic) -> TokenRecords:
         """Continue every text by up to `new_tokens` tokens, in lockstep.
 
         Parameters

@@ -308,6 +308,4 @@ def note_feedback(
 def _whole(row: Row, texts: TextBatch, index: int) -> Row:
     """The same question with the whole prefix; feedback is wanted for what it was before."""
     end = row.start + len(row.tokens)
-    return replace(
-        row, start=0, tokens=texts.tokens[index, :end], quiet=row.start + row.quiet
-    )
+    return replace(row, start=0, tokens=texts.tokens[index, :end], quiet=row.start + row.quiet)

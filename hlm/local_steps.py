@@ -58,7 +58,7 @@ def local_steps(
     mu: float = 0.0,
     server_control: FloatArray | None = None,
     client_control: FloatArray | None = None,
-    clip: tuple[float, float] | None = None,
+    clip: tuple[float | FloatArray, float | FloatArray] | None = None,
 ) -> LocalResult:
     """Take `steps` gradient steps from `policy`.
 
@@ -81,7 +81,7 @@ def local_steps(
     server_control, client_control : float64 [d], optional
         SCAFFOLD's c and c_i; by default zero.
     clip : (low, high), optional
-        Every step is projected onto this range. With SCAFFOLD the variates then describe the
+        Numbers or float64 [d]. Every step is projected onto this range. With SCAFFOLD the variates then describe the
         steps really taken, the projection included.
 
     Raises
@@ -97,7 +97,7 @@ def local_steps(
         raise ValueError(f"learning_rate: {learning_rate}; allowed: finite and > 0")
     if not 0 <= mu < np.inf:
         raise ValueError(f"mu: {mu}; allowed: finite and >= 0")
-    if clip is not None and not clip[0] <= clip[1]:
+    if clip is not None and not np.all(np.less_equal(*clip)):
         raise ValueError(f"clip: {clip}; allowed: (low, high) with low <= high")
     start = np.array(policy, dtype=np.float64)
     zero = np.zeros_like(start)

@@ -114,9 +114,7 @@ class LanguageModelService:
         """Decide every row of every request, in order."""
         with self._lock, torch.inference_mode():
             passes = self.engine.stats.passes
-            asked = [
-                [_asked(request, i) for i in range(len(request.rows))] for request in requests
-            ]
+            asked = [[_asked(request, i) for i in range(len(request.rows))] for request in requests]
             everything = [item for items in asked for item in items]
             self._read_texts(everything)
             for request, items in zip(requests, asked, strict=True):

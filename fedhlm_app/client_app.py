@@ -1,0 +1,211 @@
+"""The Flower ClientApp: route this device's texts, learn from feedback, report sums."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.records import FloatArray
+from clients.uplink import Transport
+from fedhlm_app.device import Device, Routed, feedback_of
+from fedhlm_app.learning import learn_locally
+from fedhlm_app.links import HttpLink, RayLink, llm_actor_name
+from fedhlm_app.settings import Settings
+from hlm.local_steps import Personalisation, starting_point
+
+app = ClientApp()
+
+OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
+"""Keys of what a client keeps in `context.state` between rounds."""
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Route a round's tokens, learn from them, and send back the policy and sums."""
+    settings, device = open_device(context)
+    config = message.content.config_records["config"]
+    server_round = int(cast(int, config["round"]))
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    start = _start(arrays, config, context)
+    routed = device.train_round(device.policy(start), server_round)
+    begin = time.perf_counter()
+    step = learn_locally(
+        settings,
+        start,
+        feedback_of(routed, settings),
+        config,
+        arrays.get("control"),
+        _own_control(arrays, context),
+    )
+    reply = {"policy": step.result.policy}
+    if config["personalisation"] in ("local", "shrunk"):
+        reply["start"] = start
+    if step.result.control_delta is not None:
+        reply["control_delta"] = step.result.control_delta
+    _keep(context, step.result.policy, step.result.new_client_control, step.examples)
+    metrics = {
+        **figures(routed, settings),
+        "num-examples": step.examples,
+        "round": server_round,
+        "client": device.client,
+        "threshold": float(step.result.policy[0]),
+        "loss-before": step.loss_before,
+        "loss-after": step.loss_after,
+        "local-steps": max(1, step.result.steps),
+        "seconds-learning": time.perf_counter() - begin,
+    }
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Route held-out texts with the policy as it is."""
+    settings, device = open_device(context)
+    config = message.content.config_records["config"]
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    routed = device.evaluate(device.policy(_start(arrays, config, context)))
+    metrics = figures(routed, settings)
+    identity = {
+        "num-examples": metrics["tokens"],
+        "round": int(cast(int, config["round"])),
+        "client": device.client,
+    }
+    content = RecordDict({"metrics": MetricRecord({**metrics, **identity})})
+    return Message(content, reply_to=message)
+
+
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Tell the server which data partition this node is."""
+    metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def open_device(context: Context) -> tuple[Settings, Device]:
+    """The settings of the run and this node's device, built once per process.
+
+    Raises
+    ------
+    ValueError
+        When the node has no ``partition-id``.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    if "partition-id" not in context.node_config:
+        raise ValueError(
+            "node config: partition-id is missing; start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=20"'
+        )
+    client = int(cast(int, context.node_config["partition-id"]))
+    return settings, _device(settings, client, context.run_id)
+
+
+@lru_cache(maxsize=64)
+def _device(settings: Settings, client: int, run: int) -> Device:
+    import torch
+
+    # Simulated devices run side by side, one per core: threads of their own would only compete.
+    torch.set_num_threads(1)
+    transport: Transport
+    if settings.llm_address:
+        transport = HttpLink(settings.llm_address, settings.llm_timeout)
+    else:
+        transport = RayLink(llm_actor_name(run), settings.llm_timeout)
+    return Device(settings, client, transport)
+
+
+def figures(routed: Routed, settings: Settings) -> dict[str, int | float]:
+    """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
+    greedy = settings.decoding == "greedy"
+    shared_draw = greedy or settings.verifier == "coupled"
+    traffic = routed.traffic
+    sums: dict[str, int | float] = {
+        "tokens": 0,
+        "escalated": 0,
+        "audited": 0,
+        "agreement": 0.0,
+        "agreement-known": 0,
+        "kept-loss": 0.0,
+        "kept-loss-known": 0,
+        "uncertainty": 0.0,
+        "ratio-beta": 0.0,
+        "ratio-beta-known": 0,
+    }
+    for records in routed.records:
+        present = records.present
+        agreement = records.agreement(shared_draw)[present]
+        loss = records.kept_loss(greedy)[present]
+        ratio = records.ratio_beta()[present]
+        sums["tokens"] += records.tokens
+        sums["escalated"] += int(records.escalated.sum())
+        sums["audited"] += int(records.audited.sum())
+        sums["agreement"] += float(np.nansum(agreement))
+        sums["agreement-known"] += int(np.isfinite(agreement).sum())
+        sums["kept-loss"] += float(np.nansum(loss))
+        sums["kept-loss-known"] += int(np.isfinite(loss).sum())
+        sums["uncertainty"] += float(records.uncertainty[present].sum())
+        sums["ratio-beta"] += float(np.nansum(ratio))
+        sums["ratio-beta-known"] += int(np.isfinite(ratio).sum())
+        for stage, count in records.stage_counts().items():
+            key = stage.replace("_", "-")
+            sums[key] = sums.get(key, 0) + count
+    return {
+        **sums,
+        "correct": routed.correct,
+        "answered": routed.answered,
+        "bytes-uplink": traffic.uplink,
+        "bytes-downlink": traffic.downlink,
+        "bytes-edge": traffic.edge,
+        "bytes-measured": traffic.measured,
+        "messages": traffic.messages,
+        "link-failures": traffic.failures,
+        "seconds-waited": traffic.waited,
+        "seconds-slm": traffic.slm,
+    }
+
+
+def _start(arrays: dict[str, FloatArray], config: ConfigRecord, context: Context) -> FloatArray:
+    """Where this client starts from: what it was sent, or its own policy."""
+    own, weight = arrays.get("own"), float(cast(float, config.get("own-weight", 0.0)))
+    if own is None and OWN_POLICY in context.state.array_records:
+        own = context.state.array_records[OWN_POLICY]["value"].numpy()
+        weight = float(cast(float, context.state.metric_records[OWN_WEIGHT]["value"]))
+    return starting_point(
+        cast(Personalisation, config["personalisation"]),
+        arrays["policy"],
+        arrays.get("cluster"),
+        own,
+        weight,
+        float(cast(float, config.get("shrink-weight", 0.0))),
+    )
+
+
+def _own_control(arrays: dict[str, FloatArray], context: Context) -> FloatArray | None:
+    if "client_control" in arrays:
+        return arrays["client_control"]
+    if OWN_CONTROL in context.state.array_records:
+        return context.state.array_records[OWN_CONTROL]["value"].numpy()
+    return None
+
+
+def _keep(context: Context, policy: FloatArray, control: FloatArray | None, weight: float) -> None:
+    context.state[OWN_POLICY] = ArrayRecord({"value": Array(policy)})
+    context.state[OWN_WEIGHT] = MetricRecord({"value": float(weight)})
+    if control is not None:
+        context.state[OWN_CONTROL] = ArrayRecord({"value": Array(control)})

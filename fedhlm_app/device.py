@@ -1,0 +1,250 @@
+"""A simulated or real device: everything it needs to route texts, put together from settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clients.feedback import Feedback
+from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
+from clients.records import FloatArray, TokenRecords, Traffic
+from clients.routing import Router, RouterConfig, UncertaintyMeasure
+from clients.uplink import LanguageModelUplink, Transport, UplinkConfig
+from fedhlm_app.data.items import Items, load_items
+from fedhlm_app.data.partitions import partition, split_client
+from fedhlm_app.pair.load import load_slm, load_tokenizer
+from fedhlm_app.settings import Settings
+from fedhlm_app.torch_names import torch_device, torch_dtype
+from fedhlm_app.workload import Work, WorkMaker, correct
+from hlm import uncertainty
+from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.sampling import Sampling
+from hlm.verification import VERIFIERS, Verifier
+
+EVALUATION_SESSIONS = 1 << 30
+"""Session numbers of evaluation start here, out of the way of training."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What came of routing some texts.
+
+    Attributes
+    ----------
+    records : list of TokenRecords
+        One for each batch of texts.
+    traffic : Traffic
+        Bytes and waiting.
+    correct, answered : int
+        Routed tokens that are right, of those for which it is known what is right.
+    """
+
+    records: list[TokenRecords]
+    traffic: Traffic
+    correct: int
+    answered: int
+
+
+class Device:
+    """One client: its data, its small model, its way to the LLM.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    client : int
+        Index of the device's data partition.
+    transport : Transport
+        Reaches the LLM service.
+    """
+
+    def __init__(self, settings: Settings, client: int, transport: Transport) -> None:
+        self.settings = settings
+        self.client = client
+        self.sampling = sampling_of(settings)
+        self.model = load_slm(
+            settings.slm, torch_dtype(settings.dtype), torch_device(settings.device)
+        )
+        items = items_of(settings)
+        shares = partition(
+            items,
+            settings.clients,
+            settings.partition,
+            settings.dirichlet_alpha,
+            settings.seed,
+        )
+        if client >= len(shares):
+            raise ValueError(f"partition-id = {client}: the run has clients 0 .. {len(shares) - 1}")
+        self.train_rows, self.held_out_rows = split_client(
+            shares[client], settings.held_out_fraction, settings.seed
+        )
+        tokenizer = load_tokenizer(settings.slm)
+        self.work = WorkMaker(
+            items,
+            tokenizer,
+            settings.workload,
+            settings.prompt_tokens,
+            settings.tokens_per_prompt,
+        )
+        self.verifier: Verifier = VERIFIERS[settings.verifier]()
+        self.uplink = LanguageModelUplink(
+            transport,
+            self.verifier,
+            UplinkConfig(
+                client=client,
+                vocab=int(self.model.get_output_embeddings().weight.shape[0]),
+                sampling=self.sampling,
+                seed=shared_seed(settings),
+                feedback=settings.free_feedback,
+            ),
+        )
+        self.config = RouterConfig(
+            sampling=self.sampling,
+            uncertainty=uncertainty_of(settings),
+            seed=settings.seed + 1,
+            client=client,
+            end_tokens=end_tokens(self.model),
+            audit_rate=settings.audit_rate,
+        )
+
+    def train_round(self, policy: Policy, server_round: int) -> Routed:
+        """Route `tokens-per-round` tokens of this device's training texts.
+
+        Texts are drawn by (seed, client, round), so a repeated round is the same round.
+        """
+        budget = self.settings.tokens_per_round
+        generator = np.random.default_rng([self.settings.seed, self.client, server_round])
+        routed = Routed([], Traffic(), 0, 0)
+        session = server_round << 12
+        while budget > 0:
+            each = min(self.work.tokens_each, budget)
+            count = max(1, budget // each)
+            rows = generator.choice(self.train_rows, count, replace=count > len(self.train_rows))
+            sessions = session + np.arange(count)
+            session += count
+            routed = self._route(policy, self.work.make(rows, sessions, each), routed)
+            budget -= routed.records[-1].tokens
+        return routed
+
+    def evaluate(self, policy: Policy) -> Routed:
+        """Route held-out texts, the same ones each time."""
+        rows = self.held_out_rows[: self.settings.evaluate_prompts]
+        if not len(rows):
+            return Routed([], Traffic(), 0, 0)
+        sessions = EVALUATION_SESSIONS + np.arange(len(rows))
+        return self._route(policy, self.work.make(rows, sessions), Routed([], Traffic(), 0, 0))
+
+    def _route(self, policy: Policy, work: Work, before: Routed) -> Routed:
+        router = Router(self.model, self.config, policy, self.verifier, [self.uplink])
+        traffic = Traffic()
+        if work.texts.given:
+            records = router.score(work.texts, work.first, traffic)
+        else:
+            records = router.generate(work.texts, work.new_tokens, traffic)
+        self.uplink.measure(work.texts, records, traffic)
+        right, answered = correct(work, records)
+        return Routed(
+            [*before.records, records],
+            before.traffic + traffic,
+            before.correct + right,
+            before.answered + answered,
+        )
+
+    def policy(self, parameters: FloatArray) -> Policy:
+        """The routing policy of the settings, with learned parameters (float64 [d])."""
+        kind = self.settings.policy
+        if kind in ("always", "never"):
+            return FixedPolicy(kept=kind == "always")
+        if kind == "random":
+            return RandomPolicy(self.settings.random_share)
+        return ThresholdPolicy(float(parameters[0]), kind)
+
+
+def feedback_of(routed: Routed, settings: Settings) -> Feedback:
+    """What the device may learn from: uncertainties, and beta where the LLM has told it.
+
+    Measurements made for the report alone are left out.
+    """
+    greedy = settings.decoding == "greedy"
+    parts = []
+    for number, records in enumerate(routed.records):
+        rows, steps = np.nonzero(records.present)
+        at = (rows, steps)
+        loss, ratio = records.loss(greedy)[at], records.ratio_beta()[at]
+        known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at]
+        audited = records.audited[at]
+        weight = np.ones(len(rows))
+        if settings.audit_rate > 0 and not settings.free_feedback:
+            # A kept token is known only if it was audited; its weight makes up for the others.
+            weight[audited] = 1 / settings.audit_rate
+        parts.append(
+            Feedback.create(
+                u=np.clip(records.uncertainty[at], 0, 1),
+                beta=np.where(known, loss, 0.0),
+                ratio_beta=np.where(known, ratio, 0.0),
+                kept=records.kept[at],
+                known=known,
+                weight=weight,
+                prompt=rows + (number << 20),
+                below=known & (ratio > 0),
+                features=None if records.features is None else records.features[at],
+            )
+        )
+    return Feedback.concatenate(parts)
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(settings.decoding, settings.temperature, settings.top_p)
+
+
+def shared_seed(settings: Settings) -> int:
+    """Seed the LLM draws with: the device's in sampled decoding; 0, "none", saves bytes."""
+    return settings.seed + 1 if settings.decoding == "sampled" else 0
+
+
+def items_of(settings: Settings) -> Items:
+    """The dataset of the settings, read once per process."""
+    return load_items(
+        settings.dataset,
+        settings.dataset_split,
+        text_column=settings.text_columns,
+        label_column=settings.label_column,
+    )
+
+
+def end_tokens(model: torch.nn.Module) -> frozenset[int]:
+    """Tokens that end a text, from the model's generation config."""
+    found: int | list[int] | None = model.generation_config.eos_token_id  # type: ignore[union-attr, assignment]
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+def uncertainty_of(settings: Settings) -> UncertaintyMeasure:
+    """The uncertainty measure of the settings."""
+    temperature, samples = settings.uncertainty_temperature, settings.uncertainty_samples
+
+    def closed_form(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        return uncertainty.closed_form(logits, draft, temperature)
+
+    def disagreement(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
+        return uncertainty.disagreement(logits, draft, temperature, draws)
+
+    def sweep(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
+        return uncertainty.temperature_sweep(logits, draft, draws)
+
+    def entropy(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        return uncertainty.entropy(logits)
+
+    measures: dict[str, UncertaintyMeasure] = {
+        "closed-form": closed_form,
+        "disagreement": disagreement,
+        "temperature-sweep": sweep,
+        "entropy": entropy,
+    }
+    return measures[settings.uncertainty]
