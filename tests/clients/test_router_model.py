@@ -1,0 +1,225 @@
+"""The learned router: features, forward pass, gradient against autograd, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clients.feedback import Feedback
+from clients.router_model import (
+    SCALAR_FEATURES,
+    RouterLearning,
+    RouterModel,
+    StepFeatures,
+    minibatch_gradient,
+    rescored,
+)
+from clients.threshold import StepSize, ThresholdLearning, descend
+
+
+def step(rows: int, vocab: int, width: int, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, vocab, generator=generator)
+    hidden = torch.randn(rows, width, generator=generator)
+    positions = torch.randint(0, 90, (rows,), generator=generator)
+    return logits, hidden, logits.argmax(1), positions
+
+
+def test_scalar_features_before_standardising() -> None:
+    logits, hidden, draft, positions = step(6, 50, 4, 0)
+    columns = StepFeatures(4, projection=0)
+    features = columns(logits, hidden, draft, positions)
+    assert features.dtype == np.float32 and features.shape == (6, columns.count)
+    assert columns.count == len(SCALAR_FEATURES)
+    # Differences between rows cancel the fixed mean; the fixed scale is found from one column.
+    named = dict(zip(SCALAR_FEATURES, features.T, strict=True))
+    law = torch.softmax(logits, 1).sort(1, descending=True).values
+    expected = {
+        "log-top-1": law[:, 0].log(),
+        "log-top-2": law[:, 1].log(),
+        "log-margin": law[:, 0].log() - law[:, 1].log(),
+        "entropy": -(law * law.log()).sum(1),
+        "closed-form-1.0": 1 - law[:, 0],
+        "closed-form-2.0": 1 - torch.softmax(logits / 2, 1).amax(1),
+        "log-tail-10": (1 - law[:, :10].sum(1)).log(),
+        "log-draft": law[:, 0].log(),
+        "position": positions / 50,
+    }
+    for name, values in expected.items():
+        raw = values.double().numpy()
+        slope, intercept = np.polyfit(raw, named[name].astype(np.float64), 1)
+        assert slope > 0, name
+        np.testing.assert_allclose(slope * raw + intercept, named[name], atol=2e-3, err_msg=name)
+
+
+def test_features_do_not_depend_on_the_batch_and_stay_finite() -> None:
+    logits, hidden, draft, positions = step(9, 40, 300, 1)
+    columns = StepFeatures(300, projection=16)
+    together = columns(logits, hidden, draft, positions)
+    for row in range(9):
+        one = slice(row, row + 1)
+        alone = columns(logits[one], hidden[one], draft[one], positions[one])
+        np.testing.assert_allclose(alone, together[one], rtol=1e-5, atol=1e-5)
+    # A law on one token, a vocabulary below the largest tail, and a zero hidden state.
+    sure = columns(
+        torch.tensor([[1e4, 0.0]]), torch.zeros(1, 300), torch.tensor([1]), torch.tensor([0])
+    )
+    assert np.isfinite(sure).all()
+
+
+def test_projection_and_embedding_columns() -> None:
+    logits, hidden, draft, positions = step(5, 30, 64, 2)
+    embeddings = torch.randn(30, 48, generator=torch.Generator().manual_seed(3))
+    small = StepFeatures(64, projection=64, embedding_size=48)
+    features = small(logits, hidden, draft, positions, embeddings)
+    assert features.shape[1] == small.count == len(SCALAR_FEATURES) + 64 + 48
+    kept = features[:, len(SCALAR_FEATURES) : -48]
+    np.testing.assert_allclose(
+        kept, (hidden / hidden.pow(2).mean(1, keepdim=True).sqrt()).numpy(), rtol=1e-5
+    )
+    wide = StepFeatures(64, projection=20, embedding_size=48, seed=1)
+    first = wide(logits, hidden, draft, positions, embeddings)
+    assert first.shape[1] == wide.count == len(SCALAR_FEATURES) + 40
+    again = StepFeatures(64, 20, 48, 1)(logits, hidden, draft, positions, embeddings)
+    np.testing.assert_array_equal(first, again)
+    other = StepFeatures(64, 20, 48, 2)(logits, hidden, draft, positions, embeddings)
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(
+        first[:, : len(SCALAR_FEATURES)], other[:, : len(SCALAR_FEATURES)]
+    )
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_gradient_equals_autograd(hidden: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = RouterModel(7, hidden)
+    features = rng.standard_normal((30, 7)).astype(np.float32)
+    known = rng.random(30) < 0.7
+    feedback = Feedback.create(
+        rng.random(30),
+        np.where(known, rng.random(30), np.nan),
+        known=known,
+        weight=1 + 4 * rng.random(30),
+        features=features,
+    )
+    learning = RouterLearning(model, decay=0.01)
+    policy = np.concatenate([[0.3], rng.standard_normal(model.size)])
+    theta = torch.tensor(policy, requires_grad=True)
+    bias, linear, output, inner_bias, inner = torch.split(
+        theta[1:], [1, 7, hidden, hidden, 7 * hidden]
+    )
+    inputs = torch.tensor(features[known], dtype=torch.float64)
+    logit = (
+        bias + inputs @ linear + torch.tanh(inputs @ inner.reshape(7, hidden) + inner_bias) @ output
+    )
+    weight = torch.tensor(feedback.weight[known])
+    terms = torch.nn.functional.binary_cross_entropy_with_logits(
+        logit, torch.tensor(feedback.beta[known]), weight=weight, reduction="sum"
+    )
+    loss = terms / weight.sum() + 0.005 * theta[2:].square().sum()
+    loss.backward()
+    assert learning.loss(policy, feedback) == pytest.approx(loss.item(), abs=1e-10)
+    assert theta.grad is not None
+    np.testing.assert_allclose(learning.gradient(policy, feedback), theta.grad.numpy(), atol=1e-10)
+    np.testing.assert_allclose(
+        model.score(policy[1:], features[known]), torch.sigmoid(logit).detach().numpy(), atol=1e-12
+    )
+
+
+def learnable(rows: int, seed: int) -> Feedback:
+    """beta depends on a product of two features: out of reach of u and of a logistic router."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((rows, 4)).astype(np.float32)
+    chance = 1 / (1 + np.exp(-3 * features[:, 0] * features[:, 1] - features[:, 2]))
+    beta = (rng.random(rows) < chance).astype(float)
+    return Feedback.create(rng.random(rows), beta, features=features)
+
+
+def test_training_helps_and_the_hidden_layer_helps_more() -> None:
+    train, held_out = learnable(4_000, 1), learnable(4_000, 2)
+    losses = {}
+    for hidden in (0, 16):
+        learning: ThresholdLearning = RouterLearning(RouterModel(4, hidden))
+        policy = descend(
+            learning, learning.initial(0.5), train, step=StepSize(1.0), local_steps=400
+        ).policy
+        assert policy[0] == 0.5
+        losses[hidden] = learning.loss(policy, held_out)
+    assert losses[16] < losses[0] - 0.1 < np.log(2) - 0.1
+
+
+def test_grown_model_scores_like_the_logistic_one() -> None:
+    rng = np.random.default_rng(0)
+    logistic, grown = RouterModel(6), RouterModel(6, 8)
+    parameters = rng.standard_normal(logistic.size)
+    features = rng.standard_normal((10, 6)).astype(np.float32)
+    np.testing.assert_allclose(
+        grown.score(grown.grown(parameters), features), logistic.score(parameters, features)
+    )
+    with pytest.raises(ValueError, match="7"):
+        grown.grown(parameters[:-1])
+
+
+def test_minibatches_pass_over_every_token_once() -> None:
+    feedback = learnable(50, 3)
+    learning = RouterLearning(RouterModel(4), decay=0.0)
+    policy = learning.initial(0.5)
+    gradient = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
+    for _ in range(2):
+        mean = np.mean([gradient(policy) for _ in range(5)], axis=0)
+        np.testing.assert_allclose(mean, learning.gradient(policy, feedback), atol=1e-12)
+    repeated = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
+    again = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
+    np.testing.assert_array_equal(repeated(policy), again(policy))
+
+
+def test_rescored_feedback_carries_scores_in_the_unit_interval() -> None:
+    feedback = learnable(20, 4)
+    model = RouterModel(4, 3)
+    policy = np.concatenate([[0.2], 30 * np.random.default_rng(1).standard_normal(model.size)])
+    scored = rescored(model, policy, feedback)
+    assert ((scored.u >= 0) & (scored.u <= 1)).all() and not np.array_equal(scored.u, feedback.u)
+
+
+def test_empty_and_featureless_feedback() -> None:
+    learning = RouterLearning(RouterModel(4, 2))
+    policy = learning.initial(0.4)
+    empty = Feedback.empty()
+    assert learning.examples(empty) == 0
+    assert descend(learning, policy, empty, step=StepSize(0.1)).policy.tolist() == policy.tolist()
+    bare = Feedback.create([0.1], [0.0])
+    with pytest.raises(ValueError, match="features"):
+        learning.loss(policy, bare)
+    with pytest.raises(ValueError, match="features"):
+        rescored(learning.model, policy, bare)
+
+
+def test_bad_shapes_are_refused() -> None:
+    logits, hidden, draft, positions = step(3, 20, 8, 5)
+    columns = StepFeatures(8, 8, embedding_size=4)
+    with pytest.raises(ValueError, match="hidden"):
+        columns(logits, hidden[:, :4], draft, positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="embeddings"):
+        columns(logits, hidden, draft, positions)
+    with pytest.raises(ValueError, match="draft"):
+        columns(logits, hidden, draft[:2], positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="logits"):
+        columns(logits[:, :1], hidden, draft, positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="hidden_size"):
+        StepFeatures(0)
+    with pytest.raises(ValueError, match="features"):
+        RouterModel(0)
+    model = RouterModel(4)
+    with pytest.raises(ValueError, match="parameters"):
+        model.score(np.zeros(3), np.zeros((1, 4), np.float32))
+    with pytest.raises(ValueError, match="features"):
+        model.score(np.zeros(5), np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match="target"):
+        RouterLearning(model, target="beta")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="decay"):
+        RouterLearning(model, decay=-1.0)
+    with pytest.raises(ValueError, match="batch_size"):
+        minibatch_gradient(RouterLearning(model), learnable(5, 0), 0, np.random.default_rng(0))
