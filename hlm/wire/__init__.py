@@ -6,6 +6,7 @@ request at hand. Everything that can be wrong with the bytes is a :class:`WireEr
 """
 
 from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.checks import check_request
 from hlm.wire.errors import (
     InvalidField,
     OversizedMessage,
@@ -32,7 +33,6 @@ from hlm.wire.request import (
     REQUEST_KIND,
     VERSION,
     check_kind,
-    check_request,
     decode_request,
     encode_request,
 )

@@ -46,6 +46,9 @@ VERIFIER_SHAPES: dict[str, Shape] = {
 }
 """Verifiers the wire knows; a name's place is its code, so new names go at the end (16 at most)."""
 
+ATTEMPTING = "scalar-proposals"
+"""The verifier whose rows say how often they were asked before."""
+
 
 class Status(IntEnum):
     """What became of a row."""

@@ -1,6 +1,5 @@
 """Requests to bytes and back; ``docs/wire.md`` shows the layout."""
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hlm.wire.bits import BitReader, BitWriter, bits_needed
-from hlm.wire.errors import InvalidField, OversizedMessage, UnsupportedVersion
+from hlm.wire.checks import check_request
+from hlm.wire.errors import OversizedMessage, UnsupportedVersion
 from hlm.wire.laws import (
     read_dense,
     read_probabilities,
@@ -21,8 +21,8 @@ from hlm.wire.laws import (
     write_supports,
 )
 from hlm.wire.messages import (
+    ATTEMPTING,
     NO_TOKEN,
-    SCALAR_BITS,
     VERIFIER_SHAPES,
     IntArray,
     Limits,
@@ -35,9 +35,6 @@ from hlm.wire.messages import (
 VERSION = 1
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
-
-ATTEMPTING = "scalar-proposals"
-"""The verifier whose rows say how often they were asked before."""
 
 _VERIFIERS = tuple(VERIFIER_SHAPES)
 _DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
@@ -151,88 +148,6 @@ def check_kind(reader: BitReader, kind: int) -> None:
             f"first byte 0x{first:02x}; expected 0x{kind << 4 | VERSION:02x} "
             f"(kind {kind:#x}, version {VERSION})"
         )
-
-
-def check_request(request: Request) -> None:
-    """Raise :class:`InvalidField` for the first field that is out of range or contradictory."""
-    for name, allowed in (("bits", (8, 16)), ("decoding", ("greedy", "sampled"))):
-        if getattr(request, name) not in allowed:
-            raise InvalidField(f"{name}={getattr(request, name)!r} must be one of {allowed}")
-    if request.vocab < 2:
-        raise InvalidField(f"vocab={request.vocab} must be at least 2")
-    if not (math.isfinite(request.temperature) and request.temperature > 0):
-        raise InvalidField(f"temperature={request.temperature} must be above 0")
-    if not 0 < request.top_p <= 1:
-        raise InvalidField(f"top_p={request.top_p} must be in (0, 1]")
-    if not request.rows:
-        raise InvalidField("rows must not be empty")
-    runs = 1 + sum(row.session != last.session for last, row in pairwise(request.rows))
-    if runs != len({row.session for row in request.rows}):
-        raise InvalidField("rows of one session must be adjacent")
-    if request.rows[0].block:
-        raise InvalidField(f"session {request.rows[0].session}: the first row goes on no block")
-    for last, row in pairwise(request.rows):
-        if row.block:
-            _check_block(last, row)
-    for row in request.rows:
-        _check_row(row, request)
-
-
-def _check_block(last: Row, row: Row) -> None:
-    expected = following_row(last, row.draft, row.weight, row.support, row.weights, row.attempt)
-    if last.draft == NO_TOKEN or row != expected:
-        raise InvalidField(
-            f"session {row.session}: to go on a block, a row needs a draft before it, and session "
-            f"{expected.session}, start {expected.start}, tokens [{last.draft}], quiet 1; it has "
-            f"start {row.start}, tokens {row.tokens}, quiet {row.quiet}"
-        )
-
-
-def _check_row(row: Row, request: Request) -> None:
-    where = f"session {row.session}"
-    tokens = np.asarray(row.tokens)
-    if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
-        raise InvalidField(f"{where}: tokens must be a vector of integers")
-    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < request.vocab:
-        raise InvalidField(f"{where}: tokens must be in [0, {request.vocab})")
-    for name, low, high in (
-        ("session", 0, 1 << 32),
-        ("start", 0, 1 << 32),
-        ("quiet", 0, tokens.size + 1),
-        ("draft", NO_TOKEN, request.vocab),
-        ("attempt", 0, 1 << 16 if request.verifier == ATTEMPTING and row.draft != NO_TOKEN else 1),
-    ):
-        if not low <= getattr(row, name) < high:
-            raise InvalidField(f"{where}: {name}={getattr(row, name)} must be in [{low}, {high})")
-    shape = Shape.NOTHING if row.draft == NO_TOKEN else request.shape
-    present = (row.weight is not None, row.support is not None, row.weights is not None)
-    wanted = (shape == Shape.WEIGHT, shape == Shape.SUPPORT, shape in (Shape.SUPPORT, Shape.LAW))
-    if present != wanted:
-        raise InvalidField(
-            f"{where}: (weight, support, weights) given is {present}, but {request.verifier!r} "
-            f"{'without' if row.draft == NO_TOKEN else 'with'} a draft needs {wanted}"
-        )
-    if row.weight is not None and not 1 <= row.weight <= 1 << SCALAR_BITS:
-        raise InvalidField(f"{where}: weight={row.weight} must be in [1, {1 << SCALAR_BITS}]")
-    if row.weights is not None:
-        _check_law(row, row.weights, request, where)
-
-
-def _check_law(row: Row, weights: npt.NDArray[np.integer], request: Request, where: str) -> None:
-    size = request.vocab if row.support is None else len(row.support)
-    if weights.shape != (size,) or size == 0:
-        raise InvalidField(f"{where}: weights have shape {weights.shape}; expected ({size},), > 0")
-    total, whole = int(weights.sum(dtype=np.int64)), 1 << request.bits
-    enough = total == whole or (row.support is not None and total < whole)
-    if int(weights.min()) < 0 or not enough:
-        relation = "sum to" if row.support is None else "sum to at most"
-        raise InvalidField(f"{where}: weights must be >= 0 and {relation} {whole}; got {total}")
-    if row.support is not None:
-        low, high = int(row.support[0]), int(row.support[-1])
-        if not 0 <= low <= high < request.vocab or bool(np.any(np.diff(row.support) < 1)):
-            raise InvalidField(
-                f"{where}: support must increase strictly within [0, {request.vocab})"
-            )
 
 
 def _law_form(request: Request) -> int:
