@@ -80,7 +80,7 @@ class Layout:
             part = vector[offset : offset + size].reshape(shape)
             if np.dtype(dtype).kind != "f":
                 part = np.rint(part)
-            arrays[name] = Array(part.astype(dtype))
+            arrays[name] = Array(np.asarray(part.astype(dtype)))
             offset += size
         return arrays
 
