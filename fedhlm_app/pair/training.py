@@ -244,7 +244,7 @@ def _restore(
     if not checkpoint.exists():
         return {"steps": 0, "tokens": 0, "seconds": 0.0, "loss": math.nan}
     saved = torch.load(checkpoint, weights_only=True)
-    if saved["identity"] != identity:
+    if not _same_so_far(json.loads(saved["identity"]), json.loads(identity), saved["progress"]):
         raise ValueError(
             f"{checkpoint} was written with other settings ({saved['identity']}) than asked for "
             f"now ({identity}); give the same settings or another folder"
@@ -252,6 +252,19 @@ def _restore(
     model.load_state_dict(saved["model"])
     optimiser.load_state_dict(saved["optimiser"])
     return dict(saved["progress"])
+
+
+def _same_so_far(saved: list[Any], asked: list[Any], progress: dict[str, float]) -> bool:
+    """Tell whether the steps done would have been the same under the settings asked for.
+
+    A stage may become shorter or longer while its rate has not begun to fall: up to there, the
+    number of steps changes nothing.
+    """
+    (old, *old_data), (new, *new_data) = saved, asked
+    if {**old, "steps": 0} != {**new, "steps": 0} or old_data != new_data:
+        return False
+    constant = min(old["steps"], new["steps"]) * new["constant_until"]
+    return bool(old["steps"] == new["steps"] or progress["steps"] <= constant)
 
 
 def _save(

@@ -100,7 +100,7 @@ class TestLoss:
         losses, tokens = 0.0, 0
         for row, mask in zip(self.batch.tokens, self.batch.mask, strict=True):
             ids = row[mask][None]
-            losses += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            losses += float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1)
             tokens += ids.shape[1] - 1
         assert float(stage_loss(model, None, self.batch, 0.0)) == pytest.approx(
             losses / tokens, rel=1e-5
@@ -173,6 +173,17 @@ class TestStage:
         other = dataclasses.replace(self.recipe, peak_rate=2e-2)
         with pytest.raises(ValueError, match="written with other settings"):
             self.run(tmp_path, tiny_model(), other)
+
+    def test_a_stage_may_become_shorter_before_its_rate_falls(self, tmp_path):
+        shorter = dataclasses.replace(self.recipe, steps=10)
+        whole, changed = tiny_model(), tiny_model()
+        self.run(tmp_path / "whole", whole, shorter)
+        self.run(tmp_path / "changed", changed, stop_after=6)
+        self.run(tmp_path / "changed", changed, shorter)
+        assert torch.equal(weights(whole), weights(changed))
+        self.run(tmp_path / "late", changed, stop_after=7)
+        with pytest.raises(ValueError, match="written with other settings"):
+            self.run(tmp_path / "late", changed, shorter)
 
     def test_distilling_brings_the_law_nearer(self, tmp_path):
         student, teacher = tiny_model(), tiny_model(2)
@@ -253,11 +264,8 @@ def test_distilling_alone_leaves_the_llm_as_it_is(dataset, tmp_path):
     train_pair(dataclasses.replace(settings, distil=StageRecipe(steps=0, peak_rate=1.0)))
     folder = tmp_path / "pair"
     before = (folder / "llm" / "model.safetensors").read_bytes()
-    report = distil_pair(
-        str(folder / "slm"),
-        str(folder / "llm"),
-        dataclasses.replace(settings, out=str(tmp_path / "d")),
-    )
+    elsewhere = dataclasses.replace(settings, out=str(tmp_path / "d"))
+    report = distil_pair(str(folder / "slm"), str(folder / "llm"), elsewhere)
     assert (folder / "llm" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "d" / "slm" / "config.json").exists()
     assert report.stages["distil"]["steps"] == 5
@@ -267,31 +275,11 @@ def test_commands_evaluate_and_pack(dataset, tmp_path):
     folder = tmp_path / "pair"
     train_pair(tiny_settings(dataset, folder))
     runner = CliRunner()
-    packed = runner.invoke(
-        pair_app,
-        [
-            "pack",
-            "--source",
-            str(folder / "llm"),
-            "--out",
-            str(tmp_path / "p"),
-            "--group-size",
-            "8",
-        ],
-    )
+    arguments = ["pack", "--source", str(folder / "llm"), "--out", str(tmp_path / "packed")]
+    packed = runner.invoke(pair_app, [*arguments, "--group-size", "8"])
     assert packed.exit_code == 0
     assert "bytes of weights" in packed.output
-    measured = runner.invoke(
-        pair_app,
-        [
-            "evaluate",
-            "--dataset",
-            dataset,
-            "--slm",
-            str(folder / "slm"),
-            "--llm",
-            str(folder / "llm"),
-        ],
-    )
+    models = ["--slm", str(folder / "slm"), "--llm", str(folder / "llm")]
+    measured = runner.invoke(pair_app, ["evaluate", "--dataset", dataset, *models])
     assert measured.exit_code == 0, measured.output
     assert json.loads(measured.output)["articles"] == 10
