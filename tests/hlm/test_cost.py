@@ -10,7 +10,7 @@ from scipy import integrate, optimize, special
 
 from hlm.cost import LINKS, HitRatioFit, Link, PeerCosts, RayleighChannel, Trace, fit_hit_ratio
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=100, deadline=None)
 FALSE_ALARM_SIGMAS = 5.0  # a two-sided normal tail of 5.7e-7 for every statistical check
 
 

@@ -34,7 +34,7 @@ from hlm.wire import (
 )
 from tests.hlm.wire_messages import law, random_reply, random_request
 
-quick = settings(max_examples=120, deadline=None)
+quick = settings(max_examples=50, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 

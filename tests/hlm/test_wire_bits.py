@@ -14,7 +14,7 @@ from hlm.wire import (
     bits_needed,
 )
 
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=80, deadline=None)
 
 
 def written(*calls: tuple[str, tuple[object, ...]]) -> bytes:
