@@ -151,7 +151,7 @@ def _top(law: Tensor, count: int) -> Tensor:
         return torch.topk(law, count, dim=-1).values
     # numpy sorts values (without ids) several times faster than torch
     rising = np.sort(law.numpy(), axis=-1)
-    return torch.from_numpy(np.ascontiguousarray(rising[:, ::-1][:, :count]))
+    return torch.from_numpy(rising[:, ::-1][:, :count].copy())
 
 
 def k_star_online(

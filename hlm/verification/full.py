@@ -72,7 +72,10 @@ class Full:
         exact = checked_target(target, claim)
         if claim.weights is None or claim.weights.shape != exact.shape:
             raise ClaimError(f"weights: the full method needs them as {tuple(exact.shape)}")
-        seen = law_from_weights(claim.weights, PROBABILITY_BITS)
+        try:
+            seen = law_from_weights(claim.weights, PROBABILITY_BITS)
+        except ValueError as error:
+            raise ClaimError(str(error)) from error
         return accept_or_resample(seen, exact, claim.tokens, keys)
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:

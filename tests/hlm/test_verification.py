@@ -1,0 +1,353 @@
+"""The verifiers as they run: drafts, claims, verdicts, and who may cheat.
+
+Chi-square tests use fixed seeds and fail by chance with probability 1e-6 each.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from hlm.randomness import DrawKeys, exponentials
+from hlm.sampling import Sampling, law
+from hlm.truncation import FixedCount, OnlineCount
+from hlm.verification import (
+    UNDECIDED,
+    VERIFIERS,
+    Claim,
+    ClaimError,
+    Coupled,
+    Full,
+    Greedy,
+    Scalar,
+    ScalarProposals,
+    Truncated,
+    TruncatedExact,
+    Verifier,
+    block_verify,
+    tokenwise_verify,
+    total_variation,
+)
+from hlm.verification.coupled import exponential_race
+
+X = torch.tensor([[0.30, 0.05, 0.0, 0.25, 0.38, 0.02]], dtype=torch.float64)
+Y = torch.tensor([[0.10, 0.25, 0.2, 0.05, 0.40, 0.0]], dtype=torch.float64)
+ROWS = 8_000
+FALSE_ALARM = 1e-6
+
+
+def keys(rows, seed=11):
+    return DrawKeys(seed, np.arange(rows) % 97, np.arange(rows) // 97)
+
+
+def run(verifier, x, y, names):
+    """Draft, decide and finish, asking again until every row has its token."""
+    draft = verifier.draft(x, names)
+    claim = draft.claim
+    verdict = verifier.decide(y, claim, names)
+    tokens = verifier.finish(draft, verdict, names)
+    accepted = verdict.accepted
+    open_rows = (tokens == UNDECIDED).nonzero().squeeze(1)
+    claim = claim.select(open_rows)
+    while open_rows.numel():
+        claim = claim.ask_again()
+        part, part_names = draft.select(open_rows), names.select(open_rows)
+        verdict = verifier.decide(y[open_rows], claim, part_names)
+        assert not bool(verdict.accepted.any())
+        tokens[open_rows] = verifier.finish(part, verdict, part_names)
+        still = tokens[open_rows] == UNDECIDED
+        open_rows, claim = open_rows[still], claim.select(still)
+    return draft, accepted, tokens
+
+
+def chi_square(tokens, expected_law):
+    counts = np.bincount(tokens.numpy(), minlength=expected_law.shape[0])
+    possible = expected_law.numpy() > 0
+    assert counts[~possible].sum() == 0
+    expected = expected_law.numpy()[possible] * counts.sum()
+    return stats.chisquare(counts[possible], expected * counts.sum() / expected.sum()).pvalue
+
+
+METHODS = [
+    Full(),
+    Truncated(FixedCount(2)),
+    Truncated(OnlineCount(0.5)),
+    TruncatedExact(FixedCount(2)),
+    TruncatedExact(OnlineCount(0.5)),
+    Scalar(),
+    ScalarProposals(),
+    ScalarProposals(1),
+    Coupled(),
+]
+
+
+@pytest.mark.parametrize("verifier", METHODS, ids=lambda v: f"{v.name}-{METHODS.index(v)}")
+def test_tokens_follow_the_stated_law_and_rejections_the_stated_rate(verifier):
+    draft, accepted, tokens = run(verifier, X.expand(ROWS, -1), Y.expand(ROWS, -1), keys(ROWS))
+    expected = verifier.output_law(X, Y)[0]
+    assert chi_square(tokens, expected) > FALSE_ALARM
+    assert chi_square(draft.tokens, draft.law[0]) > FALSE_ALARM
+    if verifier.exact:
+        assert float((expected - Y[0]).abs().max()) < 1e-9
+    rejected = int((~accepted).sum())
+    rate = verifier.rejection_probability(X, Y).item()
+    assert stats.binomtest(rejected, ROWS, rate).pvalue > FALSE_ALARM
+
+
+def test_biased_method_is_seen_to_be_biased():
+    _, _, tokens = run(Truncated(FixedCount(1)), X.expand(ROWS, -1), Y.expand(ROWS, -1), keys(ROWS))
+    assert chi_square(tokens.clamp(max=4), Y[0, :5]) < FALSE_ALARM
+
+
+@pytest.mark.parametrize("verify", [block_verify, tokenwise_verify])
+def test_blocks_as_sampled_follow_the_target(verify):
+    # laws without context: the first token of every outcome has law y
+    from hlm.randomness import Purpose, uniforms
+    from hlm.sampling import draw
+
+    points = uniforms(keys(ROWS), Purpose.DRAFT, 2)
+    drafts = draw(X.expand(ROWS, -1), points)
+    x = X.expand(ROWS, 2, -1)
+    y = Y.expand(ROWS, 3, -1)
+    counts, following = verify(x, y, drafts, uniforms(keys(ROWS), Purpose.ACCEPT, 2))
+    first = torch.where(counts > 0, drafts[:, 0], following)
+    assert chi_square(first, Y[0]) > FALSE_ALARM
+    assert set(counts.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_results_do_not_depend_on_the_batch(name):
+    generator = np.random.default_rng(3)
+    x = torch.softmax(torch.from_numpy(generator.normal(size=(12, 40))), -1)
+    y = torch.softmax(torch.from_numpy(generator.normal(size=(12, 40))), -1)
+    verifier = VERIFIERS[name]()
+    names = keys(12)
+    draft, accepted, tokens = run(verifier, x, y, names)
+    for row in range(12):
+        index = torch.tensor([row])
+        alone = run(verifier, x[index], y[index], names.select(index))
+        assert torch.equal(alone[0].tokens, draft.tokens[index])
+        assert torch.equal(alone[1], accepted[index])
+        assert torch.equal(alone[2], tokens[index])
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_server_needs_the_claim_and_the_device_needs_the_verdict_only(name):
+    # two instances that never met; claim and verdict rebuilt field by field as from a wire
+    x, y = X.expand(200, -1), Y.expand(200, -1)
+    device, server = VERIFIERS[name](), VERIFIERS[name]()
+    draft = device.draft(x, keys(200))
+    copied = Claim(**{f.name: getattr(draft.claim, f.name) for f in dataclasses.fields(Claim)})
+    verdict = server.decide(y, copied, keys(200))
+    tokens = device.finish(draft, verdict, keys(200))
+    assert torch.equal(tokens[verdict.accepted], draft.tokens[verdict.accepted])
+    assert torch.equal(draft.probabilities, draft.law[torch.arange(200), draft.tokens])
+    assert bool((draft.probabilities > 0).all())
+    assert torch.equal(verdict.is_top, draft.tokens == y.argmax(-1))
+    assert torch.equal(verdict.target_log_prob, y[torch.arange(200), draft.tokens].log())
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_equal_laws_are_always_accepted(name):
+    # laws in units of 2**-16 that truncation keeps whole; the dither leaves integers alone
+    x = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).double().expand(500, -1)
+    verifier = VERIFIERS[name]()
+    draft, accepted, tokens = run(verifier, x, x, keys(500))
+    assert bool(accepted.all())
+    assert torch.equal(tokens, draft.tokens)
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_disjoint_laws_are_always_resampled(name):
+    x = torch.tensor([[1.0, 0.0, 0.0]]).double().expand(200, -1)
+    y = torch.tensor([[0.0, 0.75, 0.25]]).double().expand(200, -1)
+    _, accepted, tokens = run(VERIFIERS[name](), x, y, keys(200))
+    assert bool((tokens > 0).all())
+    if name != "truncated-exact":  # whose byte-wide weights leave 1/256 to the tail
+        assert not bool(accepted.any())
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_point_masses_are_decided_with_16_bits(name):
+    x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5]]).double()
+    y = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]).double()
+    verifier = VERIFIERS[name]()
+    draft = verifier.draft(x, keys(3))
+    verdict = verifier.decide(y, draft.claim, keys(3))
+    if verdict.target_weights is not None:
+        assert int(verdict.target_weights.max()) < 2**16
+    if verdict.bars is not None:
+        assert int(verdict.bars.max()) <= 2**16
+    assert run(verifier, x, y, keys(3))[2].tolist() == [1, 2, 0]
+
+
+def test_registry_names_and_statements():
+    assert list(VERIFIERS) == [
+        "greedy",
+        "full",
+        "truncated",
+        "truncated-exact",
+        "scalar",
+        "scalar-proposals",
+        "coupled",
+    ]
+    for name, cls in VERIFIERS.items():
+        verifier: Verifier = cls()
+        assert verifier.name == name
+        assert "up" in verifier.crosses
+        assert "down" in verifier.crosses
+        statement = " ".join((cls.__doc__ or "").lower().split())
+        for required in ("crosses the link", "exact", "rejection probability"):
+            assert required in statement
+    assert [name for name, cls in VERIFIERS.items() if not cls.exact] == ["truncated"]
+
+
+def test_greedy_ties_go_to_the_lowest_id_on_both_sides():
+    logits = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float32)
+    softmax = law(logits, Sampling("sampled"))
+    verifier = Greedy()
+    draft = verifier.draft(softmax, keys(1))
+    assert draft.tokens.tolist() == [1]
+    assert draft.probabilities.tolist() == [1.0]
+    verdict = verifier.decide(law(logits, Sampling("greedy")), draft.claim, keys(1))
+    assert verdict.accepted.tolist() == [True]
+
+
+# ---- float details of the race -----------------------------------------------------------------
+
+
+def test_race_ties_go_to_the_lowest_id():
+    clocks = torch.tensor([[3.0, 1.0, 1.0]]).double()
+    assert exponential_race(torch.full((1, 3), 1 / 3), clocks).tolist() == [1]
+
+
+def test_race_never_returns_an_impossible_token():
+    clocks = torch.tensor([[1e-16, 5.0, 1e-16]]).double()
+    assert exponential_race(torch.tensor([[0.0, 1.0, 0.0]]), clocks).tolist() == [1]
+    # all waiting times overflow; the possible token still wins
+    tiny = torch.tensor([[0.0, 5e-324, 0.0]], dtype=torch.float64)
+    assert exponential_race(tiny, clocks).tolist() == [1]
+
+
+def test_race_in_float32_is_the_race_of_the_same_numbers_in_float64():
+    x = torch.softmax(torch.from_numpy(np.random.default_rng(0).normal(size=(500, 64))), -1).float()
+    names = keys(500)
+    clocks = exponentials(names, 64)
+    assert torch.equal(exponential_race(x, clocks), exponential_race(x.double(), clocks))
+    draft = Coupled().draft(x, names)
+    assert draft.law.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_float32_laws_and_no_rows_are_fine(name):
+    verifier = VERIFIERS[name]()
+    tokens = run(verifier, X.float().expand(50, -1), Y.float().expand(50, -1), keys(50))[2]
+    assert bool((Y[0, tokens] > 0).all())
+    assert run(verifier, X[:0], Y[:0], keys(0))[2].shape == (0,)
+
+
+# ---- claims that cannot be ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+@pytest.mark.parametrize("token", [-1, 6])
+def test_drafts_outside_the_vocabulary_are_refused(name, token):
+    claim = dataclasses.replace(
+        VERIFIERS[name]().draft(X, keys(1)).claim, tokens=torch.tensor([token])
+    )
+    with pytest.raises(ClaimError, match="tokens"):
+        VERIFIERS[name]().decide(Y, claim, keys(1))
+
+
+def test_claims_without_their_fields_are_refused():
+    bare = Claim(torch.tensor([0]))
+    for name in ("full", "truncated", "truncated-exact", "scalar", "scalar-proposals"):
+        with pytest.raises(ClaimError, match="weight"):
+            VERIFIERS[name]().decide(Y, bare, keys(1))
+    with pytest.raises(ClaimError, match="shape"):
+        Coupled().decide(Y, Claim(torch.tensor([0, 1])), keys(1))
+
+
+@pytest.mark.parametrize("weight", [0, -3, 2**16 + 1])
+def test_impossible_weights_are_refused(weight):
+    claim = Claim(torch.tensor([0]), weight=torch.tensor([weight]))
+    for name in ("scalar", "scalar-proposals"):
+        with pytest.raises(ClaimError, match="weight"):
+            VERIFIERS[name]().decide(Y, claim, keys(1))
+
+
+def test_weights_that_are_no_law_are_refused():
+    weights = torch.tensor([[2**16, 1, 0, 0, 0, 0]])
+    with pytest.raises(ClaimError, match="weights"):
+        Full().decide(Y, Claim(torch.tensor([0]), weights=weights), keys(1))
+    support = torch.tensor([[0, 0]])
+    claim = Claim(torch.tensor([0]), support=support, weights=support, counts=torch.tensor([2]))
+    with pytest.raises(ClaimError, match="twice"):
+        Truncated().decide(Y, claim, keys(1))
+
+
+def test_verdicts_that_cannot_be_are_refused():
+    draft = Scalar().draft(X.expand(40, -1), keys(40))
+    verdict = Scalar().decide(Y.expand(40, -1), draft.claim, keys(40))
+    with pytest.raises(ClaimError, match="target_weights"):
+        Scalar().finish(draft, dataclasses.replace(verdict, target_weights=None), keys(40))
+    assert verdict.target_weights is not None
+    wrong = dataclasses.replace(verdict, target_weights=verdict.target_weights * 2)
+    with pytest.raises(ClaimError, match="target_weights"):
+        Scalar().finish(draft, wrong, keys(40))
+    with pytest.raises(ClaimError, match="undecided"):
+        Full().finish(draft, verdict, keys(40))
+    proposer = ScalarProposals()
+    answer = proposer.decide(Y.expand(40, -1), draft.claim, keys(40))
+    assert answer.proposals is not None
+    with pytest.raises(ClaimError, match="proposals"):
+        proposer.finish(
+            draft, dataclasses.replace(answer, proposals=answer.proposals + 100), keys(40)
+        )
+    with pytest.raises(ClaimError, match="attempt"):
+        proposer.decide(
+            Y,
+            dataclasses.replace(draft.claim.select(torch.tensor([0])), attempt=torch.tensor([-1])),
+            keys(1),
+        )
+    with pytest.raises(ValueError, match="proposals"):
+        ScalarProposals(0)
+
+
+def test_coupled_output_does_not_depend_on_the_claim():
+    # a device that lies about its draft cannot bend the text
+    honest = Coupled().decide(Y.expand(9, -1), Claim(torch.zeros(9, dtype=torch.int64)), keys(9))
+    other = Coupled().decide(Y.expand(9, -1), Claim(torch.full((9,), 3)), keys(9))
+    assert torch.equal(honest.tokens, other.tokens)
+
+
+def test_mean_number_of_proposals_looked_at_is_one():
+    verifier = ScalarProposals(64)
+    x, y = X.expand(ROWS, -1), Y.expand(ROWS, -1)
+    draft = verifier.draft(x, keys(ROWS))
+    verdict = verifier.decide(y, draft.claim, keys(ROWS))
+    assert verdict.proposals is not None
+    assert verdict.bars is not None
+    rejected = ~verdict.accepted
+    weights = draft.law[rejected].gather(1, verdict.proposals[rejected]) * 2**16
+    passes = weights < verdict.bars[rejected]
+    assert bool(passes.any(1).all())
+    looked_at = passes.to(torch.uint8).argmax(1) + 1
+    mean = looked_at.sum().item() / ROWS
+    distance = total_variation(draft.law[:1], Y).item()
+    deviation = ((2 - distance) / distance - 1) ** 0.5 / ROWS**0.5
+    assert abs(mean - 1) < 5 * deviation  # false alarm 6e-7
+
+
+def test_block_arguments_are_checked():
+    x, y = X.expand(2, 3, -1), Y.expand(2, 4, -1)
+    points = torch.full((2, 2), 0.5)
+    good = torch.zeros(2, 3, dtype=torch.int64)
+    assert block_verify(x, y, good, points)[0].shape == (2,)
+    for laws, targets, drafts in ((X, y, good), (x, y[:, :3], good), (x, y, good[:, :2])):
+        with pytest.raises(ValueError, match="must be"):
+            block_verify(laws, targets, drafts, points)
+    with pytest.raises(ValueError, match="drafts"):
+        block_verify(x, y, good + 6, points)
