@@ -138,7 +138,7 @@ class TokenRecords:
     def ratio_beta(self) -> FloatArray:
         """Eq. 3, max(1 - y_d / x_d, 0), float64 [rows, steps]; NaN where y_d is unknown."""
         ratio = np.exp(self.log_prob) / np.where(self.probability > 0, self.probability, 1.0)
-        return np.clip(1.0 - ratio, 0.0, 1.0)
+        return np.asarray(np.clip(1.0 - ratio, 0.0, 1.0))
 
     def loss(self, greedy: bool) -> FloatArray:
         """Loss of keeping the draft, in [0, 1]; NaN where unknown.

@@ -191,7 +191,7 @@ class LanguageModelUplink:
             for i, row, reply in zip(again, whole, resent, strict=True):
                 rows[i], replies[i] = row, reply
         served = np.array([reply.status == Status.OK for reply in replies])
-        index = pending[served]
+        index: IntArray = pending[served]
         if not len(index):
             return index
         answered = [reply for reply in replies if reply.status == Status.OK]
@@ -216,7 +216,8 @@ class LanguageModelUplink:
         records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
         # Greedy and coupled verdicts are the LLM's own choice; other samples need not be.
         records.choice[places] = np.where(final, 1, records.choice[places])
-        return index[~decided]
+        still_open: IntArray = index[~decided]
+        return still_open
 
     def _row(self, escalation: Escalation, i: int) -> Row:
         row, position = int(escalation.rows[i]), int(escalation.positions[i])

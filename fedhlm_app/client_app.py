@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -19,6 +19,9 @@ from fedhlm_app.settings import Settings
 from hlm.local_steps import Personalisation, starting_point
 
 app = ClientApp()
+
+Figures = dict[str, int | float | list[int] | list[float]]
+"""What a MetricRecord is made of."""
 
 OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
 """Keys of what a client keeps in `context.state` between rounds."""
@@ -51,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
     if step.result.control_delta is not None:
         reply["control_delta"] = step.result.control_delta
     _keep(context, step.result.policy, step.result.new_client_control, step.examples)
-    metrics = {
+    metrics: Figures = {
         **figures(routed, settings),
         "num-examples": step.examples,
         "round": server_round,
@@ -82,7 +85,7 @@ def evaluate(message: Message, context: Context) -> Message:
     }
     routed = device.evaluate(device.policy(_start(arrays, config, context)))
     metrics = figures(routed, settings)
-    identity = {
+    identity: Figures = {
         "num-examples": metrics["tokens"],
         "round": int(cast(int, config["round"])),
         "client": device.client,
@@ -130,12 +133,12 @@ def _device(settings: Settings, client: int, run: int) -> Device:
     return Device(settings, client, transport)
 
 
-def figures(routed: Routed, settings: Settings) -> dict[str, int | float]:
+def figures(routed: Routed, settings: Settings) -> Figures:
     """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
     greedy = settings.decoding == "greedy"
     shared_draw = greedy or settings.verifier == "coupled"
     traffic = routed.traffic
-    sums: dict[str, int | float] = {
+    sums: dict[str, Any] = {
         "tokens": 0,
         "escalated": 0,
         "audited": 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import FloatArray, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure
 from clients.uplink import LanguageModelUplink, Transport, UplinkConfig
-from fedhlm_app.data.items import Items, load_items
+from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.pair.load import load_slm, load_tokenizer
 from fedhlm_app.settings import Settings
@@ -94,7 +95,7 @@ class Device:
             self.verifier,
             UplinkConfig(
                 client=client,
-                vocab=int(self.model.get_output_embeddings().weight.shape[0]),
+                vocab=int(self.model.config.get_text_config().vocab_size),
                 sampling=self.sampling,
                 seed=shared_seed(settings),
                 feedback=settings.free_feedback,
@@ -209,7 +210,7 @@ def items_of(settings: Settings) -> Items:
     """The dataset of the settings, read once per process."""
     return load_items(
         settings.dataset,
-        settings.dataset_split,
+        cast(Split, settings.dataset_split),
         text_column=settings.text_columns,
         label_column=settings.label_column,
     )

@@ -115,6 +115,7 @@ class Federation:
             node_wait_s=settings.round_timeout,
             seed=settings.seed,
             bounds=(low, high),
+            # An evaluation may route more tokens than a round, and reports them as its weight.
             max_weight=float(
                 max(
                     settings.tokens_per_round,

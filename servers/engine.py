@@ -131,12 +131,13 @@ class Engine:
                 f"max_context = {max_context}: must lie in 2 .. {limit}, the longest context of "
                 f"{model.config.name_or_path or type(model).__name__}"
             )
-        self.model = model.eval()
+        model.train(False)
+        self.model = model
         self.max_sessions = max_sessions
         self.max_context = max_context
         self.max_batch_tokens = max_batch_tokens
         self.stats = EngineStats()
-        self.vocab = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab = int(model.config.get_text_config().vocab_size)
         self._additive_mask = model.config._attn_implementation == "eager"
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
         slots = min(8, max_sessions)

@@ -38,11 +38,13 @@ class Placement:
         self.block: slice | None = slice(first, last + 1) if adjacent else None
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call,misc]
+class SlotLayer(CacheLayerMixin):
     """Keys and values of one attention layer, [slots, heads, capacity, head size]."""
 
     is_sliding = False
     is_croppable = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, owner: SlotCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -116,10 +118,11 @@ class SlotCache(Cache):
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
         self.slots = slots
         self.capacity = capacity
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+        self.slot_layers = [SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.slot_layers))
 
     def grow(self, slots: int) -> None:
         """Enlarge every layer to `slots` rows."""
         self.slots = slots
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.grow(slots)
