@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
 from strategies import (
     AssignedClusters,
@@ -448,3 +451,21 @@ def test_a_start_outside_the_bounds_is_refused() -> None:
 def test_unknown_strategy_is_named() -> None:
     with pytest.raises(ValueError, match=r"fedsgd.*fedavg, fedprox, scaffold, fednova"):
         build_strategy("fedsgd")
+
+
+@settings_(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(0.3, 0.4), min_size=16, max_size=16),
+    st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    st.sampled_from(["fedtrimmedavg", "fedmedian"]),
+)
+def test_a_fifth_of_liars_within_bounds_moves_a_robust_round_little(
+    honest: list[float], lies: list[float], rule: str
+) -> None:
+    """Bound: the honest values' own range, here at most 0.1; the plain mean has no such bound."""
+    everyone = [*lies, *honest]
+    clients = {node: sends([value], client=node) for node, value in enumerate(everyone)}
+    table = AssignedClusters({node: node for node in range(20)}, [0] * 20)
+    strategy = Hierarchical(table, edge_rule=rule, bounds=(0.0, 1.0), fraction_evaluate=0)
+    strategy.start(FakeGrid(clients), initial(0.5), num_rounds=1)  # type: ignore[arg-type]
+    assert abs(strategy.policy[0] - np.mean(honest)) <= np.ptp(honest) + 1e-12

@@ -183,15 +183,15 @@ def test_fednova_equals_the_reference_step_by_step(clusters: list[int]) -> None:
 @pytest.mark.parametrize("clusters", [FLAT, TWO])
 def test_scaffold_reaches_the_optimum_where_fedavg_does_not(clusters: list[int]) -> None:
     best = _optimum(clusters)
-    drifted = np.abs(_train("fedavg", 300, clusters, _grid(STEPS)).policy - best).max()
-    exact = np.abs(_train("scaffold", 300, clusters, _grid(STEPS)).policy - best).max()
+    drifted = np.abs(_train("fedavg", 20, clusters, _grid(STEPS)).policy - best).max()
+    exact = np.abs(_train("scaffold", 40, clusters, _grid(STEPS)).policy - best).max()
     assert exact < 1e-9
     assert drifted > 0.05
 
 
 def test_scaffold_with_partial_participation_reaches_it_too() -> None:
-    strategy = _train("scaffold", 1500, FLAT, _grid(STEPS), fraction_train=0.5, seed=2)
-    assert np.abs(strategy.policy - _optimum(FLAT)).max() < 1e-6
+    strategy = _train("scaffold", 110, FLAT, _grid(STEPS), fraction_train=0.5, seed=2)
+    assert np.abs(strategy.policy - _optimum(FLAT)).max() < 1e-9
     # c = (1/N) sum of all c_i, whoever took part.
     controls = [strategy.method.client_arrays(i)["client_control"] for i in range(6)]  # type: ignore[attr-defined]
     np.testing.assert_allclose(
@@ -207,18 +207,18 @@ def test_fednova_removes_the_bias_of_unequal_steps(
 ) -> None:
     # Equal curvature and a small rate, so that unequal steps are the only thing to go wrong.
     monkeypatch.setitem(globals(), "CURVATURE", np.ones((6, 2)))
-    monkeypatch.setitem(globals(), "RATE", 1e-3)
+    monkeypatch.setitem(globals(), "RATE", 4e-3)
     best = _optimum(clusters)
-    biased = np.abs(_train("fedavg", 1000, clusters, _grid(UNEQUAL)).policy - best).max()
-    fair = np.abs(_train("fednova", 1000, clusters, _grid(UNEQUAL)).policy - best).max()
-    assert biased > 0.3
-    assert fair < 0.05 * biased
+    biased = np.abs(_train("fedavg", 120, clusters, _grid(UNEQUAL)).policy - best).max()
+    fair = np.abs(_train("fednova", 120, clusters, _grid(UNEQUAL)).policy - best).max()
+    assert biased > 1.5
+    assert fair < 0.03 * biased
 
 
 def test_fedprox_drifts_less_than_fedavg() -> None:
     best = _optimum(FLAT)
     errors = [
-        np.abs(_train("fedprox", 400, FLAT, _grid(STEPS), proximal_mu=mu).policy - best).max()
+        np.abs(_train("fedprox", 30, FLAT, _grid(STEPS), proximal_mu=mu).policy - best).max()
         for mu in (0.0, 1.0, 5.0)
     ]
     assert errors[2] < errors[1] < errors[0]
@@ -238,7 +238,7 @@ def test_a_resumed_scaffold_equals_an_uninterrupted_one() -> None:
 
 
 def test_scaffold_personalised_by_cluster_reaches_each_clusters_optimum() -> None:
-    strategy = _train("scaffold", 400, TWO, _grid(STEPS), personalisation="cluster")
+    strategy = _train("scaffold", 45, TWO, _grid(STEPS), personalisation="cluster")
     for cluster in (0, 1):
         mine = [i for i in range(6) if TWO[i] == cluster]
         best = (CURVATURE[mine] * CENTRE[mine]).sum(0) / CURVATURE[mine].sum(0)
