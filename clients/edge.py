@@ -1,0 +1,305 @@
+"""The way to the edge server: ask it what peers had verified, tell it what the LLM decided.
+
+What the device learns travels with its next question, and a token that was asked about before
+names that question rather than its context again. When the edge server does not answer, tokens go
+on to the LLM at once, and the edge server is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.hits import AUDIT_EDGE, AuditedTier, verified_rows
+from clients.opportunistic import OpportunisticRule
+from clients.records import BoolArray, IntArray, Stage, Traffic
+from clients.resolving import Escalation, Resolution
+from hlm.peers import SketchMaker
+from hlm.wire import WireError
+from hlm.wire.edge import (
+    MOST_NUMBERS,
+    NOT_RESOLVED,
+    RESOLVED_BY_NEIGHBOUR,
+    RESOLVED_BY_PEERS,
+    EdgeQuery,
+    EdgeReply,
+    EdgeShare,
+    decode_edge_reply,
+    encode_edge_query,
+)
+
+Sketches = NDArray[np.uint8]
+Place = tuple[int, int]
+
+
+class EdgeTransport(Protocol):
+    """One way of reaching the edge server: in-process, Ray actor or network."""
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Send a query, return the reply; ConnectionError or TimeoutError when none comes."""
+        ...
+
+
+@dataclass(frozen=True)
+class EdgeLinkConfig:
+    """What the questions of a device have in common.
+
+    Attributes
+    ----------
+    client : int
+        Number of the device.
+    vocab : int
+        Size of the shared vocabulary.
+    cluster_size : int
+        Clients of the cluster; alone, a device never asks.
+    mode : {"context", "paper"}
+        `peer-mode`.
+    most_rows : int
+        Most rows in one question.
+    flush_rows : int
+        Shared tokens that wait for a question before they travel on their own.
+    first_pause, longest_pause : float
+        Seconds for which the edge server is left alone after a failure; doubles with each further
+        one, and starts again after an answer.
+    """
+
+    client: int
+    vocab: int
+    cluster_size: int
+    mode: Literal["context", "paper"] = "context"
+    most_rows: int = 512
+    flush_rows: int = 64
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    key: Sketches
+    token: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    number: int
+    row: int
+    token: int
+
+
+class EdgeResolver:
+    """Asks peers by way of the edge server (stages `peer` and `edge`).
+
+    Parameters
+    ----------
+    transport : EdgeTransport
+        Carries bytes.
+    config : EdgeLinkConfig
+        See there.
+    sketches : SketchMaker or None
+        Makes context keys; needed in `context` mode.
+    rule : OpportunisticRule or None
+        Decides what is asked and shared; None asks and shares everything.
+    audit_rate, max_false_hits : float
+        Share of hits that the LLM decides all the same, and share of wrong hits that closes the
+        tier (1: never).
+
+    Raises
+    ------
+    ValueError
+        If there is no `sketches` in `context` mode.
+    """
+
+    def __init__(
+        self,
+        transport: EdgeTransport,
+        config: EdgeLinkConfig,
+        sketches: SketchMaker | None = None,
+        rule: OpportunisticRule | None = None,
+        audit_rate: float = 0.0,
+        max_false_hits: float = 1.0,
+    ) -> None:
+        if config.mode == "context" and sketches is None:
+            raise ValueError("peer-mode context needs a SketchMaker")
+        self.transport = transport
+        self.config = config
+        self.sketches = sketches
+        self.rule = rule
+        self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_EDGE)
+        self.needs_hidden = config.mode == "context"
+        self.rows_asked = 0
+        self._number = 0
+        self._asked: dict[Place, tuple[int, int]] = {}
+        self._llm_bytes: tuple[int, int] | None = None
+        # Bounded: while the edge server is away, only the newest tokens wait for it.
+        self._waiting: deque[_Fresh | _Answer] = deque(maxlen=4 * config.most_rows)
+        self._pause = config.first_pause
+        self._asleep_until = 0.0
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the edge server is left alone after a failure."""
+        return time.monotonic() < self._asleep_until
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no peers to ask."""
+        return self.config.cluster_size < 2
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        """Tokens that peers decide, apart from those that are audited."""
+        resolution = Resolution.none(len(escalation.rows))
+        self._asked.clear()
+        self._llm_bytes = (traffic.messages, traffic.uplink + traffic.downlink)
+        if self.alone or self.asleep:
+            return resolution
+        keys, usable = self._contexts(escalation)
+        wanted = np.flatnonzero(usable & self._wanted(escalation, keys))
+        for begin in range(0, len(wanted), self.config.most_rows):
+            part = wanted[begin : begin + self.config.most_rows]
+            reply = self._ask(escalation, part, keys, traffic)
+            if reply is None:
+                break
+            resolution.tokens[part] = reply.tokens
+            resolution.stages[part[reply.outcomes == RESOLVED_BY_PEERS]] = Stage.PEER
+            resolution.stages[part[reply.outcomes == RESOLVED_BY_NEIGHBOUR]] = Stage.EDGE
+        held = self.tier.hold_back(escalation, resolution.tokens)
+        resolution.tokens[held] = -1
+        resolution.stages[held] = Stage.UNRESOLVED
+        return resolution
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Share what the LLM decided, count wrong hits, learn what asking is worth."""
+        self.tier.judge(escalation, resolution)
+        verified = verified_rows(resolution)
+        if self.rule is not None and self._llm_bytes is not None:
+            messages, so_far = self._llm_bytes
+            now = traffic.uplink + traffic.downlink
+            self.rule.note_llm(traffic.messages - messages, now - so_far, int(verified.sum()))
+        self._llm_bytes = None
+        if self.alone or self.config.mode == "paper" or not verified.any():
+            return
+        self._note_verified(escalation.select(verified), resolution.tokens[verified])
+        if len(self._waiting) >= self.config.flush_rows:
+            self.flush(traffic)
+
+    def flush(self, traffic: Traffic) -> None:
+        """Send what waits to be shared, without a question; call at the end of a round."""
+        if self._waiting and not self.asleep:
+            width = 0 if self.sketches is None else self.sketches.bytes
+            nothing = np.zeros(0, np.int64)
+            self._exchange(np.zeros((0, width), np.uint8), nothing, None, traffic)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What outlives the process: question counter, audits, and what the rule learnt."""
+        hits = self.tier.false_hits
+        learnt = {} if self.rule is None else self.rule.state()
+        return {"counts": np.array([self._number, hits.checked, hits.wrong]), **learnt}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over what `state` returned."""
+        self._number, checked, wrong = (int(value) for value in state["counts"])
+        self.tier.false_hits.checked, self.tier.false_hits.wrong = checked, wrong
+        if self.rule is not None and "hits" in state:
+            self.rule.restore(state)
+
+    def _contexts(self, escalation: Escalation) -> tuple[Sketches, BoolArray]:
+        rows = len(escalation.rows)
+        if self.config.mode == "paper" or self.sketches is None:
+            return np.zeros((rows, 0), np.uint8), np.ones(rows, np.bool_)
+        if escalation.hidden is None:
+            raise ValueError("peer-mode context needs the small model's hidden states")
+        return self.sketches.sketch(escalation.hidden.float().cpu().numpy())
+
+    def _wanted(self, escalation: Escalation, keys: Sketches) -> BoolArray:
+        """Rows to ask and to share, bool [n]."""
+        wanted = np.ones(len(escalation.rows), np.bool_)
+        if self.rule is not None:
+            wrong = self.tier.false_hits.expected if self.tier.false_hits.checked else 0.0
+            wanted = self.rule.worth_asking(escalation.uncertainty, wrong)
+            wanted = wanted | self.rule.explored(keys, escalation.keys, wrong)
+        if self.tier.closed:
+            # Only what keeps the evidence coming, so that the tier can open again.
+            wanted = wanted & self.tier.audited(escalation.keys)
+        return np.asarray(wanted)
+
+    def _ask(
+        self, escalation: Escalation, part: IntArray, keys: Sketches, traffic: Traffic
+    ) -> EdgeReply | None:
+        drafts = escalation.draft.tokens.cpu().numpy()[part]
+        steps = escalation.steps[part] if self.config.mode == "paper" else None
+        number = self._number
+        reply = self._exchange(keys[part], drafts, steps, traffic)
+        if reply is None:
+            return None
+        self.rows_asked += len(part)
+        if self.rule is not None:
+            hits = reply.outcomes != NOT_RESOLVED
+            self.rule.note_hits(escalation.uncertainty[part], hits)
+        places = zip(
+            escalation.rows[part].tolist(), escalation.positions[part].tolist(), strict=True
+        )
+        self._asked.update({place: (number, row) for row, place in enumerate(places)})
+        return reply
+
+    def _note_verified(self, escalation: Escalation, tokens: IntArray) -> None:
+        """Queue verified tokens (int64 [n]) of these n rows for the edge server."""
+        keys, usable = self._contexts(escalation)
+        fresh = usable & self._wanted(escalation, keys)
+        for i, token in enumerate(tokens.tolist()):
+            place = int(escalation.rows[i]), int(escalation.positions[i])
+            asked = self._asked.get(place)
+            if asked is not None:
+                self._waiting.append(_Answer(*asked, token))
+            elif fresh[i]:
+                self._waiting.append(_Fresh(keys[i], token))
+
+    def _exchange(
+        self, keys: Sketches, drafts: IntArray, steps: IntArray | None, traffic: Traffic
+    ) -> EdgeReply | None:
+        """One message with all that waits to be shared; None if no answer came."""
+        waiting = list(self._waiting)
+        query = EdgeQuery(
+            client=self.config.client,
+            number=self._number,
+            vocab=self.config.vocab,
+            keys=keys,
+            drafts=drafts,
+            steps=steps,
+            share=_share(waiting, keys.shape[1]),
+        )
+        payload = encode_edge_query(query)
+        try:
+            answer = self.transport.exchange(payload)
+            reply = decode_edge_reply(answer, query)
+        except (ConnectionError, TimeoutError, WireError):
+            traffic.failures += 1
+            self._asleep_until = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, self.config.longest_pause)
+            return None
+        self._pause = self.config.first_pause
+        self._number = (self._number + 1) % MOST_NUMBERS
+        self._waiting.clear()
+        size = len(payload) + len(answer)
+        traffic.edge += size
+        if self.rule is not None:
+            self.rule.note_edge(1, size, len(drafts))
+        return reply
+
+
+def _share(waiting: list[_Fresh | _Answer], width: int) -> EdgeShare:
+    answers = [item for item in waiting if isinstance(item, _Answer)]
+    fresh = [item for item in waiting if isinstance(item, _Fresh)]
+    keys = np.stack([item.key for item in fresh]) if fresh else np.zeros((0, width), np.uint8)
+    return EdgeShare(
+        numbers=np.array([item.number for item in answers], np.int64),
+        rows=np.array([item.row for item in answers], np.int64),
+        answers=np.array([item.token for item in answers], np.int64),
+        keys=keys,
+        tokens=np.array([item.token for item in fresh], np.int64),
+        verified=np.ones(len(fresh), np.bool_),
+    )
