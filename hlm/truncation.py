@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,7 +37,26 @@ WEIGHT_BITS = 8
 """Probabilities of a truncated law travel in units of 2**-8."""
 
 _SLACK = 1e-12  # rounding of sums of 10**5 probabilities; uniform laws have deviation 0 + rounding
-_TIERS = (1024, 16384)  # selecting the top few is much cheaper than sorting everything
+_BIN_SHIFT = 45  # keeps 7 of the 52 bits of the mantissa
+_LOWEST_BIN = (1023 - 63) << 7
+_BIN_COUNT = 64 << 7
+_BIN_EDGES = np.append(
+    ((np.arange(_BIN_COUNT, dtype=np.int64) + _LOWEST_BIN) << _BIN_SHIFT).view(np.float64), 2.0
+)
+"""Lower edge of every bin, and a number above the last."""
+
+
+class _Bracket(NamedTuple):
+    """Where k* can be: within the tokens of bins `enough` to `above` - 1."""
+
+    enough: int
+    above: int
+    kept: int
+    """Tokens in bin `above` and higher, all of which are kept."""
+    mass: float
+    """Their probability."""
+    total: float
+    """Probability of all tokens, added in the same order."""
 
 
 def _softplus(value: Tensor) -> Tensor:
@@ -84,33 +104,71 @@ def _deviation(law: Tensor, top_sums: Tensor, kept: Tensor) -> Tensor:
     return (2 * (excess - (top_sums - kept * mean))).clamp(min=0.0)
 
 
-def _bisect(law: Tensor, ordered: Tensor, limit: Tensor, lowest: int) -> Tensor:
-    """Least k in (lowest, widest] whose deviation is within the limit, given that widest's is."""
-    sums = ordered.cumsum(dim=-1)
-    low = torch.full(limit.shape, lowest, dtype=torch.int64)
-    high = torch.full(limit.shape, ordered.shape[1], dtype=torch.int64)
-    while bool((high - low > 1).any()):
-        middle = ((low + high) // 2).clamp(min=1)
-        deviation = _deviation(law, sums.gather(1, middle.unsqueeze(1) - 1).squeeze(1), middle)
-        within = deviation <= limit
-        # a row that has closed keeps its answer: its middle is its low
-        high = torch.where(within & (middle > low), middle, high)
-        low = torch.where(within, low, middle)
-    return high
+def _bins(row: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Bins of relative width 1/128 from 2**-63 to 1, straight from the bits of the numbers."""
+    bins: npt.NDArray[np.int64] = row.view(np.int64) >> _BIN_SHIFT
+    bins -= _LOWEST_BIN
+    return bins.clip(0, _BIN_COUNT - 1, out=bins)
+
+
+def _bracket(row: npt.NDArray[np.float64], bins: npt.NDArray[np.int64], limit: float) -> _Bracket:
+    """Bound the deviation wherever k ends with a bin, and keep the k that remain possible."""
+    counts = np.bincount(bins, minlength=_BIN_COUNT)
+    sums = np.bincount(bins, weights=row, minlength=_BIN_COUNT)
+    # tokens and mass in bin b and above; one entry more for "nothing"
+    kept = np.append(counts[::-1].cumsum()[::-1], 0)
+    mass = np.append(sums[::-1].cumsum()[::-1], 0.0)
+    tail = row.size - kept
+    mean = np.maximum(mass[0] - mass, 0.0) / np.maximum(tail, 1)
+    home = _bins(mean)
+    full = np.maximum((mass[home + 1] - mass) - mean * (kept[home + 1] - kept), 0.0)
+    # of the mean's own bin only count and sum are known: its excess lies between these
+    least = 2 * (full + np.maximum(sums[home] - mean * counts[home], 0.0))
+    most = 2 * (full + counts[home] * np.maximum(_BIN_EDGES[home + 1] - mean, 0.0))
+    margin = 1e-9  # wider than the rounding of these sums, so that the bracket is certain
+    enough = int(np.flatnonzero((most <= limit - margin) & (kept >= 1)).max(initial=0))
+    short = np.flatnonzero((least > limit + margin) | (kept == 0))
+    above = int(short[short > enough].min(initial=_BIN_COUNT))
+    return _Bracket(enough, above, int(kept[above]), float(mass[above]), float(mass[0]))
+
+
+def _k_star_row(row: npt.NDArray[np.float64], limit: float) -> int:
+    """`k_star` of one row, in a fixed number of passes and two sorts of a few tokens each."""
+    bins = _bins(row)
+    bracket = _bracket(row, bins, limit)
+    candidates = row[(bins >= bracket.enough) & (bins < bracket.above)]
+    candidates = np.sort(candidates)[::-1]
+    counts = bracket.kept + np.arange(1, candidates.size + 1)
+    top_sums = bracket.mass + candidates.cumsum()
+    mean = np.maximum(bracket.total - top_sums, 0.0) / np.maximum(row.size - counts, 1)
+    # excess of the whole law over each mean: exact sums above the highest mean, and the few tokens
+    # between the lowest and the highest one by one
+    above = row[row > mean[0]]
+    between = np.sort(row[(row > mean[-1]) & (row <= mean[0])])
+    first = np.searchsorted(between, mean, side="right")
+    between_sums = np.append(between[::-1].cumsum()[::-1], 0.0)[first]
+    larger = above.size + between.size - first
+    excess = above.sum() + between_sums - mean * larger
+    deviation = 2 * (excess - (top_sums - counts * mean))
+    within = deviation <= limit + _SLACK
+    within[-1] = True  # by the bracket, or as a tail of nothing
+    answer = int(counts[int(within.argmax())])
+    return max(min(answer, row.size - 1), 1)
 
 
 def k_star(law: Tensor, limit: Tensor) -> Tensor:
     """Least k >= 1 whose deviation is at most a limit.
 
-    Selects the top 1,024 (then 16,384, then all) of each row and bisects on k, with one pass over
-    the law per step. O(V) in those passes for the usual k; rounding of 1e-12 is forgiven.
+    A histogram by magnitude bounds the deviation at every 128th of an octave; only the tokens of
+    the bins that remain in question are sorted. O(V) a row unless nearly all probabilities lie
+    within 1/128 of each other.
 
     Parameters
     ----------
     law : Tensor [rows, vocab]
         Probabilities, not logits, in any order.
     limit : Tensor [rows]
-        Largest allowed sum_{i>k} |x_i - xhat_i|, >= 0.
+        Largest allowed sum_{i>k} |x_i - xhat_i|, >= 0; rounding of 1e-12 is forgiven.
 
     Returns
     -------
@@ -123,35 +181,17 @@ def k_star(law: Tensor, limit: Tensor) -> Tensor:
         If `law` is no law, or a limit is negative or NaN.
     """
     exact = check_law("law", law)
-    allowed = limit.to(torch.float64) + _SLACK
-    if allowed.shape != exact.shape[:1] or not bool((limit >= 0).all()):
+    if limit.shape != exact.shape[:1] or not bool((limit >= 0).all()):
         raise ValueError(f"limit = {limit}: it must be [{exact.shape[0]}] values >= 0")
-    vocab = exact.shape[1]
-    answer = torch.ones(exact.shape[0], dtype=torch.int64)
-    open_rows = torch.arange(exact.shape[0])
-    lowest = 0
-    for tier in (*(t for t in _TIERS if t < vocab - 1), max(vocab - 1, 1)):
-        if open_rows.numel() == 0:
-            break
-        rows = exact[open_rows]
-        ordered = _top(rows, tier)
-        reached = torch.full((rows.shape[0],), tier, dtype=torch.int64)
-        within = _deviation(rows, ordered.sum(dim=-1), reached) <= allowed[open_rows]
-        if tier >= vocab - 1:
-            within = torch.ones_like(within)  # a tail of one token is its own mean
-        found = open_rows[within]
-        answer[found] = _bisect(rows[within], ordered[within], allowed[found], lowest)
-        open_rows, lowest = open_rows[~within], tier
-    return answer
-
-
-def _top(law: Tensor, count: int) -> Tensor:
-    """The largest `count` probabilities of each row, falling."""
-    if count < law.shape[1] // 8:
-        return torch.topk(law, count, dim=-1).values
-    # numpy sorts values (without ids) several times faster than torch
-    rising = np.sort(law.numpy(), axis=-1)
-    return torch.from_numpy(rising[:, ::-1][:, :count].copy())
+    # the two cheap answers first: one token suffices, as for a uniform or a very sharp law
+    rows = np.ascontiguousarray(exact.numpy())
+    one = torch.ones(exact.shape[0], dtype=torch.int64)
+    enough = _deviation(exact, exact.amax(dim=-1), one) <= limit + _SLACK
+    answers = [
+        1 if simple else _k_star_row(row, allowed)
+        for row, allowed, simple in zip(rows, limit.tolist(), enough.tolist(), strict=True)
+    ]
+    return torch.tensor(answers, dtype=torch.int64)
 
 
 def k_star_online(
@@ -189,7 +229,7 @@ def tail_deviation(law: Tensor, counts: Tensor) -> Tensor:
     exact = check_law("law", law)
     if exact.numel() == 0:
         return torch.zeros(exact.shape[0], dtype=torch.float64)
-    sums = _top(exact, int(counts.max())).cumsum(dim=-1)
+    sums = torch.topk(exact, int(counts.max()), dim=-1).values.cumsum(dim=-1)
     return _deviation(exact, sums.gather(1, counts.unsqueeze(1) - 1).squeeze(1), counts)
 
 

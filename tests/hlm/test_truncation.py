@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlm import truncation
 from hlm.truncation import (
     FixedCount,
     OfflineBudget,
@@ -71,14 +70,22 @@ def test_rows_are_independent_and_order_does_not_matter():
         assert k_star(torch.from_numpy(shuffled)[None], limits[row : row + 1]) == together[row]
 
 
-def test_tiers_give_the_answer_of_one_full_sort(monkeypatch):
-    laws = torch.from_numpy(np.stack([random_law(seed, 3000, 0.2 + seed) for seed in range(5)]))
-    for limit in (0.0, 0.01, 0.2, 1.0):
-        limits = torch.full((5,), limit).double()
-        monkeypatch.setattr(truncation, "_TIERS", (3, 40))
-        tiered = k_star(laws, limits)
-        monkeypatch.setattr(truncation, "_TIERS", ())
-        assert torch.equal(tiered, k_star(laws, limits))
+def test_large_vocabularies_equal_one_full_sort():
+    # the definition again, by sorting everything, where brute force would take minutes
+    for seed, sharpness in enumerate([0.001, 0.1, 1.0, 3.0, 30.0]):
+        x = np.sort(random_law(seed, 5000, sharpness))[::-1]
+        kept = np.arange(1, 5000)
+        mean = x[::-1].cumsum()[::-1][1:] / (5000 - kept)
+        deviation = np.array(
+            [np.abs(x[count:] - mean[count - 1]).sum() for count in range(1, 5000)]
+        )
+        for limit in (0.0, 1e-6, 0.001, 0.03, 0.3, 1.0):
+            found = k_star(torch.from_numpy(x.copy())[None], torch.tensor([limit])).item()
+            loose = 1 + int(np.argmax(deviation <= limit + 1e-9))
+            strict = 1 + int(np.argmax(np.append(deviation, -1.0) <= limit - 1e-9))
+            assert loose <= found <= max(strict, loose)
+            if limit >= 1e-6:
+                assert abs(deviation[found - 1] - limit) < 1e-9 or found == loose == strict
 
 
 @pytest.mark.parametrize("vocab", [2, 3, 1000, 32_000])
