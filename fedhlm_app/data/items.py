@@ -23,7 +23,15 @@ from fedhlm_assets import asset_path
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["BUILTIN", "DataError", "Items", "Split", "items_from_rows", "load_items"]
+__all__ = [
+    "BUILTIN",
+    "DataError",
+    "Items",
+    "Split",
+    "has_splits",
+    "items_from_rows",
+    "load_items",
+]
 
 BUILTIN = "builtin"
 """Name of the corpus that comes with FedHLM."""
@@ -72,6 +80,11 @@ class Items:
         """Give the texts of some rows, in the order asked for (all rows by default)."""
         chosen = self.table if rows is None else self.table.select(_row_list(rows))
         return list(chosen["text"])
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> Items:
+        """Give some rows as items of their own, in the order asked for."""
+        name = f"{self.name}, {len(rows)} rows"
+        return Items(name, self.table.select(_row_list(rows)), self.label_names)
 
     def labels(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Give the labels of some rows, int64 [rows]."""
@@ -150,6 +163,11 @@ def _load_items(
     fields = [[str(value or "") for value in row] for row in zip(*columns, strict=True)]
     labels, names = _encode_labels(list(raw[label[0]]), label_names, name)
     return items_from_rows(name, [join_text(row) for row in fields], labels, names)
+
+
+def has_splits(dataset: str) -> bool:
+    """Tell whether a dataset may hold several splits; the built-in one and a file do not."""
+    return dataset != BUILTIN and not Path(dataset).expanduser().is_file()
 
 
 def items_from_rows(
@@ -304,6 +322,9 @@ def _encode_labels(
     """Turn labels (numbers or words) into indices into slugs."""
     if not raw:
         raise DataError(f"dataset = {dataset} is empty; at least one item is needed")
+    missing = next((row for row, value in enumerate(raw) if value is None or value != value), None)
+    if missing is not None:
+        raise DataError(f"dataset = {dataset} has no label in row {missing}; each row needs one")
     numeric = all(isinstance(value, (int, np.integer)) for value in raw)
     if numeric:
         slugs = tuple(map(label_slug, names)) or tuple(f"label{n}" for n in range(max(raw) + 1))

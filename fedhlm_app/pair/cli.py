@@ -116,14 +116,15 @@ def pack(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     group_size: Annotated[
         int, typer.Option(min=0, help="Weights that share a scale; 0 keeps fp16.")
-    ] = 48,
+    ] = 24,
     keep_embedding: Annotated[bool, typer.Option(help="Keep the embedding fp16.")] = True,
+    tokenizer: Annotated[bool, typer.Option(help="Copy the tokenizer's files too.")] = True,
 ) -> None:
     """Store a model's matrices as 8-bit rows with fp16 scales."""
     from fedhlm_app.pair.packing import pack_model
 
     keep = ("model.embed_tokens.weight",) if keep_embedding else ()
-    size = pack_model(source, out, group_size, keep)
+    size = pack_model(source, out, group_size, keep, tokenizer)
     typer.echo(f"{out}: {size:,} bytes of weights")
 
 

@@ -23,6 +23,7 @@ __all__ = ["PACKED_FORMAT", "pack_model", "pack_state", "unpack_state"]
 PACKED_FORMAT = "fedhlm-int8-groups-1"
 """Written into the safetensors header; another value is refused on reading."""
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _LEVELS = 127
 _INTEGERS = ".int8"
 _SCALES = ".scale"
@@ -108,7 +109,13 @@ def unpack_state(packed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def pack_model(source: Path, target: Path, group_size: int = 0, keep: Collection[str] = ()) -> int:
+def pack_model(
+    source: Path,
+    target: Path,
+    group_size: int = 0,
+    keep: Collection[str] = (),
+    tokenizer: bool = True,
+) -> int:
     """Pack a saved Transformers model into another folder.
 
     Parameters
@@ -119,6 +126,8 @@ def pack_model(source: Path, target: Path, group_size: int = 0, keep: Collection
         Folder to write; its own ``config.json`` and ``model.safetensors`` are replaced.
     group_size, keep
         As for :func:`pack_state`.
+    tokenizer : bool
+        Whether to copy the tokenizer's files too, where ``source`` has them.
 
     Returns
     -------
@@ -145,7 +154,10 @@ def pack_model(source: Path, target: Path, group_size: int = 0, keep: Collection
         metadata={"format": PACKED_FORMAT, "group_size": str(group_size)},
     )
     os.replace(unfinished, written)
-    shutil.copyfile(source / "config.json", target / "config.json")
+    copied = ["config.json", *(_TOKENIZER_FILES if tokenizer else ())]
+    for name in copied:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
     return written.stat().st_size
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from fedhlm_app.data import load_items
+from fedhlm_app.data import Items, has_splits, load_items, split_client
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
 from fedhlm_app.pair.load import check_same_tokenizer, load_tokenizer
@@ -26,6 +26,9 @@ from fedhlm_app.pair.tokenizer import train_tokenizer
 from fedhlm_app.pair.training import new_model, run_stage, write_atomically
 
 __all__ = ["PairReport", "distil_pair", "train_pair"]
+
+_HELD_OUT = 0.05
+"""Share of the articles that is held out where the dataset has no splits."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,7 @@ def train_pair(settings: PairTraining) -> PairReport:
     """
     _use_threads(settings.threads)
     out = Path(settings.out)
-    items = load_items(
-        settings.dataset,
-        "train",
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-    )
+    items, held_out = _articles(settings)
     if (out / "tokenizer" / "tokenizer.json").exists():
         tokenizer = load_tokenizer(str(out / "tokenizer"))
     else:
@@ -94,7 +92,7 @@ def train_pair(settings: PairTraining) -> PairReport:
         )
     for name, model in models.items():
         _save_model(model, tokenizer, out / name)
-    return _report(settings, models["slm"], models["llm"], tokenizer, stages)
+    return _report(settings, models["slm"], models["llm"], tokenizer, held_out, stages)
 
 
 def distil_pair(
@@ -119,12 +117,7 @@ def distil_pair(
     check_same_tokenizer(slm, llm)
     _use_threads(settings.threads)
     tokenizer = load_tokenizer(llm)
-    items = load_items(
-        settings.dataset,
-        "train",
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-    )
+    items, held_out = _articles(settings)
     sequences = encode_articles(items, tokenizer, settings.text_tokens)
     student = AutoModelForCausalLM.from_pretrained(slm, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
@@ -133,7 +126,17 @@ def distil_pair(
         "distil", student, settings.distil, sequences, settings, tokenizer, teacher, stop_after
     )
     _save_model(student, tokenizer, Path(settings.out) / "slm")
-    return _report(settings, student, teacher, tokenizer, {"distil": done})
+    return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
+
+
+def _articles(settings: PairTraining) -> tuple[Items, Items]:
+    """Read training and held-out articles; a dataset without splits gives up a share."""
+    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
+    items = load_items(settings.dataset, "train", **columns)
+    if has_splits(settings.dataset):
+        return items, load_items(settings.dataset, "validation", **columns)
+    rows, held_out = split_client(np.arange(len(items)), _HELD_OUT, settings.seed)
+    return items.subset(np.sort(rows)), items.subset(np.sort(held_out))
 
 
 def _use_threads(threads: int) -> None:
@@ -195,15 +198,10 @@ def _report(
     slm: PreTrainedModel,
     llm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    held_out: Items,
     stages: dict[str, dict[str, float]],
 ) -> PairReport:
     """Measure the pair and write report and model card."""
-    held_out = load_items(
-        settings.dataset,
-        "validation",
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-    )
     figures = evaluate_pair(
         slm, llm, tokenizer, held_out, settings.text_tokens, settings.validation_rows
     )

@@ -121,6 +121,43 @@ class TestReading:
         assert load_items(str(path)).label_names == ("label0", "label1")
         assert load_items(str(path), label_names=("No", "Yes")).label_names == ("no", "yes")
 
+    def test_a_hub_dataset_has_its_own_columns_names_and_splits(self, monkeypatch):
+        import datasets
+
+        features = datasets.Features(
+            {
+                "text": datasets.Value("string"),
+                "label": datasets.ClassLabel(names=["World", "Sci/Tech"]),
+            }
+        )
+        table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+        asked = []
+
+        def hub(name, split):
+            asked.append((name, split))
+            if split != "test":
+                raise ValueError(f'Unknown split "{split}". Should be one of ["test"].')
+            return table
+
+        monkeypatch.setattr(datasets, "load_dataset", hub)
+        items = load_items("someone/news", "validation")
+        assert items.label_names == ("world", "scitech")
+        assert items.labels().tolist() == [1, 0]
+        assert asked[0] == ("someone/news", "validation")
+        assert asked[-1] == ("someone/news", "test")
+        with pytest.raises(DataError, match="no split for 'train'"):
+            load_items("someone/news", "train")
+
+    def test_a_hub_that_cannot_be_reached_is_named(self, monkeypatch):
+        import datasets
+
+        def unreachable(name, split):
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr(datasets, "load_dataset", unreachable)
+        with pytest.raises(DataError, match=r"dataset = 'someone/absent' .* no route"):
+            load_items("someone/absent")
+
     def test_local_data_opens_no_connection(self, tmp_path, monkeypatch):
         import socket
 
@@ -177,6 +214,11 @@ class TestErrors:
         path = self.write(tmp_path, '{"text": "t", "label": 2}\n')
         with pytest.raises(DataError, match=r"label 2; allowed are no, yes \(0 to 1\)"):
             load_items(path, label_names=("no", "yes"))
+
+    def test_missing_label(self, tmp_path):
+        path = self.write(tmp_path, '{"text": "t", "label": 1}\n{"text": "u", "label": null}\n')
+        with pytest.raises(DataError, match="no label in row 1"):
+            load_items(path)
 
     def test_colliding_label_names(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "label": 0}\n')

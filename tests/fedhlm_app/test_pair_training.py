@@ -102,7 +102,7 @@ class TestLoss:
             ids = row[mask][None]
             losses += float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1)
             tokens += ids.shape[1] - 1
-        assert float(stage_loss(model, None, self.batch, 0.0)) == pytest.approx(
+        assert float(stage_loss(model, None, self.batch, 0.0).detach()) == pytest.approx(
             losses / tokens, rel=1e-5
         )
 
@@ -257,6 +257,13 @@ def test_a_tiny_pair_is_trained_saved_and_loaded(dataset, tmp_path):
     assert pair.topic_token == 3
     again = train_pair(tiny_settings(dataset, tmp_path / "pair"))
     assert again.figures == report.figures
+
+
+def test_a_file_without_splits_gives_up_a_share(dataset, tmp_path):
+    settings = tiny_settings(f"{dataset}/train.jsonl", tmp_path / "pair")
+    none = StageRecipe(steps=0, peak_rate=1.0)
+    report = train_pair(dataclasses.replace(settings, llm=none, slm=none, distil=none))
+    assert report.figures.articles == 2  # 5 % of 48
 
 
 def test_distilling_alone_leaves_the_llm_as_it_is(dataset, tmp_path):
