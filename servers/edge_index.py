@@ -121,7 +121,7 @@ class SketchIndex:
 
     def key(self, slot: int) -> Sketches:
         """The sketch in a slot, uint8 [key_bytes]."""
-        return self._keys[slot]
+        return np.asarray(self._keys[slot])
 
     def add(self, keys: Sketches, clients: IntArray, tokens: IntArray, verified: BoolArray) -> None:
         """Add entries, in order; the same client and context again replaces the older entry.

@@ -163,7 +163,7 @@ class Engine:
             self._free.append(known.slot)
 
     @torch.inference_mode()
-    def score(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+    def score(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
         """Take in new tokens and predict at the wanted positions.
 
         Parameters
@@ -173,8 +173,10 @@ class Engine:
 
         Returns
         -------
-        list of torch.Tensor
-            float32 [m, vocab] logits for each feed, on the model's device.
+        list of torch.Tensor or None
+            float32 [m, vocab] logits for each feed, on the model's device. None where the session
+            lost its place to others of the same call, which happens only if there are more than
+            `max_sessions` of them: its tokens are then needed from the start.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class Engine:
             self._check(feed)
         if len({feed.session for feed in feeds}) != len(feeds):
             raise EngineError("feeds: each session may appear only once")
-        results: list[torch.Tensor] = []
+        results: list[torch.Tensor | None] = []
         for begin in range(0, len(feeds), self.max_sessions):
             results += self._score_wave(feeds[begin : begin + self.max_sessions])
         return results
@@ -211,11 +213,16 @@ class Engine:
         ):
             raise EngineError(f"wanted: positions must increase within 1 .. {end}")
 
-    def _score_wave(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+    def _score_wave(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
         current = {feed.session for feed in feeds}
-        results = [torch.empty(0, self.vocab, device=self.model.device) for _ in feeds]
+        results: list[torch.Tensor | None] = [
+            torch.empty(0, self.vocab, device=self.model.device) for _ in feeds
+        ]
         work: list[tuple[int, _Work]] = []
         for index, feed in enumerate(feeds):
+            if feed.start > self.held(feed.session):
+                results[index] = None
+                continue
             session = self._take_in(feed, current)
             if len(feed.wanted):
                 work.append((index, _Work(session, feed.wanted)))

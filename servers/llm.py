@@ -138,6 +138,10 @@ class LanguageModelService:
                 owners.append(served)
         for feed, served, logits in zip(feeds, owners, self.engine.score(feeds), strict=True):
             for item in served:
+                if logits is None:
+                    held = self.engine.held(item.session)
+                    item.reply = RowReply(Status.PREFIX_NEEDED, held=held)
+                    continue
                 places = item.feedback
                 if item.row.draft != NO_TOKEN:
                     places = np.append(places, item.end)

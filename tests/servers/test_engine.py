@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from servers.engine import Engine, EngineError, Feed, context_limit
+from tests.models import ARCHITECTURES, VOCAB, random_model
+
+
+def plain_logits(model, tokens):
+    with torch.inference_mode():
+        return model(input_ids=torch.from_numpy(tokens)[None]).logits[0].float()
+
+
+def feed(session, tokens, start=0, wanted=None):
+    tokens = np.asarray(tokens, np.int64)
+    end = start + len(tokens)
+    places = np.array([end] if wanted is None else wanted, np.int64)
+    return Feed(session, start, tokens, places)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_ragged_sessions_equal_the_plain_model(architecture, attention):
+    model = random_model(architecture)
+    model.set_attn_implementation(attention)
+    engine = Engine(model, max_sessions=8, max_context=48)
+    generator = np.random.default_rng(1)
+    texts = generator.integers(1, VOCAB, (5, 40))
+    reached = np.zeros(5, int)
+    while (reached < 40).any():
+        rows = generator.permutation(np.flatnonzero(reached < 40))[: generator.integers(1, 6)]
+        feeds = []
+        for row in rows:
+            count = min(int(generator.integers(1, 12)), 40 - reached[row])
+            end = reached[row] + count
+            wanted = np.arange(max(1, reached[row]), end + 1)
+            feeds.append(feed(int(row), texts[row, reached[row] : end], reached[row], wanted))
+        for one, logits in zip(feeds, engine.score(feeds), strict=True):
+            expected = plain_logits(model, texts[one.session])[one.wanted - 1]
+            torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+            reached[one.session] = one.wanted[-1]
+
+
+def test_a_rolled_back_token_leaves_no_trace():
+    model = random_model("llama")
+    engine = Engine(model, max_context=32)
+    engine.score([feed("a", [1, 2, 3, 4, 5, 6])])
+    (logits,) = engine.score([feed("a", [9, 8], start=3)])
+    expected = plain_logits(model, np.array([1, 2, 3, 9, 8]))[-1:]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert engine.held("a") == 5
+
+
+def test_an_appended_token_is_read_with_the_next_request():
+    model = random_model("qwen2")
+    engine = Engine(model, max_context=32)
+    engine.score([feed("a", [1, 2, 3])])
+    engine.append("a", 7)
+    assert engine.held("a") == 4
+    (logits,) = engine.score([feed("a", [5], start=4)])
+    expected = plain_logits(model, np.array([1, 2, 3, 7, 5]))[-1:]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_repeated_question_gets_the_same_answer():
+    engine = Engine(random_model("gpt2"), max_context=32)
+    (first,) = engine.score([feed("a", [1, 2, 3])])
+    (again,) = engine.score([feed("a", [], start=3)])
+    torch.testing.assert_close(first, again, atol=1e-5, rtol=1e-5)
+
+
+def test_a_full_table_evicts_the_least_recently_used():
+    engine = Engine(random_model("llama"), max_sessions=2, max_context=16)
+    for session in ("a", "b"):
+        engine.score([feed(session, [1, 2])])
+    engine.score([feed("a", [3], start=2)])
+    engine.score([feed("c", [4, 5])])
+    assert (engine.held("a"), engine.held("b"), engine.held("c")) == (3, 0, 2)
+    assert engine.stats.evictions == 1
+
+
+def test_more_texts_than_sessions_are_served_in_waves():
+    model = random_model("llama")
+    engine = Engine(model, max_sessions=3, max_context=16)
+    texts = np.random.default_rng(0).integers(1, VOCAB, (7, 5))
+    for row, logits in enumerate(engine.score([feed(i, text) for i, text in enumerate(texts)])):
+        torch.testing.assert_close(
+            logits[0], plain_logits(model, texts[row])[-1], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_no_question_costs_no_pass():
+    engine = Engine(random_model("llama"), max_context=16)
+    engine.score([feed("a", [1, 2], wanted=[])])
+    assert engine.held("a") == 2
+    assert engine.stats.passes == 0
+
+
+def test_a_pass_stays_below_its_token_limit():
+    engine = Engine(random_model("llama"), max_sessions=16, max_context=32, max_batch_tokens=40)
+    engine.score([feed(i, np.ones(10)) for i in range(16)])
+    assert engine.stats.passes == 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (feed("a", [1], start=3), "holds 0"),
+        (feed("a", np.ones(17)), "at most 16"),
+        (feed("a", [VOCAB]), f"0 .. {VOCAB - 1}"),
+        (feed("a", [-1]), "ids must lie"),
+        (feed("a", [1, 2], wanted=[0]), "positions must increase"),
+        (feed("a", [1, 2], wanted=[3]), "positions must increase"),
+        (feed("a", [1, 2], wanted=[2, 1]), "positions must increase"),
+    ],
+)
+def test_a_bad_request_is_refused_and_changes_nothing(bad, words):
+    engine = Engine(random_model("llama"), max_context=16)
+    with pytest.raises(EngineError, match=words):
+        engine.score([feed("good", [1, 2]), bad])
+    assert engine.held("good") == 0
+
+
+def test_one_session_twice_is_refused():
+    with pytest.raises(EngineError, match="only once"):
+        Engine(random_model("llama"), max_context=16).score([feed("a", [1]), feed("a", [2])])
+
+
+def test_limits_name_the_setting():
+    model = random_model("llama")
+    assert context_limit(model) == 64
+    with pytest.raises(EngineError, match="max_context = 65"):
+        Engine(model, max_context=65)
+    with pytest.raises(EngineError, match="max_sessions = 0"):
+        Engine(model, max_sessions=0, max_context=8)
+
+
+def test_a_sliding_window_limits_the_context():
+    model = random_model("qwen2")
+    model.config.layer_types = ["sliding_attention", "full_attention"]
+    model.config.sliding_window = 24
+    assert context_limit(model) == 24
+
+
+def test_a_session_that_loses_its_place_within_a_call_is_reported():
+    engine = Engine(random_model("llama"), max_sessions=2, max_context=16)
+    engine.score([feed("a", [1, 2]), feed("b", [1, 2])])
+    found = engine.score([feed("c", [3]), feed("d", [4]), feed("a", [5], start=2)])
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[2] is None
+    assert engine.held("a") == 0
