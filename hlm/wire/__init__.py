@@ -36,6 +36,7 @@ from hlm.wire.request import (
     decode_request,
     encode_request,
 )
+from hlm.wire.tokens import TokenCode
 
 __all__ = [
     "NO_TOKEN",
@@ -55,6 +56,7 @@ __all__ = [
     "RowReply",
     "Shape",
     "Status",
+    "TokenCode",
     "TrailingData",
     "TruncatedMessage",
     "UnsupportedVersion",

@@ -121,12 +121,18 @@ class BitWriter:
         shifted = values + (1 << order)
         widths = _bit_lengths(shifted) - 1
         self._unary(widths - order)
-        rest = np.zeros(int(widths.sum()), dtype=np.uint8)
+        self.ragged(shifted, widths)
+
+    def ragged(self, values: IntArray, widths: IntArray) -> None:
+        """Write the low ``widths[i]`` bits of each ``values[i]`` (0 to 48 bits)."""
+        if values.size == 0:
+            return
+        run = np.zeros(int(widths.sum()), dtype=np.uint8)
         starts = np.cumsum(widths) - widths
         for bit in range(int(widths.max())):
             wide = widths > bit
-            rest[starts[wide] + bit] = (shifted[wide] >> (widths[wide] - 1 - bit)) & 1
-        self.bits(rest)
+            run[starts[wide] + bit] = (values[wide] >> (widths[wide] - 1 - bit)) & 1
+        self.bits(run)
 
     def column(self, values: npt.ArrayLike, single_order: int = 2) -> None:
         """Write values in [0, 2**47), one a row; ``single_order`` is the order for a lone row."""
@@ -213,6 +219,22 @@ class BitReader:
         window = self._payload[self._position >> 3 : (stop + 7) >> 3]
         self._position = stop
         return (int.from_bytes(window, "big") >> (-stop & 7)) & ((1 << width) - 1)
+
+    def peek(self, width: int) -> int:
+        """The next ``width`` bits as :meth:`uint` reads them, without reading on.
+
+        Past the end there are zeros.
+        """
+        stop = self._position + width
+        window = self._payload[self._position >> 3 : (stop + 7) >> 3]
+        missing = ((stop + 7) >> 3) - (self._position >> 3) - len(window)
+        value = int.from_bytes(window, "big") << (8 * missing)
+        return (value >> (-stop & 7)) & ((1 << width) - 1)
+
+    def skip(self, width: int) -> None:
+        """Read on without looking."""
+        self._require(width)
+        self._position += width
 
     def flag(self) -> bool:
         """Read one bit."""

@@ -101,7 +101,7 @@ class Limits:
     max_bytes: int = 1 << 23
     max_rows: int = 4096
     max_tokens_per_row: int = 1 << 17
-    max_tokens: int = 1 << 20
+    max_tokens: int = 1 << 18
     max_vocab: int = 1 << 20
     max_weights: int = 1 << 22
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -31,19 +31,28 @@ from hlm.wire.messages import (
     Shape,
     following_row,
 )
+from hlm.wire.tokens import FINGERPRINT_BITS, TokenCode
 
 VERSION = 1
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
 
 _VERIFIERS = tuple(VERIFIER_SHAPES)
+_FIXED_IDS, _CODED_IDS = range(2)
 _DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
 _DECIMALS = 10_000
 _DEFAULT_LIMITS = Limits()
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: Request, token_code: TokenCode | None = None) -> bytes:
     """Bytes of ``request``.
+
+    Parameters
+    ----------
+    request
+        What to say.
+    token_code
+        Code for token ids that the server has as well; used where it is shorter.
 
     Raises
     ------
@@ -56,7 +65,8 @@ def encode_request(request: Request) -> bytes:
     leading = [row for row in rows if not row.block]
     drafted = [row.draft != NO_TOKEN for row in rows]
     asking = [row for row in rows if row.draft != NO_TOKEN]
-    id_width = bits_needed(request.vocab)
+    ids = _joined([*(row.tokens for row in leading), np.array([row.draft for row in asking])])
+    coded = token_code if _shortens(token_code, ids, request.vocab) else None
     law = _law_form(request)
     any_quiet = any(row.quiet for row in leading)
 
@@ -68,7 +78,7 @@ def encode_request(request: Request) -> bytes:
     writer.flag(request.decoding == "sampled")
     writer.uint(law, 2)
     writer.flag(request.bits == 16)
-    writer.uint(0, 2)  # coding of token ids: 0 is fixed width, the rest is free for later
+    writer.uint(_FIXED_IDS if coded is None else _CODED_IDS, 2)
     writer.flag(any_quiet)
     writer.flag(all(drafted))
     writer.flag(len(leading) < len(rows))
@@ -86,15 +96,29 @@ def encode_request(request: Request) -> bytes:
         writer.column([row.quiet for row in leading], 5)
     if not all(drafted):
         writer.bits(drafted)
-    writer.array(_joined([row.tokens for row in leading]), id_width)
-    writer.array(np.array([row.draft for row in asking], dtype=np.int64), id_width)
+    if coded is None:
+        writer.array(ids, bits_needed(request.vocab))
+    else:
+        writer.uint(coded.fingerprint, FINGERPRINT_BITS)
+        coded.write(writer, ids)
     if asking:
         _write_claims(writer, request, asking, shape)
     return writer.getvalue()
 
 
-def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
+def decode_request(
+    payload: bytes, limits: Limits = _DEFAULT_LIMITS, token_code: TokenCode | None = None
+) -> Request:
     """The request that ``payload`` holds.
+
+    Parameters
+    ----------
+    payload
+        The bytes.
+    limits
+        Largest request that is read.
+    token_code
+        Code for token ids, for devices that use it.
 
     Raises
     ------
@@ -113,15 +137,16 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     decoding: Literal["greedy", "sampled"] = "sampled" if reader.flag() else "greedy"
     law = reader.uint(2)
     bits = 16 if reader.flag() else 8
-    if coding := reader.uint(2):
-        raise UnsupportedVersion(f"token id coding {coding}; only 0 is known")
+    coding = reader.uint(2)
     any_quiet, all_drafted, any_block = reader.flag(), reader.flag(), reader.flag()
     vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client, seed = reader.sized(), reader.sized()
     temperature, top_p = _read_law(reader, law)
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
-    rows = _read_rows(reader, sessions, leads, vocab, any_quiet, all_drafted, limits)
+    columns = _read_columns(reader, sessions, leads, any_quiet, all_drafted, limits)
+    ids = _read_ids(reader, columns.ids, vocab, coding, token_code)
+    rows = _rows(columns, ids)
     _read_claims(reader, rows, _VERIFIERS[code], vocab, bits, limits)
     reader.finish()
     request = Request(
@@ -194,37 +219,79 @@ def _read_sessions(
     return sessions, leads
 
 
-def _read_rows(
+@dataclass(frozen=True)
+class _Columns:
+    """Everything about the rows but their ids and claims."""
+
+    sessions: IntArray
+    leads: npt.NDArray[np.bool_]  # False for the rows of a block after its first
+    drafted: npt.NDArray[np.bool_]
+    starts: IntArray  # this and the next two: of the rows that lead
+    lengths: IntArray
+    quiet: IntArray
+
+    @property
+    def ids(self) -> int:
+        return int(self.lengths.sum()) + int(self.drafted.sum())
+
+
+def _read_columns(
     reader: BitReader,
     sessions: IntArray,
     leads: npt.NDArray[np.bool_],
-    vocab: int,
     any_quiet: bool,
     all_drafted: bool,
     limits: Limits,
-) -> list[Row]:
-    count = len(sessions)
+) -> _Columns:
     leading = int(leads.sum())
     starts = reader.column(leading, 5)
     lengths = reader.column(leading, 1)
     quiet = reader.column(leading, 5) if any_quiet else np.zeros(leading, dtype=np.int64)
     _bounded(int(starts.max()), limits.max_tokens_per_row, "start")
     _bounded(int(lengths.max()), limits.max_tokens_per_row, "tokens of a row")
-    total = _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
+    _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
+    count = sessions.size
     drafted = np.ones(count, dtype=bool) if all_drafted else reader.bits(count).astype(bool)
-    tokens = np.split(reader.array(total, bits_needed(vocab)), np.cumsum(lengths)[:-1])
-    drafts = np.full(count, NO_TOKEN, dtype=np.int64)
-    drafts[drafted] = reader.array(int(drafted.sum()), bits_needed(vocab))
+    return _Columns(sessions, leads, drafted, starts, lengths, quiet)
+
+
+def _shortens(token_code: TokenCode | None, ids: IntArray, vocab: int) -> bool:
+    if token_code is None or token_code.vocab != vocab:
+        return False
+    return token_code.bits(ids) + FINGERPRINT_BITS < ids.size * bits_needed(vocab)
+
+
+def _read_ids(
+    reader: BitReader, count: int, vocab: int, coding: int, token_code: TokenCode | None
+) -> IntArray:
+    if coding == _FIXED_IDS:
+        return reader.array(count, bits_needed(vocab))
+    if coding != _CODED_IDS:
+        raise UnsupportedVersion(f"token id coding {coding}; known are 0 to {_CODED_IDS}")
+    fingerprint = reader.uint(FINGERPRINT_BITS)
+    if token_code is None or (token_code.fingerprint, token_code.vocab) != (fingerprint, vocab):
+        mine = None if token_code is None else hex(token_code.fingerprint)
+        raise UnsupportedVersion(f"token code {fingerprint:#x} of {vocab} ids; this is {mine}")
+    return token_code.read(reader, count)
+
+
+def _rows(columns: _Columns, ids: IntArray) -> list[Row]:
+    """Rows without claims, from the ids of their tokens and, after those, of their drafts."""
+    ends = np.cumsum(columns.lengths)
+    tokens = np.split(ids[: int(ends[-1])], ends[:-1])
+    drafts = np.full(columns.sessions.size, NO_TOKEN, dtype=np.int64)
+    drafts[columns.drafted] = ids[int(ends[-1]) :]
+    starts, quiet = columns.starts.tolist(), columns.quiet.tolist()
     rows: list[Row] = []
     lead = 0
-    for index in range(count):
-        session, draft = int(sessions[index]), int(drafts[index])
-        if leads[index]:
-            row = Row(session, int(starts[lead]), tokens[lead], draft, quiet=int(quiet[lead]))
+    for session, draft, leads in zip(
+        columns.sessions.tolist(), drafts.tolist(), columns.leads.tolist(), strict=True
+    ):
+        if leads:
+            rows.append(Row(session, starts[lead], tokens[lead], draft, quiet=quiet[lead]))
             lead += 1
         else:
-            row = following_row(rows[-1], draft)  # checked later to follow a draft
-        rows.append(row)
+            rows.append(following_row(rows[-1], draft))  # checked later to follow a draft
     return rows
 
 
