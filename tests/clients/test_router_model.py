@@ -12,6 +12,7 @@ from clients.router_model import (
     RouterLearning,
     RouterModel,
     StepFeatures,
+    adam_steps,
     minibatch_gradient,
     rescored,
 )
@@ -174,6 +175,24 @@ def test_minibatches_pass_over_every_token_once() -> None:
     repeated = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
     again = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
     np.testing.assert_array_equal(repeated(policy), again(policy))
+
+
+def test_adam_equals_torch() -> None:
+    feedback = learnable(60, 6)
+    learning = RouterLearning(RouterModel(4, 3))
+    start = learning.initial(0.5)
+    moved = adam_steps(start, lambda policy: learning.gradient(policy, feedback), 25, 0.05)
+    theta = torch.nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.Adam([theta], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / 25)
+    for _ in range(25):
+        theta.grad = torch.tensor(learning.gradient(theta.detach().numpy(), feedback))
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(moved, theta.detach().numpy(), atol=1e-10)
+    assert not np.array_equal(moved, start)
+    with pytest.raises(ValueError, match="learning_rate"):
+        adam_steps(start, lambda policy: policy, 1, 0.0)
 
 
 def test_rescored_feedback_carries_scores_in_the_unit_interval() -> None:
