@@ -23,14 +23,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from strategies.aggregation import BoolArray, FloatArray, cluster_means
+from strategies.aggregation import BoolArray, FloatArray
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.layout import Layout
-from strategies.local_methods import Batch, FedAvgSteps, LocalMethod
+from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
+from strategies.memory import ClientMemory
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundFailed, RoundRecord, add_up, as_metrics
-from strategies.replies import sort_replies, why_failed
+from strategies.replies import as_batch, sort_replies, why_failed
 from strategies.rules import State
 from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
 from strategies.tiers import RuleSource, Tiers
@@ -82,7 +83,9 @@ class Hierarchical(Strategy):
     cloud_weights : str
         ``uniform`` (eq. 8) or ``examples``.
     privacy : CentralPrivacy, optional
-        Needs edge rule ``mean`` or ``uniform`` and a method without arrays of its own.
+        Needs edge rule ``mean`` or ``uniform`` and a method without arrays of its own. Flower's
+        wrappers with fixed clipping work as well, with ``personalisation="global"``: they add
+        noise to the global policy only.
     on_round : callable, optional
         Called with each finished `RoundRecord`, after its evaluation.
 
@@ -144,8 +147,7 @@ class Hierarchical(Strategy):
         self.layout: Layout | None = None
         self._tiers: Tiers | None = None
         self._kept: Mapping[str, Any] | None = None
-        self._own: dict[int, tuple[FloatArray, float]] = {}  # last value and n_k of each client
-        self._restore: set[int] = set()
+        self._memory = ClientMemory()
         self._asked: dict[int, Node] = {}
         self._sent: FloatArray = np.zeros((0, 0))
         self._cluster_sizes = np.zeros(0, dtype=np.int64)
@@ -189,7 +191,7 @@ class Hierarchical(Strategy):
     @property
     def client_values(self) -> dict[int, FloatArray]:
         """Last accepted value of every client, by client index."""
-        return {client: value for client, (value, _) in sorted(self._own.items())}
+        return dict(sorted(self._memory.values.items()))
 
     @property
     def epsilon(self) -> float | None:
@@ -234,7 +236,7 @@ class Hierarchical(Strategy):
         heard = np.zeros(self.tiers.num_clusters, dtype=np.bool_)
         if counted:
             heard = self._aggregate(server_round, updates)
-            self._remember(updates)
+            self._memory.remember(updates)
         sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
         self.rounds_done = server_round
         self.history.append(
@@ -260,8 +262,14 @@ class Hierarchical(Strategy):
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
         tiers = self.tiers
-        batch = self._batch(updates)
-        raw = batch
+        raw = batch = as_batch(
+            updates,
+            [self._asked[update.node_id].cluster for update in updates],
+            self._sent,
+            self._cluster_sizes,
+            self.method,
+            self.personalisation == "global",
+        )
         if self.privacy is not None:
             batch = self.privacy.bound(batch)
         batch = self.method.prepare(batch)
@@ -273,37 +281,6 @@ class Hierarchical(Strategy):
         self.method.absorb(raw, [u.client for u in updates], tiers.combine_statelessly)
         tiers.cloud_step(clusters, heard)
         return heard
-
-    def _batch(self, updates: list[Update]) -> Batch:
-        clusters = np.array([self._asked[u.node_id].cluster for u in updates], dtype=np.int64)
-        own_start = self.personalisation in ("local", "shrunk") and self._start_needed()
-        starts = (
-            np.stack([u.extras["start"] for u in updates]) if own_start else self._sent[clusters]
-        )
-        return Batch(
-            values=np.stack([u.values for u in updates]),
-            starts=starts,
-            weights=np.array([u.weight for u in updates], dtype=np.float64),
-            clusters=clusters,
-            cluster_sizes=self._cluster_sizes,
-            extras={
-                key: np.stack([u.extras[key] for u in updates]) for key in self.method.reply_extras
-            },
-            metrics={
-                key: np.array([u.metrics[key] for u in updates], dtype=np.float64)
-                for key in self.method.reply_metrics
-            },
-            shared_start=self.personalisation == "global",
-        )
-
-    def _start_needed(self) -> bool:
-        return self.method.needs_start or self.privacy is not None
-
-    def _remember(self, updates: list[Update]) -> None:
-        for update in updates:
-            if update.client >= 0:
-                self._own[update.client] = (update.values, update.weight)
-                self._restore.discard(update.client)
 
     # --- evaluation ----------------------------------------------------------------------
 
@@ -375,17 +352,18 @@ class Hierarchical(Strategy):
         if self.personalisation in ("local", "shrunk"):
             extras["cluster"] = self.tiers.clusters[node.cluster]
             settings["shrink-weight"] = float(self.shrink_weight)
-        if node.client in self._restore:
-            own, weight = self._own[node.client]
-            extras |= {"own": own, **self.method.client_arrays(node.client)}
-            settings["own-weight"] = weight
+        if self._memory.must_restore(node.client):
+            extras |= self.method.client_arrays(node.client) if kind == "train" else {}
+            if self.personalisation in ("local", "shrunk"):
+                extras["own"] = self._memory.values[node.client]
+                settings["own-weight"] = self._memory.weights[node.client]
         arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
         content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
         return Message(content, node.node_id, kind, group_id=str(server_round))
 
     def _schema(self, server_round: int, train: bool) -> ReplySchema:
         extras = dict(self.method.reply_extras) if train else {}
-        if train and self._start_needed() and self.personalisation in ("local", "shrunk"):
+        if train and self.method.needs_start and self.personalisation in ("local", "shrunk"):
             extras["start"] = float(np.max(np.abs([self.tiers.low, self.tiers.high])))
         return ReplySchema(
             layout=self._layout() if train else None,
@@ -446,12 +424,8 @@ class Hierarchical(Strategy):
         if self._tiers is None:
             return
         values = np.tile(self.policy, (cluster_map.num_clusters, 1))
-        known = [c for c in sorted(members or {}) if c in self._own]
-        if members is not None and known:
-            rows = np.stack([self._own[client][0] for client in known])
-            weights = np.array([self._own[client][1] for client in known])
-            where = np.array([members[client] for client in known], dtype=np.int64)
-            values = cluster_means(rows, weights, where, len(values), values)
+        if members is not None:
+            values = self._memory.means(members, values)
         self._tiers.reset_clusters(values)
 
     def state_dict(self) -> State:
@@ -466,10 +440,7 @@ class Hierarchical(Strategy):
             "releases": self.releases,
             "tiers": self.tiers.state_dict(),
             "method": self.method.state_dict(),
-            "clients": {
-                str(client): {"value": value.copy(), "weight": weight}
-                for client, (value, weight) in self._own.items()
-            },
+            "clients": self._memory.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -479,11 +450,7 @@ class Hierarchical(Strategy):
         self.rounds_done = int(state["round"])
         self.releases = int(state["releases"])
         self.method.load_state_dict(state["method"])
-        self._own = {
-            int(client): (np.array(kept["value"], dtype=np.float64), float(kept["weight"]))
-            for client, kept in state["clients"].items()
-        }
-        self._restore = set(self._own)
+        self._memory.load_state_dict(state["clients"])
         if self._tiers is not None:
             self._tiers.load_state_dict(state["tiers"])
         else:
@@ -521,7 +488,8 @@ class Hierarchical(Strategy):
         """
         first = self.rounds_done + 1 if first_round is None else first_round
         self.summary()
-        self._adopt(initial_arrays)
+        if first == 1 or self._tiers is None:
+            self._adopt(initial_arrays)
         arrays = self.arrays() if first > 1 else initial_arrays
         return run_rounds(
             self,

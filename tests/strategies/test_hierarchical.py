@@ -362,6 +362,17 @@ def test_after_a_resume_clients_get_their_own_value_back_once() -> None:
     assert "own" not in later.content.array_records["arrays"]
 
 
+def test_a_second_start_goes_on_from_where_the_first_ended() -> None:
+    def client(message: Message) -> Message:
+        return answer(message, received(message) + 0.1, client=0)
+
+    strategy = HierarchicalFedAvg()
+    grid = FakeGrid({10: client})
+    strategy.start(grid, initial(0.5), num_rounds=2)  # type: ignore[arg-type]
+    result = strategy.start(grid, initial(0.0), num_rounds=3)  # type: ignore[arg-type]
+    np.testing.assert_allclose(result.arrays["policy"].numpy(), [0.8])
+
+
 def test_a_model_of_another_app_is_averaged_too() -> None:
     """Several arrays, float32, and replies that know nothing of rounds and clients."""
 

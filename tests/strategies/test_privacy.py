@@ -81,6 +81,19 @@ def test_what_has_no_known_sensitivity_is_refused(name: str, rule: str) -> None:
         build_strategy(name, rule, privacy=CentralPrivacy(0.1, 1.0))
 
 
+def test_a_clients_own_start_cannot_widen_its_influence() -> None:
+    """Clipping is around what the server sent, whatever a client says it began from."""
+
+    def liar(message: Message) -> Message:
+        extra = {"start": np.array([0.99])} if message.metadata.message_type == "train" else {}
+        return answer(message, [1.0], client=0, arrays=extra)
+
+    privacy = CentralPrivacy(clip=0.1, noise_multiplier=1e-12)
+    strategy = HierarchicalFedAvg(privacy=privacy, personalisation="local")
+    strategy.start(FakeGrid({10: liar}), initial(0.5), 1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(strategy.policy, [0.6])
+
+
 @pytest.mark.parametrize("options", [{"clip": 0.0}, {"noise_multiplier": 0.0}, {"delta": 0.0}])
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"clip": 1.0, "noise_multiplier": 1.0} | options

@@ -1,0 +1,328 @@
+"""From profiles to clusters, and from a late client's profile to its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.linalg import eigh
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from sklearn.metrics import silhouette_score
+
+from strategies.clustering.features import (
+    ClientProfile,
+    FeatureSpace,
+    FloatArray,
+    IntArray,
+    ProfileError,
+    check_profiles,
+    content_order,
+)
+from strategies.clustering.pairwise import PairwiseTest, pairwise_test
+from strategies.clustering.reports import label_mapping
+
+Method = Literal["classifier", "profile", "random"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterResult:
+    """Clusters, and what is needed to place another client.
+
+    Attributes
+    ----------
+    assignment : numpy.ndarray
+        int64 [clients], in [0, clusters).
+    clusters : int
+        Number of clusters; one may be empty in `random` only.
+    method : str
+    centroids : numpy.ndarray or None
+        float64 [clusters, features] in `space`; None for `random`.
+    distances : numpy.ndarray or None
+        float64 [clients], each client's distance to its own centroid; None for `random`.
+    silhouette : float or None
+        Mean silhouette in [-1, 1]; None where it is not defined (one cluster, one client each,
+        `random`).
+    space : FeatureSpace or None
+    test : PairwiseTest or None
+        Of the clients at `tested`, with `classifier` only.
+    tested : numpy.ndarray
+        int64, places of the clients that had samples enough for the test.
+    """
+
+    assignment: IntArray
+    clusters: int
+    method: str
+    centroids: FloatArray | None
+    distances: FloatArray | None
+    silhouette: float | None
+    space: FeatureSpace | None
+    test: PairwiseTest | None
+    tested: IntArray
+
+    def relabelled(self, mapping: Sequence[int] | IntArray) -> ClusterResult:
+        """Return the same clusters with cluster c named ``mapping[c]``, a permutation."""
+        names = np.asarray(mapping, np.int64)
+        if not np.array_equal(np.sort(names), np.arange(self.clusters)):
+            raise ValueError(
+                f"mapping: {names.tolist()}; allowed: a permutation of 0 to {self.clusters - 1}"
+            )
+        centroids = self.centroids
+        if centroids is not None:
+            moved = np.empty_like(centroids)
+            moved[names] = centroids
+            centroids = moved
+        return replace(self, assignment=names[self.assignment], centroids=centroids)
+
+    def aligned(self, old: Sequence[int] | IntArray) -> ClusterResult:
+        """Renumber so that as many clients as possible keep the cluster of `old` (-1: none).
+
+        With fewer clusters than `old` had, numbers are kept as far as they are still there.
+        """
+        before = np.asarray(old, np.int64)
+        before = np.where(before < self.clusters, before, -1)
+        # Every number once more, so that the mapping covers clusters that are empty.
+        padded_old = np.append(before, np.full(self.clusters, -1))
+        padded_new = np.append(self.assignment, np.arange(self.clusters))
+        return self.relabelled(label_mapping(padded_old, padded_new))
+
+    def apart(self, level: float = 0.05) -> dict[str, float] | None:
+        """Share of pairs told apart within and between clusters; None without a test."""
+        if self.test is None:
+            return None
+        where = self.assignment[self.tested]
+        same = where[:, None] == where[None, :]
+        told = self.test.told_apart(level)
+        pairs = np.triu(np.ones_like(same), 1)
+        shares = {}
+        for name, chosen in (("within", same & pairs), ("between", ~same & pairs)):
+            shares[name] = float(told[chosen].mean()) if chosen.any() else 0.0
+        return shares
+
+
+def cluster_clients(
+    profiles: Sequence[ClientProfile], clusters: int, method: Method = "classifier", seed: int = 0
+) -> ClusterResult:
+    """Put clients into clusters.
+
+    ``classifier``: `pairwise_test` on the profiles' rows; its distances are laid out in
+    clusters - 1 dimensions (classical scaling: as many as the means of so many groups span, the
+    rest is noise) and joined from the bottom up by Ward's criterion. A client with fewer than two
+    rows goes to the nearest cluster. ``profile``: k-means on `FeatureSpace`. ``random``: equal
+    sizes up to one.
+
+    The first two depend on the set of profiles, not on their order; clusters are numbered in the
+    order of their profiles' content.
+
+    Parameters
+    ----------
+    profiles : sequence of ClientProfile
+        At least `clusters`.
+    clusters : int
+        At least 1.
+    method : {"classifier", "profile", "random"}
+    seed : int
+        Of k-means' starts and of `random`.
+
+    Raises
+    ------
+    ProfileError
+        On profiles that are not finite or differ in shape.
+    ValueError
+        On an unknown method, or fewer (usable) profiles than clusters.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
+    if not 1 <= clusters <= len(profiles):
+        raise ValueError(f"clusters: {clusters}; allowed: 1 to {len(profiles)} (profiles)")
+    if method == "random":
+        return random_clusters(len(profiles), clusters, seed)
+    check_profiles(profiles)
+    order = content_order(profiles)
+    ordered = [profiles[place] for place in order]
+    space = FeatureSpace.fit(ordered)
+    features = space.transform(ordered)
+    test = None
+    tested = np.arange(len(ordered))
+    if method == "profile":
+        labels = _k_means(features, clusters, seed)
+        silhouette = _silhouette(features, labels)
+    else:
+        tested = np.flatnonzero([len(profile.rows) >= 2 for profile in ordered])
+        if len(tested) < clusters:
+            raise ProfileError(
+                f"profiles: {len(tested)} with at least 2 rows; allowed: at least {clusters} "
+                "(clusters) for method classifier"
+            )
+        test = pairwise_test([ordered[place].rows for place in tested])
+        plane = classical_scaling(test.log_odds, max(1, clusters - 1))
+        found = _agglomerate(plane, clusters)
+        silhouette = _silhouette(plane, found)
+        labels = _with_nearest(features, found, tested, clusters)
+    labels = _by_first_appearance(labels, clusters)
+    centroids = _centroids(features, labels, clusters)
+    back = np.argsort(order)
+    own = np.linalg.norm(features - centroids[labels], axis=1)
+    listed, test = _in_listed_order(order[tested], test)
+    return ClusterResult(
+        labels[back], clusters, method, centroids, own[back], silhouette, space, test, listed
+    )
+
+
+def random_clusters(clients: int, clusters: int, seed: int) -> ClusterResult:
+    """Put clients into clusters of equal size (up to one) at random, without any profile."""
+    if not 1 <= clusters <= clients:
+        raise ValueError(f"clusters: {clusters}; allowed: 1 to {clients} (clients)")
+    places = np.random.default_rng([seed, 13]).permutation(clients)
+    nobody = np.empty(0, np.int64)
+    return ClusterResult(
+        (places % clusters).astype(np.int64), clusters, "random",
+        None, None, None, None, None, nobody,
+    )  # fmt: skip
+
+
+def nearest_cluster(profile: ClientProfile, result: ClusterResult) -> int:
+    """Cluster whose centroid is nearest to a late or returning client's profile.
+
+    Raises
+    ------
+    ValueError
+        If the clusters were not made from profiles.
+    ProfileError
+        If the profile is not finite or shaped otherwise than those clustered.
+    """
+    if result.space is None or result.centroids is None:
+        raise ValueError(f"result: of method {result.method!r}; allowed: classifier, profile")
+    check_profiles([profile])
+    width = len(profile.mean) + 1
+    features = 2 * len(profile.mean) + 1 + len(profile.histogram)
+    if result.space.whitening.shape != (width, width) or len(result.space.centre) != features:
+        raise ProfileError(
+            f"profile: {len(profile.mean)} dims and {len(profile.histogram)} bins; allowed: those "
+            f"of the clustering, {len(result.space.whitening) - 1} dims"
+        )
+    place = result.space.transform([profile])
+    return int(np.linalg.norm(result.centroids - place, axis=1).argmin())
+
+
+def classical_scaling(squared: FloatArray, dims: int) -> FloatArray:
+    """Points whose squared distances come nearest to a matrix (Torgerson), float64 [n, <= dims].
+
+    Parameters
+    ----------
+    squared : float64 [n, n]
+        Symmetric, 0 on the diagonal; small negative values, as of an unbiased estimate, are
+        welcome: clipping them would bias the distances of clients that are alike.
+    dims : int
+        Most dimensions; those without positive variance are left out.
+    """
+    count = len(squared)
+    centred = squared - squared.mean(axis=0) - squared.mean(axis=1)[:, None] + squared.mean()
+    first = max(0, count - dims)
+    sizes, axes = eigh(-0.5 * centred, subset_by_index=(first, count - 1))
+    kept = sizes > 0
+    return np.asarray(axes[:, kept] * np.sqrt(sizes[kept]), np.float64)
+
+
+def result_state(result: ClusterResult) -> dict[str, Any]:
+    """Everything of a result but the test: what a server keeps to place clients after a resume."""
+    state: dict[str, Any] = {
+        "assignment": result.assignment,
+        "clusters": result.clusters,
+        "method": result.method,
+        "silhouette": result.silhouette,
+    }
+    if result.space is not None:
+        state |= {"centroids": result.centroids, "distances": result.distances}
+        state["space"] = result.space.state_dict()
+    return state
+
+
+def result_from_state(state: Mapping[str, Any]) -> ClusterResult:
+    """Make the result of a `result_state`."""
+    space = FeatureSpace.from_state(state["space"]) if "space" in state else None
+    return ClusterResult(
+        state["assignment"], int(state["clusters"]), str(state["method"]),
+        state.get("centroids"), state.get("distances"), state["silhouette"],
+        space, None, np.empty(0, np.int64),
+    )  # fmt: skip
+
+
+def _k_means(features: FloatArray, clusters: int, seed: int) -> IntArray:
+    k_means = KMeans(n_clusters=clusters, n_init=10, random_state=seed)
+    # Duplicates make k-means merge clusters; every cluster is then filled by distance.
+    return _filled(np.asarray(_distinct_fit(k_means, features)), features, clusters)
+
+
+def _distinct_fit(k_means: KMeans, features: FloatArray) -> IntArray:
+    distinct, copies = np.unique(features, axis=0, return_inverse=True)
+    if len(distinct) <= k_means.n_clusters:
+        return np.asarray(copies, np.int64).ravel()
+    return np.asarray(k_means.fit_predict(features), np.int64)
+
+
+def _filled(labels: IntArray, features: FloatArray, clusters: int) -> IntArray:
+    """Give each cluster without a client the one that lies farthest out in a larger cluster."""
+    labels = labels.copy()
+    for empty in np.setdiff1d(np.arange(clusters), labels):
+        sizes = np.bincount(labels, minlength=clusters)
+        outward = np.linalg.norm(features - _centroids(features, labels, clusters)[labels], axis=1)
+        outward[sizes[labels] < 2] = -1.0
+        labels[outward.argmax()] = empty
+    return labels
+
+
+def _agglomerate(plane: FloatArray, clusters: int) -> IntArray:
+    if plane.shape[1] == 0:
+        # No pair differs in any direction: any division is as good as another.
+        return np.arange(len(plane), dtype=np.int64) % clusters
+    if clusters == len(plane):
+        return np.arange(clusters, dtype=np.int64)
+    joined = AgglomerativeClustering(n_clusters=clusters, linkage="ward").fit_predict(plane)
+    return np.asarray(joined, np.int64)
+
+
+def _with_nearest(
+    features: FloatArray, found: IntArray, tested: IntArray, clusters: int
+) -> IntArray:
+    """Labels of all clients: those found, and the nearest centroid for the rest."""
+    centroids = _centroids(features[tested], found, clusters)
+    gaps = np.linalg.norm(features[:, None] - centroids[None], axis=2)
+    labels = gaps.argmin(axis=1).astype(np.int64)
+    labels[tested] = found
+    return labels
+
+
+def _by_first_appearance(labels: IntArray, clusters: int) -> IntArray:
+    """Number clusters in the order in which they are first met."""
+    _, first = np.unique(labels, return_index=True)
+    names = np.empty(clusters, np.int64)
+    names[labels[np.sort(first)]] = np.arange(clusters)
+    return names[labels]
+
+
+def _centroids(features: FloatArray, labels: IntArray, clusters: int) -> FloatArray:
+    sums = np.zeros((clusters, features.shape[1]))
+    np.add.at(sums, labels, features)
+    sizes = np.bincount(labels, minlength=clusters)
+    return np.asarray(sums / np.maximum(sizes, 1)[:, None], np.float64)
+
+
+def _silhouette(points: FloatArray, labels: IntArray) -> float | None:
+    if points.shape[1] == 0 or not 2 <= len(np.unique(labels)) < len(labels):
+        return None
+    return float(silhouette_score(points, labels))
+
+
+def _in_listed_order(
+    places: IntArray, test: PairwiseTest | None
+) -> tuple[IntArray, PairwiseTest | None]:
+    """Put the test's clients back into the order of the caller's list."""
+    if test is None:
+        return np.empty(0, np.int64), None
+    sort = np.argsort(places)
+    grid = np.ix_(sort, sort)
+    test = PairwiseTest(test.log_odds[grid], test.accuracy[grid], test.decisions[sort])
+    return places[sort].astype(np.int64), test
