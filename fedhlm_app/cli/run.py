@@ -68,9 +68,13 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     errors = Console(stderr=True, highlight=False)
     try:
         settings = collect(options, pairs)
-    except SettingsError as error:
+        _check_before_start(settings)
+    except (ValueError, OSError) as error:
+        # OSError: a hub name that is not in the cache and cannot be fetched.
         say(errors, str(error))
         return BAD_SETTINGS
+    except KeyboardInterrupt:
+        return INTERRUPTED
     try:
         with _terminated_as_interrupted(), watch(errors, settings) as on_progress:
             result = launch(settings, on_progress=on_progress)
@@ -88,6 +92,13 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     if not as_json and result.summary is not None:
         Console().print(result_table(result.summary, str(result.folder.path)))
     return COMPLETED
+
+
+def _check_before_start(settings: Settings) -> None:
+    """Refuse data and models that cannot work together, before Flower and Ray are started."""
+    from fedhlm_app import preflight
+
+    preflight.check(settings)
 
 
 def say(console: Console, message: str) -> None:

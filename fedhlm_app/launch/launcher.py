@@ -80,19 +80,24 @@ def launch(
     settings.check_paths()
     started = time.monotonic()
     folder = RunFolder.create(settings, {})
-    log = folder.path / LOG
     base = dict(os.environ if environ is None else environ)
     base[RUN_FOLDER_VARIABLE] = str(folder.path)
     with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
         app = write_app(superlink.folder / "fedhlm", components)
         run_id = _follow(superlink, app, settings, folder, on_progress)
         status, details = _status(superlink, run_id)
-    summary = folder.summary() if status == "finished:completed" else None
-    completed = summary is not None
-    if status == "finished:completed" and not completed:
-        details = "the run ended without a summary"
-    errors = () if completed else tuple(last_errors(log.read_text("utf-8", errors="replace")))
-    return RunResult(folder, status, details, errors, summary, time.monotonic() - started)
+    return _result(folder, status, details, time.monotonic() - started)
+
+
+def _result(folder: RunFolder, status: str, details: str, seconds: float) -> RunResult:
+    """Judge a finished run by Flower's word and by what lies in its folder."""
+    completed = status == "finished:completed"
+    summary = folder.summary() if completed else None
+    if summary is not None:
+        return RunResult(folder, status, details, (), summary, seconds)
+    log = (folder.path / LOG).read_text("utf-8", errors="replace")
+    reason = "the run ended without a summary" if completed else details
+    return RunResult(folder, status, reason, tuple(last_errors(log)), None, seconds)
 
 
 def _follow(

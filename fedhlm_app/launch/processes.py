@@ -1,10 +1,15 @@
-"""Finding and ending the processes of one launch, and no others."""
+"""Finding and ending the processes of one launch, and no others.
+
+Run as a script, this file is the launch's guard: it waits for the end of its standard input,
+which comes when the launching process closes it or dies in whatever way, and then ends what the
+launch left behind. It imports little, because it is one more process beside every run.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import signal
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -20,22 +25,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """Return what a child runs first so that it gets SIGTERM when its parent is killed.
-
-    None where the system has no such thing (everything but Linux).
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    set_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
-
-    def arrange() -> None:
-        libc.prctl(set_death_signal, signal.SIGTERM)
-
-    return arrange
 
 
 def marked(launch: str) -> list[psutil.Process]:
@@ -77,8 +66,39 @@ def end_all(launch: str, grace: float = 5.0) -> int:
     return len(ended)
 
 
+def start_guard(launch: str, folder: str) -> subprocess.Popen[bytes]:
+    """Start the guard of a launch; it ends when its standard input is closed.
+
+    Parameters
+    ----------
+    launch : str
+        Number that marks the launch's processes.
+    folder : str
+        Temporary folder to remove after them.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", __file__, launch, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C goes to the whole group of the terminal; the guard has to outlive it.
+        start_new_session=True,
+    )
+
+
+def guard(launch: str, folder: str) -> None:
+    """Wait until the launching process is gone, then clean up after it."""
+    sys.stdin.buffer.read()
+    end_all(launch)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _signal(send: Callable[[], None]) -> None:
     try:
         send()
     except psutil.NoSuchProcess:
         return
+
+
+if __name__ == "__main__":
+    guard(*sys.argv[1:])

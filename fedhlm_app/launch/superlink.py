@@ -17,7 +17,7 @@ from typing import IO, Self
 import httpx
 
 from fedhlm_app.launch.app_folder import code_root
-from fedhlm_app.launch.processes import LAUNCH_VARIABLE, die_with_parent, end_all, free_port
+from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, start_guard
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.sources import without_settings
 
@@ -55,6 +55,7 @@ class PrivateSuperLink:
         self.environ = self._environment(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._handle: IO[bytes] | None = None
+        self._guard = start_guard(self.launch, str(self.folder))
 
     def __enter__(self) -> Self:
         try:
@@ -85,8 +86,8 @@ class PrivateSuperLink:
         finally:
             if self._handle is not None:
                 self._handle.close()
-            # Ray's last writers may still hold files here; what stays is in the temporary folder.
-            shutil.rmtree(self.folder, ignore_errors=True)
+            # The guard looks once more for processes and removes the folder.
+            self._guard.communicate(timeout=60)
 
     def _start(self) -> None:
         work = self.folder / "work"
@@ -110,7 +111,6 @@ class PrivateSuperLink:
                 stdout=self._handle,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
             )
             if self._answers(port):
                 self._write_connection(port)

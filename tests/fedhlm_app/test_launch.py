@@ -1,0 +1,261 @@
+"""Launching: a private SuperLink, a truthful end, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.config import fuse_dicts, parse_config_args
+from flwr.supercore.utils import simulation_config_from_json
+
+from fedhlm_app.launch import Components, LaunchError, RunResult, launch, write_app
+from fedhlm_app.launch.failure import last_errors
+from fedhlm_app.launch.launcher import _federation, _flwr_run, _result, _run_id
+from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
+from fedhlm_app.launch.superlink import PrivateSuperLink
+from fedhlm_app.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, latest_run
+from fedhlm_app.settings import Settings
+from tests.fedhlm_app.launch_apps import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+APPS = Components("tests.fedhlm_app.launch_apps:server", "tests.fedhlm_app.launch_apps:client")
+
+
+def small(folder: Path, name: str = "well") -> Settings:
+    return Settings.from_sources(
+        {"name": name, "clients": 2, "clusters": 1, "rounds": 1, "run-dir": str(folder)}, {}
+    )
+
+
+def environment() -> dict[str, str]:
+    # A stale address must not be joined, and a setting in the environment must not come twice.
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_ADDRESS": "127.0.0.1:1",
+        "FEDHLM_CLIENTS": "7",
+    }
+
+
+def test_the_written_app_is_one_that_flower_accepts(tmp_path: Path) -> None:
+    app = write_app(tmp_path / "fedhlm")
+    config, _ = load_and_validate(app / "pyproject.toml", check_module=False)
+    assert config["tool"]["flwr"]["app"]["config"] == Settings.defaults()
+    assert config["tool"]["flwr"]["app"]["components"]["serverapp"] == "fedhlm_app.server_app:app"
+
+
+def test_settings_reach_flower_unharmed(tmp_path: Path) -> None:
+    changes = {"dataset": '/a b/it\'s "x".csv', "rounds": 3, "free-feedback": False, "gamma": 2.5}
+    settings = Settings.from_sources(changes, {}, tmp_path)
+    command = _flwr_run(tmp_path / "app", settings, tmp_path)
+    overrides = parse_config_args([command[command.index("--run-config") + 1]])
+    fused = fuse_dicts(Settings.defaults(), overrides)
+    assert Settings.from_run_config(fused, {}, Path("/elsewhere")) == settings
+
+
+def test_a_node_per_client_and_no_more_workers_than_clients(tmp_path: Path) -> None:
+    settings = small(tmp_path).model_copy(update={"clients": 3, "workers": 8})
+    words = parse_config_args([_federation(settings)])
+    config = simulation_config_from_json({k.replace("-", "_"): v for k, v in words.items()})
+    assert (config.num_supernodes, config.init_args_num_cpus) == (3, 3)
+    assert config.client_resources_num_cpus == 1
+
+
+def test_the_environment_is_the_runs_own(tmp_path: Path) -> None:
+    superlink = PrivateSuperLink(tmp_path / "log", environment())
+    try:
+        environ = superlink.environ
+        assert "RAY_ADDRESS" not in environ and "FEDHLM_CLIENTS" not in environ
+        assert environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+        assert environ["FLWR_HOME"].startswith(str(superlink.folder))
+        # Ray appends some 66 characters to reach its sockets, of at most 107.
+        assert len(environ["RAY_TMPDIR"]) + 66 < 107
+    finally:
+        superlink.close()
+    assert not superlink.folder.exists()
+
+
+def test_run_number_from_flowers_words() -> None:
+    assert _run_id("x\nSuccessfully started run 17 in federation @a/b\n") == "17"
+    assert _run_id("Error: nothing") is None
+
+
+def test_the_log_is_searched_for_what_went_wrong() -> None:
+    log = (
+        "INFO : fine\n\x1b[91mERROR \x1b[0m:     Simulation raised an exception\n"
+        "Traceback (most recent call last):\n  File x\nValueError: dataset 'x': no such file\n"
+        "\nDuring handling:\nclients.slm.ModelError: too long\nERROR :    Exit Code: 700\n"
+    )
+    expected = ["ValueError: dataset 'x': no such file", "clients.slm.ModelError: too long"]
+    assert last_errors(log) == expected
+    assert last_errors(log, most=1) == expected[1:]
+    assert last_errors("all is well") == []
+
+
+def test_only_marked_processes_are_ended() -> None:
+    launch_number = uuid.uuid4().hex
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    mine = subprocess.Popen(
+        sleep, env={**os.environ, LAUNCH_VARIABLE: launch_number}, start_new_session=True
+    )
+    other = subprocess.Popen(sleep, env={**os.environ, LAUNCH_VARIABLE: uuid.uuid4().hex})
+    try:
+        assert [process.pid for process in marked(launch_number)] == [mine.pid]
+        assert end_all(launch_number) == 1
+        mine.wait(timeout=5)
+        assert not psutil.pid_exists(mine.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_missing_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = Settings.from_sources({"dataset": "gone.csv", "run-dir": "runs"}, {}, tmp_path)
+    with pytest.raises(ValueError, match=r"gone\.csv"):
+        launch(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_summary_has_not_succeeded(tmp_path: Path) -> None:
+    folder = RunFolder.create(small(tmp_path), {})
+    (folder.path / "flower.log").write_text("ValueError: so it was\n")
+    result = _result(folder, "finished:completed", "", 1.0)
+    assert not result.ok and result.details == "the run ended without a summary"
+    assert result.errors == ("ValueError: so it was",)
+    folder.write_summary(summary(small(tmp_path)))
+    assert _result(folder, "finished:completed", "", 1.0).ok
+    assert not _result(folder, "finished:failed", "x", 1.0).ok
+
+
+def test_the_guard_cleans_up_when_its_launcher_dies(tmp_path: Path) -> None:
+    number, folder = uuid.uuid4().hex, tmp_path / "scratch"
+    folder.mkdir()
+    guard = start_guard(number, str(folder))
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={**os.environ, LAUNCH_VARIABLE: number},
+    )
+    assert guard.poll() is None and left.poll() is None
+    assert guard.stdin is not None
+    guard.stdin.close()
+    assert left.wait(timeout=20) == -signal.SIGTERM
+    assert guard.wait(timeout=20) == 0
+    assert not folder.exists()
+
+
+# ---- with a real Flower ----
+
+
+def run(folder: Path, name: str, seen: list[Progress | None] | None = None) -> RunResult:
+    listen = None if seen is None else seen.append
+    return launch(small(folder, name), on_progress=listen, components=APPS, environ=environment())
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_run_that_goes_well(tmp_path: Path) -> None:
+    seen: list[Progress | None] = []
+    before = set(Path("/tmp").glob("fedhlm-*"))
+    result = run(tmp_path, "well", seen)
+    assert result.ok and result.status == "finished:completed" and result.errors == ()
+    assert result.summary is not None and result.summary["clients"] == 2
+    assert seen[0] is None and seen[-1] == {"round": 1, "rounds": 1, "counts": {"local": 2}}
+    assert result.folder.config()["settings"]["clients"] == 2
+    assert _processes_of(result.folder.path) == []
+    assert set(Path("/tmp").glob("fedhlm-*")) <= before
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) -> None:
+    result = run(tmp_path, "raise")
+    assert not result.ok and result.status == "finished:failed"
+    assert "deliberate failure 1234" in result.details
+    assert result.errors[-1] == "RuntimeError: deliberate failure 1234"
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_command_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom tests.fedhlm_app import test_launch as t\n"
+        "try:\n    t.run(Path(sys.argv[1]), 'hang')\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        folder = _wait_for_last_round(tmp_path, command)
+        assert len(_processes_of(folder)) > 3
+        command.send_signal(number)
+        command.wait(timeout=60)
+    finally:
+        command.kill()
+    if number == signal.SIGINT:
+        assert command.returncode == 130
+        assert _processes_of(folder) == []
+    # Nobody cleans up after SIGKILL: the SuperLink gets word of it and the rest follows.
+    deadline = time.monotonic() + 60
+    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_dead_superlink_is_noticed(tmp_path: Path) -> None:
+    def kill_superlink(progress: Progress | None) -> None:
+        if progress is None:
+            return
+        folder = latest_run(tmp_path)
+        assert folder is not None
+        for process in _processes_of(folder.path):
+            if any("flower-superlink" in word for word in process.cmdline()):
+                process.kill()
+
+    with pytest.raises(LaunchError, match="SuperLink died with status -9"):
+        launch(
+            small(tmp_path, "hang"),
+            on_progress=kill_superlink,
+            components=APPS,
+            environ=environment(),
+        )
+    folder = latest_run(tmp_path)
+    assert folder is not None and _processes_of(folder.path) == []
+
+
+def _wait_for_last_round(directory: Path, command: subprocess.Popen[bytes]) -> Path:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        assert command.poll() is None, "the command ended before its run did"
+        folder = latest_run(directory)
+        if folder is not None and folder.progress() is not None:
+            return folder.path
+        time.sleep(0.3)
+    raise AssertionError("the run made no progress in 150 s")
+
+
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN_FOLDER_VARIABLE) == str(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_free_ports_are_free() -> None:
+    assert 1024 <= free_port() <= 65535
