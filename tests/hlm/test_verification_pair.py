@@ -1,0 +1,104 @@
+"""Exactness on the built-in models: tokens drawn in real contexts follow the large model's law.
+
+Five methods in four contexts at a fixed seed, two tests each: every one fails by chance with
+probability 1e-6, all together with 4e-5.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fedhlm_app.pair.load import load_pair
+from hlm.randomness import DrawKeys
+from hlm.sampling import Sampling, law
+from hlm.verification import UNDECIDED, VERIFIERS, total_variation
+
+pytestmark = pytest.mark.slow
+
+CORPUS = Path(__file__).resolve().parents[2] / "fedhlm_assets" / "corpus"
+SAMPLING = Sampling("sampled", temperature=0.8, top_p=0.95)
+DRAWS, BATCH, FALSE_ALARM = 4_000, 500, 1e-6
+EXACT = sorted({name for name, cls in VERIFIERS.items() if cls.exact} - {"greedy"})
+
+
+@pytest.fixture(scope="module")
+def real_laws():
+    """(x, y) after the first 12 tokens of one news item of each topic."""
+    pair = load_pair()
+    pairs = []
+    for path in sorted(CORPUS.glob("*.jsonl")):
+        text = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["text"]
+        ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"][:12]
+        prefix = torch.tensor([[pair.tokenizer.bos_token_id, *ids]])
+        with torch.inference_mode():
+            x = law(pair.slm(prefix).logits[:, -1], SAMPLING)
+            y = law(pair.llm(prefix).logits[:, -1], SAMPLING)
+        pairs.append((x.clone(), y.clone()))
+    assert len(pairs) == 4
+    return pairs
+
+
+def draws(verifier, x, y, first):
+    """Tokens of `BATCH` independent sessions in one context, and how many drafts stood."""
+    rows = np.arange(first, first + BATCH)
+    names = DrawKeys(77, rows, np.full(BATCH, 13))
+    xs, ys = x.expand(BATCH, -1), y.expand(BATCH, -1)
+    draft = verifier.draft(xs, names)
+    claim = draft.claim
+    verdict = verifier.decide(ys, claim, names)
+    accepted = int(verdict.accepted.sum())
+    tokens = verifier.finish(draft, verdict, names)
+    while bool((tokens == UNDECIDED).any()):
+        missing = tokens == UNDECIDED
+        claim = claim.ask_again()
+        again = verifier.decide(ys[missing], claim.select(missing), names.select(missing))
+        tokens[missing] = verifier.finish(draft.select(missing), again, names.select(missing))
+    return tokens, accepted
+
+
+def pooled_chi_square(tokens, expected_law):
+    """Chi-square with the tail pooled, so that every cell expects at least ten."""
+    counts = np.bincount(tokens.numpy(), minlength=expected_law.shape[0])
+    chances = expected_law.numpy()
+    assert counts[chances == 0].sum() == 0
+    order = np.argsort(-chances)
+    expected, observed = chances[order] * counts.sum(), counts[order]
+    cut = int((expected >= 10).sum())
+    expected = np.append(expected[:cut], expected[cut:].sum())
+    observed = np.append(observed[:cut], observed[cut:].sum())
+    if expected[-1] < 10:
+        expected = np.append(expected[:-2], expected[-2:].sum())
+        observed = np.append(observed[:-2], observed[-2:].sum())
+    assert len(expected) > 3
+    return stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_tokens_in_real_contexts_follow_the_large_model(name, real_laws):
+    for context, (x, y) in enumerate(real_laws):
+        verifier = VERIFIERS[name]()
+        parts = [draws(verifier, x, y, context * DRAWS + first) for first in range(0, DRAWS, BATCH)]
+        tokens = torch.cat([part[0] for part in parts])
+        assert pooled_chi_square(tokens, y[0]) > FALSE_ALARM
+        # the pair disagrees enough that taking the draft would be caught
+        assert total_variation(x, y).item() > 0.1
+        rejected = DRAWS - sum(part[1] for part in parts)
+        law_drawn = verifier.draft(x, DrawKeys(0, np.array([0]), np.array([0]))).law
+        least = total_variation(law_drawn, y).item()
+        # no method rejects less than TV: one-sided at the same false-alarm rate
+        assert stats.binomtest(rejected, DRAWS, least, "less").pvalue > FALSE_ALARM
+
+
+def test_drafts_alone_would_be_caught(real_laws):
+    verifier = VERIFIERS["full"]()
+    x, y = real_laws[0]
+    mixed = torch.where(y > 0, x, 0.0)
+    mixed = mixed / mixed.sum(-1, keepdim=True)
+    tokens = torch.cat(
+        [draws(verifier, mixed, mixed, first)[0] for first in range(0, DRAWS, BATCH)]
+    )
+    assert pooled_chi_square(tokens, y[0]) < FALSE_ALARM
