@@ -151,6 +151,19 @@ def test_figures_of_a_model_beside_itself(tmp_path):
     )
 
 
+def test_every_public_name_is_there_and_the_package_alone_is_cheap():
+    import subprocess
+    import sys
+
+    import fedhlm_app.pair
+
+    assert all(getattr(fedhlm_app.pair, name) is not None for name in fedhlm_app.pair.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'load_pear'"):
+        fedhlm_app.pair.load_pear
+    code = "import sys, fedhlm_app.pair.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.slow
 def test_the_builtin_pair_is_as_good_as_its_card_says():
     beside = Path(__file__).resolve().parents[2].parent / "shared"
