@@ -25,20 +25,18 @@ from flwr.supercore import log
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.cluster_map import ClusterMap, OneCluster
-from strategies.layout import Layout
 from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
-from strategies.memory import ClientMemory
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundFailed, RoundRecord, add_up, as_metrics
 from strategies.replies import as_batch, sort_replies, why_failed
 from strategies.rules import State
 from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
-from strategies.tiers import RuleSource, Tiers
+from strategies.server_state import Bounds, ServerState
+from strategies.tiers import RuleSource
 from strategies.validation import ReplySchema, Update
 
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
-Bounds = tuple[float | FloatArray, float | FloatArray]
 DEFAULT_BOUNDS: Bounds = (-1e6, 1e6)
 
 
@@ -134,20 +132,13 @@ class Hierarchical(Strategy):
             poll_s,
             seed,
         )
-        self.bounds = bounds
+        self.state = ServerState(self.method, edge_rule, cloud_rule, cloud_weights, bounds)
         self.max_weight = max_weight
         self.require_echo = require_echo
-        self.cloud_weights = cloud_weights
         self.privacy = privacy
         self.on_round = on_round
         self._check_options()
         self.history: list[RoundRecord] = []
-        self.rounds_done = 0
-        self.releases = 0
-        self.layout: Layout | None = None
-        self._tiers: Tiers | None = None
-        self._kept: Mapping[str, Any] | None = None
-        self._memory = ClientMemory()
         self._asked: dict[int, Node] = {}
         self._sent: FloatArray = np.zeros((0, 0))
         self._cluster_sizes = np.zeros(0, dtype=np.int64)
@@ -172,35 +163,33 @@ class Hierarchical(Strategy):
     # --- what the caller may look at -----------------------------------------------------
 
     @property
-    def tiers(self) -> Tiers:
-        """Policies and rules; raises RuntimeError before the first round."""
-        if self._tiers is None:
-            raise RuntimeError("no round has begun: the policy is not known yet")
-        return self._tiers
-
-    @property
     def policy(self) -> FloatArray:
         """Global policy, float64 [d]."""
-        return self.tiers.policy
+        return self.state.tiers.policy
 
     @property
     def cluster_policies(self) -> FloatArray:
         """Cluster policies, float64 [C, d]."""
-        return self.tiers.clusters
+        return self.state.tiers.clusters
+
+    @property
+    def rounds_done(self) -> int:
+        """The last round that was aggregated, 0 before the first."""
+        return self.state.rounds_done
 
     @property
     def client_values(self) -> dict[int, FloatArray]:
         """Last accepted value of every client, by client index."""
-        return dict(sorted(self._memory.values.items()))
+        return dict(sorted(self.state.memory.values.items()))
 
     @property
     def epsilon(self) -> float | None:
         """Privacy spent so far at `privacy.delta`; None without central privacy."""
-        return None if self.privacy is None else self.privacy.epsilon(self.releases)
+        return None if self.privacy is None else self.privacy.epsilon(self.state.releases)
 
     def arrays(self) -> ArrayRecord:
         """Global policy as named arrays."""
-        return ArrayRecord(self._layout().unflatten(self.policy))
+        return self.state.arrays()
 
     # --- training ------------------------------------------------------------------------
 
@@ -208,11 +197,11 @@ class Hierarchical(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose clients and write each its own message."""
-        self._adopt(arrays)
+        self.state.adopt(arrays, self.cluster_map.num_clusters)
         nodes, picks = self._pick(grid, server_round, TRAIN_STREAM)
         clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
-        self._cluster_sizes = np.bincount(clusters, minlength=self.tiers.num_clusters)
-        self.method.open(self.tiers.policy.size, self.tiers.num_clusters)
+        self._cluster_sizes = np.bincount(clusters, minlength=self.state.tiers.num_clusters)
+        self.method.open(self.state.tiers.policy.size, self.state.tiers.num_clusters)
         self._sent = self._starting_points()
         self._asked_at = time.monotonic()
         return [self._message(server_round, node, config, "train") for node in picks]
@@ -233,12 +222,12 @@ class Hierarchical(Strategy):
         if not updates:
             raise RoundFailed(why_failed("training", server_round, refused, failed))
         counted = len(updates) >= self.participation.min_clients
-        heard = np.zeros(self.tiers.num_clusters, dtype=np.bool_)
+        heard = np.zeros(self.state.tiers.num_clusters, dtype=np.bool_)
         if counted:
             heard = self._aggregate(server_round, updates)
-            self._memory.remember(updates)
+            self.state.memory.remember(updates)
         sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
-        self.rounds_done = server_round
+        self.state.rounds_done = server_round
         self.history.append(
             RoundRecord(
                 round=server_round,
@@ -261,7 +250,7 @@ class Hierarchical(Strategy):
         return (self.arrays() if counted else None), as_metrics(sums, means)
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
-        tiers = self.tiers
+        tiers = self.state.tiers
         raw = batch = as_batch(
             updates,
             [self._asked[update.node_id].cluster for update in updates],
@@ -277,7 +266,7 @@ class Hierarchical(Strategy):
         if self.privacy is not None:
             replies = np.bincount(batch.clusters, minlength=tiers.num_clusters).astype(np.float64)
             clusters = self.privacy.add_noise(clusters, heard, replies, server_round)
-            self.releases += 1
+            self.state.releases += 1
         self.method.absorb(raw, [u.client for u in updates], tiers.combine_statelessly)
         tiers.cloud_step(clusters, heard)
         return heard
@@ -291,7 +280,7 @@ class Hierarchical(Strategy):
         self._asked = {}
         if not self.participation.evaluates(server_round):
             return []
-        self._adopt(arrays)
+        self.state.adopt(arrays, self.cluster_map.num_clusters)
         _, picks = self._pick(grid, server_round, EVALUATE_STREAM)
         self._sent = self._starting_points()
         return [self._message(server_round, node, config, "evaluate") for node in picks]
@@ -327,18 +316,18 @@ class Hierarchical(Strategy):
 
     def _pick(self, grid: Grid, server_round: int, stream: int) -> tuple[list[Node], list[Node]]:
         nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, stream)
-        if self.cluster_map.num_clusters != self.tiers.num_clusters:
+        if self.cluster_map.num_clusters != self.state.tiers.num_clusters:
             self.recluster(self.cluster_map)
         self._asked = {node.node_id: node for node in picks}
         return nodes, picks
 
     def _starting_points(self) -> FloatArray:
         if self.personalisation == "global":
-            return np.tile(self.tiers.policy, (self.tiers.num_clusters, 1))
-        return self.tiers.clusters.copy()
+            return np.tile(self.state.tiers.policy, (self.state.tiers.num_clusters, 1))
+        return self.state.tiers.clusters.copy()
 
     def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
-        arrays = self._layout().unflatten(self._sent[node.cluster])
+        arrays = self.state.layout.unflatten(self._sent[node.cluster])
         settings: dict[str, Any] = {
             **config,
             **self.method.config(),
@@ -350,13 +339,13 @@ class Hierarchical(Strategy):
         shared = self.personalisation == "global"
         extras = self.method.arrays_down(node.cluster, shared) if kind == "train" else {}
         if self.personalisation in ("local", "shrunk"):
-            extras["cluster"] = self.tiers.clusters[node.cluster]
+            extras["cluster"] = self.state.tiers.clusters[node.cluster]
             settings["shrink-weight"] = float(self.shrink_weight)
-        if self._memory.must_restore(node.client):
+        if self.state.memory.must_restore(node.client):
             extras |= self.method.client_arrays(node.client) if kind == "train" else {}
             if self.personalisation in ("local", "shrunk"):
-                extras["own"] = self._memory.values[node.client]
-                settings["own-weight"] = self._memory.weights[node.client]
+                extras["own"] = self.state.memory.values[node.client]
+                settings["own-weight"] = self.state.memory.weights[node.client]
         arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
         content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
         return Message(content, node.node_id, kind, group_id=str(server_round))
@@ -364,11 +353,11 @@ class Hierarchical(Strategy):
     def _schema(self, server_round: int, train: bool) -> ReplySchema:
         extras = dict(self.method.reply_extras) if train else {}
         if train and self.method.needs_start and self.personalisation in ("local", "shrunk"):
-            extras["start"] = float(np.max(np.abs([self.tiers.low, self.tiers.high])))
+            extras["start"] = float(np.max(np.abs([self.state.tiers.low, self.state.tiers.high])))
         return ReplySchema(
-            layout=self._layout() if train else None,
-            low=self.tiers.low,
-            high=self.tiers.high,
+            layout=self.state.layout if train else None,
+            low=self.state.tiers.low,
+            high=self.state.tiers.high,
             server_round=server_round,
             clients={node_id: node.client for node_id, node in self._asked.items()},
             extras=extras,
@@ -378,37 +367,6 @@ class Hierarchical(Strategy):
         )
 
     # --- state ---------------------------------------------------------------------------
-
-    def _layout(self) -> Layout:
-        if self.layout is None:
-            raise RuntimeError("no round has begun: the layout is not known yet")
-        return self.layout
-
-    def _adopt(self, arrays: ArrayRecord) -> None:
-        """Take the policy that Flower hands in; a wrapper (privacy noise) may have changed it."""
-        if self._tiers is None:
-            self._open(arrays)
-            return
-        layout = self._layout()
-        given = layout.flatten(arrays)
-        ours = layout.flatten(self.arrays())
-        if not np.array_equal(given, ours):
-            self._tiers.policy = np.clip(given, self._tiers.low, self._tiers.high)
-
-    def _open(self, arrays: ArrayRecord) -> None:
-        layout = Layout.of(arrays)
-        policy = layout.flatten(arrays)
-        low, high = (np.broadcast_to(np.asarray(b, float), policy.shape) for b in self.bounds)
-        if not bool(np.all((low <= policy) & (policy <= high))):
-            raise ValueError(f"initial arrays: outside the bounds; allowed: {self.bounds}")
-        self.layout = layout
-        self._tiers = Tiers(
-            policy, self.cluster_map.num_clusters, self.edge_rule, self.cloud_rule,
-            low, high, self.cloud_weights,
-        )  # fmt: skip
-        if self._kept is not None:
-            self._tiers.load_state_dict(self._kept)
-            self._kept = None
 
     def recluster(self, cluster_map: ClusterMap, members: Mapping[int, int] | None = None) -> None:
         """Go on with other clusters.
@@ -421,12 +379,7 @@ class Hierarchical(Strategy):
             any it starts at the global policy.
         """
         self.cluster_map = cluster_map
-        if self._tiers is None:
-            return
-        values = np.tile(self.policy, (cluster_map.num_clusters, 1))
-        if members is not None:
-            values = self._memory.means(members, values)
-        self._tiers.reset_clusters(values)
+        self.state.recluster(cluster_map.num_clusters, members)
 
     def state_dict(self) -> State:
         """Everything needed to continue identically: arrays, numbers, lists and dicts.
@@ -434,27 +387,11 @@ class Hierarchical(Strategy):
         `strategies.state` writes it to bytes. What clients keep for themselves is included as far
         as the server has seen it, and goes back to them with the first message after a resume.
         """
-        return {
-            "version": 1,
-            "round": self.rounds_done,
-            "releases": self.releases,
-            "tiers": self.tiers.state_dict(),
-            "method": self.method.state_dict(),
-            "clients": self._memory.state_dict(),
-        }
+        return self.state.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value; `start` then begins with the round after it."""
-        if state.get("version") != 1:
-            raise ValueError(f"state: version {state.get('version')}; allowed: 1")
-        self.rounds_done = int(state["round"])
-        self.releases = int(state["releases"])
-        self.method.load_state_dict(state["method"])
-        self._memory.load_state_dict(state["clients"])
-        if self._tiers is not None:
-            self._tiers.load_state_dict(state["tiers"])
-        else:
-            self._kept = state["tiers"]
+        self.state.load_state_dict(state)
 
     # --- the run -------------------------------------------------------------------------
 
@@ -486,10 +423,10 @@ class Hierarchical(Strategy):
             By default the round after the last one finished: 1, or later after
             `load_state_dict`, which also replaces `initial_arrays` by the policy of then.
         """
-        first = self.rounds_done + 1 if first_round is None else first_round
+        first = self.state.rounds_done + 1 if first_round is None else first_round
         self.summary()
-        if first == 1 or self._tiers is None:
-            self._adopt(initial_arrays)
+        if first == 1 or not self.state.is_open:
+            self.state.adopt(initial_arrays, self.cluster_map.num_clusters)
         arrays = self.arrays() if first > 1 else initial_arrays
         return run_rounds(
             self,

@@ -447,6 +447,7 @@ def test_recluster_starts_new_clusters_at_their_members_mean() -> None:
         {"max_weight": 0.0},
         {"seed": -1},
         {"poll_s": 0.0},
+        {"cloud_weights": "tokens"},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
@@ -457,6 +458,12 @@ def test_bad_options_are_named(options: dict[str, Any]) -> None:
 def test_a_start_outside_the_bounds_is_refused() -> None:
     with pytest.raises(ValueError, match="bounds"):
         HierarchicalFedAvg(bounds=(0, 1)).start(_three((0.2, 1)), initial(1.5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", ["edge_rule", "cloud_rule"])
+def test_an_unknown_rule_is_named_before_the_first_round(which: str) -> None:
+    with pytest.raises(ValueError, match="averages"):
+        Hierarchical(**{which: "averages"})  # type: ignore[arg-type]
 
 
 def test_unknown_strategy_is_named() -> None:

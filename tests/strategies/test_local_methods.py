@@ -209,10 +209,10 @@ def test_fednova_removes_the_bias_of_unequal_steps(
     monkeypatch.setitem(globals(), "CURVATURE", np.ones((6, 2)))
     monkeypatch.setitem(globals(), "RATE", 4e-3)
     best = _optimum(clusters)
-    biased = np.abs(_train("fedavg", 120, clusters, _grid(UNEQUAL)).policy - best).max()
-    fair = np.abs(_train("fednova", 120, clusters, _grid(UNEQUAL)).policy - best).max()
+    biased = np.abs(_train("fedavg", 60, clusters, _grid(UNEQUAL)).policy - best).max()
+    fair = np.abs(_train("fednova", 60, clusters, _grid(UNEQUAL)).policy - best).max()
     assert biased > 1.5
-    assert fair < 0.03 * biased
+    assert fair < 0.07 * biased
 
 
 def test_fedprox_drifts_less_than_fedavg() -> None:
