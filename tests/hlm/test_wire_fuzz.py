@@ -45,11 +45,11 @@ def fuzz(count: int, seed: int) -> tuple[int, int]:
     random = np.random.default_rng(seed)
     read = refused = 0
     while read + refused < count:
-        request = random_request(random, most_sessions=3)
+        request = random_request(random, most_sessions=2)
         messages = [encode_request(request), encode_reply(random_reply(random, request), request)]
-        for turn in range(200):
+        for turn in range(400):
             payload = mutated(random, messages[turn % 2])
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 if turn % 2:
                     reply = decode_reply(payload, request, TIGHT)
@@ -63,7 +63,7 @@ def fuzz(count: int, seed: int) -> tuple[int, int]:
                     assert decode_reply(encode_reply(reply, request), request, TIGHT) == reply
                 elif read % 16 == 0:
                     assert decode_request(encode_request(other), TIGHT) == other
-            assert time.perf_counter() - began < 2
+            assert time.process_time() - began < 2
     return read, refused
 
 
