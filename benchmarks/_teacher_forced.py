@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from fedhlm_app.data.text import join_text
-from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "benchmarks" / "out"
@@ -123,27 +122,24 @@ def corpus(split: str, count: int) -> tuple[str, list[tuple[int, str]]]:
 def dirichlet_clients(
     labels: NDArray[np.int64], clients: int, alpha: float, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Owner int64 [n] of each item: client k prefers label c with weight p_k ~ Dirichlet(alpha).
+    """Owner int64 [n] of each item: label c is shared out with proportions ~ Dirichlet(alpha).
 
-    Clients are of equal size up to one; a client takes from another label when its own run out.
+    Clients differ in size as well as in labels, and some may own nothing.
     """
-    preference = generator.dirichlet(np.full(labels.max() + 1, alpha), clients)
-    stock = [
-        list(generator.permutation(np.flatnonzero(labels == c))) for c in range(labels.max() + 1)
-    ]
     owner = np.zeros(len(labels), np.int64)
-    for turn in range(len(labels)):
-        client = turn % clients
-        left = np.array([len(items) > 0 for items in stock])
-        weight = np.where(left, preference[client] + 1e-9, 0.0)
-        label = generator.choice(len(stock), p=weight / weight.sum())
-        owner[stock[label].pop()] = client
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        shares = generator.dirichlet(np.full(clients, alpha))
+        owner[rows] = generator.choice(clients, size=len(rows), p=shares)
     return owner
 
 
 @torch.inference_mode()
 def forced(rows: list[tuple[int, str]], batch: int = 32) -> Forced:
     """One pass of both models over ``rows``; cached by content under ``benchmarks/out``."""
+    # Loading Transformers takes seconds, which a caller with cached results of its own is spared.
+    from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
+
     names = {role: pair_name(role) for role in ("slm", "llm")}
     tokenizer: Any = load_tokenizer(names["slm"])
     slm: Any = load_slm(names["slm"])

@@ -1,0 +1,274 @@
+"""Who knows best which drafts are wrong? ``python -m benchmarks.router``.
+
+Greedy drafts of given text; each router ranks the tokens and the most doubtful share goes to the
+large model. The learned router is trained by FedAvg over clients on articles of the train split
+and judged on held-out ones.
+
+Two losses, each with its own oracle (send the tokens of largest loss first): the indicator that
+the draft is not the large model's top-1, which is the loss of greedy decoding, and eq. 3's value
+on softmax values, the paper's feedback. ``closed`` is the part of the gap between random and that
+oracle which a router closes at a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks._report import write_report
+from benchmarks._teacher_forced import Forced, corpus, dirichlet_clients, forced, pair_name
+from clients.feedback import Feedback
+from clients.router_model import (
+    RouterLearning,
+    RouterModel,
+    StepFeatures,
+    adam_steps,
+    minibatch_gradient,
+)
+from fedhlm_app.pair.load import load_slm
+from hlm.risk import conformal_threshold, prompt_curves, risk_at, threshold_grid
+from hlm.uncertainty import closed_form, disagreement, entropy
+
+Floats = NDArray[np.float64]
+SHARES = (0.25, 0.50, 0.70)
+ALPHAS = (0.01, 0.02, 0.05, 0.10)
+
+
+def embeddings_of_slm() -> tuple[torch.Tensor, torch.Tensor]:
+    """Input embeddings and output matrix of the small model, float32 [vocab, dim] each."""
+    slm = load_slm(pair_name("slm"))
+    tables = (slm.get_input_embeddings(), slm.get_output_embeddings())
+    return tuple(table.weight.detach().float() for table in tables)  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def look(
+    data: Forced, columns: StepFeatures, seed: int
+) -> tuple[NDArray[np.float32], dict[str, Floats]]:
+    """Features of every token, and the scores that need no training."""
+    table, output = embeddings_of_slm()
+    generator = np.random.default_rng(seed)
+    features, scores = [], {"closed-form": [], "disagreement-20": [], "entropy": []}  # type: ignore[var-annotated]
+    for start in range(0, len(data.prompt), 2048):
+        rows = slice(start, start + 2048)
+        hidden = torch.from_numpy(data.hidden[rows])
+        draft, position = torch.from_numpy(data.draft[rows]), torch.from_numpy(data.position[rows])
+        logits = hidden @ output.T
+        features.append(columns(logits, hidden, draft, position, table))
+        scores["closed-form"].append(closed_form(logits, draft).numpy())
+        uniforms = torch.from_numpy(generator.random((len(logits), 20)))
+        scores["disagreement-20"].append(disagreement(logits, draft, 1.5, uniforms).numpy())
+        scores["entropy"].append(entropy(logits).numpy())
+    return np.concatenate(features), {k: np.concatenate(v) for k, v in scores.items()}
+
+
+def train(
+    learning: RouterLearning,
+    feedback: Feedback,
+    owner: NDArray[np.int64],
+    rounds: int,
+    seed: int,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
+) -> Floats:
+    """FedAvg: each round every client makes one pass of local Adam; the mean is weighted by n_k.
+
+    ``owner`` int64 [n] is the client of each token.
+    """
+    policy = learning.initial(0.5, seed)
+    parts = [feedback.select(owner == client) for client in np.unique(owner)]
+    for round_index in range(rounds):
+        rate = learning_rate * (1 - 0.9 * round_index / rounds)
+        total, weight = np.zeros_like(policy), 0
+        for client, part in enumerate(parts):
+            generator = np.random.default_rng([seed, round_index, client])
+            gradient = minibatch_gradient(learning, part, batch_size, generator)
+            steps = max(len(part) // batch_size, 1)
+            total += len(part) * adam_steps(policy, gradient, steps, rate)
+            weight += len(part)
+        policy = total / weight
+    return policy
+
+
+def kept_loss(
+    score: Floats, beta: Floats, prompt: NDArray[np.int64], weights: Floats, ties: Floats
+) -> Floats:
+    """Mean kept loss at each share of ``SHARES`` and, last, its mean over all shares.
+
+    ``weights`` float64 [B, P] counts each prompt in each of B resamples; result [B, 4].
+    """
+    order = np.lexsort((ties, -score))
+    ordered_beta, ordered_prompt = beta[order], prompt[order]
+    result = np.empty((len(weights), len(SHARES) + 1))
+    for index, counts in enumerate(weights):
+        weight = counts[ordered_prompt]
+        sent = np.cumsum(weight)
+        loss = np.cumsum(weight * ordered_beta)
+        left = (loss[-1] - loss) / sent[-1]
+        at = np.minimum(np.searchsorted(sent, np.array(SHARES) * sent[-1]), len(sent) - 1)
+        result[index, :-1] = left[at]
+        result[index, -1] = (left * weight).sum() / sent[-1]
+    return result
+
+
+def compare(
+    scores: dict[str, Floats],
+    losses: dict[str, Floats],
+    prompt: NDArray[np.int64],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Agreement, kept loss and gap closed of each router, with 95 % prompt-bootstrap intervals."""
+    generator = np.random.default_rng(seed)
+    names, row = np.unique(prompt, return_inverse=True)
+    prompts = len(names)
+    # Row 0 is the sample itself.
+    weights = np.ones((resamples + 1, prompts))
+    weights[1:] = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    ties = generator.random(len(prompt))
+    figures: dict[str, Any] = {}
+    for loss, beta in losses.items():
+        kept = {
+            name: kept_loss(score, beta, row, weights, ties)
+            for name, score in {**scores, "random": ties, "oracle": beta}.items()
+        }
+        gap = kept["random"] - kept["oracle"]
+        figures[loss] = {
+            name: {
+                **{
+                    f"share {share}": {
+                        "kept_loss": _interval(values[:, column]),
+                        "agreement": _interval(1 - values[:, column]),
+                        "closed": _interval(((kept["random"] - values) / gap)[:, column]),
+                    }
+                    for column, share in enumerate(SHARES)
+                },
+                "area_closed": _interval(((kept["random"] - values) / gap)[:, -1]),
+            }
+            for name, values in kept.items()
+        }
+    return figures
+
+
+def certified_share(
+    score: Floats, beta: Floats, prompt: NDArray[np.int64], seed: int
+) -> dict[str, Any]:
+    """Share kept and risk under conformal control at each alpha; 50 random halves of prompts."""
+    grid = threshold_grid(512)
+    risk, kept = prompt_curves(score, beta, prompt, grid)
+    generator = np.random.default_rng(seed)
+    figures = {}
+    for alpha in ALPHAS:
+        rows = []
+        for _ in range(50):
+            half = generator.random(len(risk)) < 0.5
+            threshold = conformal_threshold(risk[half].sum(0), half.sum(), grid, alpha)
+            chosen = np.full((~half).sum(), threshold)
+            rows.append(
+                [
+                    risk_at(risk[~half], grid, chosen).mean(),
+                    risk_at(kept[~half], grid, chosen).mean(),
+                ]
+            )
+        means = np.mean(rows, axis=0).tolist()
+        figures[f"alpha {alpha}"] = dict(zip(("risk", "trr"), means, strict=True))
+    return figures
+
+
+def _interval(values: Floats) -> dict[str, float]:
+    """Value on the sample and the 2.5 and 97.5 % quantiles over resamples."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures; see the command's options."""
+    train_name, train_rows = corpus("train", arguments.train)
+    test_name, test_rows = corpus("validation", arguments.test)
+    data, held_out = forced(train_rows), forced(test_rows)
+    width = data.hidden.shape[1]
+    columns = StepFeatures(width, arguments.projection, embeddings_of_slm()[0].shape[1])
+    features, _ = look(data, columns, arguments.seed)
+    test_features, scores = look(held_out, columns, arguments.seed)
+    generator = np.random.default_rng(arguments.seed)
+    owner = dirichlet_clients(data.label, arguments.clients, arguments.alpha, generator)
+    feedback = Feedback.create(
+        np.zeros(len(data.prompt)),
+        data.wrong,
+        ratio_beta=data.ratio_beta,
+        prompt=data.prompt,
+        features=features,
+    )
+    seconds = {}
+    for name, target, hidden in (
+        ("learned", "ratio", arguments.hidden),
+        ("learned-indicator", "loss", arguments.hidden),
+        ("learned-logistic", "ratio", 0),
+    ):
+        model = RouterModel(columns.count, hidden)
+        started = time.perf_counter()
+        learning = RouterLearning(model, target, decay=1e-5)  # type: ignore[arg-type]
+        policy = train(learning, feedback, owner[data.prompt], arguments.rounds, arguments.seed)
+        seconds[name] = time.perf_counter() - started
+        scores[name] = model.score(policy[1:], test_features)
+    losses = {"indicator": held_out.wrong, "eq. 3": held_out.ratio_beta}
+    figures = {
+        "train": {"corpus": train_name, "articles": len(train_rows), "tokens": len(data.prompt)},
+        "test": {"corpus": test_name, "articles": len(test_rows), "tokens": len(held_out.prompt)},
+        "settings": vars(arguments),
+        "features": columns.count,
+        "parameters": RouterModel(columns.count, arguments.hidden).size,
+        "training_seconds": seconds,
+        "same_top_1": float(1 - held_out.wrong.mean()),
+        "mean_eq_3": float(held_out.ratio_beta.mean()),
+        "routers": compare(scores, losses, held_out.prompt, arguments.resamples, arguments.seed),
+    }
+    figures["certified"] = {
+        f"{name}, {loss}": certified_share(
+            scores[name], losses[loss], held_out.prompt, arguments.seed
+        )
+        for name, loss in (
+            ("closed-form", "indicator"),
+            ("learned-indicator", "indicator"),
+            ("closed-form", "eq. 3"),
+            ("learned", "eq. 3"),
+        )
+    }
+    return figures
+
+
+def main() -> None:
+    """Write ``benchmarks/out/router.json`` and print one table a loss."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=int, default=3000, help="train articles")
+    parser.add_argument("--test", type=int, default=0, help="held-out articles, 0 for all")
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--alpha", type=float, default=1.0, help="Dirichlet alpha of the clients")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--hidden", type=int, default=32, help="tanh units")
+    parser.add_argument("--projection", type=int, default=128)
+    parser.add_argument("--resamples", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    figures = run(parser.parse_args())
+    for loss, routers in figures["routers"].items():
+        print(f"{loss}: kept loss | gap closed, at share " + " / ".join(map(str, SHARES)))
+        for name, values in routers.items():
+            cells = [values[f"share {share}"] for share in SHARES]
+            kept = " ".join(f"{cell['kept_loss']['value']:.3f}" for cell in cells)
+            closed = " ".join(
+                "{value:.3f} [{low:.3f}, {high:.3f}]".format(**cell["closed"]) for cell in cells
+            )
+            print(f"  {name:18} {kept} | {closed} | area {values['area_closed']['value']:.3f}")
+    for name, values in figures["certified"].items():
+        cells = ", ".join(f"{a} {v['risk']:.3f}/{v['trr']:.3f}" for a, v in values.items())
+        print(f"certified risk/TRR, {name}: {cells}")
+    print(write_report("router", figures))
+
+
+if __name__ == "__main__":
+    main()
