@@ -28,15 +28,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ValueError(f"ticks from {low} to {high}: must be finite and in order")
-    if low == high:
-        # A flat line still needs an axis with some height.
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-12):
+        # A line that is flat, or flat but for rounding, still needs an axis with some height.
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def short(value: float) -> str:
