@@ -81,8 +81,8 @@ def local_steps(
     server_control, client_control : float64 [d], optional
         SCAFFOLD's c and c_i; by default zero.
     clip : (low, high), optional
-        Numbers or float64 [d]. Every step is projected onto this range. With SCAFFOLD the variates then describe the
-        steps really taken, the projection included.
+        Numbers or float64 [d]. Every step is projected onto this range. With SCAFFOLD the
+        variates then describe the steps really taken, the projection included.
 
     Raises
     ------

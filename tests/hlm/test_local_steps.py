@@ -85,6 +85,12 @@ def test_every_step_is_projected() -> None:
     assert seen == [0.9, 1.0, 1.0]
 
 
+def test_every_entry_may_have_bounds_of_its_own() -> None:
+    bounds = (np.array([0.0, -np.inf]), np.array([1.0, np.inf]))
+    result = local_steps(np.zeros(2), lambda y: np.full(2, -50.0), 1, 0.1, clip=bounds)
+    np.testing.assert_allclose(result.policy, [1.0, 5.0])
+
+
 def test_the_start_is_not_modified() -> None:
     start = np.array([0.5])
 
