@@ -292,7 +292,7 @@ def _with_nearest(
     gaps = np.linalg.norm(features[:, None] - centroids[None], axis=2)
     labels = gaps.argmin(axis=1).astype(np.int64)
     labels[tested] = found
-    return labels
+    return np.asarray(labels, np.int64)
 
 
 def _by_first_appearance(labels: IntArray, clusters: int) -> IntArray:
@@ -300,7 +300,7 @@ def _by_first_appearance(labels: IntArray, clusters: int) -> IntArray:
     _, first = np.unique(labels, return_index=True)
     names = np.empty(clusters, np.int64)
     names[labels[np.sort(first)]] = np.arange(clusters)
-    return names[labels]
+    return np.asarray(names[labels], np.int64)
 
 
 def _centroids(features: FloatArray, labels: IntArray, clusters: int) -> FloatArray:
@@ -324,5 +324,10 @@ def _in_listed_order(
         return np.empty(0, np.int64), None
     sort = np.argsort(places)
     grid = np.ix_(sort, sort)
-    test = PairwiseTest(test.log_odds[grid], test.accuracy[grid], test.decisions[sort])
+    test = replace(
+        test,
+        log_odds=test.log_odds[grid],
+        accuracy=test.accuracy[grid],
+        decisions=test.decisions[sort],
+    )
     return places[sort].astype(np.int64), test
