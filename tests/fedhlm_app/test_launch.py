@@ -188,7 +188,9 @@ def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom tests.fedhlm_app import test_launch as t\n"
+        # A shell that starts tests in the background has them ignore SIGINT.
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path\nfrom tests.fedhlm_app import test_launch as t\n"
         "try:\n    t.run(Path(sys.argv[1]), 'hang')\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
     )
     command = subprocess.Popen(

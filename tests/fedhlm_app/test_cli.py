@@ -1,0 +1,255 @@
+"""The command line: exit statuses, messages, tables, and that it starts fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fedhlm_app.cli import app
+from fedhlm_app.cli import run as run_module
+from fedhlm_app.cli.progress import shares, watch
+from fedhlm_app.cli.result import figures, result_table
+from fedhlm_app.cli.run import collect, parse_overrides
+from fedhlm_app.launch import LaunchError, RunResult
+from fedhlm_app.runs import RunFolder
+from fedhlm_app.settings import Settings, SettingsError
+from tests.fedhlm_app.launch_apps import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+    # Wide enough that no sentence is broken.
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> Any:
+        return CliRunner().invoke(app, list(words))
+
+    return call
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Settings]]:
+    """Let the next launch end in the given way, and return the settings it was called with."""
+
+    def prepare(status: str = "finished:completed", error: BaseException | None = None) -> Any:
+        seen: list[Settings] = []
+
+        def launch(settings: Settings, **_: object) -> RunResult:
+            seen.append(settings)
+            if error is not None:
+                raise error
+            done = status == "finished:completed"
+            return RunResult(
+                folder=RunFolder.create(settings, {}),
+                status=status,
+                details="" if done else "Simulation failed with exception: no clients",
+                errors=() if done else ("RuntimeError: no clients", "ValueError: because"),
+                summary=summary(settings) if done else None,
+                seconds=1.0,
+            )
+
+        monkeypatch.setattr(run_module, "launch", launch)
+        return seen
+
+    monkeypatch.setattr(run_module, "_check_before_start", lambda settings: None)
+    return prepare
+
+
+def test_a_good_run_shows_its_result(fedhlm: Any, ending: Any, tmp_path: Path) -> None:
+    seen = ending()
+    answer = fedhlm(
+        "run", "-n", "4", "-r", "2", "--name", "try", "-s", "clusters=2", "-s", "seed=3"
+    )
+    assert answer.exit_code == 0, answer.output
+    assert (seen[0].clients, seen[0].rounds, seen[0].clusters, seen[0].seed) == (4, 2, 2, 3)
+    assert Path(seen[0].run_dir) == tmp_path / "runs"
+    assert "token resolution rate" in answer.stdout and "run folder" in answer.stdout
+    assert "4 clients in 2 clusters, 2 rounds" in answer.stderr
+
+
+def test_json_goes_to_standard_output_alone(fedhlm: Any, ending: Any) -> None:
+    ending()
+    answer = fedhlm("run", "--json")
+    found = json.loads(answer.stdout)
+    assert found["status"] == "finished:completed" and found["summary"]["clients"] == 20
+
+
+def test_a_failed_run_exits_1_with_the_reason(fedhlm: Any, ending: Any) -> None:
+    ending("finished:failed")
+    answer = fedhlm("run")
+    assert answer.exit_code == 1 and answer.stdout == ""
+    assert "the run failed (finished:failed)" in answer.stderr
+    assert "ValueError: because" in answer.stderr and "flower.log" in answer.stderr
+    ending("finished:failed")
+    answer = fedhlm("run", "--json")
+    assert answer.exit_code == 1 and json.loads(answer.stdout)["summary"] is None
+
+
+def test_flower_that_cannot_start_exits_1(fedhlm: Any, ending: Any) -> None:
+    ending(error=LaunchError("the SuperLink died"))
+    answer = fedhlm("run")
+    assert answer.exit_code == 1 and "fedhlm: the SuperLink died" in answer.stderr
+
+
+def test_ctrl_c_exits_130(fedhlm: Any, ending: Any) -> None:
+    ending(error=KeyboardInterrupt())
+    assert fedhlm("run").exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--set", "client=3"], "unknown setting 'client'; did you mean 'clients'?"),
+        (["--clients", "0"], "setting 'clients' = 0 is not allowed"),
+        (["--set", "clients"], "--set 'clients': must be key=value"),
+        (["--set", "=3"], "--set '=3': must be key=value"),
+        (["--set", "seed=3", "--set", "seed=4"], "given as both '3' and '4'"),
+        (["--clients", "5", "--set", "clients=6"], "setting 'clients' is given twice"),
+        (["--clients", "2"], "at most one cluster per client"),
+        (["--set", "slm=./nowhere"], "nowhere': no such file or folder"),
+        (["--resume", "gone"], "setting 'resume'"),
+    ],
+)
+def test_bad_settings_exit_2_and_start_nothing(
+    fedhlm: Any, ending: Any, tmp_path: Path, words: list[str], says: str
+) -> None:
+    seen = ending()
+    answer = fedhlm("run", *words)
+    assert answer.exit_code == 2 and answer.stdout == ""
+    assert says in answer.stderr
+    assert all(line.startswith("fedhlm: ") for line in answer.stderr.splitlines())
+    assert seen == [] and list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_work_exits_2(
+    fedhlm: Any, ending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = ending()
+
+    def refuse(settings: Settings) -> None:
+        raise ValueError("dataset 'x' has no column 'text'")
+
+    monkeypatch.setattr(run_module, "_check_before_start", refuse)
+    answer = fedhlm("run")
+    assert answer.exit_code == 2 and "no column 'text'" in answer.stderr and seen == []
+
+
+def test_the_environment_is_read(fedhlm: Any, ending: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = ending()
+    monkeypatch.setenv("FEDHLM_ROUNDS", "9")
+    monkeypatch.setenv("FEDHLM_SEED", "5")
+    assert fedhlm("run", "--rounds", "30").exit_code == 0
+    assert (seen[0].rounds, seen[0].seed) == (30, 5)
+
+
+def test_overrides_keep_what_follows_the_first_equals_sign() -> None:
+    assert parse_overrides(["dataset=a=b", " seed =1"]) == {"dataset": "a=b", "seed": "1"}
+    with pytest.raises(SettingsError, match="key=value"):
+        collect({}, ["x"])
+
+
+def test_settings_are_listed_in_three_forms(fedhlm: Any) -> None:
+    table = fedhlm("settings").stdout
+    assert all(name in table for name in Settings.defaults())
+    assert fedhlm("settings", "--markdown").stdout.count("\n| `") == len(Settings.defaults())
+    assert fedhlm("settings", "--toml").stdout in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def test_the_report_of_the_newest_run(fedhlm: Any, tmp_path: Path) -> None:
+    assert fedhlm("report").exit_code == 2
+    settings = Settings.from_sources({"run-dir": str(tmp_path / "runs")}, {})
+    folder = RunFolder.create(settings, {})
+    folder.write_summary(summary(settings))
+    answer = fedhlm("report")
+    assert answer.exit_code == 0 and "certificate" in answer.stdout
+    assert (folder.path / "report.html").is_file()
+    assert fedhlm("report", str(folder.path)).exit_code == 0
+    answer = fedhlm("report", str(tmp_path))
+    assert answer.exit_code == 2 and "is not a run folder" in answer.stderr
+
+
+def test_the_environment_report_names_the_versions(fedhlm: Any) -> None:
+    lines = dict(line.split(maxsplit=1) for line in fedhlm("env").stdout.splitlines())
+    assert {"system", "cores", "memory", "accelerator", "python", "flwr", "torch"} <= lines.keys()
+
+
+def test_the_result_table_counts_and_shares() -> None:
+    found = summary(Settings()) | {
+        "tokens": 100,
+        "resolution": {"local": 50, "cache": 0, "peer": 10, "edge": 0, "llm_accepted": 25,
+                       "llm_resampled": 15, "unresolved": 0},
+        "trr": 0.6,
+    }  # fmt: skip
+    rows = {row[0].strip(): row[1:] for row in figures(found) if row is not None}
+    assert rows["from peers"] == ("10", "10.00%")
+    assert rows["LLM: draft replaced"] == ("15", "15.00%")
+    assert rows["token resolution rate"][0] == "60.00%"
+    assert "from the device's cache" not in rows
+    assert rows["accuracy, tokens"][0] == "-"
+    assert rows["bytes up"] == ("10", "0.10 per token")
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(result_table(found, "/somewhere"))
+    assert "/somewhere" in console.export_text()
+
+
+def test_progress_is_a_line_per_round_where_there_is_no_terminal() -> None:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    with watch(console, Settings()) as listen:
+        listen(None)
+        counts = {"local": 3, "llm_accepted": 1}
+        for _ in range(2):
+            listen({"round": 1, "rounds": 2, "counts": counts})
+        listen({"round": 2, "rounds": 2, "counts": counts})
+    lines = console.export_text().splitlines()
+    assert lines[-2:] == [
+        "round 1/2: 4 tokens, 25.0% asked the LLM",
+        "round 2/2: 4 tokens, 25.0% asked the LLM",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal() -> None:
+    console = Console(width=120, record=True, force_terminal=True, file=open("/dev/null", "w"))
+    with watch(console, Settings()) as listen:
+        listen({"round": 15, "rounds": 30, "counts": {"local": 4}})
+        time.sleep(0.3)
+    assert "15/30" in console.export_text()
+
+
+def test_no_tokens_yet() -> None:
+    assert shares({"round": 1, "rounds": 2, "counts": {}}) == "no tokens yet"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom fedhlm_app.cli import main\nsys.argv = ['fedhlm', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'flwr', 'ray', 'transformers', 'pydantic', 'datasets', 'numpy'}\n"
+        "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or 0)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0 and answer.stderr.strip() == "", answer.stderr
+
+
+def test_pair_is_mounted(fedhlm: Any) -> None:
+    answer = fedhlm("pair", "--help")
+    assert answer.exit_code == 0 and "train" in answer.stdout
+    assert "pair" in fedhlm("--help").stdout
