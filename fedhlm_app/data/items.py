@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedhlm_app.data.text import join_text, label_slug
+from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
 from fedhlm_assets import asset_path
 
 if TYPE_CHECKING:
@@ -140,15 +140,15 @@ def _load_items(
     """Read, find the columns, and clean."""
     if split not in _NEAREST:
         raise DataError(f"split = {split!r} is unknown; allowed are {', '.join(_NEAREST)}")
-    name = f"{dataset} ({split})"
+    name, is_ag_news = f"{dataset} ({split})", False
     if dataset == BUILTIN:
         name = BUILTIN
         raw = _read_builtin()
         text_column = text_column or "title,text"
         label_column, label_names = label_column or "topic", label_names or _TOPICS
     elif _is_local(dataset):
-        raw, found_names = _read_local(Path(dataset).expanduser(), split)
-        label_names = label_names or found_names
+        raw, is_ag_news = _read_local(Path(dataset).expanduser(), split)
+        label_names = label_names or (_TOPICS if is_ag_news else ())
     else:
         raw = _read_hub(dataset, split)
     texts = _find_columns(
@@ -159,10 +159,19 @@ def _load_items(
         raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
     if not label_names:
         label_names = tuple(getattr(raw.features[label[0]], "names", None) or ())
-    columns = [raw[column] for column in texts]
-    fields = [[str(value or "") for value in row] for row in zip(*columns, strict=True)]
-    labels, names = _encode_labels(list(raw[label[0]]), label_names, name)
-    return items_from_rows(name, [join_text(row) for row in fields], labels, names)
+    values = list(raw[label[0]])
+    if is_ag_news and label == _AG_NEWS_COLUMNS[:1]:
+        values = [value - 1 for value in values]  # its classes count from 1
+    labels, names = _encode_labels(values, label_names, name)
+    # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
+    # one cleaned copy rather than clean the whole dataset once each.
+    cleaned = raw.map(
+        _clean_batch,
+        batched=True,
+        remove_columns=raw.column_names,
+        fn_kwargs={"columns": texts, "rules": CLEANING_RULES},
+    )
+    return _items(name, cleaned.add_column("label", labels), names)
 
 
 def has_splits(dataset: str) -> bool:
@@ -182,13 +191,24 @@ def items_from_rows(
     """
     from datasets import Dataset
 
-    kept = [row for row, text in enumerate(texts) if text]
+    columns = {"text": list(texts), "label": [int(label) for label in labels]}
+    return _items(name, Dataset.from_dict(columns), tuple(label_names))
+
+
+def _items(name: str, table: Dataset, label_names: tuple[str, ...]) -> Items:
+    """Leave out empty texts."""
+    kept = [row for row, text in enumerate(table["text"]) if text]
     if not kept:
         raise DataError(f"dataset = {name} holds no text; at least one item is needed")
-    table = Dataset.from_dict(
-        {"text": [texts[row] for row in kept], "label": [int(labels[row]) for row in kept]}
-    )
-    return Items(name, table, tuple(label_names))
+    return Items(name, table if len(kept) == len(table) else table.select(kept), label_names)
+
+
+def _clean_batch(
+    batch: dict[str, list[Any]], columns: list[str], rules: int
+) -> dict[str, list[str]]:
+    """Clean and join some rows; ``rules`` only tells caches of other rules apart."""
+    rows = zip(*(batch[column] for column in columns), strict=True)
+    return {"text": [join_text([str(value or "") for value in row]) for row in rows]}
 
 
 def _read_builtin() -> Dataset:
@@ -216,8 +236,8 @@ def _is_local(dataset: str) -> bool:
     )
 
 
-def _read_local(path: Path, split: str) -> tuple[Dataset, tuple[str, ...]]:
-    """Read a file, or a folder's file for the split; also its label names where it is AG News."""
+def _read_local(path: Path, split: str) -> tuple[Dataset, bool]:
+    """Read a file, or a folder's file for the split, and tell whether it is AG News' own."""
     if not path.exists():
         raise DataError(
             f"dataset = {str(path)!r} does not exist; give a file, a folder or a hub name"
@@ -225,17 +245,15 @@ def _read_local(path: Path, split: str) -> tuple[Dataset, tuple[str, ...]]:
     file = path if path.is_file() else _file_of_split(path, split)
     kind = _suffix(file)
     if kind in (".jsonl", ".jsonl.gz"):
-        return _read_files("json", [str(file)]), ()
+        return _read_files("json", [str(file)]), False
     if kind == ".parquet":
-        return _read_files("parquet", [str(file)]), ()
+        return _read_files("parquet", [str(file)]), False
     separator = "\t" if kind.startswith(".tsv") else ","
     options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
     if _is_ag_news(file, separator):
         raw = _read_files("csv", [str(file)], column_names=_AG_NEWS_COLUMNS, **options)
-        # AG News counts its classes from 1.
-        zero_based = raw.map(lambda row: {"class": row["class"] - 1}, keep_in_memory=True)
-        return zero_based, _TOPICS
-    return _read_files("csv", [str(file)], **options), ()
+        return raw, True
+    return _read_files("csv", [str(file)], **options), False
 
 
 def _file_of_split(folder: Path, split: str) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["clean_text", "join_text", "label_slug"]
+__all__ = ["CLEANING_RULES", "clean_text", "join_text", "label_slug"]
+
+CLEANING_RULES = 1
+"""Raised whenever :func:`clean_text` or :func:`join_text` gives another text."""
 
 # AG News writes entities without their ampersand ("#39;s", "#36;2.6 billion").
 _BARE_ENTITY = re.compile(r"(?<!&)#(\d{1,5});")
