@@ -26,10 +26,10 @@ from clients.feedback import Feedback
 from clients.router_model import (
     RouterLearning,
     RouterModel,
-    StepFeatures,
     adam_steps,
     minibatch_gradient,
 )
+from clients.step_features import StepFeatures
 from fedhlm_app.pair.load import load_slm
 from hlm.risk import conformal_threshold, prompt_curves, risk_at, threshold_grid
 from hlm.uncertainty import closed_form, disagreement, entropy

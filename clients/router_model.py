@@ -1,35 +1,25 @@
-"""A learned router: predicts beta of a draft from what the small model's step already yields.
+"""A learned router: predicts beta of a draft from the features of its step.
 
 The router takes the place of the uncertainty ``u``: its score lies in [0, 1], a draft is kept if
 the score is at most the policy's threshold, and that threshold is calibrated by the same certified
 rule (:mod:`clients.sums`). Model and threshold are one flat float64 array, so any federated
-strategy can carry them.
-
-Features of a step cost no further pass: the draft's uncertainty at several temperatures, margin,
-entropy and tail masses of the law, position, a projection of the last hidden state, and the
-drafted token's own embedding. The projections are drawn from a fixed seed, so all clients see the
-same coordinates without exchanging them.
+strategy can carry them. The features are those of :mod:`clients.step_features`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clients.feedback import Feedback
 
 __all__ = [
-    "SCALAR_FEATURES",
     "RouterLearning",
     "RouterModel",
-    "StepFeatures",
     "adam_steps",
     "minibatch_gradient",
     "rescored",
@@ -37,127 +27,6 @@ __all__ = [
 
 Vector = NDArray[np.float64]
 Features = NDArray[np.float32]
-
-_TEMPERATURES = (0.5, 1.0, 1.5, 2.0)
-_TAILS = (2, 3, 5, 10, 32)
-
-SCALAR_FEATURES = (
-    "log-top-1",
-    "log-top-2",
-    "log-top-3",
-    "log-margin",
-    "entropy",
-    *(f"closed-form-{temperature}" for temperature in _TEMPERATURES),
-    *(f"log-tail-{size}" for size in _TAILS),
-    "log-draft",
-    "position",
-    "log-position",
-)
-"""Names of the leading columns of :class:`StepFeatures`, in order; natural logarithms."""
-
-# Mean and standard deviation of those columns on AG News with the built-in small model. They only
-# bring columns to a common size, so another model or text shifts them without harm.
-_MEAN: tuple[float, ...] = (-1.63, -2.83, -3.38, 1.2, 3.86, 0.39, 0.7, 0.87, 0.95)
-_MEAN += (-0.81, -0.95, -1.12, -1.35, -1.81, -1.63, 0.69, 3.27)
-_SCALE: tuple[float, ...] = (0.99, 1.02, 1.06, 1.43, 1.72, 0.29, 0.28, 0.18, 0.09)
-_SCALE += (1.18, 1.31, 1.44, 1.5, 1.56, 0.99, 0.44, 0.92)
-
-_LEAST_TAIL = 1e-6
-
-
-@dataclass(frozen=True)
-class StepFeatures:
-    """Turns one step of the small model into what the router sees.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width of the hidden state, >= 1.
-    projection : int
-        Columns kept of the hidden state, and again of the draft's embedding: all of them if
-        ``hidden_size`` is no larger, a Gaussian random projection otherwise. 0 leaves both out.
-    embedding_size : int
-        Width of the token embeddings; 0 leaves the drafted token's identity out.
-    seed : int
-        Seed of the projections, the same on every client.
-    """
-
-    hidden_size: int
-    projection: int = 128
-    embedding_size: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("hidden_size", 1), ("projection", 0), ("embedding_size", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
-    @property
-    def count(self) -> int:
-        """Number of columns f."""
-        hidden = min(self.hidden_size, self.projection)
-        return len(SCALAR_FEATURES) + hidden + min(self.embedding_size, self.projection)
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        logits: Tensor,
-        hidden: Tensor,
-        draft: Tensor,
-        positions: Tensor,
-        embeddings: Tensor | None = None,
-    ) -> Features:
-        """Features of each row of a step.
-
-        Parameters
-        ----------
-        logits : float [rows, vocab]
-            Raw logits, vocab >= 2.
-        hidden : float [rows, hidden_size]
-            Last hidden state, the one the logits come from.
-        draft : int64 [rows]
-            Drafted token.
-        positions : int64 [rows]
-            Number of tokens before the drafted one.
-        embeddings : float [vocab, embedding_size], optional
-            Input embeddings of the small model; needed if ``embedding_size`` > 0.
-
-        Returns
-        -------
-        float32 [rows, f]
-            Finite for finite input.
-
-        Raises
-        ------
-        ValueError
-            On shapes that disagree.
-        """
-        rows = len(logits)
-        if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ValueError(f"logits must be [rows, vocab >= 2], got {tuple(logits.shape)}")
-        if hidden.shape != (rows, self.hidden_size):
-            raise ValueError(
-                f"hidden must be [{rows}, {self.hidden_size}], got {tuple(hidden.shape)}"
-            )
-        if draft.shape != (rows,) or positions.shape != (rows,):
-            raise ValueError(f"draft and positions must be [{rows}]")
-        columns = [_scalars(logits.float(), draft, positions.float())]
-        if self.projection:
-            columns.append(self._project(hidden.float(), 0))
-        if self.projection and self.embedding_size:
-            if embeddings is None or embeddings.shape[1] != self.embedding_size:
-                raise ValueError(f"embeddings must be [vocab, {self.embedding_size}]")
-            columns.append(self._project(embeddings[draft].float(), 1))
-        return torch.cat(columns, dim=1).cpu().numpy()
-
-    def _project(self, vectors: Tensor, stream: int) -> Tensor:
-        # Root mean square 1 a row, so that models with other norms give features of one size.
-        size = vectors.pow(2).mean(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
-        unit = vectors / size
-        if vectors.shape[1] <= self.projection:
-            return unit
-        matrix = _projection(vectors.shape[1], self.projection, self.seed, stream)
-        return unit @ matrix.to(unit.device)
 
 
 @dataclass(frozen=True)
@@ -395,37 +264,6 @@ def rescored(model: RouterModel, policy: Vector, feedback: Feedback) -> Feedback
     if feedback.features is None:
         raise ValueError("the learned router needs feedback with features")
     return feedback.with_scores(model.score(policy[1:], feedback.features))
-
-
-def _scalars(logits: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
-    """Leading columns, standardised: float32 [rows, len(SCALAR_FEATURES)]."""
-    log_law = torch.log_softmax(logits, dim=1)
-    law = log_law.exp()
-    largest = law.topk(min(max(_TAILS), logits.shape[1]), dim=1).values
-    top = largest.new_full((len(logits), 3), _LEAST_TAIL)
-    top[:, : largest.shape[1]] = largest[:, :3]
-    log_top = top.clamp_min(_LEAST_TAIL).log()
-    columns = [log_top[:, 0], log_top[:, 1], log_top[:, 2], log_top[:, 0] - log_top[:, 1]]
-    columns.append(-torch.xlogy(law, law).sum(dim=1))
-    for temperature in _TEMPERATURES:
-        heated = torch.softmax(logits / temperature, dim=1)
-        columns.append(1 - heated.gather(1, draft[:, None])[:, 0])
-    mass = largest.cumsum(dim=1)
-    for size in _TAILS:
-        tail = 1 - mass[:, min(size, mass.shape[1]) - 1]
-        columns.append(tail.clamp_min(_LEAST_TAIL).log())
-    columns.append(log_law.gather(1, draft[:, None])[:, 0].clamp_min(-30.0))
-    columns += [positions / 50, torch.log1p(positions)]
-    raw = torch.stack(columns, dim=1)
-    return (raw - raw.new_tensor(_MEAN)) / raw.new_tensor(_SCALE)
-
-
-@lru_cache(maxsize=8)
-def _projection(size: int, columns: int, seed: int, stream: int) -> Tensor:
-    """Gaussian projection float32 [size, columns] that keeps the size of a unit entry."""
-    # numpy's generator gives the same numbers on every platform, torch's need not.
-    matrix = np.random.default_rng([seed, stream]).standard_normal((size, columns))
-    return torch.from_numpy((matrix / np.sqrt(size)).astype(np.float32))
 
 
 def _sigmoid(logit: Vector) -> Vector:

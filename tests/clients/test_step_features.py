@@ -1,0 +1,95 @@
+"""Features of a step of the small model."""
+
+import numpy as np
+import pytest
+import torch
+
+from clients.step_features import SCALAR_FEATURES, StepFeatures
+
+
+def step(rows: int, vocab: int, width: int, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, vocab, generator=generator)
+    hidden = torch.randn(rows, width, generator=generator)
+    positions = torch.randint(0, 90, (rows,), generator=generator)
+    return logits, hidden, logits.argmax(1), positions
+
+
+def test_scalar_features_before_standardising() -> None:
+    logits, hidden, draft, positions = step(6, 50, 4, 0)
+    columns = StepFeatures(4, projection=0)
+    features = columns(logits, hidden, draft, positions)
+    assert features.dtype == np.float32 and features.shape == (6, columns.count)
+    assert columns.count == len(SCALAR_FEATURES)
+    np.testing.assert_array_equal(columns(logits, hidden, draft, positions.numpy()), features)
+    # Differences between rows cancel the fixed mean; the fixed scale is found from one column.
+    named = dict(zip(SCALAR_FEATURES, features.T, strict=True))
+    law = torch.softmax(logits, 1).sort(1, descending=True).values
+    expected = {
+        "log-top-1": law[:, 0].log(),
+        "log-top-2": law[:, 1].log(),
+        "log-margin": law[:, 0].log() - law[:, 1].log(),
+        "entropy": -(law * law.log()).sum(1),
+        "closed-form-1.0": 1 - law[:, 0],
+        "closed-form-2.0": 1 - torch.softmax(logits / 2, 1).amax(1),
+        "log-tail-10": (1 - law[:, :10].sum(1)).log(),
+        "log-draft": law[:, 0].log(),
+        "position": positions / 50,
+    }
+    for name, values in expected.items():
+        raw = values.double().numpy()
+        slope, intercept = np.polyfit(raw, named[name].astype(np.float64), 1)
+        assert slope > 0, name
+        np.testing.assert_allclose(slope * raw + intercept, named[name], atol=2e-3, err_msg=name)
+
+
+def test_features_do_not_depend_on_the_batch_and_stay_finite() -> None:
+    logits, hidden, draft, positions = step(9, 40, 300, 1)
+    columns = StepFeatures(300, projection=16)
+    together = columns(logits, hidden, draft, positions)
+    for row in range(9):
+        one = slice(row, row + 1)
+        alone = columns(logits[one], hidden[one], draft[one], positions[one])
+        np.testing.assert_allclose(alone, together[one], rtol=1e-5, atol=1e-5)
+    # A law on one token, a vocabulary below the largest tail, and a zero hidden state.
+    sure = columns(
+        torch.tensor([[1e4, 0.0]]), torch.zeros(1, 300), torch.tensor([1]), torch.tensor([0])
+    )
+    assert np.isfinite(sure).all()
+
+
+def test_projection_and_embedding_columns() -> None:
+    logits, hidden, draft, positions = step(5, 30, 64, 2)
+    embeddings = torch.randn(30, 48, generator=torch.Generator().manual_seed(3))
+    small = StepFeatures(64, projection=64, embedding_size=48)
+    features = small(logits, hidden, draft, positions, embeddings)
+    assert features.shape[1] == small.count == len(SCALAR_FEATURES) + 64 + 48
+    kept = features[:, len(SCALAR_FEATURES) : -48]
+    np.testing.assert_allclose(
+        kept, (hidden / hidden.pow(2).mean(1, keepdim=True).sqrt()).numpy(), rtol=1e-5
+    )
+    wide = StepFeatures(64, projection=20, embedding_size=48, seed=1)
+    first = wide(logits, hidden, draft, positions, embeddings)
+    assert first.shape[1] == wide.count == len(SCALAR_FEATURES) + 40
+    again = StepFeatures(64, 20, 48, 1)(logits, hidden, draft, positions, embeddings)
+    np.testing.assert_array_equal(first, again)
+    other = StepFeatures(64, 20, 48, 2)(logits, hidden, draft, positions, embeddings)
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(
+        first[:, : len(SCALAR_FEATURES)], other[:, : len(SCALAR_FEATURES)]
+    )
+
+
+def test_bad_shapes_are_refused() -> None:
+    logits, hidden, draft, positions = step(3, 20, 8, 5)
+    columns = StepFeatures(8, 8, embedding_size=4)
+    with pytest.raises(ValueError, match="hidden"):
+        columns(logits, hidden[:, :4], draft, positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="embeddings"):
+        columns(logits, hidden, draft, positions)
+    with pytest.raises(ValueError, match="draft"):
+        columns(logits, hidden, draft[:2], positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="logits"):
+        columns(logits[:, :1], hidden, draft, positions, torch.zeros(20, 4))
+    with pytest.raises(ValueError, match="hidden_size"):
+        StepFeatures(0)
