@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fedhlm_app.pair.packing import read_packed
+from fedhlm_app.pair.packing import PACKED_FORMAT, read_packed
 from fedhlm_assets import asset_path
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PairError",
     "check_context",
     "check_same_tokenizer",
+    "has_topic_token",
     "label_token",
     "label_tokens",
     "load_llm",
@@ -299,10 +301,6 @@ def _cached_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreT
 
 def _is_packed(folder: Path) -> bool:
     """Tell whether a folder holds weights of the packed format."""
-    from safetensors import safe_open
-
-    from fedhlm_app.pair.packing import PACKED_FORMAT
-
     weights = folder / "model.safetensors"
     if not weights.is_file():
         return False
