@@ -170,7 +170,7 @@ class SketchIndex:
         """The k nearest entries of every question (uint8 [n, key_bytes])."""
         count = self._used
         if self._faiss is not None and count > self.size.exact_below:
-            slots, distances = self._faiss.search(queries, k)
+            slots, distances = self._faiss.search(queries, k, self._alive)
             there = slots >= 0
             alive = there & self._alive[np.where(there, slots, 0)]
             distances = np.where(alive, distances, NOWHERE)
@@ -183,7 +183,7 @@ class SketchIndex:
                 slots = np.broadcast_to(np.arange(count), distances.shape)
             distances = np.take_along_axis(distances, slots, axis=1)
         slots = np.where(distances == NOWHERE, -1, slots)
-        order = np.lexsort((slots, distances), axis=1)
+        order = np.lexsort((slots, distances), axis=1)[:, :k]
         return Neighbours(
             np.take_along_axis(slots, order, axis=1),
             np.take_along_axis(distances, order, axis=1),
@@ -250,6 +250,7 @@ class _InvertedFile:
     """
 
     LONGEST_TAIL = 4096
+    SPARE = 4
     MOST_LISTS = 1024  # filing an entry compares it with every list: more cost more than they save
 
     def __init__(self, key_bytes: int, lists_probed: int) -> None:
@@ -282,10 +283,11 @@ class _InvertedFile:
             self._file_tail(keys)
         self._tail_keys = keys[self._tail]
 
-    def search(self, queries: Sketches, k: int) -> tuple[IntArray, IntArray]:
-        """Slots and distances int64 [n, <= 2k]; -1 and `NOWHERE` where there are fewer."""
+    def search(self, queries: Sketches, k: int, alive: BoolArray) -> tuple[IntArray, IntArray]:
+        """Slots and distances int64 [n, at least k]; -1 and `NOWHERE` where there are fewer."""
         near = np.ascontiguousarray(queries)
-        distances, numbers = self._file.search(near, k)
+        # Replaced entries are still in the file and must not crowd out those that count.
+        distances, numbers = self._file.search(near, self.SPARE * k)
         numbers = numbers.astype(np.int64)
         slots = np.where(numbers < 0, -1, self._slot_of[np.maximum(numbers, 0)])
         gone = (numbers < 0) | (self._number_of[slots] != numbers)
@@ -293,6 +295,7 @@ class _InvertedFile:
         found = [np.where(gone, -1, slots)]
         if len(self._tail):
             tail = hamming(near, self._tail_keys)
+            tail[:, ~alive[self._tail]] = NOWHERE
             best = np.argpartition(tail, min(k, tail.shape[1]) - 1, axis=1)[:, :k]
             parts.append(np.take_along_axis(tail, best, axis=1))
             found.append(self._tail[best])

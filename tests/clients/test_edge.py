@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clients.edge import EdgeLinkConfig, EdgeResolver
+from clients.opportunistic import OpportunisticConfig, OpportunisticRule, Price
+from clients.records import Stage, Traffic
+from clients.resolving import resolve_in_turn
+from clients.uplink import LinkDown
+from hlm.peers import SketchMaker
+from servers.edge import EdgeConfig, EdgeServer
+from tests.escalations import Oracle, escalate, run
+
+VOCAB, SIZE = 40, 24
+EMBEDDINGS = np.random.default_rng(3).normal(size=(VOCAB, SIZE)).astype(np.float32)
+
+
+class Link:
+    def __init__(self, edge):
+        self.edge, self.down, self.calls, self.bytes = edge, False, 0, 0
+
+    def exchange(self, payload):
+        self.calls += 1
+        if self.down:
+            raise LinkDown("cut by the test")
+        answer = self.edge.handle(payload)
+        self.bytes += len(payload) + len(answer)
+        return answer
+
+
+def contexts(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, SIZE)).astype(np.float32)
+
+
+def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, **options):
+    edge = edge or EdgeServer(0, EMBEDDINGS, EdgeConfig(mode=mode, min_peers=1))
+    links = [Link(edge) for _ in range(clients)]
+    resolvers = [
+        EdgeResolver(
+            links[client],
+            EdgeLinkConfig(client, VOCAB, size or clients, mode, first_pause=pause),
+            SketchMaker(SIZE),
+            **options,
+        )
+        for client in range(clients)
+    ]
+    return edge, links, resolvers
+
+
+def test_what_one_device_had_verified_serves_the_other():
+    _, links, (first, second) = cluster()
+    keys, truth, traffic = contexts(6), np.arange(6), Traffic()
+    _, oracle = run(first, keys, np.zeros(6), truth, traffic)
+    assert oracle.rows == 6
+    first.flush(traffic)
+    final, oracle = run(second, keys, np.zeros(6), truth, traffic)
+    assert oracle.rows == 0 and final.tokens.tolist() == truth.tolist()
+    assert (final.stages == Stage.PEER).all()
+    assert traffic.edge == sum(link.bytes for link in links) and traffic.failures == 0
+
+
+def test_own_tokens_do_not_come_back():
+    _, _, (first, _) = cluster()
+    keys, truth = contexts(6), np.arange(6)
+    for _ in range(3):
+        final, oracle = run(first, keys, np.zeros(6), truth)
+        assert oracle.rows == 6 and not (final.stages == Stage.PEER).any()
+
+
+def test_alone_it_never_asks():
+    _, (link,), (only,) = cluster(1)
+    run(only, contexts(4), np.zeros(4), np.arange(4))
+    only.flush(Traffic())
+    assert link.calls == 0 and only.alone
+
+
+def test_tokens_learnt_travel_with_the_next_question():
+    edge, (link, _), (first, _) = cluster()
+    run(first, contexts(4), np.zeros(4), np.arange(4))
+    assert len(edge.index) == 0
+    run(first, contexts(4, 1), np.zeros(4), np.arange(4))
+    assert link.calls == 2 and len(edge.index) == 4
+
+
+def test_waiting_tokens_travel_on_their_own_when_there_are_many():
+    edge, (link, _), (first, _) = cluster()
+    run(first, contexts(70), np.zeros(70), np.zeros(70))
+    assert link.calls == 2 and len(edge.index) == 70
+
+
+def test_neighbouring_clusters_give_the_stage_edge():
+    far, _, (other, _) = cluster()
+    keys = contexts(3)
+    traffic = Traffic()
+    run(other, keys, np.zeros(3), np.arange(3), traffic)
+    other.flush(traffic)
+    near = EdgeServer(1, EMBEDDINGS, EdgeConfig(min_peers=1), neighbours=[Link(far)])
+    _, _, (asker, _) = cluster(edge=near)
+    final, _ = run(asker, keys, np.zeros(3), np.arange(3))
+    assert (final.stages == Stage.EDGE).all() and final.tokens.tolist() == [0, 1, 2]
+
+
+def test_while_the_edge_is_down_tokens_go_to_the_llm_and_it_comes_back():
+    edge, (link, other_link), (first, second) = cluster(pause=30.0)
+    keys, truth, traffic = contexts(5), np.arange(5), Traffic()
+    link.down = True
+    final, oracle = run(first, keys, np.zeros(5), truth, traffic)
+    assert oracle.rows == 5 and final.tokens.tolist() == truth.tolist()
+    assert traffic.failures == 1 and traffic.edge == 0
+    run(first, keys, np.zeros(5), truth, traffic)
+    first.flush(traffic)
+    assert link.calls == 1 and first.asleep  # left alone
+    link.down = False
+    first._asleep_until = 0.0
+    edge.clear()
+    # It has lost its memory, and the tokens that waited refill it.
+    run(first, contexts(1, 5), [0], [0], traffic)
+    final, _ = run(second, keys, np.zeros(5), truth, traffic)
+    assert (final.stages == Stage.PEER).all() and other_link.calls == 1
+
+
+def test_waiting_tokens_are_bounded_while_the_edge_is_away():
+    _, (link, _), (first, _) = cluster(pause=0.0)
+    link.down = True
+    for seed in range(60):
+        run(first, contexts(50, seed), np.zeros(50), np.zeros(50))
+    assert len(first._waiting) == 4 * 512
+
+
+def test_an_answer_that_is_none_counts_as_a_failure():
+    _, (link, _), (first, _) = cluster()
+    link.exchange = lambda payload: b"\xff\xff"
+    traffic = Traffic()
+    _, oracle = run(first, contexts(2), [0, 0], [1, 2], traffic)
+    assert oracle.rows == 2 and traffic.failures >= 1
+
+
+def test_contexts_that_are_not_finite_are_neither_asked_nor_shared():
+    edge, _, (first, _) = cluster()
+    keys = contexts(3)
+    keys[1, 0] = np.nan
+    traffic = Traffic()
+    run(first, keys, np.zeros(3), np.arange(3), traffic)
+    first.flush(traffic)
+    assert first.rows_asked == 2 and len(edge.index) == 2 and edge.stats.refused == 0
+
+
+def test_audits_count_wrong_hits_and_close_the_tier():
+    _, _, (first, second) = cluster(audit_rate=0.5, max_false_hits=0.2)
+    keys, traffic = contexts(200), Traffic()
+    run(first, keys, np.zeros(200), np.ones(200), traffic)
+    first.flush(traffic)
+    final, oracle = run(second, keys, np.zeros(200), np.full(200, 2), traffic)
+    hits = second.tier.false_hits
+    assert 60 < hits.checked == hits.wrong == oracle.rows < 140
+    assert (final.stages == Stage.PEER).sum() == 200 - oracle.rows
+    assert second.tier.closed
+    asked = second.rows_asked
+    final, oracle = run(second, keys, np.zeros(200), np.full(200, 2), traffic)
+    assert oracle.rows == 200 and second.rows_asked - asked < 140
+
+
+def test_paper_mode_asks_by_step_and_shares_no_context():
+    edge, _, resolvers = cluster(3, "paper")
+    assert not resolvers[0].needs_hidden
+    for client, resolver in enumerate(resolvers):
+        final, _ = run(resolver, None, [7], [9], step=4)
+        # Nobody has drafted before the first; the others agree on token 7, right or wrong.
+        assert final.stages[0] == (Stage.PEER if client else Stage.LLM_RESAMPLED)
+    final, _ = run(resolvers[0], None, [7], [9], step=5)
+    assert final.stages[0] == Stage.LLM_RESAMPLED and len(edge.index) == 0
+
+
+def ms_rule():
+    return OpportunisticRule(
+        OpportunisticConfig(edge=Price(per_message=5), llm=Price(per_message=60))
+    )
+
+
+def test_the_rule_stops_asking_where_peers_know_nothing():
+    _, _, resolvers = cluster(2)
+    for resolver in resolvers:
+        resolver.rule = ms_rule()
+    asked = []
+    for round_index in range(12):
+        before = sum(resolver.rows_asked for resolver in resolvers)
+        for client, resolver in enumerate(resolvers):
+            keys = contexts(40, seed=2 * round_index + client)
+            traffic = Traffic()
+            run(resolver, keys, np.zeros(40), np.arange(40) % VOCAB, traffic)
+            resolver.flush(traffic)
+        asked.append(sum(resolver.rows_asked for resolver in resolvers) - before)
+    assert asked[0] == 80 and max(asked[3:]) <= 8
+
+
+def test_the_rule_goes_on_asking_where_peers_help():
+    _, _, resolvers = cluster(2)
+    for resolver in resolvers:
+        resolver.rule = ms_rule()
+    keys = contexts(30)
+    stages = []
+    for _ in range(6):
+        for resolver in resolvers:
+            final, _ = run(resolver, keys, np.zeros(30), np.arange(30))
+            resolver.flush(Traffic())
+        stages.append((final.stages == Stage.PEER).mean())
+    assert stages[-1] == 1.0
+
+
+def test_state_goes_round():
+    _, _, (first, _) = cluster(rule=ms_rule(), audit_rate=1.0)
+    run(first, contexts(5), np.zeros(5), np.arange(5))
+    _, _, (again, _) = cluster(rule=ms_rule())
+    again.restore(first.state())
+    assert again._number == first._number == 1
+    assert np.array_equal(again.rule.hit_probability, first.rule.hit_probability)
+
+
+def test_large_escalations_are_asked_in_parts():
+    edge, (link, _), (first, _) = cluster()
+    traffic, count = Traffic(), 1100
+    escalation = escalate(contexts(count), np.zeros(count))
+    resolve_in_turn([first, Oracle(np.zeros(count))], escalation, traffic)
+    assert link.calls == 4 and edge.stats.rows == count  # three questions, then the tokens
+
+
+def test_a_sketch_maker_is_needed_by_context():
+    with pytest.raises(ValueError, match="SketchMaker"):
+        EdgeResolver(Link(None), EdgeLinkConfig(0, VOCAB, 2))
+    _, _, (first, _) = cluster()
+    with pytest.raises(ValueError, match="hidden"):
+        run(first, None, [1], [1])

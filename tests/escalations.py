@@ -1,0 +1,66 @@
+"""Escalations put together by hand, for resolvers under test."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from clients.records import Stage, TextBatch, TokenRecords, Traffic
+from clients.resolving import Escalation, Resolution, resolve_in_turn
+from hlm.randomness import DrawKeys
+from hlm.verification import Claim, Draft
+
+
+def escalate(hidden, drafts, uncertainty=0.8, step=0, seed=0):
+    """One row a text: float [n, size] contexts (or None), int [n] drafts."""
+    drafts = np.asarray(drafts, np.int64)
+    rows = np.arange(len(drafts))
+    tokens = torch.from_numpy(drafts)
+    draft = Draft(tokens, torch.ones(len(rows)), torch.zeros(len(rows), 1), Claim(tokens))
+    steps = np.full(len(rows), step)
+    return Escalation(
+        texts=TextBatch([np.array([1])] * len(rows), rows),
+        records=TokenRecords(len(rows), step + 1),
+        rows=rows,
+        steps=steps,
+        positions=steps + 1,
+        draft=draft,
+        keys=DrawKeys(seed, rows.astype(np.uint64), steps + 1),
+        hidden=None if hidden is None else torch.as_tensor(hidden, dtype=torch.float32),
+        uncertainty=np.full(len(rows), float(uncertainty)),
+    )
+
+
+class Oracle:
+    """Stands for the LLM: knows the right token of each row, and counts its bytes."""
+
+    needs_hidden = False
+
+    def __init__(self, truth, bytes_each=10):
+        self.truth = np.asarray(truth, np.int64)
+        self.bytes_each = bytes_each
+        self.rows = 0
+        self.down = False
+
+    def resolve(self, escalation, traffic):
+        resolution = Resolution.none(len(escalation.rows))
+        if self.down:
+            return resolution
+        self.rows += len(escalation.rows)
+        traffic.messages += 1
+        traffic.uplink += self.bytes_each * len(escalation.rows)
+        resolution.tokens[:] = self.truth[escalation.rows]
+        right = resolution.tokens == escalation.draft.tokens.numpy()
+        resolution.stages[:] = np.where(right, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
+        return resolution
+
+    def learn(self, escalation, resolution, traffic):
+        pass
+
+
+def run(resolver, hidden, drafts, truth, traffic=None, **options):
+    """Resolver, then oracle; the final resolution and the oracle."""
+    oracle = Oracle(truth)
+    traffic = Traffic() if traffic is None else traffic
+    escalation = escalate(hidden, drafts, **options)
+    return resolve_in_turn([resolver, oracle], escalation, traffic), oracle
