@@ -140,13 +140,15 @@ class TokenRecords:
         ratio = np.exp(self.log_prob) / np.where(self.probability > 0, self.probability, 1.0)
         return np.asarray(np.clip(1.0 - ratio, 0.0, 1.0))
 
-    def loss(self, greedy: bool) -> FloatArray:
+    def loss(self, shared_draw: bool) -> FloatArray:
         """Loss of keeping the draft, in [0, 1]; NaN where unknown.
 
-        1{draft is not the LLM's choice} in greedy decoding, where both laws are point masses,
-        else eq. 3.
+        1{draft is not the LLM's choice} where that choice is defined (`shared_draw`): in greedy
+        decoding, where both laws are point masses, and for coupled draws, where eq. 3 is not
+        valid (see `hlm.verification.coupled.kept_loss`, whose one-sample estimate this is).
+        Otherwise eq. 3.
         """
-        if not greedy:
+        if not shared_draw:
             return self.ratio_beta()
         return np.where(self.draft_choice < 0, np.nan, 1.0 - self.draft_choice)
 
@@ -165,13 +167,14 @@ class TokenRecords:
             other = np.where(self.token == self.draft, 1.0 - self.ratio_beta(), np.nan)
         return np.where(decided, 1.0, other)
 
-    def kept_loss(self, greedy: bool) -> FloatArray:
+    def kept_loss(self, shared_draw: bool) -> FloatArray:
         """The certificate's terms: loss where the token was never verified, else 0; NaN unknown.
 
-        In greedy decoding a cache's or peer's token that is not the draft counts by itself.
+        With a shared draw a cache's or peer's token that is not the draft counts by itself.
         """
         decided = (self.stage == Stage.LLM_ACCEPTED) | (self.stage == Stage.LLM_RESAMPLED)
-        loss = np.where(self.choice < 0, np.nan, 1.0 - self.choice) if greedy else self.loss(False)
+        own = np.where(self.choice < 0, np.nan, 1.0 - self.choice)
+        loss = own if shared_draw else self.loss(False)
         return np.where(decided, 0.0, loss)
 
     def stage_counts(self) -> dict[str, int]:

@@ -135,8 +135,7 @@ def _device(settings: Settings, client: int, run: int) -> Device:
 
 def figures(routed: Routed, settings: Settings) -> Figures:
     """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
-    greedy = settings.decoding == "greedy"
-    shared_draw = greedy or settings.verifier == "coupled"
+    shared_draw = settings.shared_draw
     traffic = routed.traffic
     sums: dict[str, Any] = {
         "tokens": 0,
@@ -153,7 +152,7 @@ def figures(routed: Routed, settings: Settings) -> Figures:
     for records in routed.records:
         present = records.present
         agreement = records.agreement(shared_draw)[present]
-        loss = records.kept_loss(greedy)[present]
+        loss = records.kept_loss(shared_draw)[present]
         ratio = records.ratio_beta()[present]
         sums["tokens"] += records.tokens
         sums["escalated"] += int(records.escalated.sum())

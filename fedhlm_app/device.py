@@ -168,12 +168,11 @@ def feedback_of(routed: Routed, settings: Settings) -> Feedback:
 
     Measurements made for the report alone are left out.
     """
-    greedy = settings.decoding == "greedy"
     parts = []
     for number, records in enumerate(routed.records):
         rows, steps = np.nonzero(records.present)
         at = (rows, steps)
-        loss, ratio = records.loss(greedy)[at], records.ratio_beta()[at]
+        loss, ratio = records.loss(settings.shared_draw)[at], records.ratio_beta()[at]
         known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at]
         audited = records.audited[at]
         weight = np.ones(len(rows))

@@ -97,8 +97,9 @@ class WorkMaker:
         # A text no longer than the context still has a second half to score.
         lengths = np.array([len(text) for text in tokens], np.int64)
         first = np.minimum(self.prompt_tokens + made[0].given, np.maximum(1, lengths // 2))
+        tokens = [text[: at + most] for text, at in zip(tokens, first, strict=True)]
         batch = TextBatch(tokens, sessions, given=True)
-        answers = np.full((len(tokens), int((lengths - first).max())), -1, np.int64)
+        answers = np.full((len(tokens), most), -1, np.int64)
         for row, text in enumerate(tokens):
             answers[row, : len(text) - first[row]] = text[first[row] :]
         return Work(batch, 0, first, answers)

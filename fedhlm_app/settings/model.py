@@ -163,6 +163,14 @@ class Settings(
         return "greedy" if self.decoding == "greedy" else "coupled"
 
     @property
+    def shared_draw(self) -> bool:
+        """Whether "what the LLM itself would have put there" is one definite token.
+
+        So it is in greedy decoding, and when both sides draw with the same clocks (coupled).
+        """
+        return self.verifier in ("greedy", "coupled")
+
+    @property
     def text_column_names(self) -> tuple[str, ...]:
         """Names in `text-columns`; empty when the dataset's usual ones are meant."""
         return tuple(name.strip() for name in self.text_columns.split(",") if name.strip())

@@ -1,0 +1,171 @@
+"""Whole runs with real processes: Flower, Ray, client processes and the LLM actor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedhlm_app.runs import RunFolder, latest_run
+from fedhlm_app.summary import check_summary
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(400)]
+
+SMALL = ["--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2"]
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    return [
+        sys.executable, "-m", "fedhlm_app", "run", "--set", f"run-dir={folder}", *SMALL, *words,
+    ]  # fmt: skip
+
+
+def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], RunFolder]:
+    done = subprocess.run(
+        command(folder, *words), capture_output=True, text=True, timeout=390, check=False
+    )
+    found = latest_run(folder)
+    assert found is not None, done.stderr
+    return done, found
+
+
+def comparable(folder: RunFolder) -> dict:
+    summary = folder.summary()
+    assert summary is not None
+    for key in ("seconds", "settings", "versions"):
+        summary.pop(key)
+    return summary
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    summaries = []
+    for name in ("first", "second"):
+        done, folder = run(tmp_path / name, "--rounds", "2")
+        assert done.returncode == 0, done.stderr
+        summary = check_summary(folder.summary())
+        assert summary.tokens == 4 * 2 * 30
+        assert len(folder.metrics()) == 2
+        assert (folder.path / "report.html").stat().st_size > 5000
+        summaries.append(comparable(folder))
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["resolution"]["unresolved"] == 0
+    # Eq. 5 is negative for every threshold: `paper` can only raise it.
+    assert summaries[0]["threshold"]["global"] > 0.5
+
+
+def follow(folder: Path, words: list[str], act) -> tuple[int, str, RunFolder]:
+    """Start a run, call `act` once its first round is over, and wait for its end."""
+    process = subprocess.Popen(
+        command(folder, *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            found = latest_run(folder)
+            progress = None if found is None else found.progress()
+            if progress and progress["round"] >= 1:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("no first round within 200 s")
+        act(process.pid)
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    found = latest_run(folder)
+    assert found is not None
+    return process.returncode, output, found
+
+
+def ray_processes(root: int, title: str) -> list[psutil.Process]:
+    """Processes of Ray actors that belong to a run, by the name Ray gives them."""
+    launched = psutil.Process(root).children(recursive=True)
+    return [process for process in launched if title in " ".join(process.cmdline())]
+
+
+def test_a_run_outlives_its_llm(tmp_path):
+    killed = []
+
+    def kill_llm(root: int) -> None:
+        for process in ray_processes(root, "LanguageModelActor"):
+            killed.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+
+    code, output, folder = follow(
+        tmp_path, ["--rounds", "6", "--set", "initial-threshold=0.1"], kill_llm
+    )
+    assert code == 0, output
+    assert killed
+    summary = folder.summary()
+    assert summary["rounds"] == 6
+    assert summary["tokens"] == 4 * 6 * 30
+    assert summary["resolution"]["unresolved"] > 0
+    # It is started again: the last round asks the LLM as before.
+    last = folder.metrics()[-1]["resolution"]
+    assert last["unresolved"] == 0
+    assert last["llm_accepted"] + last["llm_resampled"] > 0
+
+
+def test_a_round_is_completed_without_a_killed_client(tmp_path):
+    killed = []
+
+    def kill_client(root: int) -> None:
+        processes = ray_processes(root, "ClientAppActor")
+        killed.extend(process.pid for process in processes[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    code, output, folder = follow(tmp_path, ["--rounds", "5"], kill_client)
+    assert code == 0, output
+    assert killed
+    metrics = folder.metrics()
+    assert [line["round"] for line in metrics] == [1, 2, 3, 4, 5]
+    assert folder.summary()["failed"] >= 1
+
+
+def test_a_failed_run_exits_with_an_error(tmp_path):
+    done = subprocess.run(
+        command(tmp_path, "--rounds", "1", "--set", "dataset=/no/such/file.csv"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "/no/such/file.csv" in done.stderr
+    assert latest_run(tmp_path) is None
+
+
+def test_plain_flwr_run_works(tmp_path):
+    """`flwr run .` in a checkout, with a SuperLink of the test's own."""
+    from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
+
+    root = Path(__file__).resolve().parents[2]
+    with PrivateSuperLink(tmp_path / "superlink.log", dict(os.environ)) as superlink:
+        subprocess.run(
+            [
+                program("flwr"), "run", str(root), CONNECTION, "--stream",
+                "--run-config",
+                f'clients=3 clusters=1 rounds=1 evaluate-every=0 run-dir="{tmp_path}"',
+                "--federation-config",
+                "num-supernodes=3 client-resources-num-cpus=1 init-args-num-cpus=2",
+            ],
+            cwd=superlink.folder / "work",
+            env=superlink.environ,
+            capture_output=True,
+            timeout=300,
+            check=True,
+        )  # fmt: skip
+    folder = latest_run(tmp_path)
+    assert folder is not None
+    assert json.loads((folder.path / "summary.json").read_text())["tokens"] == 90

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from hlm.wire import (
+    Request,
+    Row,
+    Status,
+    WireError,
+    decode_reply,
+    encode_request,
+)
+from servers.actors import RequestBatcher
+from servers.engine import Engine
+from servers.llm import LanguageModelService, feedback_bytes
+from tests.models import VOCAB, random_model
+
+
+def make_service(**options) -> LanguageModelService:
+    return LanguageModelService(Engine(random_model("llama", 2), max_context=32, **options))
+
+
+def request(rows, client=0, **options) -> Request:
+    return Request("greedy", VOCAB, tuple(rows), client=client, feedback=True, **options)
+
+
+def row(session, tokens, draft=-1, start=0, quiet=0) -> Row:
+    return Row(session, start, np.asarray(tokens, np.int64), draft, quiet=quiet)
+
+
+def own_choice(service, text):
+    with torch.inference_mode():
+        return int(service.engine.model(torch.tensor([text])).logits[0, -1].argmax())
+
+
+def test_a_verdict_is_the_models_own_token():
+    service = make_service()
+    text = [5, 9, 2]
+    own = own_choice(service, text)
+    wrong = (own + 1) % VOCAB
+    (reply,) = service.answer([request([row(0, text, own), row(1, text, wrong)])])
+    assert (reply.rows[0].accepted, reply.rows[0].token) == (True, own)
+    assert (reply.rows[1].accepted, reply.rows[1].token) == (False, own)
+    # The first token is predicted from nothing, so two fed tokens and the draft are told of.
+    assert len(reply.rows[0].feedback) == 3
+    assert reply.rows[0].feedback[-1] >> 7 == 1
+    assert reply.rows[1].feedback[-1] >> 7 == 0
+
+
+def test_what_was_decided_is_held_and_need_not_be_sent():
+    service = make_service()
+    (reply,) = service.answer([request([row(0, [5, 9, 2], 1)])])
+    decided = reply.rows[0].token
+    assert service.engine.held((0, 0)) == 4
+    following = own_choice(service, [5, 9, 2, decided])
+    (reply,) = service.answer([request([row(0, [], 3, start=4)])])
+    assert reply.rows[0].token == following
+
+
+def test_a_gap_asks_for_the_prefix():
+    service = make_service()
+    service.answer([request([row(0, [5, 9], 1)])])
+    (reply,) = service.answer([request([row(0, [4], 1, start=8)])])
+    assert (reply.rows[0].status, reply.rows[0].held) == (Status.PREFIX_NEEDED, 3)
+
+
+def test_a_text_that_is_too_long_is_refused_and_others_are_served():
+    service = make_service()
+    (reply,) = service.answer([request([row(0, np.ones(33), 1), row(1, [2, 3], 1)])])
+    assert [r.status for r in reply.rows] == [Status.REFUSED, Status.OK]
+
+
+def test_clients_do_not_share_sessions():
+    service = make_service()
+    service.answer([request([row(0, [5, 9], 1)], client=1)])
+    (reply,) = service.answer([request([row(0, [4], 1, start=2)], client=2)])
+    assert reply.rows[0].status == Status.PREFIX_NEEDED
+
+
+def test_requests_answered_together_are_answered_as_if_alone():
+    generator = np.random.default_rng(0)
+    requests = [
+        request(
+            [row(s, generator.integers(1, VOCAB, generator.integers(2, 9)), 7) for s in range(3)],
+            client=client,
+        )
+        for client in range(4)
+    ]
+    together = make_service().handle_many([encode_request(r) for r in requests])
+    alone = [make_service().handle(encode_request(r)) for r in requests]
+    assert together == alone
+
+
+def test_requests_answered_together_share_forward_passes():
+    service = make_service()
+    requests = [request([row(0, [3, 4, 5], 7)], client=client) for client in range(6)]
+    service.handle_many([encode_request(r) for r in requests])
+    assert service.engine.stats.passes == 1
+
+
+def test_a_vocabulary_the_model_does_not_have_is_refused():
+    too_large = Request("greedy", 2 * VOCAB, (row(0, [1], 2),))
+    with pytest.raises(WireError, match="vocabulary"):
+        make_service().handle(encode_request(too_large))
+
+
+def test_garbage_is_refused():
+    with pytest.raises(WireError):
+        make_service().handle(b"\x00garbage")
+
+
+def test_feedback_is_a_flag_and_eighths_of_a_nat():
+    log_prob = torch.tensor([0.0, -1.0, -1.07, -100.0, -torch.inf])
+    choice = torch.tensor([True, False, True, False, False])
+    codes = feedback_bytes(log_prob, choice)
+    assert codes.tolist() == [128, 8, 128 + 9, 127, 127]
+
+
+def test_waiting_requests_are_answered_from_one_pass():
+    service = make_service()
+    payloads = [
+        encode_request(request([row(0, [3, 4, 5], 7)], client=client)) for client in range(5)
+    ]
+
+    async def ask():
+        batcher = RequestBatcher(service, wait=0.05)
+        return await asyncio.gather(*(batcher.exchange(payload) for payload in payloads))
+
+    answers = asyncio.run(ask())
+    assert service.engine.stats.passes == 1
+    assert len(answers) == 5
+
+
+def test_batches_of_one_do_not_mix_requests():
+    service = make_service()
+    payloads = [
+        encode_request(request([row(0, [3, 4, 5], 7)], client=client)) for client in range(5)
+    ]
+
+    async def ask():
+        batcher = RequestBatcher(service, most=1)
+        return await asyncio.gather(*(batcher.exchange(payload) for payload in payloads))
+
+    asyncio.run(ask())
+    assert service.engine.stats.passes == 5
+
+
+def test_a_bad_request_spoils_no_other():
+    service = make_service()
+    good = request([row(0, [3, 4, 5], 7)])
+
+    async def ask():
+        batcher = RequestBatcher(service, wait=0.05)
+        return await asyncio.gather(
+            batcher.exchange(encode_request(good)),
+            batcher.exchange(b"\xff\xff"),
+            return_exceptions=True,
+        )
+
+    answer, error = asyncio.run(ask())
+    assert decode_reply(answer, good).rows[0].status == Status.OK
+    assert isinstance(error, WireError)
