@@ -133,6 +133,7 @@ class EdgeResolver:
         self.needs_hidden = config.mode == "context"
         self.rows_asked = 0
         self._number = 0
+        self._explored_share = 0.0
         self._asked: dict[Place, tuple[int, int]] = {}
         self._llm_bytes: tuple[int, int] | None = None
         # Bounded: while the edge server is away, only the newest tokens wait for it.
@@ -216,12 +217,13 @@ class EdgeResolver:
         return self.sketches.sketch(escalation.hidden.float().cpu().numpy())
 
     def _wanted(self, escalation: Escalation, keys: Sketches) -> BoolArray:
-        """Rows to ask and to share, bool [n]."""
+        """Rows to ask and to share, bool [n]; notes how many of them are exploration."""
         wanted = np.ones(len(escalation.rows), np.bool_)
         if self.rule is not None:
             wrong = self.tier.false_hits.expected if self.tier.false_hits.checked else 0.0
-            wanted = self.rule.worth_asking(escalation.uncertainty, wrong)
-            wanted = wanted | self.rule.explored(keys, escalation.keys, wrong)
+            worth = self.rule.worth_asking(escalation.uncertainty, wrong)
+            wanted = worth | self.rule.explored(keys, escalation.keys, wrong)
+            self._explored_share = 1 - int(worth.sum()) / max(int(wanted.sum()), 1)
         if self.tier.closed:
             # Only what keeps the evidence coming, so that the tier can open again.
             wanted = wanted & self.tier.audited(escalation.keys)
@@ -287,7 +289,7 @@ class EdgeResolver:
         size = len(payload) + len(answer)
         traffic.edge += size
         if self.rule is not None:
-            self.rule.note_edge(1, size, len(drafts))
+            self.rule.note_edge(1, size, len(drafts), self._explored_share)
         return reply
 
 

@@ -74,12 +74,12 @@ class OpportunisticConfig:
     memory : float
         Outcomes after which an old one counts 1/e.
     prior_hit, prior_weight : float
-        First guess of p_hit and the number of outcomes it is worth: how long an untried edge is
-        given a chance.
+        First guess of p_hit in each band, and the number of outcomes it is worth: how long an
+        untried edge is given a chance.
     explore : float
         Share of contexts in the slice that is explored, in [0, 1].
     overhead : float
-        Exploration rests while the edge has cost more than this share of all bytes, in [0, 1].
+        Exploration rests while it has cost more than this share of all bytes, in [0, 1].
     first_edge_bytes, first_llm_bytes : float
         Guessed bytes of a token before there are measured ones.
     """
@@ -88,11 +88,11 @@ class OpportunisticConfig:
     llm: Price = BYTES
     error: float = 0.0
     bands: int = 4
-    memory: float = 64.0
+    memory: float = 128.0
     prior_hit: float = 0.5
-    prior_weight: float = 2.0
+    prior_weight: float = 8.0
     explore: float = 1 / 16
-    overhead: float = 0.02
+    overhead: float = 0.01
     first_edge_bytes: float = 40.0
     first_llm_bytes: float = 16.0
 
@@ -131,8 +131,8 @@ class OpportunisticRule:
     """
 
     config: OpportunisticConfig = field(default_factory=OpportunisticConfig)
-    edge_bytes: float = 0.0
-    llm_bytes: float = 0.0
+    explored_bytes: float = 0.0
+    all_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         self._edge = _Mean(self.config.edge.of_token(1, self.config.first_edge_bytes, 1))
@@ -140,8 +140,9 @@ class OpportunisticRule:
         self._forget()
 
     def _forget(self) -> None:
-        self._hits = np.zeros(self.config.bands)
-        self._asked = np.zeros(self.config.bands)
+        # The first guess is as many made-up outcomes, which fade like real ones.
+        self._asked = np.full(self.config.bands, float(self.config.prior_weight))
+        self._hits = self._asked * self.config.prior_hit
 
     def joined_cluster(self) -> None:
         """Start the estimates of p_hit anew, because the peers are others now."""
@@ -149,11 +150,8 @@ class OpportunisticRule:
 
     @property
     def hit_probability(self) -> FloatArray:
-        """Estimated p_hit of each band, float64 [bands]; a band without outcomes takes the mean."""
-        config = self.config
-        prior = config.prior_weight
-        overall = (prior * config.prior_hit + self._hits.sum()) / (prior + self._asked.sum())
-        return np.asarray((prior * overall + self._hits) / (prior + self._asked))
+        """Estimated p_hit of each band of uncertainty, float64 [bands]."""
+        return np.asarray(self._hits / self._asked)
 
     def costs(self, false_hit: float = 0.0) -> PeerCosts:
         """Present costs of a token in the user's unit; `false_hit` is the share of wrong hits."""
@@ -188,8 +186,8 @@ class OpportunisticRule:
 
     @property
     def over_budget(self) -> bool:
-        """Whether the edge has cost more than its share of all bytes."""
-        return self.edge_bytes > self.config.overhead * (self.edge_bytes + self.llm_bytes)
+        """Whether exploration has cost more than its share of all bytes."""
+        return self.explored_bytes > self.config.overhead * self.all_bytes
 
     def note_hits(self, uncertainty: FloatArray, hits: BoolArray) -> None:
         """Learn from rows that were asked (float64 [n]) which of them the peers decided."""
@@ -199,16 +197,19 @@ class OpportunisticRule:
         self._asked = self._asked * fading + asked
         self._hits = self._hits * fading + np.bincount(band[hits], minlength=self.config.bands)
 
-    def note_edge(self, messages: int, message_bytes: int, tokens: int) -> None:
-        """Learn what asking about `tokens` tokens cost."""
-        self.edge_bytes += message_bytes
+    def note_edge(
+        self, messages: int, message_bytes: int, tokens: int, explored: float = 0.0
+    ) -> None:
+        """Learn what asking about `tokens` tokens cost; a share of them was `explored`."""
+        self.all_bytes += message_bytes
+        self.explored_bytes += explored * message_bytes
         if tokens:
             cost = self.config.edge.of_token(messages, message_bytes, tokens)
             self._edge.add(cost, tokens, self.config.memory)
 
     def note_llm(self, messages: int, message_bytes: int, tokens: int) -> None:
         """Learn what the LLM's decision on `tokens` tokens cost."""
-        self.llm_bytes += message_bytes
+        self.all_bytes += message_bytes
         if tokens:
             cost = self.config.llm.of_token(messages, message_bytes, tokens)
             self._llm.add(cost, tokens, self.config.memory)
@@ -217,7 +218,7 @@ class OpportunisticRule:
         """All that was learnt: ``hits`` and ``asked`` float64 [bands], ``costs`` float64 [6]."""
         costs = [
             self._edge.value, self._edge.weight, self._llm.value, self._llm.weight,
-            self.edge_bytes, self.llm_bytes,
+            self.explored_bytes, self.all_bytes,
         ]  # fmt: skip
         return {"hits": self._hits, "asked": self._asked, "costs": np.array(costs)}
 
@@ -238,7 +239,7 @@ class OpportunisticRule:
         self._hits, self._asked = hits.astype(np.float64), asked.astype(np.float64)
         self._edge = _Mean(float(costs[0]), float(costs[1]))
         self._llm = _Mean(float(costs[2]), float(costs[3]))
-        self.edge_bytes, self.llm_bytes = float(costs[4]), float(costs[5])
+        self.explored_bytes, self.all_bytes = float(costs[4]), float(costs[5])
 
     def _band(self, uncertainty: FloatArray) -> NDArray[np.int64]:
         bands = self.config.bands

@@ -1,0 +1,105 @@
+"""Lookups per second and memory of the edge server's index, by number of entries.
+
+Run ``python -m benchmarks.edge``; figures go to ``benchmarks/out/edge.json``. Entries are sketches
+around real contexts (the pair's hidden states on the corpus) with a few bits flipped, so that
+they bunch as they do in use; questions are entries with 3 % of their bits flipped. A batch has 32
+questions. ``--entries 1000 100000`` limits the sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._report import write_report
+from benchmarks._teacher_forced import corpus, forced
+from hlm.peers import SketchMaker, hamming
+from servers.edge_index import HAS_FAISS, IndexSize, SketchIndex
+
+BATCH = 32
+BATCHES = 40
+NEIGHBOURS = 32
+GATE_BITS = 25
+"""Differing bits at cosine .95, the default gate."""
+
+Sketches = NDArray[np.uint8]
+
+
+def flipped(sketches: Sketches, share: float, random: np.random.Generator) -> Sketches:
+    """The sketches with a share of their bits flipped at random."""
+    noise = np.empty_like(sketches)
+    for begin in range(0, len(sketches), 65_536):
+        part = sketches[begin : begin + 65_536]
+        bits = random.random((len(part), 8 * part.shape[1]), dtype=np.float32) < share
+        noise[begin : begin + len(part)] = part ^ np.packbits(bits, axis=1)
+    return noise
+
+
+def measure(base: Sketches, entries: int, random: np.random.Generator) -> dict[str, Any]:
+    """Figures of an index of one size."""
+    keys = flipped(base[random.integers(len(base), size=entries)], 0.03, random)
+    index = SketchIndex(base.shape[1], IndexSize(capacity=entries, quota=entries))
+    begin = time.perf_counter()
+    for start in range(0, entries, 4096):
+        part = keys[start : start + 4096]
+        numbers = np.arange(start, start + len(part))
+        index.add(part, numbers % 20, numbers % 4096, np.ones(len(part), np.bool_))
+    filling = time.perf_counter() - begin
+    chosen = random.integers(entries, size=(BATCHES, BATCH))
+    questions = [flipped(keys[rows], 0.03, random) for rows in chosen]
+    index.nearest(questions[0], NEIGHBOURS)
+    seconds, found = [], []
+    for batch in questions:
+        begin = time.perf_counter()
+        found.append(index.nearest(batch, NEIGHBOURS))
+        seconds.append(time.perf_counter() - begin)
+    recall = [
+        _recall(batch, keys, near.distances)
+        for batch, near in zip(questions[:4], found[:4], strict=True)
+    ]
+    return {
+        "entries": len(index),
+        "batch_ms": {
+            "median": 1e3 * float(np.median(seconds)),
+            "p95": 1e3 * float(np.quantile(seconds, 0.95)),
+        },
+        "lookups_per_second": BATCH / float(np.median(seconds)),
+        "fill_entries_per_second": entries / filling,
+        "memory_bytes": index.memory,
+        "memory_bytes_per_entry": index.memory / len(index),
+        "recall_past_gate": float(np.mean(recall)),
+    }
+
+
+def _recall(questions: Sketches, keys: Sketches, distances: NDArray[np.int64]) -> float:
+    """Share of the entries past the gate, at most the 32 nearest, that were found."""
+    exact = np.sort(hamming(questions, keys), axis=1)[:, :NEIGHBOURS]
+    wanted = (exact <= GATE_BITS).sum()
+    # Equal distances are interchangeable, so counting those past the gate is enough.
+    return float((distances <= GATE_BITS).sum() / wanted) if wanted else 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    options = parser.parse_args(arguments)
+    name, rows = corpus("validation", 1500)
+    hidden = forced(rows).hidden
+    base, usable = SketchMaker(hidden.shape[1]).sketch(hidden)
+    random = np.random.default_rng(0)
+    sizes = []
+    for entries in options.entries:
+        figures = measure(base[usable], entries, random)
+        print(figures, flush=True)
+        sizes.append(figures)
+    report = {"contexts": name, "faiss": HAS_FAISS, "batch": BATCH, "sizes": sizes}
+    print(write_report("edge", report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""What peers resolve, how often they are wrong, and what asking them costs, in three worlds.
+
+Run ``python -m benchmarks.peers``; ``--rounds 6 --worlds shared`` for a quick look. Figures go to
+``benchmarks/out/peers.json``. The worlds are described in `benchmarks._peers_world`.
+
+Every routed place is also read by the LLM outside the method, so that hits are judged exactly: a
+false hit is a token of a cache, peer or edge stage that is not the LLM's own greedy choice there,
+and beside it stands how often the device's draft in the same places would have been wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._peers_world import Prompts, World
+from benchmarks._report import write_report
+from benchmarks._teacher_forced import pair_name
+from clients.cache import CacheConfig, CacheResolver, TokenCache
+from clients.edge import EdgeLinkConfig, EdgeResolver
+from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from clients.policy import ThresholdPolicy
+from clients.records import Stage, TextBatch, TokenRecords, Traffic
+from clients.resolving import Resolver
+from clients.routing import Router, RouterConfig
+from clients.slm import read_texts
+from clients.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
+from hlm.cost import fit_hit_ratio
+from hlm.peers import SketchMaker
+from hlm.sampling import Sampling
+from hlm.uncertainty import closed_form
+from hlm.verification import VERIFIERS
+from servers.edge import EdgeConfig, EdgeServer
+from servers.engine import Engine
+from servers.llm import LanguageModelService
+
+HITS = (Stage.CACHE, Stage.PEER, Stage.EDGE)
+MILLISECONDS = {
+    # An edge server in the next room, and the LLM over a poor cell (the slowest link of the
+    # project's benchmarks).
+    "edge": Price(per_message=5.0, per_byte=8_000 / 100e6),
+    "llm": Price(per_message=60.0, per_byte=8_000 / 1e6),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run; the defaults are the paper's numbers of clients, clusters and rounds."""
+
+    world: World
+    peer_mode: str = "context"
+    cache_size: int = 0
+    unit: str | None = None
+    verifier: str = "greedy"
+    clients: int = 20
+    clusters: int = 4
+    rounds: int = 30
+    prompts: int = 3
+    tokens: int = 10
+    threshold: float = 0.5
+    audit_rate: float = 0.05
+    inter_cluster: bool = False
+    seed: int = 0
+
+
+class Link:
+    """Carries bytes to a server in this process."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def exchange(self, payload: bytes) -> bytes:
+        """The service's answer."""
+        return bytes(self._service.handle(payload))
+
+
+@dataclass
+class Tally:
+    """Counts of a run, by round where that is interesting."""
+
+    stages: dict[str, int] = field(default_factory=dict)
+    hits: int = 0
+    wrong: int = 0
+    wrong_locally: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, records: TokenRecords, top: np.ndarray[Any, Any]) -> None:
+        """Count one client's round; `top` int64 [rows, steps] are the LLM's own tokens."""
+        for stage, count in records.stage_counts().items():
+            self.stages[stage] = self.stages.get(stage, 0) + count
+        hit = records.present & np.isin(records.stage, HITS)
+        self.hits += int(hit.sum())
+        self.wrong += int((records.token != top)[hit].sum())
+        self.wrong_locally += int((records.draft != top)[hit].sum())
+
+
+class Federation:
+    """All clients of a run, their edge servers and the LLM, in this process."""
+
+    def __init__(self, setup: Setup, slm: Any, llm: Any, tokenizer: Any) -> None:
+        self.setup = setup
+        self.slm, self.llm = slm, llm
+        self.prompts = Prompts(
+            setup.world, tokenizer, setup.clients, setup.clusters, seed=setup.seed
+        )
+        self.vocab = int(slm.config.vocab_size)
+        self.embeddings = slm.get_input_embeddings().weight.detach().float().numpy()
+        self.service = LanguageModelService(Engine(llm, max_sessions=256, max_context=64))
+        members = [range(c, setup.clients, setup.clusters) for c in range(setup.clusters)]
+        config = EdgeConfig(
+            mode="paper" if setup.peer_mode == "paper" else "context", deferred=True
+        )
+        self.edges = [
+            EdgeServer(cluster, self.embeddings, config, ids) for cluster, ids in enumerate(members)
+        ]
+        if setup.inter_cluster:
+            for edge in self.edges:
+                edge.neighbours = [Link(other) for other in self.edges if other is not edge]
+        self.chains = [self._chain(client) for client in range(setup.clients)]
+
+    def _chain(self, client: int) -> list[Resolver]:
+        setup = self.setup
+        chain: list[Resolver] = []
+        if setup.cache_size:
+            cache = TokenCache(self.embeddings, CacheConfig(capacity=setup.cache_size))
+            chain.append(CacheResolver(cache, setup.audit_rate))
+        if setup.peer_mode != "off":
+            rule = None
+            if setup.unit is not None:
+                prices = MILLISECONDS if setup.unit == "ms" else {"edge": BYTES, "llm": BYTES}
+                rule = OpportunisticRule(OpportunisticConfig(**prices))
+            paper = setup.peer_mode == "paper"
+            link = EdgeLinkConfig(
+                client, self.vocab, setup.clients // setup.clusters, "paper" if paper else "context"
+            )
+            transport = Link(self.edges[client % setup.clusters])
+            sketches = SketchMaker(self.embeddings.shape[1])
+            chain.append(EdgeResolver(transport, link, sketches, rule, setup.audit_rate))
+        uplink = UplinkConfig(client=client, vocab=self.vocab, sampling=Sampling())
+        verifier = VERIFIERS[setup.verifier]()
+        chain.append(LanguageModelUplink(Link(self.service), verifier, uplink))
+        return chain
+
+    def run(self) -> Tally:
+        """All rounds; clients one after the other, entries visible from the next round on."""
+        setup, tally = self.setup, Tally()
+        uncertainty = partial(_closed_form)
+        for round_index in range(setup.rounds):
+            traffic = Traffic()
+            before = dict(tally.stages), tally.hits
+            for client, chain in enumerate(self.chains):
+                config = RouterConfig(Sampling(), uncertainty, setup.seed, client)
+                verifier = VERIFIERS[setup.verifier]()
+                router = Router(self.slm, config, ThresholdPolicy(setup.threshold), verifier, chain)
+                sessions = np.arange(setup.prompts) + round_index * setup.prompts
+                prompts = list(self.prompts.of(client, round_index, setup.prompts))
+                texts = TextBatch(prompts, sessions, setup.tokens)
+                records = router.generate(texts, setup.tokens, traffic)
+                for resolver in chain:
+                    if isinstance(resolver, EdgeResolver):
+                        resolver.flush(traffic)
+                tally.add(records, self._llm_choices(texts, records))
+            for edge in self.edges:
+                edge.publish()
+            tally.traffic += traffic
+            count = sum(tally.stages.values()) - sum(before[0].values())
+            everything = traffic.edge + traffic.uplink + traffic.downlink
+            tally.rounds.append(
+                {
+                    "hit_share": (tally.hits - before[1]) / count,
+                    "edge_share_of_bytes": traffic.edge / everything if everything else 0.0,
+                }
+            )
+        return tally
+
+    def _llm_choices(self, texts: TextBatch, records: TokenRecords) -> np.ndarray[Any, Any]:
+        """The LLM's own greedy token for every routed place, int64 [rows, steps]."""
+        top = np.full(records.token.shape, -1, np.int64)
+        whole = [texts.text(row) for row in range(len(texts.lengths))]
+        for row, step in enumerate(read_texts(self.llm, whole)):
+            present = records.present[row]
+            at = torch.from_numpy(records.position[row][present] - 1)
+            top[row, present] = step.logits[at].argmax(dim=1).numpy()
+        return top
+
+
+def _closed_form(logits: torch.Tensor, drafts: torch.Tensor, keys: Any) -> torch.Tensor:
+    return closed_form(logits, drafts, 1.0)
+
+
+def measure(setup: Setup, slm: Any, llm: Any, tokenizer: Any) -> dict[str, Any]:
+    """Figures of one run."""
+    begin = time.perf_counter()
+    federation = Federation(setup, slm, llm, tokenizer)
+    tally = federation.run()
+    tokens = sum(tally.stages.values())
+    traffic = tally.traffic
+    audits = [
+        resolver.tier.false_hits
+        for chain in federation.chains
+        for resolver in chain
+        if isinstance(resolver, CacheResolver | EdgeResolver)
+    ]
+    everything = traffic.uplink + traffic.downlink + traffic.edge
+    figures: dict[str, Any] = {
+        "setup": vars(setup),
+        "texts": federation.prompts.name,
+        "tokens": tokens,
+        "stages": tally.stages,
+        "hit_share": tally.hits / tokens,
+        "false_hit_rate": tally.wrong / tally.hits if tally.hits else None,
+        "kept_locally_wrong_rate": tally.wrong_locally / tally.hits if tally.hits else None,
+        "audits": {
+            "checked": sum(a.checked for a in audits),
+            "wrong": sum(a.wrong for a in audits),
+        },
+        "bytes": {"uplink": traffic.uplink, "downlink": traffic.downlink, "edge": traffic.edge},
+        "edge_share_of_bytes": traffic.edge / everything if everything else 0.0,
+        "rounds": tally.rounds,
+        "edge": [vars(edge.stats) for edge in federation.edges],
+        "seconds": time.perf_counter() - begin,
+    }
+    return figures
+
+
+def setups(worlds: Sequence[World], rounds: int) -> list[Setup]:
+    """The runs of the report."""
+    runs: list[Setup] = []
+    for world in worlds:
+        runs += [
+            Setup(world, "off", rounds=rounds),
+            Setup(world, rounds=rounds),
+            Setup(world, unit="ms", rounds=rounds),
+            Setup(world, unit="bytes", rounds=rounds),
+            Setup(world, unit="bytes", verifier="full", rounds=rounds),
+        ]
+    if "shared" in worlds:
+        runs.append(Setup("shared", "paper", rounds=rounds))
+        runs.append(Setup("shared", inter_cluster=True, rounds=rounds))
+        sizes = (16, 64, 256, 1024)
+        runs += [Setup("shared", "off", cache_size=size, rounds=rounds) for size in sizes]
+    return runs
+
+
+def line(figures: dict[str, Any]) -> str:
+    """One run in one line."""
+    setup = figures["setup"]
+    wrong, local = figures["false_hit_rate"], figures["kept_locally_wrong_rate"]
+    rates = "no hits" if wrong is None else f"false {wrong:.3f} (local {local:.3f})"
+    late = figures["rounds"][len(figures["rounds"]) // 2 :]
+    later = float(np.mean([one["edge_share_of_bytes"] for one in late]))
+    return (
+        f"{setup['world']:7} peers={setup['peer_mode']:8} cache={setup['cache_size']:5} "
+        f"rule={setup['unit']!s:6} {setup['verifier']:7} hits {figures['hit_share']:.3f} {rates} "
+        f"edge bytes {figures['edge_share_of_bytes']:.4f} (second half {later:.4f}) "
+        f"{figures['seconds']:.0f} s"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--worlds", nargs="+", default=["shared", "apart", "news"])
+    options = parser.parse_args(arguments)
+    slm, llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
+    tokenizer = load_tokenizer(pair_name("slm"))
+    results = []
+    for setup in setups(options.worlds, options.rounds):
+        figures = measure(setup, slm, llm, tokenizer)
+        print(line(figures), flush=True)
+        results.append(figures)
+    cached = [figures for figures in results if figures["setup"]["cache_size"]]
+    fit = None
+    if cached:
+        sizes = [figures["setup"]["cache_size"] for figures in cached]
+        ratios = [_cache_hit_ratio(figures) for figures in cached]
+        fitted = fit_hit_ratio(sizes, ratios)
+        fit = {"sizes": sizes, "ratios": ratios, "alpha": fitted.alpha, "rmse": fitted.rmse}
+        print(f"H(S): ratios {ratios} alpha {fitted.alpha:.5f} rmse {fitted.rmse:.4f}")
+    print(write_report("peers", {"runs": results, "hit_ratio_fit": fit}))
+
+
+def _cache_hit_ratio(figures: dict[str, Any]) -> float:
+    """Hits over all tokens the cache was asked about, audited ones counted as escalated."""
+    stages = figures["stages"]
+    asked = figures["tokens"] - stages["local"]
+    return float(stages["cache"] / asked) if asked else 0.0
+
+
+if __name__ == "__main__":
+    main()
