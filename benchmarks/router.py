@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks._report import write_report
-from benchmarks._teacher_forced import Forced, corpus, dirichlet_clients, forced, pair_name
+from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, forced, pair_name
 from clients.feedback import Feedback
 from clients.router_model import (
     RouterLearning,
@@ -46,6 +46,14 @@ def embeddings_of_slm() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(table.weight.detach().float() for table in tables)  # type: ignore[return-value]
 
 
+def texts_of(data: Forced) -> NDArray[np.int64]:
+    """Tokens each prompt's predictions saw, int64 [prompts, longest], left-aligned."""
+    texts = np.zeros((int(data.prompt.max()) + 1, int(data.position.max()) + 2), np.int64)
+    texts[:, 0] = BOS
+    texts[data.prompt, data.position + 1] = data.given
+    return texts
+
+
 @torch.inference_mode()
 def look(
     data: Forced, columns: StepFeatures, seed: int
@@ -53,13 +61,15 @@ def look(
     """Features of every token, and the scores that need no training."""
     table, output = embeddings_of_slm()
     generator = np.random.default_rng(seed)
+    texts = texts_of(data)
     features, scores = [], {"closed-form": [], "disagreement-20": [], "entropy": []}  # type: ignore[var-annotated]
     for start in range(0, len(data.prompt), 2048):
         rows = slice(start, start + 2048)
         hidden = torch.from_numpy(data.hidden[rows])
         draft, position = torch.from_numpy(data.draft[rows]), torch.from_numpy(data.position[rows])
         logits = hidden @ output.T
-        features.append(columns(logits, hidden, draft, position, table))
+        text, length = texts[data.prompt[rows]], data.position[rows] + 1
+        features.append(columns(logits, hidden, draft, position, table, text, length))
         scores["closed-form"].append(closed_form(logits, draft).numpy())
         uniforms = torch.from_numpy(generator.random((len(logits), 20)))
         scores["disagreement-20"].append(disagreement(logits, draft, 1.5, uniforms).numpy())
@@ -74,7 +84,7 @@ def train(
     rounds: int,
     seed: int,
     batch_size: int = 128,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-2,
 ) -> Floats:
     """FedAvg: each round every client makes one pass of local Adam; the mean is weighted by n_k.
 
@@ -192,7 +202,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     test_name, test_rows = corpus("validation", arguments.test)
     data, held_out = forced(train_rows), forced(test_rows)
     width = data.hidden.shape[1]
-    columns = StepFeatures(width, arguments.projection, embeddings_of_slm()[0].shape[1])
+    table_width = embeddings_of_slm()[0].shape[1]
+    columns = StepFeatures(width, arguments.projection, table_width, history=True)
     features, _ = look(data, columns, arguments.seed)
     test_features, scores = look(held_out, columns, arguments.seed)
     generator = np.random.default_rng(arguments.seed)

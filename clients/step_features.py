@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SCALAR_FEATURES", "StepFeatures"]
+__all__ = ["HISTORY_FEATURES", "SCALAR_FEATURES", "StepFeatures"]
 
 Features = NDArray[np.float32]
 
@@ -37,8 +37,24 @@ SCALAR_FEATURES = (
 )
 """Names of the leading columns of :class:`StepFeatures`, in order; natural logarithms."""
 
-# Mean and standard deviation of those columns on AG News with the built-in small model. They only
-# bring columns to a common size, so another model or text shifts them without harm.
+HISTORY_FEATURES = (
+    "bigram-agrees",
+    "bigram-differs",
+    "trigram-agrees",
+    "trigram-differs",
+    "log-times-drafted-before",
+    "log-follower-over-draft",
+    "follower",
+)
+"""Names of the history columns: what followed the last time the text was at this point.
+
+The follower is the token after the latest earlier place with the same last two tokens, or, failing
+that, the same last one. A large model copies such continuations more reliably than a small one,
+so a draft that differs from the follower is suspect.
+"""
+
+# Mean and standard deviation of the scalar columns on AG News with the built-in small model. They
+# only bring columns to a common size, so another model or text shifts them without harm.
 _MEAN: tuple[float, ...] = (-1.63, -2.83, -3.38, 1.2, 3.86, 0.39, 0.7, 0.87, 0.95)
 _MEAN += (-0.81, -0.95, -1.12, -1.35, -1.81, -1.63, 0.69, 3.27)
 _SCALE: tuple[float, ...] = (0.99, 1.02, 1.06, 1.43, 1.72, 0.29, 0.28, 0.18, 0.09)
@@ -60,6 +76,8 @@ class StepFeatures:
         ``hidden_size`` is no larger, a Gaussian random projection otherwise. 0 leaves both out.
     embedding_size : int
         Width of the token embeddings; 0 leaves the drafted token's identity out.
+    history : bool
+        Add :data:`HISTORY_FEATURES`, which need the text so far.
     seed : int
         Seed of the projections, the same on every client.
     """
@@ -67,6 +85,7 @@ class StepFeatures:
     hidden_size: int
     projection: int = 128
     embedding_size: int = 0
+    history: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +97,9 @@ class StepFeatures:
     def count(self) -> int:
         """Number of columns f."""
         hidden = min(self.hidden_size, self.projection)
-        return len(SCALAR_FEATURES) + hidden + min(self.embedding_size, self.projection)
+        history = len(HISTORY_FEATURES) if self.history else 0
+        drafted = min(self.embedding_size, self.projection)
+        return len(SCALAR_FEATURES) + history + hidden + drafted
 
     @torch.inference_mode()
     def __call__(
@@ -88,6 +109,8 @@ class StepFeatures:
         draft: Tensor,
         positions: Tensor | NDArray[np.int64],
         embeddings: Tensor | None = None,
+        tokens: Tensor | NDArray[np.int64] | None = None,
+        lengths: Tensor | NDArray[np.int64] | None = None,
     ) -> Features:
         """Features of each row of a step.
 
@@ -103,6 +126,10 @@ class StepFeatures:
             Number of tokens before the drafted one.
         embeddings : float [vocab, embedding_size], optional
             Input embeddings of the small model; needed if ``embedding_size`` > 0.
+        tokens : int64 [rows, longest], optional
+            Texts so far, left-aligned; needed with ``history``.
+        lengths : int64 [rows], optional
+            Tokens of each text, >= 1; needed with ``history``.
 
         Returns
         -------
@@ -124,7 +151,16 @@ class StepFeatures:
         if draft.shape != (rows,) or positions.shape != (rows,):
             raise ValueError(f"draft and positions must be [{rows}]")
         places = torch.as_tensor(positions, device=logits.device).float()
-        columns = [_scalars(logits.float(), draft, places)]
+        log_law = torch.log_softmax(logits.float(), dim=1)
+        columns = [_scalars(logits.float(), log_law, draft, places)]
+        if self.history:
+            if tokens is None or lengths is None:
+                raise ValueError("history features need tokens and lengths")
+            text = torch.as_tensor(tokens, device=logits.device)
+            length = torch.as_tensor(lengths, device=logits.device)
+            if text.ndim != 2 or len(text) != rows or length.shape != (rows,):
+                raise ValueError(f"tokens must be [{rows}, longest] and lengths [{rows}]")
+            columns.append(_history(log_law, draft, text, length))
         if self.projection:
             columns.append(self._project(hidden.float(), 0))
         if self.projection and self.embedding_size:
@@ -143,9 +179,8 @@ class StepFeatures:
         return unit @ matrix.to(unit.device)
 
 
-def _scalars(logits: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
+def _scalars(logits: Tensor, log_law: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
     """Leading columns, standardised: float32 [rows, len(SCALAR_FEATURES)]."""
-    log_law = torch.log_softmax(logits, dim=1)
     law = log_law.exp()
     largest = law.topk(min(max(_TAILS), logits.shape[1]), dim=1).values
     top = largest.new_full((len(logits), 3), _LEAST_TAIL)
@@ -164,6 +199,40 @@ def _scalars(logits: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
     columns += [positions / 50, torch.log1p(positions)]
     raw = torch.stack(columns, dim=1)
     return (raw - raw.new_tensor(_MEAN)) / raw.new_tensor(_SCALE)
+
+
+def _history(log_law: Tensor, draft: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """:data:`HISTORY_FEATURES` of each row, float32 [rows, 7]."""
+    place = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    last = tokens.gather(1, (lengths - 1)[:, None])
+    before_last = tokens.gather(1, (lengths - 2).clamp_min(0)[:, None])
+    # Earlier places only: the last token itself has no follower yet.
+    bigram = (tokens == last) & (place < (lengths - 1)[:, None])
+    shifted = torch.cat([tokens.new_full((len(tokens), 1), -1), tokens[:, :-1]], dim=1)
+    trigram = bigram & (shifted == before_last)
+
+    def follower(match: Tensor) -> tuple[Tensor, Tensor]:
+        latest = torch.where(match, place, -1).amax(dim=1)
+        after = (latest + 1).clamp(max=tokens.shape[1] - 1)
+        return latest >= 0, tokens.gather(1, after[:, None])[:, 0]
+
+    has_two, after_two = follower(bigram)
+    has_three, after_three = follower(trigram)
+    copied = torch.where(has_three, after_three, after_two)
+    copied_log = log_law.gather(1, copied[:, None])[:, 0]
+    draft_log = log_law.gather(1, draft[:, None])[:, 0]
+    times = ((tokens == draft[:, None]) & (place < lengths[:, None])).sum(dim=1)
+    zero = draft_log.new_zeros(())
+    columns = [
+        (has_two & (after_two == draft)).float(),
+        (has_two & (after_two != draft)).float(),
+        (has_three & (after_three == draft)).float(),
+        (has_three & (after_three != draft)).float(),
+        torch.log1p(times.float()),
+        torch.where(has_two, (copied_log - draft_log).clamp(-30, 30) / 3, zero),
+        torch.where(has_two, copied_log.exp(), zero),
+    ]
+    return torch.stack(columns, dim=1)
 
 
 @lru_cache(maxsize=8)

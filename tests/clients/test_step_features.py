@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.step_features import SCALAR_FEATURES, StepFeatures
+from clients.step_features import HISTORY_FEATURES, SCALAR_FEATURES, StepFeatures
 
 
 def step(rows: int, vocab: int, width: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -71,13 +71,53 @@ def test_projection_and_embedding_columns() -> None:
     wide = StepFeatures(64, projection=20, embedding_size=48, seed=1)
     first = wide(logits, hidden, draft, positions, embeddings)
     assert first.shape[1] == wide.count == len(SCALAR_FEATURES) + 40
-    again = StepFeatures(64, 20, 48, 1)(logits, hidden, draft, positions, embeddings)
+    again = StepFeatures(64, 20, 48, seed=1)(logits, hidden, draft, positions, embeddings)
     np.testing.assert_array_equal(first, again)
-    other = StepFeatures(64, 20, 48, 2)(logits, hidden, draft, positions, embeddings)
+    other = StepFeatures(64, 20, 48, seed=2)(logits, hidden, draft, positions, embeddings)
     assert not np.allclose(first, other)
     np.testing.assert_array_equal(
         first[:, : len(SCALAR_FEATURES)], other[:, : len(SCALAR_FEATURES)]
     )
+
+
+def brute_force_history(log_law: np.ndarray, draft: int, text: list[int]) -> list[float]:
+    """One row of the history columns by plain search."""
+    two = [j for j in range(len(text) - 1) if text[j] == text[-1]]
+    three = [j for j in two if j > 0 and text[j - 1] == text[-2]]
+    after_two = text[two[-1] + 1] if two else None
+    after_three = text[three[-1] + 1] if three else None
+    copied = after_three if three else after_two
+    return [
+        float(bool(two) and after_two == draft),
+        float(bool(two) and after_two != draft),
+        float(bool(three) and after_three == draft),
+        float(bool(three) and after_three != draft),
+        np.log1p(text.count(draft)),
+        0.0 if copied is None else (log_law[copied] - log_law[draft]) / 3,
+        0.0 if copied is None else np.exp(log_law[copied]),
+    ]
+
+
+def test_history_columns_equal_brute_force() -> None:
+    rng = np.random.default_rng(4)
+    logits, hidden, draft, positions = step(200, 6, 4, 4)
+    lengths = rng.integers(1, 25, 200)
+    # Six different tokens make repeats frequent; what lies beyond a text's end must not count.
+    tokens = rng.integers(0, 6, (200, 30))
+    columns = StepFeatures(4, projection=0, history=True)
+    features = columns(logits, hidden, draft, positions, tokens=tokens, lengths=lengths)
+    assert features.shape[1] == columns.count
+    log_law = torch.log_softmax(logits, 1).numpy()
+    expected = [
+        brute_force_history(log_law[row], int(draft[row]), tokens[row, : lengths[row]].tolist())
+        for row in range(200)
+    ]
+    np.testing.assert_allclose(features[:, len(SCALAR_FEATURES) :], expected, atol=1e-5)
+    assert (np.array(expected).sum(axis=0) != 0).all() and len(HISTORY_FEATURES) == 7
+    with pytest.raises(ValueError, match="history"):
+        columns(logits, hidden, draft, positions)
+    with pytest.raises(ValueError, match="lengths"):
+        columns(logits, hidden, draft, positions, tokens=tokens, lengths=lengths[:3])
 
 
 def test_bad_shapes_are_refused() -> None:
