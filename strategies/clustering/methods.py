@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import eigh
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from strategies.clustering.features import (
     ClientProfile,
@@ -140,6 +141,16 @@ def cluster_clients(
     if method == "random":
         return random_clusters(len(profiles), clusters, seed)
     check_profiles(profiles)
+    # One thread: sums then don't depend on the number of cores, and on a busy machine threads
+    # that wait for each other take ten times as long as one.
+    with threadpool_limits(limits=1):
+        return _learn(profiles, clusters, method, seed)
+
+
+def _learn(
+    profiles: Sequence[ClientProfile], clusters: int, method: Method, seed: int
+) -> ClusterResult:
+    """Cluster sound profiles by `classifier` or `profile`."""
     order = content_order(profiles)
     ordered = [profiles[place] for place in order]
     space = FeatureSpace.fit(ordered)

@@ -112,11 +112,16 @@ def pairwise_test(samples: list[FloatArray], folds: int = FOLDS) -> PairwiseTest
         means = client_means(rows[train], owners[train], clients)
         precision = _precision(rows[train], owners[train])
         weights = means @ precision
+        biases = 0.5 * (weights * means).sum(axis=1)
+        # Log-odds are linear in the sample, so a client's held-out prompts may be summed first.
+        sums = np.zeros_like(means)
+        np.add.at(sums, owners[~train], rows[~train])
+        totals = sums @ weights.T - np.bincount(owners[~train], minlength=clients)[:, None] * biases
+        odds += np.diag(totals)[:, None] - totals
         for block in np.array_split(np.flatnonzero(~train), max(1, clients // 256)):
-            scores = rows[block] @ weights.T - 0.5 * (weights * means).sum(axis=1)
-            lead = scores[np.arange(len(block)), owners[block], None] - scores
-            _add_rows(odds, owners[block], lead)
-            _add_rows(right, owners[block], (lead > 0) + 0.5 * (lead == 0))
+            scores = rows[block] @ weights.T - biases
+            own = scores[np.arange(len(block)), owners[block], None]
+            _add_rows(right, owners[block], (own > scores) + 0.5 * (own == scores))
     odds /= decisions[:, None]
     right /= decisions[:, None]
     accuracy = 0.5 * (right + right.T)

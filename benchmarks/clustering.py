@@ -1,0 +1,202 @@
+"""Time of clustering up to 1,000 clients, and whether it finds groups in real text.
+
+``python benchmarks/clustering.py`` writes ``benchmarks/out/clustering.json``. Speed is measured
+on made-up profiles of the default size; quality on AG News (or the built-in corpus without it),
+read by the small model, dealt to clients whose group prefers one of four topics.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks._report import write_report  # noqa: E402
+from benchmarks._teacher_forced import BOS, LONGEST_TEXT, corpus, pair_name  # noqa: E402
+from clients.profile import (  # noqa: E402
+    Profile,
+    ProfileSettings,
+    make_profile,
+    token_sketch,
+)
+from clients.slm import read_texts  # noqa: E402
+from fedhlm_app.pair.load import load_slm, load_tokenizer  # noqa: E402
+from hlm.privacy import noise_for_epsilon  # noqa: E402
+from hlm.uncertainty import entropy  # noqa: E402
+from strategies.clustering import (  # noqa: E402
+    adjusted_rand_index,
+    cluster_clients,
+    purity,
+)
+
+GROUPS = 4
+REPEATS = 5
+ARTICLES = 6000
+Texts = list[NDArray[np.int64]]
+Entropies = list[NDArray[np.float64]]
+
+
+def made_up_profiles(clients: int, seed: int = 0) -> tuple[list[Profile], NDArray[np.int64]]:
+    """Profiles of the default size around four centres, and the true groups."""
+    settings = ProfileSettings()
+    generator = np.random.default_rng(seed)
+    centres = 0.12 * generator.normal(size=(GROUPS, settings.dims))
+    truth = np.arange(clients, dtype=np.int64) % GROUPS
+    profiles = []
+    for group in truth:
+        vectors = centres[group] + 0.1 * generator.normal(size=(settings.rows, settings.dims))
+        entropies = generator.uniform(0.2, 0.6, size=(settings.rows, 1))
+        histogram = np.histogram(entropies, settings.bins, (0, 1))[0] / settings.rows
+        rows = np.hstack([vectors, entropies])
+        square = (vectors**2).mean(axis=0)
+        profiles.append(Profile(vectors.mean(axis=0), square, histogram, rows, settings.rows))
+    return profiles, truth
+
+
+def speed() -> list[dict[str, Any]]:
+    """Seconds of one clustering, best and worst of three, by method and number of clients."""
+    figures = []
+    for clients in (100, 300, 1000):
+        profiles, truth = made_up_profiles(clients)
+        for method in ("classifier", "profile"):
+            seconds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                result = cluster_clients(profiles, GROUPS, method)  # type: ignore[arg-type]
+                seconds.append(time.perf_counter() - start)
+            figures.append({
+                "clients": clients,
+                "method": method,
+                "seconds": {"best": min(seconds), "worst": max(seconds)},
+                "adjusted_rand_index": adjusted_rand_index(result.assignment, truth),
+            })  # fmt: skip
+            print(figures[-1], flush=True)
+    return figures
+
+
+def read_articles() -> tuple[str, Texts, Entropies, NDArray[np.int64], NDArray[np.floating]]:
+    """Corpus name, token ids, entropies of the small model, labels and its embeddings."""
+    name, rows = corpus("train", ARTICLES)
+    slm: Any = load_slm(pair_name("slm"))
+    tokenizer: Any = load_tokenizer(pair_name("slm"))
+    encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
+    texts = [np.array([BOS, *ids[: LONGEST_TEXT - 1]], np.int64) for ids in encoded]
+    entropies: Entropies = []
+    for start in range(0, len(texts), 64):
+        steps = read_texts(slm, texts[start : start + 64])
+        entropies += [entropy(step.logits).numpy() for step in steps]
+    embeddings = slm.get_input_embeddings().weight.detach().float().numpy()
+    labels = np.array([label for label, _ in rows], np.int64)
+    return name, texts, entropies, labels, embeddings
+
+
+def deal(
+    labels: NDArray[np.int64], clients: int, prompts: int, share: float, seed: int
+) -> list[NDArray[np.int64]]:
+    """Articles of each client: `share` of them of its group's topic, the rest of any topic."""
+    generator = np.random.default_rng(seed)
+    decks = [list(generator.permutation(np.flatnonzero(labels == c))) for c in range(GROUPS)]
+    hands = []
+    for client in range(clients):
+        hand = []
+        for _ in range(prompts):
+            own = generator.random() < share
+            topic = client % GROUPS if own else int(generator.integers(GROUPS))
+            if not decks[topic]:
+                topic = max(range(GROUPS), key=lambda c: len(decks[c]))
+            hand.append(decks[topic].pop())
+        hands.append(np.array(hand, np.int64))
+    return hands
+
+
+def quality(
+    articles: tuple[str, Texts, Entropies, NDArray[np.int64], NDArray[np.floating]],
+    case: dict[str, Any],
+) -> dict[str, Any]:
+    """Mean adjusted Rand index and purity by method over REPEATS ways of dealing."""
+    _, texts, entropies, labels, embeddings = articles
+    settings = ProfileSettings(rows=case.get("rows", 32))
+    if "epsilon" in case:
+        settings = replace(
+            settings, noise_multiplier=noise_for_epsilon(case["epsilon"], 1, settings.delta)
+        )
+    sketch = token_sketch(embeddings, settings)
+    truth = np.arange(case["clients"]) % GROUPS
+    methods = ("classifier", "profile", "random") if settings.rows else ("profile", "random")
+    scores: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    for seed in range(REPEATS):
+        generator = np.random.default_rng([seed, 1])
+        hands = deal(labels, case["clients"], case["prompts"], case["share"], seed)
+        cut = case["tokens"]
+        profiles = [
+            make_profile(
+                [texts[row][:cut] for row in hand],
+                [entropies[row][: cut - 1] for row in hand],
+                sketch, settings, generator,
+            )
+            for hand in hands
+        ]  # fmt: skip
+        counts = np.stack([np.bincount(labels[hand], minlength=GROUPS) for hand in hands])
+        for method in methods:
+            found = cluster_clients(profiles, GROUPS, method, seed).assignment  # type: ignore[arg-type]
+            scores[method].append((adjusted_rand_index(found, truth), purity(found, counts)))
+    means = {
+        method: dict(
+            zip(("adjusted_rand_index", "purity"), np.mean(pairs, axis=0).tolist(), strict=True)
+        )
+        for method, pairs in scores.items()
+    }
+    best = float(np.mean([case["share"] + (1 - case["share"]) / GROUPS]))
+    return {**case, "purity_of_true_groups": best, "methods": means}
+
+
+def cases(articles: int) -> list[dict[str, Any]]:
+    """What to deal, as far as there are articles enough."""
+    base: dict[str, Any] = {"clients": 20, "prompts": 32, "tokens": LONGEST_TEXT, "share": 1.0}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"share": 0.8},
+        {"share": 0.6},
+        {"tokens": 16},
+        {"tokens": 16, "share": 0.8},
+        {"prompts": 8},
+        {"clients": 100, "share": 0.6},
+        {"clients": 100, "tokens": 16, "share": 0.8},
+        *({"prompts": 250, "rows": 0, "epsilon": epsilon} for epsilon in (16.0, 8.0, 4.0, 2.0)),
+        {"prompts": 250, "rows": 32, "epsilon": 8.0},
+    ]
+    found = [{**base, **change} for change in changes]
+    return [case for case in found if case["clients"] * case["prompts"] <= articles]
+
+
+def main() -> None:
+    timings = speed()
+    articles = read_articles()
+    found = []
+    for case in cases(len(articles[1])):
+        found.append(quality(articles, case))
+        print(found[-1], flush=True)
+    profile = ProfileSettings()
+    figures = {
+        "speed": timings,
+        "corpus": articles[0],
+        "repeats": REPEATS,
+        "quality": found,
+        "bytes_per_profile": {
+            "default": 4 * profile.length,
+            "without_rows": 4 * replace(profile, rows=0).length,
+        },
+    }
+    print(write_report("clustering", figures))
+
+
+if __name__ == "__main__":
+    main()
