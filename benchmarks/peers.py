@@ -28,7 +28,7 @@ from clients.edge import EdgeLinkConfig, EdgeResolver
 from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
-from clients.resolving import Resolver
+from clients.resolving import Escalation, Resolution, Resolver
 from clients.routing import Router, RouterConfig
 from clients.slm import read_texts
 from clients.uplink import LanguageModelUplink, UplinkConfig
@@ -43,12 +43,12 @@ from servers.engine import Engine
 from servers.llm import LanguageModelService
 
 HITS = (Stage.CACHE, Stage.PEER, Stage.EDGE)
-MILLISECONDS = {
+MILLISECONDS = (
     # An edge server in the next room, and the LLM over a poor cell (the slowest link of the
     # project's benchmarks).
-    "edge": Price(per_message=5.0, per_byte=8_000 / 100e6),
-    "llm": Price(per_message=60.0, per_byte=8_000 / 1e6),
-}
+    Price(per_message=5.0, per_byte=8_000 / 100e6),
+    Price(per_message=60.0, per_byte=8_000 / 1e6),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,34 @@ class Tally:
         self.wrong_locally += int((records.draft != top)[hit].sum())
 
 
+class Recorder:
+    """Last but one in a chain: writes down what the LLM decided, decides nothing."""
+
+    needs_hidden = True
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Any, Any, Any]] = []
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        """Nothing."""
+        return Resolution.none(len(escalation.rows))
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Contexts, drafts and verified tokens of one step."""
+        if escalation.hidden is not None:
+            hidden = escalation.hidden.numpy()
+            self.steps.append((hidden, escalation.draft.tokens.numpy(), resolution.tokens))
+
+    def hits(self, cache: TokenCache) -> tuple[int, int]:
+        """Hits and lookups of a cache that is asked and taught step by step."""
+        hits = lookups = 0
+        for hidden, drafts, tokens in self.steps:
+            hits += int((cache.look_up(hidden, drafts) >= 0).sum())
+            lookups += len(drafts)
+            cache.add(hidden, tokens)
+        return hits, lookups
+
+
 class Federation:
     """All clients of a run, their edge servers and the LLM, in this process."""
 
@@ -125,6 +153,8 @@ class Federation:
         if setup.inter_cluster:
             for edge in self.edges:
                 edge.neighbours = [Link(other) for other in self.edges if other is not edge]
+        # Eq. 14 needs what came to a cache; the paper-mode run has no other memory of contexts.
+        self.recording = setup.world == "shared" and setup.peer_mode == "paper"
         self.chains = [self._chain(client) for client in range(setup.clients)]
 
     def _chain(self, client: int) -> list[Resolver]:
@@ -136,8 +166,8 @@ class Federation:
         if setup.peer_mode != "off":
             rule = None
             if setup.unit is not None:
-                prices = MILLISECONDS if setup.unit == "ms" else {"edge": BYTES, "llm": BYTES}
-                rule = OpportunisticRule(OpportunisticConfig(**prices))
+                edge, llm = MILLISECONDS if setup.unit == "ms" else (BYTES, BYTES)
+                rule = OpportunisticRule(OpportunisticConfig(edge=edge, llm=llm))
             paper = setup.peer_mode == "paper"
             link = EdgeLinkConfig(
                 client, self.vocab, setup.clients // setup.clusters, "paper" if paper else "context"
@@ -145,6 +175,8 @@ class Federation:
             transport = Link(self.edges[client % setup.clusters])
             sketches = SketchMaker(self.embeddings.shape[1])
             chain.append(EdgeResolver(transport, link, sketches, rule, setup.audit_rate))
+        if self.recording:
+            chain.append(Recorder())
         uplink = UplinkConfig(client=client, vocab=self.vocab, sampling=Sampling())
         verifier = VERIFIERS[setup.verifier]()
         chain.append(LanguageModelUplink(Link(self.service), verifier, uplink))
@@ -197,10 +229,10 @@ def _closed_form(logits: torch.Tensor, drafts: torch.Tensor, keys: Any) -> torch
     return closed_form(logits, drafts, 1.0)
 
 
-def measure(setup: Setup, slm: Any, llm: Any, tokenizer: Any) -> dict[str, Any]:
-    """Figures of one run."""
+def measure(federation: Federation) -> dict[str, Any]:
+    """Run it; its figures."""
     begin = time.perf_counter()
-    federation = Federation(setup, slm, llm, tokenizer)
+    setup = federation.setup
     tally = federation.run()
     tokens = sum(tally.stages.values())
     traffic = tally.traffic
@@ -237,18 +269,33 @@ def setups(worlds: Sequence[World], rounds: int) -> list[Setup]:
     runs: list[Setup] = []
     for world in worlds:
         runs += [
-            Setup(world, "off", rounds=rounds),
             Setup(world, rounds=rounds),
             Setup(world, unit="ms", rounds=rounds),
             Setup(world, unit="bytes", rounds=rounds),
-            Setup(world, unit="bytes", verifier="full", rounds=rounds),
         ]
+    if "apart" in worlds:
+        runs.append(Setup("apart", unit="bytes", verifier="full", rounds=rounds))
     if "shared" in worlds:
         runs.append(Setup("shared", "paper", rounds=rounds))
         runs.append(Setup("shared", inter_cluster=True, rounds=rounds))
-        sizes = (16, 64, 256, 1024)
-        runs += [Setup("shared", "off", cache_size=size, rounds=rounds) for size in sizes]
+        runs.append(Setup("shared", "off", cache_size=1024, rounds=rounds))
     return runs
+
+
+def hit_ratios(federation: Federation, sizes: Sequence[int]) -> dict[str, Any]:
+    """Hit ratios of device caches by size over what a run without caches recorded, and eq. 14."""
+    ratios = []
+    for size in sizes:
+        counts = [
+            resolver.hits(TokenCache(federation.embeddings, CacheConfig(capacity=size)))
+            for chain in federation.chains
+            for resolver in chain
+            if isinstance(resolver, Recorder)
+        ]
+        hits, lookups = np.sum(counts, axis=0)
+        ratios.append(float(hits / lookups))
+    fitted = fit_hit_ratio(sizes, ratios)
+    return {"sizes": list(sizes), "ratios": ratios, "alpha": fitted.alpha, "rmse": fitted.rmse}
 
 
 def line(figures: dict[str, Any]) -> str:
@@ -273,27 +320,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     slm, llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
     tokenizer = load_tokenizer(pair_name("slm"))
-    results = []
+    results: list[dict[str, Any]] = []
+    fit = None
     for setup in setups(options.worlds, options.rounds):
-        figures = measure(setup, slm, llm, tokenizer)
+        federation = Federation(setup, slm, llm, tokenizer)
+        figures = measure(federation)
         print(line(figures), flush=True)
         results.append(figures)
-    cached = [figures for figures in results if figures["setup"]["cache_size"]]
-    fit = None
-    if cached:
-        sizes = [figures["setup"]["cache_size"] for figures in cached]
-        ratios = [_cache_hit_ratio(figures) for figures in cached]
-        fitted = fit_hit_ratio(sizes, ratios)
-        fit = {"sizes": sizes, "ratios": ratios, "alpha": fitted.alpha, "rmse": fitted.rmse}
-        print(f"H(S): ratios {ratios} alpha {fitted.alpha:.5f} rmse {fitted.rmse:.4f}")
-    print(write_report("peers", {"runs": results, "hit_ratio_fit": fit}))
-
-
-def _cache_hit_ratio(figures: dict[str, Any]) -> float:
-    """Hits over all tokens the cache was asked about, audited ones counted as escalated."""
-    stages = figures["stages"]
-    asked = figures["tokens"] - stages["local"]
-    return float(stages["cache"] / asked) if asked else 0.0
+        if federation.recording:
+            fit = hit_ratios(federation, (4, 16, 64, 256, 1024))
+            print(f"H(S): {fit}", flush=True)
+        path = write_report("peers", {"runs": results, "hit_ratio_fit": fit})
+    print(path)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class IndexSize:
     quota: int = 16_384
     max_age: int = 0
     exact_below: int = 8_192
-    lists_probed: int = 16
+    lists_probed: int = 8
 
     def __post_init__(self) -> None:
         for name in ("capacity", "quota", "exact_below", "lists_probed"):
@@ -249,7 +249,7 @@ class _InvertedFile:
     filled anew.
     """
 
-    LONGEST_TAIL = 4096
+    LONGEST_TAIL = 2048
     SPARE = 4
     MOST_LISTS = 1024  # filing an entry compares it with every list: more cost more than they save
 
@@ -294,11 +294,15 @@ class _InvertedFile:
         parts = [np.where(gone, NOWHERE, distances.astype(np.int64))]
         found = [np.where(gone, -1, slots)]
         if len(self._tail):
-            tail = hamming(near, self._tail_keys)
-            tail[:, ~alive[self._tail]] = NOWHERE
-            best = np.argpartition(tail, min(k, tail.shape[1]) - 1, axis=1)[:, :k]
-            parts.append(np.take_along_axis(tail, best, axis=1))
-            found.append(self._tail[best])
+            living = alive[self._tail]
+            tail = self._tail[living]
+            if len(tail):
+                import faiss
+
+                most = min(k, len(tail))
+                tail_distances, best = faiss.knn_hamming(near, self._tail_keys[living], most)
+                parts.append(tail_distances.astype(np.int64))
+                found.append(tail[best])
         return np.concatenate(found, axis=1), np.concatenate(parts, axis=1)
 
     def _file_tail(self, keys: Sketches) -> None:
@@ -322,10 +326,11 @@ class _InvertedFile:
         import faiss  # optional, and slow to import: only where an index has grown large
 
         self._trained_on = len(keys)
-        lists = min(self.MOST_LISTS, 1 << (int(np.sqrt(len(keys))).bit_length() - 1))
+        lists = min(self.MOST_LISTS, 1 << int(2 * np.sqrt(len(keys))).bit_length() - 1)
         self._quantizer = faiss.IndexBinaryFlat(8 * self._bytes)
         self._file = faiss.IndexBinaryIVF(self._quantizer, 8 * self._bytes, lists)
         self._file.cp.niter = 8
+        self._file.cp.min_points_per_centroid = 1  # coarse lists are fine, a warning is not
         self._file.nprobe = self._probed
         sample = np.linspace(0, len(keys) - 1, min(len(keys), 40 * lists)).astype(np.int64)
         self._file.train(np.ascontiguousarray(keys[sample]))

@@ -132,7 +132,7 @@ def test_faiss_finds_what_exact_search_finds_while_entries_come_and_go():
         near = left.distances <= 20
         assert near.any(axis=1).all()
         assert (left.distances[:, 0] == right.distances[:, 0]).all()
-        assert (left.distances == right.distances)[near].mean() > 0.98
+        assert (left.distances == right.distances)[near].mean() > 0.95
         live = right.slots >= 0
         assert (filed._born[right.slots[live]] > filed._now - 5).all()
 
