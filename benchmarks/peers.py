@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -264,21 +264,21 @@ def measure(federation: Federation) -> dict[str, Any]:
     return figures
 
 
-def setups(worlds: Sequence[World], rounds: int) -> list[Setup]:
-    """The runs of the report."""
-    runs: list[Setup] = []
-    for world in worlds:
+def setups(worlds: Sequence[World], size: Setup) -> list[Setup]:
+    """The runs of the report in the size of one of them, those that answer most first."""
+    plain = {world: replace(size, world=world) for world in worlds}
+    runs = [replace(plain[world], unit="ms") for world in worlds]
+    if "shared" in plain:
+        shared = plain["shared"]
         runs += [
-            Setup(world, rounds=rounds),
-            Setup(world, unit="ms", rounds=rounds),
-            Setup(world, unit="bytes", rounds=rounds),
+            shared,
+            replace(shared, peer_mode="paper"),
+            replace(shared, peer_mode="off", cache_size=1024),
+            replace(shared, inter_cluster=True),
         ]
-    if "apart" in worlds:
-        runs.append(Setup("apart", unit="bytes", verifier="full", rounds=rounds))
-    if "shared" in worlds:
-        runs.append(Setup("shared", "paper", rounds=rounds))
-        runs.append(Setup("shared", inter_cluster=True, rounds=rounds))
-        runs.append(Setup("shared", "off", cache_size=1024, rounds=rounds))
+    runs += [replace(plain[world], unit="bytes") for world in worlds if world != "shared"]
+    if "apart" in plain:
+        runs += [replace(plain["apart"], unit="bytes", verifier="full"), plain["apart"]]
     return runs
 
 
@@ -315,14 +315,22 @@ def line(figures: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    for name, default in (("rounds", 30), ("clients", 20), ("clusters", 4), ("prompts", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--worlds", nargs="+", default=["shared", "apart", "news"])
     options = parser.parse_args(arguments)
     slm, llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
     tokenizer = load_tokenizer(pair_name("slm"))
     results: list[dict[str, Any]] = []
     fit = None
-    for setup in setups(options.worlds, options.rounds):
+    size = Setup(
+        "shared",
+        rounds=options.rounds,
+        clients=options.clients,
+        clusters=options.clusters,
+        prompts=options.prompts,
+    )
+    for setup in setups(options.worlds, size):
         federation = Federation(setup, slm, llm, tokenizer)
         figures = measure(federation)
         print(line(figures), flush=True)
