@@ -20,8 +20,17 @@ from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolution
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
-from hlm.verification import UNDECIDED, Draft, Verdict
-from hlm.wire import Reply, Request, Row, RowReply, Status, decode_reply, encode_request
+from hlm.verification import UNDECIDED, Claim, Draft, Verdict
+from hlm.wire import (
+    Reply,
+    Request,
+    Row,
+    RowReply,
+    Status,
+    TokenCode,
+    decode_reply,
+    encode_request,
+)
 from hlm.wire.claims import claim_fields, verdict_of
 
 MOST_ATTEMPTS = 16
@@ -71,6 +80,10 @@ class UplinkConfig:
         Keys the server's draws; > 0 where decoding is sampled, so that a run repeats.
     feedback : bool
         Ask for a byte about each kept token the server reads (free feedback).
+    draft_feedback : bool
+        Ask for a byte about each escalated draft; always so with `feedback`.
+    token_code : TokenCode, optional
+        Shorter code for token ids, which the server must know as well.
     first_pause, longest_pause : float
         Seconds for which the server is left alone after a failure; doubles with each further
         failure.
@@ -81,6 +94,8 @@ class UplinkConfig:
     sampling: Sampling
     seed: int = 0
     feedback: bool = True
+    draft_feedback: bool = True
+    token_code: TokenCode | None = None
     first_pause: float = 0.5
     longest_pause: float = 30.0
 
@@ -134,13 +149,19 @@ class LanguageModelUplink:
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
         """Nothing to remember: the server keeps the texts."""
 
-    def measure(self, texts: TextBatch, records: TokenRecords, traffic: Traffic) -> None:
+    def measure(
+        self, texts: TextBatch, records: TokenRecords, traffic: Traffic, *, learned: bool = False
+    ) -> None:
         """Let the LLM read every routed place it has not seen, for the report alone.
 
         The method does not need this, so its bytes go to `traffic.measured` only, and what it
         finds is marked `measured_only`. Call it last: it moves what the server holds.
+
+        With `learned` the method does need it (a rule that calibrates on kept tokens): its bytes
+        are traffic like any other, and the device may learn from what it finds.
         """
-        missing = records.present & (records.choice < 0)
+        unread = np.isnan(records.log_prob) if learned else records.choice < 0
+        missing = records.present & unread
         if not missing.any() or self.asleep:
             return
         places = list(zip(*(axis.tolist() for axis in np.nonzero(missing)), strict=True))
@@ -167,27 +188,34 @@ class LanguageModelUplink:
             self._fall_asleep()
             return
         finally:
-            traffic.measured += counted.uplink + counted.downlink
+            if learned:
+                traffic.uplink += counted.uplink
+                traffic.downlink += counted.downlink
+                traffic.messages += counted.messages
+                traffic.waited += counted.waited
+            else:
+                traffic.measured += counted.uplink + counted.downlink
         for (row, step), reply in zip(places, replies, strict=True):
             if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback):
                 note_feedback(records, row, np.array([step]), reply.feedback[-1:])
-                records.measured_only[row, step] = True
+                records.measured_only[row, step] = not learned
 
     def _attempt(
         self,
         escalation: Escalation,
         pending: IntArray,
-        claim: object,
+        claim: Claim,
         resolution: Resolution,
         traffic: Traffic,
     ) -> IntArray:
         """Ask about the pending rows once; those that must be asked again, int64."""
-        rows = [self._row(escalation, i) for i in pending]
-        replies = self._exchange(rows, self.verifier.name, True, traffic)
+        rows = [self._row(escalation, i, claim) for i in pending]
+        feedback = self.config.feedback or self.config.draft_feedback
+        replies = self._exchange(rows, self.verifier.name, feedback, traffic)
         again = [i for i, reply in enumerate(replies) if reply.status == Status.PREFIX_NEEDED]
         if again:
             whole = [_whole(rows[i], escalation.texts, escalation.rows[pending[i]]) for i in again]
-            resent = self._exchange(whole, self.verifier.name, True, traffic)
+            resent = self._exchange(whole, self.verifier.name, feedback, traffic)
             for i, row, reply in zip(again, whole, resent, strict=True):
                 rows[i], replies[i] = row, reply
         served = np.array([reply.status == Status.OK for reply in replies])
@@ -219,16 +247,18 @@ class LanguageModelUplink:
         still_open: IntArray = index[~decided]
         return still_open
 
-    def _row(self, escalation: Escalation, i: int) -> Row:
+    def _row(self, escalation: Escalation, i: int, claim: Claim) -> Row:
         row, position = int(escalation.rows[i]), int(escalation.positions[i])
         texts = escalation.texts
         start = min(int(texts.held[row]), position)
         tokens = texts.tokens[row, start:position]
-        if self.config.feedback and not texts.given:
+        if not (self.config.feedback or self.config.draft_feedback):
+            quiet = 0  # nothing is told anyway
+        elif self.config.feedback and not texts.given:
             quiet = min(max(int(texts.prompt_lengths[row]) - start, 0), len(tokens))
         else:
             quiet = len(tokens)
-        fields = claim_fields(escalation.draft.claim, i)
+        fields = claim_fields(claim, i)
         draft = int(escalation.draft.tokens[i])
         # Later rows of the same text in this message start where this one ends.
         texts.held[row] = position
@@ -262,7 +292,7 @@ class LanguageModelUplink:
             top_p=sampling.top_p,
             bits=16 if verifier == "full" else 8,
         )
-        payload = encode_request(request)
+        payload = encode_request(request, self.config.token_code)
         begin = time.perf_counter()
         try:
             answer = self.transport.exchange(payload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -10,19 +10,21 @@ import torch
 
 from clients.feedback import Feedback
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
-from clients.records import FloatArray, TokenRecords, Traffic
+from clients.records import BoolArray, FloatArray, IntArray, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure
 from clients.uplink import LanguageModelUplink, Transport, UplinkConfig
+from fedhlm_app.calibrating import calibrates, is_sequential, reads_kept_tokens
 from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.pair.load import load_slm, load_tokenizer
 from fedhlm_app.settings import Settings
 from fedhlm_app.torch_names import torch_device, torch_dtype
+from fedhlm_app.verifiers import verifier_of
 from fedhlm_app.workload import Work, WorkMaker, correct
 from hlm import uncertainty
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling
-from hlm.verification import VERIFIERS, Verifier
+from hlm.verification import Verifier
 
 EVALUATION_SESSIONS = 1 << 30
 """Session numbers of evaluation start here, out of the way of training."""
@@ -40,12 +42,21 @@ class Routed:
         Bytes and waiting.
     correct, answered : int
         Routed tokens that are right, of those for which it is known what is right.
+    rows : list of numpy.ndarray
+        int64, the items each batch was made of.
+    read : int
+        Kept tokens that were sent for reading, so that a rule could calibrate on them.
+    calibration : numpy.ndarray or None
+        bool, prompts of the first batch that a calibration may count; None where there is none.
     """
 
     records: list[TokenRecords]
     traffic: Traffic
     correct: int
     answered: int
+    rows: list[IntArray] = field(default_factory=list)
+    read: int = 0
+    calibration: BoolArray | None = None
 
 
 class Device:
@@ -89,7 +100,7 @@ class Device:
             settings.prompt_tokens,
             settings.tokens_per_prompt,
         )
-        self.verifier: Verifier = VERIFIERS[settings.verifier]()
+        self.verifier: Verifier = verifier_of(settings)
         self.uplink = LanguageModelUplink(
             transport,
             self.verifier,
@@ -110,24 +121,54 @@ class Device:
             audit_rate=settings.audit_rate,
         )
 
-    def train_round(self, policy: Policy, server_round: int) -> Routed:
+    def train_round(self, policy: Policy, server_round: int, calibrate: bool = False) -> Routed:
         """Route `tokens-per-round` tokens of this device's training texts.
 
         Texts are drawn by (seed, client, round), so a repeated round is the same round.
+
+        Parameters
+        ----------
+        policy : Policy
+            Keeps or escalates.
+        server_round : int
+            From 1.
+        calibrate : bool
+            The round gathers sums for a guarantee: kept tokens are read by the LLM too, unless
+            audits stand for them, and the prompts that may count are marked.
         """
         budget = self.settings.tokens_per_round
         generator = np.random.default_rng([self.settings.seed, self.client, server_round])
         routed = Routed([], Traffic(), 0, 0)
         session = server_round << 12
+        calibration = None
         while budget > 0:
             each = min(self.work.tokens_each, budget)
             count = max(1, budget // each)
             rows = generator.choice(self.train_rows, count, replace=count > len(self.train_rows))
+            if calibration is None:
+                rows, calibration = self._calibration_rows(rows, server_round)
             sessions = session + np.arange(count)
             session += count
-            routed = self._route(policy, self.work.make(rows, sessions, each), routed)
+            reading = calibrate and reads_kept_tokens(self.settings)
+            work = self.work.make(rows, sessions, each)
+            routed = self._route(policy, work, routed, rows, reading)
             budget -= routed.records[-1].tokens
-        return routed
+        return replace(routed, calibration=calibration if calibrate else None)
+
+    def _calibration_rows(self, drawn: IntArray, server_round: int) -> tuple[IntArray, BoolArray]:
+        """Items of a round's first batch, and which of them a calibration may count.
+
+        Only first batches count: later ones fill up what early ends left, with shorter prompts.
+        In generation a text is new whenever its threshold is, so the round's draw serves. Given
+        texts are the same at every threshold and may count once: they are taken in one random
+        order, and no further when it has come round.
+        """
+        if not calibrates(self.settings) or is_sequential(self.settings):
+            return drawn, np.ones(len(drawn), np.bool_)
+        generator = np.random.default_rng([self.settings.seed, self.client])
+        order = generator.permutation(self.train_rows)
+        slots = (server_round - 1) * len(drawn) + np.arange(len(drawn))
+        return order[slots % len(order)], slots < len(order)
 
     def evaluate(self, policy: Policy) -> Routed:
         """Route held-out texts, the same ones each time."""
@@ -135,15 +176,23 @@ class Device:
         if not len(rows):
             return Routed([], Traffic(), 0, 0)
         sessions = EVALUATION_SESSIONS + np.arange(len(rows))
-        return self._route(policy, self.work.make(rows, sessions), Routed([], Traffic(), 0, 0))
+        work = self.work.make(rows, sessions)
+        return self._route(policy, work, Routed([], Traffic(), 0, 0), np.asarray(rows))
 
-    def _route(self, policy: Policy, work: Work, before: Routed) -> Routed:
+    def _route(
+        self, policy: Policy, work: Work, before: Routed, rows: IntArray, reading: bool = False
+    ) -> Routed:
         router = Router(self.model, self.config, policy, self.verifier, [self.uplink])
         traffic = Traffic()
         if work.texts.given:
             records = router.score(work.texts, work.first, traffic)
         else:
             records = router.generate(work.texts, work.new_tokens, traffic)
+        read = 0
+        if reading:
+            known = int(np.isfinite(records.log_prob).sum())
+            self.uplink.measure(work.texts, records, traffic, learned=True)
+            read = int(np.isfinite(records.log_prob).sum()) - known
         self.uplink.measure(work.texts, records, traffic)
         right, answered = correct(work, records)
         return Routed(
@@ -151,6 +200,8 @@ class Device:
             before.traffic + traffic,
             before.correct + right,
             before.answered + answered,
+            [*before.rows, rows],
+            before.read + read,
         )
 
     def policy(self, parameters: FloatArray) -> Policy:
@@ -174,17 +225,18 @@ def feedback_of(routed: Routed, settings: Settings) -> Feedback:
         at = (rows, steps)
         loss, ratio = records.loss(settings.shared_draw)[at], records.ratio_beta()[at]
         known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at]
-        audited = records.audited[at]
-        weight = np.ones(len(rows))
-        if settings.audit_rate > 0 and not settings.free_feedback:
-            # A kept token is known only if it was audited; its weight makes up for the others.
-            weight[audited] = 1 / settings.audit_rate
+        kept, weight = records.kept[at], np.ones(len(rows))
+        if settings.audit_rate > 0:
+            # An audited kept token stands for 1 / rate of them. Free feedback tells of further
+            # ones, but which ones depends on what came later: it would tip the scales.
+            known &= ~kept | records.audited[at]
+            weight[kept] = 1 / settings.audit_rate
         parts.append(
             Feedback.create(
                 u=np.clip(records.uncertainty[at], 0, 1),
                 beta=np.where(known, loss, 0.0),
                 ratio_beta=np.where(known, ratio, 0.0),
-                kept=records.kept[at],
+                kept=kept,
                 known=known,
                 weight=weight,
                 prompt=rows + (number << 20),
@@ -193,6 +245,15 @@ def feedback_of(routed: Routed, settings: Settings) -> Feedback:
             )
         )
     return Feedback.concatenate(parts)
+
+
+def calibration_feedback(routed: Routed, settings: Settings) -> Feedback:
+    """What a guarantee may rest on: the whole prompts of the first batch, each once."""
+    if routed.calibration is None:
+        return Feedback.empty()
+    first = replace(routed, records=routed.records[:1])
+    feedback = feedback_of(first, settings)
+    return feedback.select(np.asarray(routed.calibration)[feedback.prompt])
 
 
 def sampling_of(settings: Settings) -> Sampling:
