@@ -1,0 +1,214 @@
+"""`fedhlm compare`: every method on the same prompts with the same seed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides, say
+from fedhlm_app.settings import Settings
+
+if TYPE_CHECKING:
+    from fedhlm_app.compare.comparison import Listener
+
+compare_app = typer.Typer(
+    name="compare",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STANDARD_OUTPUT = "-"
+NARROWEST = 118  # columns; below it the table would lose digits
+
+
+@compare_app.command()
+def compare(
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", "-m", help="Names with commas between them; all by default."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Most tokens for each prompt.")] = 24,
+    share: Annotated[
+        float, typer.Option(help="Share of tokens escalated where a method leaves it free, 0 to 1.")
+    ] = 0.25,
+    equal_share: Annotated[
+        bool,
+        typer.Option(
+            "--equal-share", help="Hold U-HLM and CU-HLM to the share too, not to their own line."
+        ),
+    ] = False,
+    prone: Annotated[
+        bool, typer.Option("--risk-prone", help="Their risk-prone threshold, not the risk-averse.")
+    ] = False,
+    calibration_prompts: Annotated[
+        int, typer.Option(help="Further prompts, for thresholds and lines only.")
+    ] = 32,
+    dataset: Annotated[
+        str | None, typer.Option(help="Texts: builtin, a hub name, or a file or folder of them.")
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="generate, score or classify; generate by default.")
+    ] = None,
+    accuracy: Annotated[
+        bool, typer.Option(help="Also count right next tokens and right labels.")
+    ] = True,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it.")
+    ] = None,
+    csv_file: Annotated[
+        str | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - prints it.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Compare every method of deciding which tokens the large model sees, and how.
+
+    Decoding is sampled unless `--set decoding=greedy`: greedy drafts need no law, so most methods
+    would be alike. Prompts are decoded one at a time; every message pays its own round trip.
+
+    Examples
+    --------
+    - `fedhlm compare`
+
+    - `fedhlm compare --methods hlm,cu-hlm,fedhlm --equal-share --share 0.1`
+
+    - `fedhlm compare --dataset news.csv --prompts 100 --json result.json`
+    """
+    given = {"dataset": dataset, "workload": workload}
+    options = {
+        "prompts": prompts,
+        "tokens": tokens,
+        "share": share,
+        "equal_share": equal_share,
+        "risk_prone": prone,
+        "calibration_prompts": calibration_prompts,
+        "accuracy": accuracy,
+    }
+    code = run_comparison(methods, options, given, overrides or [], json_file, csv_file)
+    raise typer.Exit(code)
+
+
+def run_comparison(
+    methods: str | None,
+    options: dict[str, Any],
+    given: dict[str, str | None],
+    pairs: list[str],
+    json_file: str | None,
+    csv_file: str | None,
+) -> int:
+    """Run the comparison and return the exit status.
+
+    Parameters
+    ----------
+    methods : str or None
+        Names with commas between them.
+    options : dict
+        Fields of `fedhlm_app.compare.Plan`.
+    given : dict
+        Settings that have an option of their own; None where it was not given.
+    pairs : list of str
+        Words of `--set`.
+    json_file, csv_file : str or None
+        Where to write; ``-`` is standard output, which then holds nothing else.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        settings = settings_of(given, pairs, int(options["tokens"]))
+        results, words = _compare(errors, settings, methods, options)
+    except (ValueError, OSError) as error:
+        say(errors, str(error))
+        return BAD_SETTINGS
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    from fedhlm_app.compare.tables import as_csv, as_json, result_table
+
+    for file, text in ((json_file, as_json(results)), (csv_file, as_csv(results))):
+        if file == STANDARD_OUTPUT:
+            print(text, end="")
+        elif file is not None:
+            Path(file).write_text(text, encoding="utf-8")
+    if STANDARD_OUTPUT not in (json_file, csv_file):
+        console = Console(width=None if sys.stdout.isatty() else NARROWEST)
+        console.print(result_table(results, words))
+    return COMPLETED
+
+
+def settings_of(given: dict[str, str | None], pairs: list[str], tokens: int) -> Settings:
+    """The settings of a comparison, sampled unless told otherwise.
+
+    Raises
+    ------
+    fedhlm_app.settings.SettingsError
+        Naming what is wrong.
+    """
+    said = parse_overrides(pairs)
+    quiet: dict[str, object] = dict(given)
+    if "decoding" not in said and "FEDHLM_DECODING" not in os.environ:
+        quiet["decoding"] = "sampled"
+    for key in ("tokens-per-prompt", "tokens-per-round"):
+        # The option counts; the settings check that such texts fit into the model's context.
+        quiet[key] = tokens if key not in said else None
+    return collect(quiet, pairs)
+
+
+def _compare(
+    errors: Console, settings: Settings, methods: str | None, options: dict[str, Any]
+) -> tuple[list[dict[str, Any]], str]:
+    # PyTorch and Transformers take seconds to load, which a wrong setting should not wait for.
+    from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
+
+    names = DEFAULT_METHODS if methods is None else [name.strip() for name in methods.split(",")]
+    plan = Plan(chosen_methods(names), workload=settings.workload, **options)
+    comparison = Comparison.of(settings, plan)
+    begin = time.monotonic()
+    with _watch(errors) as listen:
+        results = comparison.run(listen)
+    words = (
+        f"{plan.prompts} prompts of {settings.dataset}, up to {plan.tokens} tokens each, one at a "
+        f"time; {settings.decoding} decoding, seed {settings.seed}; "
+        f"{time.monotonic() - begin:.0f} s"
+    )
+    return results, words
+
+
+@contextmanager
+def _watch(console: Console) -> Iterator[Listener]:
+    """Draw a bar on a terminal, a line for each new phase elsewhere."""
+    if not console.is_terminal:
+        last = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last:
+                console.print(f"{what} ...")
+                last = what
+
+        yield tell
+        return
+    bar = Bar(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting")
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

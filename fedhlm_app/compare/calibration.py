@@ -1,0 +1,145 @@
+"""What the methods are told before the comparison, from prompts that are not part of it.
+
+Thresholds that escalate a wanted share, and U-HLM's line. The text a threshold acts on depends on
+the threshold itself, so each is read off text that was made with an earlier guess of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, Situation
+from clients.records import TokenRecords
+from fedhlm_app.compare.methods import Measure
+from hlm.line import LineSums, UncertaintyLine
+
+__all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]
+
+RouteTexts = Callable[[Policy, Measure], TokenRecords]
+"""Makes the calibration texts under a policy; every routed place has been read by the LLM."""
+
+
+class SharePolicy:
+    """Threshold policy that may keep a part of the drafts whose uncertainty is the threshold.
+
+    Uncertainties that are multiples of 1/20 tie so often that no threshold alone would escalate
+    a given share.
+
+    Parameters
+    ----------
+    threshold : float
+        Keep what is less uncertain, escalate what is more.
+    kept_at : float
+        Share kept of what is exactly as uncertain, in [0, 1].
+    """
+
+    needs_features = False
+    needs_uniforms = True
+    name = "share"
+
+    def __init__(self, threshold: float, kept_at: float = 1.0) -> None:
+        if not 0 <= kept_at <= 1:
+            raise ValueError(f"kept_at = {kept_at}: allowed are values in [0, 1]")
+        self.parameters = np.array([threshold, kept_at])
+
+    def score(self, situation: Situation) -> FloatArray:
+        """The uncertainty itself."""
+        return situation.uncertainty
+
+    def keep(self, situation: Situation) -> BoolArray:
+        """True below the threshold, and by the row's own uniform draw at it."""
+        if situation.uniforms is None:
+            raise ValueError("the share policy needs uniform numbers")
+        threshold, kept_at = self.parameters
+        below = situation.uncertainty < threshold
+        at = (situation.uncertainty == threshold) & (situation.uniforms < kept_at)
+        return np.asarray(below | at)
+
+
+def threshold_of_share(uncertainty: FloatArray, share: float) -> SharePolicy:
+    """The policy that escalates a share of tokens with given uncertainties.
+
+    Parameters
+    ----------
+    uncertainty : numpy.ndarray
+        float64 [tokens], at least one.
+    share : float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there is no token or the share is out of range.
+    """
+    if not uncertainty.size or not 0 <= share <= 1:
+        raise ValueError(f"share = {share} of {uncertainty.size} tokens: allowed are 0 to 1 of 1+")
+    ordered = np.sort(uncertainty)
+    kept = (1 - share) * ordered.size
+    threshold = ordered[min(int(kept), ordered.size - 1)]
+    below, at = (ordered < threshold).sum(), (ordered == threshold).sum()
+    return SharePolicy(float(threshold), float(np.clip((kept - below) / at, 0.0, 1.0)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the calibration prompts say.
+
+    Attributes
+    ----------
+    policies : dict
+        By uncertainty measure, the policy that escalates the share asked for.
+    line : UncertaintyLine
+        U-HLM's line from the temperature sweep's u to beta.
+    draft_line : UncertaintyLine
+        The same from u = 1 - x_d, which the k* rule asks.
+    tokens : int
+        Tokens of each calibration pass.
+    """
+
+    policies: dict[Measure, SharePolicy]
+    line: UncertaintyLine
+    draft_line: UncertaintyLine
+    tokens: int
+
+
+def calibrate(
+    route: RouteTexts, share: float, measures: tuple[Measure, ...], greedy: bool
+) -> Calibration:
+    """Run the calibration prompts.
+
+    Parameters
+    ----------
+    route : callable
+        See `RouteTexts`.
+    share : float
+        Share of tokens to escalate.
+    measures : tuple of str
+        Uncertainties for which a policy is wanted.
+    greedy : bool
+        Whether beta is 1{draft is not the LLM's choice} instead of eq. 3.
+
+    Raises
+    ------
+    hlm.line.DegenerateLineError
+        When beta does not rise with uncertainty on these prompts.
+    """
+    sweep = route(RandomPolicy(share), "temperature-sweep")
+    policies: dict[Measure, SharePolicy] = {}
+    for measure in measures:
+        first = sweep
+        if measure != "temperature-sweep":
+            first = route(RandomPolicy(share), measure)
+        guess = threshold_of_share(first.uncertainty[first.present], share)
+        second = route(guess, measure)
+        policies[measure] = threshold_of_share(second.uncertainty[second.present], share)
+    beta = sweep.loss(greedy)
+    known = sweep.present & np.isfinite(beta)
+    return Calibration(
+        policies,
+        LineSums.of(sweep.uncertainty[known], beta[known]).fit(),
+        LineSums.of(1 - sweep.probability[known], beta[known]).fit(),
+        sweep.tokens,
+    )

@@ -1,0 +1,283 @@
+"""The comparison: one pair, one set of prompts, one seed, every method.
+
+Methods take turns prompt by prompt, so that a machine that is busy for a while is busy for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
+from clients.records import TokenRecords, Traffic
+from clients.routing import Router, RouterConfig
+from clients.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.compare.calibration import Calibration, calibrate
+from fedhlm_app.compare.contender import Contender, LanguageModelAlone, Recorder, Routed
+from fedhlm_app.compare.methods import Measure, Method
+from fedhlm_app.data.items import Items
+from fedhlm_app.data.prompts import Workload
+from fedhlm_app.device import (
+    end_tokens,
+    items_of,
+    sampling_of,
+    shared_seed,
+    uncertainty_of,
+)
+from fedhlm_app.links import DirectLink
+from fedhlm_app.pair.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
+from fedhlm_app.settings import Settings
+from fedhlm_app.torch_names import torch_device, torch_dtype
+from fedhlm_app.verifiers import build_verifier
+from fedhlm_app.workload import WorkMaker
+from hlm.cost import LINKS, Link
+from hlm.verification import Verifier
+from hlm.wire import TokenCode
+from servers.engine import Engine, context_limit
+from servers.llm import LanguageModelService
+
+__all__ = ["Comparison", "Plan"]
+
+SESSIONS = 16
+"""Texts that the engine of a method keeps at a time; accuracy is taken in batches of so many."""
+
+CALIBRATION_CLIENT = 1
+_SCORE_SESSIONS, _LABEL_SESSIONS = 1 << 20, 1 << 21
+
+Listener = Callable[[str, int, int], None]
+"""Told what is going on, and how many of how many steps of it are done."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes
+    ----------
+    methods : sequence of Method
+        In the order of the result.
+    prompts, calibration_prompts : int
+        Number of each, >= 1; no item is in both.
+    tokens : int
+        Most routed tokens of a prompt, >= 1.
+    share : float
+        Share of tokens to escalate where a method leaves it free, in [0, 1].
+    workload : {"generate", "score", "classify"}
+        What tokens, bytes and times are of.
+    equal_share : bool
+        Hold methods with a threshold of their own (U-HLM's line) to `share` as well.
+    risk_prone : bool
+        Their risk-prone threshold instead of the risk-averse one.
+    accuracy : bool
+        Also take token accuracy (`score`) and label accuracy (`classify`) of the same items.
+    token_code : TokenCode, optional
+        For ids on the wire.
+    """
+
+    methods: Sequence[Method]
+    prompts: int = 32
+    calibration_prompts: int = 32
+    tokens: int = 24
+    share: float = 0.25
+    workload: Workload = "generate"
+    equal_share: bool = False
+    risk_prone: bool = False
+    accuracy: bool = True
+    token_code: TokenCode | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "calibration_prompts", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: allowed are values from 1")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share = {self.share}: allowed are values in [0, 1]")
+
+
+@dataclass
+class Comparison:
+    """Everything that the methods share.
+
+    Parameters
+    ----------
+    settings : Settings
+        Decoding, temperature, top-p, uncertainty, truncation, prompt length and seed are used.
+    plan : Plan
+        What is compared.
+    slm, llm : transformers.PreTrainedModel
+        The pair.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Theirs.
+    items : Items
+        Texts, at least prompts + calibration prompts.
+
+    Raises
+    ------
+    ValueError
+        When there are too few items.
+    """
+
+    settings: Settings
+    plan: Plan
+    slm: PreTrainedModel
+    llm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    items: Items
+    calibration: Calibration = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = self.plan.prompts + self.plan.calibration_prompts
+        if len(self.items) < wanted:
+            raise ValueError(
+                f"prompts = {self.plan.prompts} and calibration prompts = "
+                f"{self.plan.calibration_prompts}: the dataset has {len(self.items)} items"
+            )
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.items))[:wanted]
+        self._rows, self._calibration_rows = np.split(order, [self.plan.prompts])
+        self._sampling = sampling_of(self.settings)
+        self._greedy = self._sampling.decoding == "greedy"
+
+    @classmethod
+    def of(cls, settings: Settings, plan: Plan) -> Self:
+        """The comparison of the settings' pair on the settings' dataset.
+
+        Raises
+        ------
+        ValueError
+            When models, tokenizer or texts cannot work together.
+        """
+        slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
+        llm = load_llm(
+            settings.llm, torch_dtype(settings.llm_dtype), torch_device(settings.llm_device)
+        )
+        check_same_tokenizer(settings.slm, settings.llm)
+        return cls(settings, plan, slm, llm, load_tokenizer(settings.slm), items_of(settings))
+
+    def run(self, listen: Listener = lambda what, done, total: None) -> list[dict[str, Any]]:
+        """Calibrate, run every method, and return one result for each."""
+        listen("calibrating", 0, 1)
+        self.calibration = self._calibrate()
+        contenders = [self._contender(method) for method in self.plan.methods]
+        warm_up = self._maker(self.plan.workload)
+        for contender in contenders:
+            contender.make(
+                warm_up.make(self._calibration_rows[:1], np.array([0]), 2), counted=False
+            )
+        for done, row in enumerate(self._rows):
+            listen("making texts", done, len(self._rows))
+            for contender in contenders:
+                work = self._maker(self.plan.workload).make(row[None], np.array([done + 1]))
+                contender.make(work)
+        if self.plan.accuracy:
+            self._take_accuracy(contenders, listen)
+        return [self._result(contender) for contender in contenders]
+
+    def _result(self, contender: Contender, links: Sequence[Link] = LINKS) -> dict[str, Any]:
+        method = contender.method
+        head: dict[str, Any] = {"method": method.name, "exact": method.exact(self._greedy)}
+        return {**head, **contender.tally.figures(links)}
+
+    def _take_accuracy(self, contenders: Sequence[Contender], listen: Listener) -> None:
+        kinds: tuple[tuple[Workload, int], ...] = (
+            ("score", _SCORE_SESSIONS),
+            ("classify", _LABEL_SESSIONS),
+        )
+        for workload, first in kinds:
+            maker = self._maker(workload)
+            for begin in range(0, len(self._rows), SESSIONS):
+                listen(f"accuracy ({workload})", begin, len(self._rows))
+                rows = self._rows[begin : begin + SESSIONS]
+                for contender in contenders:
+                    work = maker.make(rows, first + begin + np.arange(len(rows)))
+                    contender.answer(workload, work)
+
+    def _maker(self, workload: Workload) -> WorkMaker:
+        return WorkMaker(
+            self.items, self.tokenizer, workload, self.settings.prompt_tokens, self.plan.tokens
+        )
+
+    def _contender(self, method: Method) -> Contender:
+        if method.name == "llm":
+            router = Router(
+                self.llm, self._config(0, method.measure), FixedPolicy(True), self._plain(), []
+            )
+            return LanguageModelAlone(method, router)
+        return self._routed(method, self._policy(method), 0)
+
+    def _routed(self, method: Method, policy: Policy, client: int) -> Routed:
+        verifier = self._plain()
+        if not self._greedy:
+            verifier = build_verifier(
+                method.verifier,
+                self.settings.truncation_k,
+                self.settings.theta_tv,
+                self.calibration.draft_line if method.verifier.startswith("truncated") else None,
+            )
+        engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
+        recorder = Recorder(
+            DirectLink(LanguageModelService(engine, token_code=self.plan.token_code))
+        )
+        config = UplinkConfig(
+            client=client,
+            vocab=int(self.slm.config.get_text_config().vocab_size),
+            sampling=self._sampling,
+            seed=shared_seed(self.settings),
+            feedback=method.free_feedback,
+            # Only FedHLM asks for it; the others' papers have no such byte.
+            draft_feedback=method.free_feedback,
+            token_code=self.plan.token_code,
+        )
+        uplink = LanguageModelUplink(recorder, verifier, config)
+        router_config = self._config(client, method.measure)
+        return Routed(
+            method, Router(self.slm, router_config, policy, verifier, [uplink]), uplink, recorder
+        )
+
+    def _plain(self) -> Verifier:
+        return build_verifier("greedy" if self._greedy else "coupled")
+
+    def _config(self, client: int, measure: str) -> RouterConfig:
+        measured = self.settings.model_copy(update={"uncertainty": measure})
+        return RouterConfig(
+            self._sampling,
+            uncertainty_of(measured),
+            self.settings.seed + 1,
+            client,
+            end_tokens(self.slm),
+        )
+
+    def _policy(self, method: Method) -> Policy:
+        if method.escalates in ("nothing", "everything"):
+            return FixedPolicy(kept=method.escalates == "nothing")
+        if method.escalates == "at random":
+            return RandomPolicy(self.plan.share)
+        if method.escalates == "above its line" and not self.plan.equal_share:
+            line = self.calibration.line
+            return ThresholdPolicy(line.risk_prone if self.plan.risk_prone else line.risk_averse)
+        return self.calibration.policies[method.measure]
+
+    def _calibrate(self) -> Calibration:
+        maker = self._maker(self.plan.workload)
+
+        def route(policy: Policy, measure: Measure) -> TokenRecords:
+            method = Method(
+                "calibration", "", "above the share", measure=measure, free_feedback=True
+            )
+            routed = self._routed(method, policy, CALIBRATION_CLIENT)
+            routed.router.config = replace(routed.router.config, client=CALIBRATION_CLIENT)
+            rows = self._calibration_rows
+            work = maker.make(rows, np.arange(len(rows)))
+            traffic = Traffic()
+            if work.texts.given:
+                records = routed.router.score(work.texts, work.first, traffic)
+            else:
+                records = routed.router.generate(work.texts, work.new_tokens, traffic)
+            routed.uplink.measure(work.texts, records, traffic)
+            return records
+
+        measures: set[Measure] = {method.measure for method in self.plan.methods}
+        measures.add("temperature-sweep")
+        return calibrate(route, self.plan.share, tuple(sorted(measures)), self._greedy)
