@@ -1,0 +1,239 @@
+"""The LLM service over HTTP: one process that devices on a network reach by address.
+
+Bodies are the messages of `hlm.wire`, unchanged. A request that cannot be served is answered with
+a status and a sentence, and costs no more memory than the bound on its body.
+
+========================  =========================================================================
+``POST /v1/exchange``     a request's bytes up, the reply's bytes down
+``GET /health``           200 once the model is loaded
+``GET /v1/stats``         model, limits and counters as JSON
+========================  =========================================================================
+
+Statuses of ``/v1/exchange``: 400 no valid request, 408 the body did not come, 413 body too large,
+500 the engine failed, 503 too many requests wait (``Retry-After`` says for how long to stay away).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from hlm.wire import WireError
+from servers.actors import RequestBatcher
+from servers.llm import LanguageModelService
+
+EXCHANGE = "/v1/exchange"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """How a served LLM treats its callers.
+
+    Attributes
+    ----------
+    wait : float
+        Seconds a request waits for others to share forward passes with, >= 0.
+    most : int
+        Most requests answered from shared passes, >= 1; 1 repeats bit for bit.
+    queue : int
+        Requests that may wait at a time, >= 1; further ones are answered with 503.
+    body_seconds : float
+        Longest wait for a request's body, in s, > 0.
+    answer_seconds : float
+        Longest time in the queue and the engine, in s, > 0; 503 after it.
+    """
+
+    wait: float = 0.002
+    most: int = 64
+    queue: int = 256
+    body_seconds: float = 30.0
+    answer_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.wait < 0:
+            raise ValueError(f"wait = {self.wait}: must be at least 0 s")
+        for name in ("most", "queue"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("body_seconds", "answer_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be above 0 s")
+
+
+class _TooLarge(Exception):
+    """The body is longer than allowed."""
+
+
+class ServedLanguageModel:
+    """The web application around a service.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Decides drafts; its limits bound a request's body.
+    options : ServiceOptions
+        See there.
+    model : str
+        Name of the model, for ``/v1/stats``.
+    """
+
+    def __init__(
+        self, service: LanguageModelService, options: ServiceOptions, model: str = ""
+    ) -> None:
+        self.service = service
+        self.options = options
+        self.model = model
+        self.counts: Counter[str] = Counter()
+        self.waiting = 0
+        self._batcher = RequestBatcher(service, options.wait, options.most)
+        self._began = time.monotonic()
+        self.app = Starlette(
+            routes=[
+                Route(EXCHANGE, self._exchange, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/v1/stats", self._stats),
+            ]
+        )
+
+    async def _exchange(self, request: Request) -> Response:
+        response = await self._answer(request)
+        self.counts[str(response.status_code)] += 1
+        return response
+
+    async def _answer(self, request: Request) -> Response:
+        most = self.service.limits.max_bytes
+        try:
+            async with asyncio.timeout(self.options.body_seconds):
+                payload = await read_body(request, most)
+        except _TooLarge:
+            return PlainTextResponse(f"body: at most {most} bytes are read", 413)
+        except TimeoutError:
+            seconds = self.options.body_seconds
+            return PlainTextResponse(f"body: did not arrive within {seconds:g} s", 408)
+        except ClientDisconnect:
+            return PlainTextResponse("body: the connection was cut", 400)
+        if self.waiting >= self.options.queue:
+            return _busy(f"{self.waiting} requests wait already")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.options.answer_seconds):
+                answer = await self._batcher.exchange(payload)
+        except WireError as error:
+            return PlainTextResponse(str(error), 400)
+        except TimeoutError:
+            return _busy(f"no answer within {self.options.answer_seconds:g} s")
+        except Exception as error:  # one caller's failure must not end the service for all
+            logger.exception("the engine failed")
+            return PlainTextResponse(f"the engine failed: {type(error).__name__}: {error}", 500)
+        finally:
+            self.waiting -= 1
+        self.counts["bytes-uplink"] += len(payload)
+        self.counts["bytes-downlink"] += len(answer)
+        return Response(answer)
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _stats(self, request: Request) -> Response:
+        engine = self.service.engine
+        answers = {key: count for key, count in self.counts.items() if key.isdigit()}
+        return JSONResponse(
+            {
+                "model": self.model,
+                "vocab": engine.vocab,
+                "max_context": engine.max_context,
+                "max_sessions": engine.max_sessions,
+                "max_bytes": self.service.limits.max_bytes,
+                "uptime_s": time.monotonic() - self._began,
+                "waiting": self.waiting,
+                "answers": answers,
+                "bytes": {
+                    "uplink": self.counts["bytes-uplink"],
+                    "downlink": self.counts["bytes-downlink"],
+                },
+                "engine": dict(vars(engine.stats)),
+            }
+        )
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body of a request, refused as soon as it is known to be longer than `most` bytes."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > most:
+        raise _TooLarge
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > most:
+            raise _TooLarge
+        body += chunk
+    return bytes(body)
+
+
+def _busy(why: str) -> Response:
+    return PlainTextResponse(f"busy: {why}", 503, headers={"retry-after": "1"})
+
+
+class _Server(uvicorn.Server):
+    """Says when it has begun to listen."""
+
+    on_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.on_ready is not None and self.started:
+            self.on_ready()
+
+
+def make_server(app: Starlette, on_ready: Callable[[], None] | None = None) -> uvicorn.Server:
+    """The HTTP server of an application; ``run(sockets=[...])`` serves until it is told to stop.
+
+    SIGTERM, SIGINT or ``should_exit = True`` stop it: no new connections, and open requests get
+    ten seconds to be answered.
+
+    Parameters
+    ----------
+    app : Starlette
+        What is served.
+    on_ready : callable
+        Called once requests are accepted.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        # A reply of ten bytes needs no hundred of headers.
+        server_header=False,
+        date_header=False,
+        # Devices think between requests; a handshake per token would cost them a round trip.
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=10,
+        lifespan="off",
+    )
+    server = _Server(config)
+    server.on_ready = on_ready
+    return server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises
+    ------
+    OSError
+        When the address is taken or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)

@@ -1,0 +1,450 @@
+"""The LLM over HTTP: right bytes, named refusals, and links that mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
+
+import numpy as np
+import pytest
+
+from clients.policy import FixedPolicy
+from clients.uplink import LinkDown
+from fedhlm_app.links import DirectLink, HttpLink, parse_address
+from hlm.wire import Limits, Request, Row, Status, WireError, decode_reply, encode_request
+from servers.engine import Engine
+from servers.llm import LanguageModelService
+from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
+from tests.models import VOCAB, random_model
+from tests.routed import build, make_prompts, new_part
+
+LIMITS = Limits(max_bytes=4096)
+
+
+def make_service(sessions: int = 64) -> LanguageModelService:
+    engine = Engine(random_model("llama", 2), max_sessions=sessions, max_context=64)
+    return LanguageModelService(engine, LIMITS)
+
+
+@contextmanager
+def serving(
+    service: LanguageModelService, port: int = 0, **options
+) -> Iterator[tuple[int, ServedLanguageModel]]:
+    """A server in a thread of this process, on its port; stopped at the end."""
+    served = ServedLanguageModel(service, ServiceOptions(**options), "random")
+    listener = listen("127.0.0.1", port)
+    ready = threading.Event()
+    server = make_server(served.app, ready.set)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield listener.getsockname()[1], served
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def linked(service: LanguageModelService, **options) -> Iterator[HttpLink]:
+    with serving(service, **options) as (port, _):
+        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        try:
+            yield link
+        finally:
+            link.close()
+
+
+def payload(session: int = 0, tokens=(5, 9, 2), draft: int = 7, start: int = 0, client: int = 0):
+    row = Row(session, start, np.asarray(tokens, np.int64), draft)
+    return encode_request(Request("greedy", VOCAB, (row,), client=client, feedback=True))
+
+
+def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode(errors="replace")
+    connection.close()
+    return found
+
+
+class StuckService(LanguageModelService):
+    """A service whose engine waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(make_service().engine, LIMITS)
+        self.go = threading.Event()
+        self.reached = threading.Event()
+
+    def answer(self, requests):
+        self.reached.set()
+        assert self.go.wait(30)
+        return super().answer(requests)
+
+
+class BrokenService(LanguageModelService):
+    def answer(self, requests):
+        raise RuntimeError("out of memory")
+
+
+def routed(transport, policy, prompts, count):
+    """A device whose way to the LLM is the given transport."""
+    setup = build(random_model("llama", 1), random_model("llama", 2), policy)
+    setup.uplink.transport = transport
+    return setup.generate(prompts, count)
+
+
+def test_bytes_are_those_of_the_service_itself():
+    with linked(make_service()) as link:
+        over_http = [link.exchange(payload(s, draft=s)) for s in range(5)]
+    service = make_service()
+    assert over_http == [service.handle(payload(s, draft=s)) for s in range(5)]
+
+
+def test_text_and_counted_bytes_are_those_of_a_link_within_the_process():
+    prompts = make_prompts(VOCAB, 4)
+    never = FixedPolicy(kept=False)
+    with serving(make_service()) as (port, served):
+        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        texts, records, traffic = routed(link, never, prompts, 6)
+        link.close()
+    direct, same, counted = routed(DirectLink(make_service()), never, prompts, 6)
+    assert [new_part(texts, i) for i in range(4)] == [new_part(direct, i) for i in range(4)]
+    assert records.stage_counts() == same.stage_counts()
+    assert (traffic.uplink, traffic.downlink) == (counted.uplink, counted.downlink)
+    assert (served.counts["bytes-uplink"], served.counts["bytes-downlink"]) == (
+        traffic.uplink,
+        traffic.downlink,
+    )
+
+
+def test_an_invalid_request_is_refused_with_its_reason():
+    with linked(make_service()) as link:
+        with pytest.raises(WireError, match="refused a request"):
+            link.exchange(b"\x00garbage")
+        other = Request("greedy", 2 * VOCAB, (Row(0, 0, np.array([1]), 2),))
+        with pytest.raises(WireError, match="the model's vocabulary has 64 tokens"):
+            link.exchange(encode_request(other))
+        # The connection is still good.
+        assert link.exchange(payload()) == make_service().handle(payload())
+
+
+@pytest.mark.parametrize("size", [LIMITS.max_bytes + 1, 1 << 21])
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(size):
+    with linked(make_service()) as link, pytest.raises(WireError, match="at most 4096 bytes"):
+        link.exchange(bytes(size))
+
+
+def test_a_body_of_unknown_length_is_bounded_too():
+    with serving(make_service()) as (port, _):
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        chunks = (bytes(1000) for _ in range(10))
+        connection.request("POST", "/v1/exchange", chunks, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_a_body_that_never_comes_is_not_waited_for():
+    with serving(make_service(), body_seconds=0.2) as (port, _):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as half:
+            half.sendall(b"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc")
+            assert half.recv(64).startswith(b"HTTP/1.1 408")
+        assert asked(port, "POST", "/v1/exchange", payload())[0] == 200
+
+
+def test_a_caller_that_hangs_up_does_no_harm():
+    with serving(make_service()) as (port, _):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as half:
+                half.sendall(b"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        assert asked(port, "POST", "/v1/exchange", payload())[0] == 200
+
+
+def test_a_full_queue_answers_busy_and_recovers():
+    service = StuckService()
+    with (
+        serving(service, queue=1) as (port, served),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        answer = pool.submit(first.exchange, payload())
+        assert service.reached.wait(30)
+        second = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        with pytest.raises(LinkDown, match="503: busy: 1 requests wait"):
+            second.exchange(payload(1))
+        service.go.set()
+        assert answer.result(30) == make_service().handle(payload())
+        assert second.exchange(payload(1)) == make_service().handle(payload(1))
+        assert served.waiting == 0
+        assert served.counts["503"] == 1
+        first.close()
+        second.close()
+
+
+def test_an_engine_that_is_too_slow_is_busy():
+    service = StuckService()
+    with linked(service, answer_seconds=0.2) as link:
+        with pytest.raises(LinkDown, match="no answer within"):
+            link.exchange(payload())
+        service.go.set()
+
+
+def test_an_engine_that_fails_says_so_and_goes_on():
+    engine = make_service().engine
+    with linked(BrokenService(engine, LIMITS)) as link:
+        for _ in range(2):
+            with pytest.raises(LinkDown, match=r"answered 500: the engine failed.*out of memory"):
+                link.exchange(payload())
+
+
+def test_requests_that_wait_together_share_passes_unless_told_otherwise():
+    for most, shared in ((64, True), (1, False)):
+        service = StuckService()
+        with linked(service, most=most) as link, ThreadPoolExecutor(9) as pool:
+            answers = [pool.submit(link.exchange, payload(client=0))]
+            assert service.reached.wait(30)
+            answers += [pool.submit(link.exchange, payload(client=c)) for c in range(1, 9)]
+            time.sleep(0.5)
+            service.go.set()
+            found = [answer.result(30) for answer in answers]
+        assert found == [make_service().handle(payload(client=c)) for c in range(9)]
+        passes = service.engine.stats.passes
+        assert passes < 9 if shared else passes == 9
+
+
+def test_threads_may_share_a_link():
+    with linked(make_service()) as link, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda s: link.exchange(payload(s, draft=s % VOCAB)), range(60)))
+    service = make_service()
+    assert found == [service.handle(payload(s, draft=s % VOCAB)) for s in range(60)]
+
+
+def test_one_connection_serves_a_whole_text():
+    with serving(make_service()) as (port, _), counted_connections(port) as (through, opened):
+        link = HttpLink(f"127.0.0.1:{through}", timeout=30)
+        for session in range(20):
+            link.exchange(payload(session))
+        assert opened == [1]
+        link.close()
+
+
+@contextmanager
+def counted_connections(port: int) -> Iterator[tuple[int, list[int]]]:
+    """A port that leads to another one, and how many connections were opened through it."""
+    opened = [0]
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            # Either side may hang up at any time.
+            with suppress(OSError):
+                while data := source.recv(1 << 16):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+
+        def accept() -> None:
+            while True:
+                try:
+                    near, _ = listener.accept()
+                except OSError:
+                    return
+                opened[0] += 1
+                far = socket.create_connection(("127.0.0.1", port))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1], opened
+
+
+def test_after_a_restart_the_prefix_is_sent_again_and_the_text_is_the_same():
+    """A server that lost every session in mid-text: no token is lost, no failure is counted."""
+    prompts, never = make_prompts(VOCAB, 3), FixedPolicy(kept=False)
+    with ExitStack() as second, ExitStack() as first:
+        port, _ = first.enter_context(serving(make_service()))
+        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+
+        class Restarting:
+            calls = 0
+
+            def exchange(self, body: bytes) -> bytes:
+                self.calls += 1
+                if self.calls == 3:
+                    first.close()
+                    second.enter_context(serving(make_service(), port))
+                return link.exchange(body)
+
+        texts, records, traffic = routed(Restarting(), never, prompts, 6)
+        link.close()
+    direct, same, counted = routed(DirectLink(make_service()), never, prompts, 6)
+    assert [new_part(texts, i) for i in range(3)] == [new_part(direct, i) for i in range(3)]
+    assert records.stage_counts() == same.stage_counts()
+    assert traffic.failures == 0
+    # One more exchange: "prefix needed" and the whole text.
+    assert traffic.messages == counted.messages + 1
+    assert traffic.uplink > counted.uplink
+
+
+def test_a_stale_server_asks_for_the_prefix():
+    with linked(make_service()) as link:
+        reply = decode_reply(
+            link.exchange(payload(tokens=(4,), start=12)),
+            Request("greedy", VOCAB, (Row(0, 12, np.array([4]), 7),), feedback=True),
+        )
+    assert (reply.rows[0].status, reply.rows[0].held) == (Status.PREFIX_NEEDED, 0)
+
+
+def test_no_server_is_a_link_down():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(LinkDown, match=f"no answer from the LLM server 127.0.0.1:{port}"):
+        HttpLink(f"127.0.0.1:{port}", timeout=5).exchange(payload())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\ncontent-len",
+        b"220 mail.example.org ESMTP\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9000000000\r\n\r\n",
+    ],
+)
+def test_a_connection_that_is_cut_or_no_http_is_a_link_down(answer):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def once() -> None:
+            near, _ = listener.accept()
+            with near:
+                near.recv(4096)
+                near.sendall(answer)
+
+        thread = threading.Thread(target=once)
+        thread.start()
+        link = HttpLink(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5)
+        with pytest.raises(LinkDown):
+            link.exchange(payload())
+        thread.join()
+
+
+def test_a_silent_server_is_given_up_after_the_timeout_and_asked_only_once():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = HttpLink(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
+        begun = time.monotonic()
+        with pytest.raises(LinkDown, match="timed out"):
+            link.exchange(payload())
+        assert time.monotonic() - begun < 5
+
+
+def test_health_and_counters():
+    with serving(make_service(), most=1) as (port, _):
+        assert asked(port, "GET", "/health") == (200, '{"status":"ok"}')
+        body = payload()
+        for _ in range(3):
+            asked(port, "POST", "/v1/exchange", body)
+        asked(port, "POST", "/v1/exchange", b"\x00")
+        status, text = asked(port, "GET", "/v1/stats")
+        stats = json.loads(text)
+        assert asked(port, "GET", "/v1/exchange")[0] == 405
+        assert asked(port, "GET", "/nothing")[0] == 404
+    assert status == 200
+    assert stats["answers"] == {"200": 3, "400": 1}
+    assert stats["bytes"]["uplink"] == 3 * len(body)
+    assert stats["engine"]["passes"] == 3
+    assert (stats["model"], stats["vocab"], stats["waiting"]) == ("random", VOCAB, 0)
+
+
+def test_a_stopped_server_answers_what_it_has_taken_in():
+    service = StuckService()
+    with ThreadPoolExecutor(1) as pool:
+        with serving(service) as (port, _):
+            link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+            answer = pool.submit(link.exchange, payload())
+            assert service.reached.wait(30)
+            threading.Timer(0.5, service.go.set).start()
+        assert answer.result(30) == make_service().handle(payload())
+        link.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:8471", (False, "127.0.0.1", 8471, "/v1/exchange")),
+        ("[::1]:80", (False, "::1", 80, "/v1/exchange")),
+        ("http://edge.example", (False, "edge.example", 80, "/v1/exchange")),
+        ("https://edge.example/llm/", (True, "edge.example", 443, "/llm/v1/exchange")),
+    ],
+)
+def test_addresses(address, parts):
+    assert parse_address(address) == parts
+
+
+@pytest.mark.parametrize("address", ["localhost", ":80", "h:0", "h:70000", "ftp://h:1", "h:x", ""])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ValueError, match="llm-address"):
+        parse_address(address)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"wait": -1}, {"most": 0}, {"queue": 0}, {"body_seconds": 0}, {"answer_seconds": -1}]
+)
+def test_options_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ServiceOptions(**wrong)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fedhlm_app", "serve", "llm", *words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_and_stops_when_told(stop):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command("--port", "0", "--sessions", "3"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving builtin at 127.0.0.1:")
+        assert "3 sessions" in line
+        port = int(line.split()[3].rpartition(":")[2])
+        assert asked(port, "GET", "/health")[0] == 200
+        process.send_signal(stop)
+        assert process.wait(60) == 0
+        assert process.stdout.read() == ""
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_command_refuses_what_it_cannot_do():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            command("--port", port), capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+    done = subprocess.run(
+        command("--sessions", "0"), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "llm-sessions" in done.stderr
