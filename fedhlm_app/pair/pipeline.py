@@ -185,7 +185,8 @@ def _stage(
 
 def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save fp16 weights and the tokenizer, without changing the model in memory."""
-    state = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
+    # Parameters, not the state dict: that one lists tied weights under both of their names.
+    state = {name: weight.to(torch.float16) for name, weight in model.named_parameters()}
     model.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float16"

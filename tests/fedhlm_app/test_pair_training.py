@@ -253,6 +253,8 @@ def test_a_tiny_pair_is_trained_saved_and_loaded(dataset, tmp_path):
     assert f"| perplexity | {report.figures.slm.perplexity:.1f}" in card
     assert json.loads((folder / "report.json").read_text())["stages"]["distil"]["steps"] == 5
     pair = load_pair(str(folder / "slm"), str(folder / "llm"), label_names=("cats", "dogs"))
+    stored = (folder / "slm" / "model.safetensors").stat().st_size
+    assert stored < 2 * pair.slm.num_parameters() + 4000  # fp16, tied weights once
     assert pair.labels == {"cats": 4, "dogs": 5}
     assert pair.topic_token == 3
     again = train_pair(tiny_settings(dataset, tmp_path / "pair"))
