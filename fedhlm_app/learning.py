@@ -16,11 +16,29 @@ from clients.threshold import (
     PrimalDualLearning,
     ThresholdLearning,
 )
+from fedhlm_app.calibrating import ONE_ROUND_RULES, calibrates
 from fedhlm_app.settings import Settings
 from hlm.local_steps import LocalResult, Method, local_steps
+from hlm.privacy import private_update
+from hlm.risk import ESCALATE_ALL
+
+__all__ = [
+    "GRADIENT_RULES",
+    "ONE_ROUND_RULES",
+    "LocalStep",
+    "initial_policy",
+    "learn_locally",
+    "learns",
+    "policy_bounds",
+    "private_policy",
+    "rule_of",
+    "step_size",
+]
 
 GRADIENT_RULES = ("paper", "balanced", "primal-dual")
-ONE_ROUND_RULES = ("linear", "certified", "certified-high-probability")
+
+STEP_SIZES = {"paper": (0.02, 1.0), "balanced": (0.1, 0.1), "primal-dual": (0.1, 0.1)}
+"""First step and its decay by rule, where the settings leave them to the rule."""
 
 
 def learns(settings: Settings) -> bool:
@@ -46,6 +64,9 @@ def rule_of(settings: Settings) -> ThresholdLearning | None:
 
 def initial_policy(settings: Settings) -> FloatArray:
     """Policy parameters before the first round, float64 [d]."""
+    if calibrates(settings) and settings.learning != "linear":
+        # Nothing is kept before there is a guarantee.
+        return np.array([ESCALATE_ALL])
     rule = rule_of(settings)
     if rule is None:
         return np.array([settings.initial_threshold])
@@ -60,6 +81,14 @@ def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
     low, high = rule.bounds
     # An initial threshold below 0 means "escalate everything"; it is no error to start there.
     return np.minimum(low, initial_policy(settings)), np.maximum(high, initial_policy(settings))
+
+
+def step_size(settings: Settings, server_round: int) -> float:
+    """Step size of a round, from 1."""
+    first, decay = settings.learning_rate, settings.learning_rate_decay
+    if first == 0:
+        first, decay = STEP_SIZES[settings.learning]
+    return first / (1 + decay * (server_round - 1))
 
 
 @dataclass(frozen=True)
@@ -111,12 +140,15 @@ def learn_locally(
         Unchanged parameters with 0 examples when there is nothing to learn from.
     """
     rule = rule_of(settings)
+    if settings.audit_rate == 0 and settings.learning != "paper":
+        # Nobody stands for tokens of unknown beta; as if right they would only raise thresholds.
+        feedback = feedback.select(feedback.known)
     examples = 0 if rule is None else rule.examples(feedback)
     if rule is None or examples == 0:
         zero = np.zeros_like(policy)
         return LocalStep(LocalResult(policy.copy(), zero, 0, zero, client_control), 0, 0.0, 0.0)
     server_round = int(cast(int, config["round"]))
-    rate = settings.learning_rate / (1 + settings.learning_rate_decay * (server_round - 1))
+    rate = step_size(settings, server_round)
     before = rule.loss(policy, feedback)
     result = local_steps(
         policy,
@@ -131,3 +163,23 @@ def learn_locally(
         clip=rule.bounds,
     )
     return LocalStep(result, examples, before, rule.loss(result.policy, feedback))
+
+
+def private_policy(
+    settings: Settings, policy: FloatArray, start: FloatArray, generator: np.random.Generator
+) -> FloatArray:
+    """The policy as it may leave the client: with noise where `privacy` is ``local``, float64 [d].
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    policy, start : numpy.ndarray
+        float64 [d], what was learned, and what the client was sent.
+    generator : numpy.random.Generator
+        Unknown to the server.
+    """
+    if settings.privacy != "local" or rule_of(settings) is None:
+        return policy
+    noisy = private_update(policy, start, settings.privacy_clip, settings.privacy_noise, generator)
+    return np.clip(noisy, *policy_bounds(settings))

@@ -34,7 +34,7 @@ from strategies.rules import State
 from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
 from strategies.server_state import Bounds, ServerState
 from strategies.tiers import RuleSource
-from strategies.validation import ReplySchema, Update
+from strategies.validation import Refusal, ReplySchema, Update
 
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
 DEFAULT_BOUNDS: Bounds = (-1e6, 1e6)
@@ -219,6 +219,8 @@ class Hierarchical(Strategy):
         updates, refused, failed = sort_replies(
             replies, self._schema(server_round, train=True), self._asked
         )
+        updates, odd = self._inspect(updates)
+        refused += odd
         if not updates:
             raise RoundFailed(why_failed("training", server_round, refused, failed))
         counted = len(updates) >= self.participation.min_clients
@@ -248,6 +250,10 @@ class Hierarchical(Strategy):
             )
         )
         return (self.arrays() if counted else None), as_metrics(sums, means)
+
+    def _inspect(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
+        """Refuse more; for strategies that read metrics as well."""
+        return updates, []
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
         tiers = self.state.tiers

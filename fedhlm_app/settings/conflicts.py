@@ -16,7 +16,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def conflicts(settings: Settings) -> list[str]:
     """Return one sentence for every contradiction; an empty list when there is none."""
-    return [*_size(settings), *_evaluation(settings), *_decoding(settings), *_text(settings)]
+    return [
+        *_size(settings),
+        *_evaluation(settings),
+        *_decoding(settings),
+        *_learning(settings),
+        *_privacy(settings),
+        *_text(settings),
+    ]
 
 
 def _size(settings: Settings) -> list[str]:
@@ -79,6 +86,53 @@ def _decoding(settings: Settings) -> list[str]:
             "not follow the large model's law; set verification=coupled or another, or auto"
         ]
     return []
+
+
+def _learning(settings: Settings) -> list[str]:
+    rule = settings.learning
+    if rule not in ("linear", "certified", "certified-high-probability"):
+        return []
+    found = [
+        f"settings 'learning' = '{rule}' and '{name}' = '{value}': the rule adds up sums and "
+        f"averages no policies; set {name}={plain}"
+        for name, value, plain in (
+            ("strategy", settings.strategy, "fedavg"),
+            ("edge-rule", settings.edge_rule, "mean"),
+            ("cloud-rule", settings.cloud_rule, "mean"),
+            ("privacy", settings.privacy, "none"),
+        )
+        if value != plain
+    ]
+    if settings.policy == "router":
+        found.append(
+            f"settings 'learning' = '{rule}' and 'policy' = 'router': sums set a threshold of the "
+            "uncertainty only; set policy=threshold"
+        )
+    shrunk = settings.personalisation == "shrunk"
+    if shrunk and settings.workload == "generate" and rule != "linear":
+        found.append(
+            f"settings 'personalisation' = 'shrunk' and 'learning' = '{rule}': in generation "
+            "sums of text made at different thresholds cannot be joined; set "
+            "personalisation=cluster or local"
+        )
+    return found
+
+
+def _privacy(settings: Settings) -> list[str]:
+    if settings.privacy == "none":
+        return []
+    found = []
+    if settings.strategy not in ("fedavg", "fedprox"):
+        found.append(
+            f"settings 'privacy' = '{settings.privacy}' and 'strategy' = '{settings.strategy}': "
+            "what else the strategy sends would bare what the noise hides; set strategy=fedavg"
+        )
+    if settings.privacy == "central" and settings.edge_rule != "mean":
+        found.append(
+            f"settings 'privacy' = 'central' and 'edge-rule' = '{settings.edge_rule}': the noise "
+            "is made for means; set edge-rule=mean"
+        )
+    return found
 
 
 def _text(settings: Settings) -> list[str]:

@@ -41,7 +41,7 @@ class JobGroup(Group):
         0, "client processes at once in `fedhlm run`; 0: one per core", unit="processes", at_least=0
     )
     token_log: bool = setting(False, "write tokens.parquet, one row per routed token")
-    checkpoint: bool = setting(False, "save the server's state after every round, for resume")
+    checkpoint: bool = setting(True, "save the server's state after every round, for resume")
 
 
 class ModelGroup(Group):

@@ -21,10 +21,15 @@ class LearningGroup(Group):
     transmission_penalty: float = setting(
         0.1, "the paper's lambda, the price of sending a token at all", at_least=0, at_most=1e4
     )
-    learning_rate: float = setting(0.02, "step size of the first round", at_least=0, at_most=1e4)
+    learning_rate: float = setting(
+        0.0,
+        "step size of the first round; 0: the rule's own (paper .02, balanced .1, primal-dual .1)",
+        at_least=0,
+        at_most=1e4,
+    )
     learning_rate_decay: float = setting(
         1.0,
-        "step size is learning-rate / (1 + decay * round), from round 0",
+        "with a learning-rate: step size is learning-rate / (1 + decay * round), from round 0",
         at_least=0,
         at_most=1e4,
     )
@@ -43,6 +48,16 @@ class LearningGroup(Group):
     confidence: float = setting(
         0.05, "delta, the chance that certified-high-probability fails", above=0, below=1
     )
+    calibration_rounds: int = setting(
+        5,
+        "rounds whose sums linear and, with given texts, the certified rules pool",
+        unit="rounds",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    line_threshold: Literal["risk-averse", "risk-prone"] = setting(
+        "risk-averse", "linear: keep where the line expects no rejection, or no more than usual"
+    )
     audit_rate: float = setting(
         0.0, "share of kept tokens that is verified anyway", at_least=0, at_most=1
     )
@@ -51,9 +66,21 @@ class LearningGroup(Group):
     )
     shrinkage: float = setting(
         100.0,
-        "tokens at which local and cluster weigh the same in shrunk",
+        "tokens (prompts in a certified rule) at which own and cluster weigh the same in shrunk",
         unit="tokens",
         at_least=0,
+    )
+    privacy: Literal["none", "local", "central"] = setting(
+        "none", "noise on learned policies: none, on the device, or on the clusters' means"
+    )
+    privacy_clip: float = setting(
+        0.05, "longest change of a policy that leaves a client, L2", above=0, at_most=1e6
+    )
+    privacy_noise: float = setting(
+        1.0, "standard deviation of the noise over the sensitivity", above=0, at_most=1e6
+    )
+    privacy_delta: float = setting(
+        1e-5, "delta of differential privacy, well below 1 / clients", above=0, below=1
     )
 
 
