@@ -21,21 +21,28 @@ class Placement:
     Attributes
     ----------
     slots : torch.Tensor
-        int64 [batch], strictly increasing slot of each row.
-    columns : torch.Tensor
-        int64 [batch, query], the column each new token is written to.
+        int64 [sessions], strictly increasing slot of each.
+    rows, offsets, columns : torch.Tensor
+        int64 [tokens]: whose token it is (an index into `slots`), its place among that session's
+        new tokens, and the column it is written to.
+    longest : int
+        Most new tokens of a session.
     length : int
         Columns ``0 .. length - 1`` are handed to attention.
     """
 
     slots: torch.Tensor
+    rows: torch.Tensor
+    offsets: torch.Tensor
     columns: torch.Tensor
+    longest: int
     length: int
 
     def __post_init__(self) -> None:
         first, last = int(self.slots[0]), int(self.slots[-1])
         adjacent = last - first + 1 == self.slots.numel()
         self.block: slice | None = slice(first, last + 1) if adjacent else None
+        self.token_slots = self.slots[self.rows]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -73,14 +80,20 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values [batch, heads, query, size]; return those of whole rows."""
+        """Store keys and values of new tokens; return those of whole slots.
+
+        Parameters
+        ----------
+        key_states, value_states : torch.Tensor
+            [1, heads, tokens, size] packed, or [sessions, heads, longest, size] padded.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         placement = self.owner.placement
-        rows = placement.slots[:, None]
-        # Advanced indices around a slice put the indexed axes first: [batch, query, heads, size].
-        self.keys[rows, :, placement.columns] = key_states.transpose(1, 2)
-        self.values[rows, :, placement.columns] = value_states.transpose(1, 2)
+        where = (placement.token_slots, slice(None), placement.columns)
+        # Advanced indices around a slice put the indexed axis first: [tokens, heads, size].
+        self.keys[where] = key_states.transpose(1, 2).flatten(0, 1)
+        self.values[where] = value_states.transpose(1, 2).flatten(0, 1)
         keys = self.keys[:, :, : placement.length]
         values = self.values[:, :, : placement.length]
         if placement.block is not None:  # a view, no copy
