@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law, top_token
-from hlm.verification import VERIFIERS, ClaimError, Verdict
+from hlm.verification import VERIFIERS, ClaimError
 from hlm.verification.coupled import exponential_race
 from hlm.wire import (
     NO_TOKEN,
@@ -27,11 +28,20 @@ from hlm.wire import (
     Row,
     RowReply,
     Status,
+    TokenCode,
     WireError,
     decode_request,
     encode_reply,
 )
 from hlm.wire.claims import claim_of, reply_fields
+from servers.blocks import (
+    BLOCK_VERIFIER,
+    joint_fields,
+    own_tokens,
+    skipped,
+    verify_jointly,
+    waves,
+)
 from servers.engine import Engine, Feed
 
 IntArray = NDArray[np.int64]
@@ -47,8 +57,24 @@ class _Asked:
     session: SessionKey
     end: int  # position after the row's tokens: that of the draft
     feedback: IntArray  # positions of fed tokens whose law the device wants to hear about
-    logits: list[torch.Tensor] = field(default_factory=list)  # at `feedback`, then at the draft
+    logits: list[torch.Tensor] = field(default_factory=list)  # at `feedback`, then at `end`
+    decided: dict[str, Any] = field(default_factory=dict)  # fields of the reply
     reply: RowReply | None = None
+
+    @property
+    def drafted(self) -> bool:
+        return self.row.draft != NO_TOKEN
+
+    @property
+    def asks(self) -> bool:
+        """Whether the law at `end` is needed; a row that ends a block asks for one more token."""
+        return self.drafted or self.row.block
+
+    @property
+    def stands(self) -> bool:
+        """Whether a row that goes on from this one's draft has something to go on from."""
+        served = self.reply is None or self.reply.status == Status.OK
+        return served and bool(self.decided.get("accepted"))
 
 
 class LanguageModelService:
@@ -60,11 +86,16 @@ class LanguageModelService:
         The large model.
     limits : Limits
         Largest message that is read.
+    token_code : TokenCode, optional
+        Shorter code for token ids, for devices that use it.
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits | None = None, token_code: TokenCode | None = None
+    ) -> None:
         self.engine = engine
         self.limits = Limits() if limits is None else limits
+        self.token_code = token_code
         self._lock = threading.Lock()
 
     def handle(self, payload: bytes) -> bytes:
@@ -99,15 +130,14 @@ class LanguageModelService:
         WireError
             When the bytes are no valid request, or not for this model's vocabulary.
         """
-        request = decode_request(payload, self.limits)
+        request = decode_request(payload, self.limits, self.token_code)
         if request.vocab > self.engine.vocab:
             raise WireError(
                 f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
             )
-        if request.verifier not in VERIFIERS:
-            raise WireError(
-                f"verifier={request.verifier!r}: this server knows {', '.join(VERIFIERS)}"
-            )
+        known = (*VERIFIERS, BLOCK_VERIFIER)
+        if request.verifier not in known:
+            raise WireError(f"verifier={request.verifier!r}: this server knows {', '.join(known)}")
         return request
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
@@ -116,9 +146,16 @@ class LanguageModelService:
             passes = self.engine.stats.passes
             asked = [[_asked(request, i) for i in range(len(request.rows))] for request in requests]
             everything = [item for items in asked for item in items]
-            self._read_texts(everything)
-            for request, items in zip(requests, asked, strict=True):
-                self._decide(request, [item for item in items if item.reply is None])
+            wave_of = waves([(item.session, item.row) for item in everything])
+            for wave in range(max(wave_of, default=-1) + 1):
+                chosen = {
+                    id(item): item
+                    for item, number in zip(everything, wave_of, strict=True)
+                    if number == wave
+                }
+                self._read_texts(list(chosen.values()))
+                for request, items in zip(requests, asked, strict=True):
+                    self._decide(request, [item for item in items if id(item) in chosen])
             passes = self.engine.stats.passes - passes
         return [
             Reply(tuple(item.reply or RowReply(Status.REFUSED) for item in items), passes=None)
@@ -143,7 +180,7 @@ class LanguageModelService:
                     item.reply = RowReply(Status.PREFIX_NEEDED, held=held)
                     continue
                 places = item.feedback
-                if item.row.draft != NO_TOKEN:
+                if item.asks:
                     places = np.append(places, item.end)
                 found = torch.from_numpy(np.searchsorted(feed.wanted, places))
                 item.logits = [logits[found]]
@@ -151,48 +188,77 @@ class LanguageModelService:
     def _admit(self, session: SessionKey, items: list[_Asked]) -> list[_Asked]:
         """The rows of one text that can be served: no gap in the prefix, and not too long."""
         known = self.engine.held(session)
-        served = []
+        served: list[_Asked] = []
+        before: _Asked | None = None
         for item in items:
-            if item.row.start > known:
+            if item.row.block and (not served or served[-1] is not before):
+                item.reply = RowReply(Status.SKIPPED)
+            elif item.row.start > known:
                 item.reply = RowReply(Status.PREFIX_NEEDED, held=known)
             elif item.end > self.engine.max_context:
                 item.reply = RowReply(Status.REFUSED)
             else:
                 served.append(item)
                 known = item.end
+            before = item
         return served
 
     def _decide(self, request: Request, items: list[_Asked]) -> None:
         """Verify the drafts of one request's rows and write the replies."""
-        if not items:
-            return
         sampling = Sampling(request.decoding, request.temperature, request.top_p)
-        drafted = [item for item in items if item.row.draft != NO_TOKEN]
-        verdicts: dict[int, tuple[Verdict, int]] = {}
-        if drafted:
-            logits = torch.stack([item.logits[0][-1] for item in drafted])[:, : request.vocab]
-            target = law(logits, sampling)
-            keys = _keys(request, drafted, np.array([item.end for item in drafted], np.int64))
-            verifier = VERIFIERS[request.verifier]()
+        asking = [item for item in items if item.asks and item.reply is None]
+        if asking:
             try:
-                verdict = verifier.decide(target, claim_of([item.row for item in drafted]), keys)
+                self._verify(request, sampling, asking)
             except ClaimError:
-                for item in drafted:
+                for item in asking:
                     item.reply = RowReply(Status.REFUSED)
-                drafted = []
-            else:
-                for index, item in enumerate(drafted):
-                    verdicts[id(item)] = (verdict, index)
+        ended = skipped([item.row for item in items], [item.stands for item in items])
+        for item, silent in zip(items, ended, strict=True):
+            if silent:
+                item.reply = RowReply(Status.SKIPPED)
         opinions = self._opinions(request, sampling, [i for i in items if i.reply is None])
-        for item in items:
+        for item, cut in zip(items, [*ended[1:], False], strict=True):
+            if cut and (item.reply is None or item.reply.status != Status.SKIPPED):
+                self._drop_after(item)
             if item.reply is not None:
                 continue
-            fields = {}
-            if id(item) in verdicts:
-                fields = reply_fields(*verdicts[id(item)])
-                if fields["token"] >= 0 and self.engine.held(item.session) == item.end:
-                    self.engine.append(item.session, fields["token"])
-            item.reply = RowReply(Status.OK, feedback=opinions.get(id(item)), **fields)
+            token = item.decided.get("token", NO_TOKEN)
+            if token != NO_TOKEN and self.engine.held(item.session) == item.end:
+                self.engine.append(item.session, token)
+            item.reply = RowReply(Status.OK, feedback=opinions.get(id(item)), **item.decided)
+
+    def _verify(self, request: Request, sampling: Sampling, asking: list[_Asked]) -> None:
+        """Decide each row as if the rows before it in its block stood."""
+        logits = torch.stack([item.logits[0][-1] for item in asking])[:, : request.vocab]
+        target = law(logits, sampling).cpu()
+        keys = _keys(request, asking, np.array([item.end for item in asking], np.int64))
+        rows = [item.row for item in asking]
+        if request.verifier == BLOCK_VERIFIER:
+            outcomes = verify_jointly(target, rows, keys, request.bits)
+            for item, fields in zip(asking, joint_fields(rows, outcomes), strict=True):
+                item.decided = fields
+            return
+        drafted = np.flatnonzero([item.drafted for item in asking])
+        further = np.flatnonzero([not item.drafted for item in asking])
+        if len(drafted):
+            claim = claim_of([rows[i] for i in drafted])
+            verifier = VERIFIERS[request.verifier]()
+            verdict = verifier.decide(target[drafted], claim, keys.select(drafted))
+            for line, index in enumerate(drafted):
+                asking[index].decided = reply_fields(verdict, line)
+        if len(further):
+            tokens = own_tokens(
+                target[further], request.decoding, request.verifier, keys.select(further)
+            )
+            for index, token in zip(further, tokens.tolist(), strict=True):
+                asking[index].decided = {"token": token}
+
+    def _drop_after(self, item: _Asked) -> None:
+        """Forget drafts that the engine read after the row that ended its block."""
+        if self.engine.held(item.session) > item.end:
+            nothing = np.empty(0, np.int64)
+            self.engine.score([Feed(item.session, item.end, nothing, nothing)])
 
     def _opinions(
         self, request: Request, sampling: Sampling, items: list[_Asked]
@@ -206,13 +272,15 @@ class LanguageModelService:
         for item in items:
             own = item.row.tokens[item.feedback - item.row.start].tolist()
             at = item.feedback
-            if item.row.draft != NO_TOKEN:
+            if item.drafted:
                 own.append(item.row.draft)
                 at = np.append(at, item.end)
             tokens += own
             places.append(at)
             owners += [item] * len(own)
-        logits = torch.cat([item.logits[0] for item in items])[:, : request.vocab]
+        # The law of the token after a block is about no token that was fed or drafted.
+        told = [i.logits[0][: len(at)] for i, at in zip(items, places, strict=True)]
+        logits = torch.cat(told)[:, : request.vocab]
         if not len(logits):
             return {id(item): np.empty(0, np.uint8) for item in items}
         asked = torch.tensor(tokens, device=logits.device)
@@ -220,7 +288,7 @@ class LanguageModelService:
             log_prob = logits.gather(1, asked[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
             choice = asked == top_token(logits)
         else:
-            target = law(logits, sampling)
+            target, asked = law(logits, sampling).cpu(), asked.cpu()
             log_prob = target.gather(1, asked[:, None])[:, 0].log()
             keys = _keys(request, owners, np.concatenate(places))
             choice = asked == exponential_race(target, exponentials(keys, request.vocab))
@@ -262,7 +330,7 @@ def _feed(session: SessionKey, items: list[_Asked]) -> Feed:
     for item in items[1:]:
         tokens = np.concatenate([tokens[: item.row.start - start], item.row.tokens])
     wanted = [item.feedback for item in items]
-    wanted += [np.array([item.end]) for item in items if item.row.draft != NO_TOKEN]
+    wanted += [np.array([item.end]) for item in items if item.asks]
     return Feed(session, start, tokens, np.unique(np.concatenate(wanted)).astype(np.int64))
 
 

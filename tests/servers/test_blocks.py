@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
+from hlm.sampling import Sampling, law, quantise
+from hlm.verification import block_verify
+from hlm.verification.coupled import exponential_race
+from hlm.wire import Request, Row, Status, decode_reply, encode_request, following_row
+from servers.blocks import joint_fields, runs, skipped, verify_jointly, waves
+from servers.engine import Engine
+from servers.llm import LanguageModelService
+from tests.models import VOCAB, random_model
+
+LLM = random_model("llama", 2)
+SEED = 11
+PREFIX = [5, 9, 2]
+
+
+def make_service(context: int = 32) -> LanguageModelService:
+    return LanguageModelService(Engine(LLM, max_context=context))
+
+
+def block(drafts, prefix=PREFIX, session=0, start=0, more=False, claims=None, **options):
+    """Rows of one block; with `more`, a last one that asks for the token after it."""
+    claims = claims or [{}] * len(drafts)
+    tokens = np.asarray(prefix, np.int64)
+    rows = [Row(session, start, tokens, drafts[0], quiet=len(prefix), **claims[0], **options)]
+    for draft, claim in zip(drafts[1:], claims[1:], strict=True):
+        rows.append(following_row(rows[-1], draft, **claim))
+    return [*rows, following_row(rows[-1])] if more else rows
+
+
+def ask(service, rows, verifier="greedy", decoding="greedy", feedback=True, **options):
+    request = Request(
+        verifier, VOCAB, tuple(rows), seed=SEED, feedback=feedback, decoding=decoding, **options
+    )
+    return decode_reply(service.handle(encode_request(request)), request).rows
+
+
+def logits_after(text):
+    with torch.inference_mode():
+        return LLM(torch.tensor([list(text)])).logits[0, -1:].float()
+
+
+def keys_at(position, session=0):
+    return DrawKeys(SEED, np.array([session], np.uint64), np.array([position]))
+
+
+def own_token(text, decoding="greedy"):
+    if decoding == "greedy":
+        return int(logits_after(text).argmax())
+    clocks = exponentials(keys_at(len(text)), VOCAB)
+    return int(exponential_race(law(logits_after(text), Sampling("sampled")), clocks))
+
+
+def own_text(count, decoding="greedy", prefix=PREFIX):
+    text = list(prefix)
+    for _ in range(count):
+        text.append(own_token(text, decoding))
+    return text[len(prefix) :]
+
+
+@pytest.mark.parametrize(("verifier", "decoding"), [("greedy", "greedy"), ("coupled", "sampled")])
+def test_a_block_of_the_models_own_tokens_stands_and_one_more_comes_back(verifier, decoding):
+    service, own = make_service(), own_text(4, decoding)
+    replies = ask(service, block(own[:3], more=True), verifier, decoding)
+    assert [reply.accepted for reply in replies] == [True, True, True, False]
+    assert [reply.token for reply in replies] == own
+    assert service.engine.stats.passes == 1
+    assert service.engine.held((0, 0)) == len(PREFIX) + 4
+    # Each draft has one byte, which says that it is the model's own choice; the last has none.
+    assert [len(reply.feedback) for reply in replies] == [1, 1, 1, 0]
+    assert all(reply.feedback[0] >> 7 for reply in replies[:3])
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+@pytest.mark.parametrize(("verifier", "decoding"), [("greedy", "greedy"), ("coupled", "sampled")])
+def test_after_the_first_rejection_the_rest_is_skipped_and_forgotten(verifier, decoding, wrong):
+    service, own = make_service(), own_text(8, decoding)
+    drafts = own[:4]
+    drafts[wrong] = (own[wrong] + 1) % VOCAB
+    replies = ask(service, block(drafts, more=True), verifier, decoding)
+    assert [r.status for r in replies] == [Status.OK] * (wrong + 1) + [Status.SKIPPED] * (4 - wrong)
+    assert [reply.token for reply in replies[: wrong + 1]] == own[: wrong + 1]
+    held = len(PREFIX) + wrong + 1
+    assert service.engine.held((0, 0)) == held
+    # What the engine goes on from is the text that stands, not the rejected drafts.
+    following = block(own[wrong + 1 : wrong + 3], prefix=[], start=held)
+    assert [r.accepted for r in ask(service, following, verifier, decoding)] == [True, True]
+
+
+def outline(reply):
+    return reply.status, reply.accepted, reply.token, reply.feedback.tolist()
+
+
+def law_claims(laws, bits):
+    weights = quantise(torch.as_tensor(laws), bits)
+    return [{"weights": row.numpy()} for row in weights]
+
+
+@pytest.mark.parametrize("verifier", ["full", "scalar", "coupled"])
+def test_a_block_is_decided_as_its_drafts_one_by_one(verifier):
+    generator = np.random.default_rng(3)
+    lengths = []
+    for session in range(30):
+        context, drafts, claims = list(PREFIX), [], []
+        for _ in range(3):  # drafts near the target's law, so that some stand
+            target = law(logits_after(context), Sampling("sampled"))[0]
+            device = 0.7 * target.numpy() + 0.3 / VOCAB
+            drafts.append(int(generator.choice(VOCAB, p=device / device.sum())))
+            context.append(drafts[-1])
+            if verifier == "full":
+                claims += law_claims(device[None] / device.sum(), 16)
+            elif verifier == "scalar":
+                claims.append({"weight": max(1, round(65536 * device[drafts[-1]]))})
+            else:
+                claims.append({})
+        service = make_service()
+        rows = block(drafts, session=session, claims=claims)
+        together = ask(service, rows, verifier, "sampled", bits=16)
+        alone, other = [], make_service()
+        for index, claim in enumerate(claims):
+            prefix = [*PREFIX, *drafts[:index]]
+            row = Row(session, 0, np.array(prefix), drafts[index], quiet=len(prefix), **claim)
+            alone += ask(other, [row], verifier, "sampled", bits=16)
+            if not alone[-1].accepted:
+                break
+        # Weights of a whole law may differ by a unit: one pass or two round differently.
+        assert [outline(reply) for reply in together[: len(alone)]] == [*map(outline, alone)]
+        assert {reply.status for reply in together[len(alone) :]} <= {Status.SKIPPED}
+        # What the device draws itself is not held.
+        assert service.engine.held((0, session)) == other.engine.held((0, session))
+        lengths.append(len(alone))
+    assert len(set(lengths)) == 3
+
+
+def random_laws(generator, *shape):
+    return generator.dirichlet(np.full(VOCAB, 0.3), shape)
+
+
+def test_joint_verification_groups_blocks_of_any_size():
+    generator = np.random.default_rng(0)
+    rows, expected, start = [], [], 0
+    sizes = [(3, True), (1, False), (3, False), (2, True), (1, True)]
+    total = sum(size + more for size, more in sizes)
+    target = torch.from_numpy(random_laws(generator, total))
+    for session, (size, more) in enumerate(sizes):
+        device = 0.5 * target[start : start + size].numpy() + 0.5 / VOCAB
+        drafts = [int(generator.choice(VOCAB, p=row / row.sum())) for row in device]
+        rows += block(drafts, session=session, more=more, claims=law_claims(device, 8))
+        weights = torch.from_numpy(np.stack([r.weights for r in rows[start : start + size]]))
+        after = target[start + size] if more else target[start]
+        laws = torch.cat([target[start : start + size], after[None]])
+        draws = [uniforms(keys_at(3, session), p, 1) for p in (Purpose.ACCEPT, Purpose.RESAMPLE)]
+        count, token = block_verify(
+            weights[None] / 256.0, laws[None], torch.tensor([drafts]), torch.cat(draws, 1)
+        )
+        asked = count < size or more
+        expected.append((int(count), int(token) if asked else -1))
+        start += size + more
+    sessions = np.array([row.session for row in rows], np.uint64)
+    positions = np.array([row.start + len(row.tokens) for row in rows])
+    found = verify_jointly(target, rows, DrawKeys(SEED, sessions, positions), 8)
+    assert found == expected
+    fields = joint_fields(rows, found)
+    for group, (count, token) in zip(runs(rows), found, strict=True):
+        assert [fields[i]["accepted"] for i in group[:count]] == [True] * count
+        if count < len(group):
+            assert (fields[group[count]]["accepted"], fields[group[count]]["token"]) == (
+                False,
+                token,
+            )
+
+
+def test_block_verification_over_the_wire_keeps_what_stands():
+    generator = np.random.default_rng(1)
+    counts = []
+    for session in range(40):
+        context, drafts, laws = list(PREFIX), [], []
+        for _ in range(3):
+            target = law(logits_after(context), Sampling("sampled"))[0].numpy()
+            laws.append(0.8 * target + 0.2 / VOCAB)
+            drafts.append(int(generator.choice(VOCAB, p=laws[-1] / laws[-1].sum())))
+            context.append(drafts[-1])
+        claims = law_claims(np.stack(laws) / np.sum(laws, 1, keepdims=True), 8)
+        if any(claim["weights"][d] == 0 for claim, d in zip(claims, drafts, strict=True)):
+            continue
+        service = make_service()
+        rows = block(drafts, session=session, more=True, claims=claims)
+        replies = ask(service, rows, "block", "sampled")
+        served = [reply for reply in replies if reply.status == Status.OK]
+        accepted = [reply.accepted for reply in served]
+        assert accepted == [True] * (len(served) - 1) + [False]
+        assert 0 <= served[-1].token < VOCAB
+        assert service.engine.held((0, session)) == len(PREFIX) + len(served)
+        counts.append(len(served))
+    assert {1, 4} <= set(counts)
+
+
+def test_without_the_prefix_the_first_row_asks_for_it_and_the_rest_is_skipped():
+    replies = ask(make_service(), block([1, 2, 3], start=6, more=True))
+    assert [r.status for r in replies] == [Status.PREFIX_NEEDED] + [Status.SKIPPED] * 3
+
+
+def test_a_block_too_long_for_the_context_is_served_as_far_as_it_goes():
+    service, own = make_service(context=5), own_text(6)
+    replies = ask(service, block(own[:5], more=True))
+    ok, refused, skip = Status.OK, Status.REFUSED, Status.SKIPPED
+    assert [reply.status for reply in replies] == [ok, ok, ok, refused, skip, skip]
+    # A rejection before it hides the refusal.
+    replies = ask(make_service(context=5), block([(own[0] + 1) % VOCAB, *own[1:5]]))
+    assert [reply.status for reply in replies] == [ok, skip, skip, skip, skip]
+
+
+def test_a_row_after_a_block_goes_on_from_what_stands():
+    service, own = make_service(), own_text(6)
+    wrong = (own[0] + 1) % VOCAB
+    rows = block([wrong, 7, 8])
+    # In the same message: the text as the device has it, whatever became of the drafts.
+    kept = [own[0], 17]
+    rows.append(Row(0, len(PREFIX), np.array(kept), own_token([*PREFIX, *kept])))
+    replies = ask(service, rows)
+    assert [r.status for r in replies] == [Status.OK, Status.SKIPPED, Status.SKIPPED, Status.OK]
+    assert replies[0].token == own[0]
+    assert replies[3].accepted
+    assert service.engine.held((0, 0)) == len(PREFIX) + 3
+    assert service.engine.stats.passes == 2
+
+
+def test_blocks_of_several_texts_share_one_pass():
+    service = make_service()
+    texts = [(0, [5, 9, 2]), (1, [8]), (2, [4, 4, 4, 4, 6])]
+    rows = []
+    for session, prefix in texts:
+        own = own_text(2, prefix=prefix)
+        rows += block([own[0], own[1] if session else 0], prefix, session, more=True)
+    replies = ask(service, rows)
+    assert service.engine.stats.passes == 1
+    for session, prefix in texts:
+        own = own_text(3, prefix=prefix)
+        served = [r for r in replies[3 * session : 3 * session + 3] if r.status == Status.OK]
+        assert [reply.token for reply in served] == own[: len(served)]
+        assert len(served) == (3 if session or own[1] == 0 else 2)
+
+
+def test_a_claim_that_cannot_be_is_refused_and_the_drafts_are_forgotten():
+    service = make_service()
+    # `full` is defined on weights of 16 bits; these sum to 2**8.
+    claims = law_claims(np.full((2, VOCAB), 1 / VOCAB), 8)
+    replies = ask(service, block([1, 2], claims=claims), "full", "sampled", bits=8)
+    assert [reply.status for reply in replies] == [Status.REFUSED, Status.SKIPPED]
+    assert service.engine.held((0, 0)) == len(PREFIX)
+
+
+def test_a_flush_is_not_asked_for_a_token():
+    (reply,) = ask(make_service(), [Row(0, 0, np.array(PREFIX))])
+    assert (reply.status, reply.token) == (Status.OK, -1)
+
+
+def test_waves_wait_for_blocks_alone():
+    first, second = block([1, 2]), block([3])
+    lone = Row(0, 3, np.array([4]), 5)
+    rows = [(row.session, row) for row in [*first, lone, *second]]
+    assert waves(rows) == [0, 0, 1, 1]
+    other = [(1, row) for row in block([1, 2], session=1)]
+    assert waves([*rows, *other]) == [0, 0, 1, 1, 0, 0]
+
+
+def test_skipping_ends_with_the_block():
+    rows = [*block([1, 2, 3]), *block([4, 5], session=1)]
+    assert skipped(rows, [True, False, True, False, True]) == [False, False, True, False, True]
