@@ -12,10 +12,12 @@ from flwr.clientapp import ClientApp
 
 from clients.records import FloatArray
 from clients.uplink import Transport
-from fedhlm_app.device import Device, Routed, feedback_of
-from fedhlm_app.learning import learn_locally
+from fedhlm_app.calibrating import calibrates, sums_of
+from fedhlm_app.device import Device, Routed, calibration_feedback, feedback_of
+from fedhlm_app.learning import learn_locally, private_policy
 from fedhlm_app.links import HttpLink, RayLink, llm_actor_name
 from fedhlm_app.settings import Settings
+from fedhlm_app.token_columns import TOKENS, token_columns
 from hlm.local_steps import Personalisation, starting_point
 
 app = ClientApp()
@@ -38,7 +40,8 @@ def train(message: Message, context: Context) -> Message:
         for name, array in message.content.array_records["arrays"].items()
     }
     start = _start(arrays, config, context)
-    routed = device.train_round(device.policy(start), server_round)
+    calibrate = bool(config.get("calibrate", False))
+    routed = device.train_round(device.policy(start), server_round, calibrate)
     begin = time.perf_counter()
     step = learn_locally(
         settings,
@@ -48,7 +51,8 @@ def train(message: Message, context: Context) -> Message:
         arrays.get("control"),
         _own_control(arrays, context),
     )
-    reply = {"policy": step.result.policy}
+    sent = private_policy(settings, step.result.policy, start, np.random.default_rng())
+    reply = {"policy": sent}
     if config["personalisation"] in ("local", "shrunk"):
         reply["start"] = start
     if step.result.control_delta is not None:
@@ -59,18 +63,24 @@ def train(message: Message, context: Context) -> Message:
         "num-examples": step.examples,
         "round": server_round,
         "client": device.client,
-        "threshold": float(step.result.policy[0]),
+        "threshold": float(sent[0]),
         "loss-before": step.loss_before,
         "loss-after": step.loss_after,
         "local-steps": max(1, step.result.steps),
         "seconds-learning": time.perf_counter() - begin,
     }
+    if calibrates(settings):
+        counted = calibration_feedback(routed, settings)
+        metrics["num-examples"] = int(counted.known.sum())
+        metrics.update(sums_of(settings, counted, calibrate))
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
             "metrics": MetricRecord(metrics),
         }
     )
+    if settings.token_log:
+        content[TOKENS] = ConfigRecord(token_columns(routed, settings))
     return Message(content, reply_to=message)
 
 
@@ -175,6 +185,7 @@ def figures(routed: Routed, settings: Settings) -> Figures:
         "bytes-downlink": traffic.downlink,
         "bytes-edge": traffic.edge,
         "bytes-measured": traffic.measured,
+        "read": routed.read,
         "messages": traffic.messages,
         "link-failures": traffic.failures,
         "seconds-waited": traffic.waited,

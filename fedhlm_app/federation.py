@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedhlm_app import checkpoint
+from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
 from fedhlm_app.data.items import Items
-from fedhlm_app.learning import initial_policy, policy_bounds
+from fedhlm_app.figures import accuracy, coverage, figures
+from fedhlm_app.learning import initial_policy, learns, policy_bounds
 from fedhlm_app.report import write_report
 from fedhlm_app.runs import RunFolder, versions
 from fedhlm_app.serving import LanguageModelHost
 from fedhlm_app.settings import Settings
-from fedhlm_app.summary import STAGES, resolution_rate
+from fedhlm_app.summary import STAGES
+from fedhlm_app.token_columns import LoggingGrid
+from fedhlm_app.token_log import TokenLog, write_events
+from hlm.privacy import gaussian_epsilon
+from strategies.certified import Calibrated
 from strategies.cluster_map import AssignedClusters, contiguous, round_robin
 from strategies.factory import build_strategy
 from strategies.hierarchical import Hierarchical
+from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
 
 INTRODUCTION_SECONDS = 60.0
@@ -55,12 +66,12 @@ class Federation:
         self.items = items
         self.folder = folder
         self.host = host
-        self.totals: Counter[str] = Counter()
-        self.evaluation: dict[str, Any] = {}
+        self.progress = checkpoint.Progress()
         self._began = time.monotonic()
-        self._flower = 0.0
         self._clusters = AssignedClusters({}, self._assignment(), settings.clusters)
         self.strategy = self._strategy()
+        if settings.resume:
+            self._resume()
 
     def run(self, grid: Grid) -> None:
         """Introduce the nodes, run all rounds, write summary and report.
@@ -73,18 +84,37 @@ class Federation:
         settings = self.settings
         self._began = time.monotonic()
         self._introduce(grid)
-        self.folder.write_progress(0, settings.rounds, {})
-        self.strategy.start(
-            grid,
-            ArrayRecord({"policy": Array(initial_policy(settings))}),
-            settings.rounds,
-            timeout=settings.round_timeout,
-            train_config=ConfigRecord(),
-        )
+        self._write_progress(self.strategy.rounds_done)
+        with self._token_log(grid) as listening:
+            self.strategy.start(
+                listening,
+                ArrayRecord({"policy": Array(initial_policy(settings))}),
+                settings.rounds,
+                timeout=settings.round_timeout,
+                train_config=ConfigRecord(),
+            )
         summary = self.summary()
         self.folder.write_summary(summary)
         write_report(self.folder)
+        write_events(self.folder)
         log(INFO, "Run folder: %s", self.folder.path)
+
+    @contextmanager
+    def _token_log(self, grid: Grid) -> Iterator[Grid]:
+        """The grid, one that writes tokens down on their way where the settings want it."""
+        if not self.settings.token_log:
+            yield grid
+            return
+        with TokenLog(self.folder) as tokens:
+            yield cast(Grid, LoggingGrid(grid, tokens))
+
+    def _resume(self) -> None:
+        """Go on from the folder's checkpoint."""
+        state, assignment, self.progress = checkpoint.load(self.folder.path)
+        self._clusters.assignment = assignment
+        self.strategy.load_state_dict(state)
+        self.folder.keep_metrics(self.strategy.rounds_done)
+        log(INFO, "Going on after round %d", self.strategy.rounds_done)
 
     def _assignment(self) -> list[int]:
         settings = self.settings
@@ -99,6 +129,32 @@ class Federation:
     def _strategy(self) -> Hierarchical:
         settings = self.settings
         low, high = policy_bounds(settings)
+        options: dict[str, Any] = {
+            "fraction_train": settings.fraction_train,
+            "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
+            "evaluate_every": max(1, settings.evaluate_every),
+            "min_clients": settings.min_clients,
+            "node_wait_s": settings.round_timeout,
+            "seed": settings.seed,
+            "bounds": (low, high),
+            # An evaluation may route more tokens than a round, and reports them as its weight.
+            "max_weight": float(
+                max(
+                    settings.tokens_per_round,
+                    settings.evaluate_prompts * settings.tokens_per_prompt,
+                )
+            ),
+            "on_round": self._finish_round,
+        }
+        if calibrates(settings):
+            return Calibrated(
+                calibration_of(settings),
+                self._clusters,
+                tier=settings.personalisation,
+                pseudo=settings.shrinkage,
+                check=partial(problem_of, settings),
+                **options,
+            )
         return build_strategy(
             settings.strategy,
             settings.edge_rule,
@@ -108,21 +164,30 @@ class Federation:
             server_learning_rate=settings.server_learning_rate,
             personalisation=settings.personalisation,
             shrink_weight=settings.shrinkage,
-            fraction_train=settings.fraction_train,
-            fraction_evaluate=settings.fraction_evaluate if settings.evaluate_every else 0.0,
-            evaluate_every=max(1, settings.evaluate_every),
-            min_clients=settings.min_clients,
-            node_wait_s=settings.round_timeout,
-            seed=settings.seed,
-            bounds=(low, high),
-            # An evaluation may route more tokens than a round, and reports them as its weight.
-            max_weight=float(
-                max(
-                    settings.tokens_per_round,
-                    settings.evaluate_prompts * settings.tokens_per_prompt,
-                )
-            ),
-            on_round=self._finish_round,
+            privacy=self._central_privacy(),
+            **options,
+        )
+
+    def _central_privacy(self) -> CentralPrivacy | None:
+        settings = self.settings
+        if settings.privacy != "central":
+            return None
+        # Whoever knows the seed of the noise can take it away: it is drawn, and kept nowhere.
+        return CentralPrivacy(
+            settings.privacy_clip,
+            settings.privacy_noise,
+            settings.privacy_delta,
+            seed=secrets.randbits(63),
+        )
+
+    @property
+    def epsilon(self) -> float | None:
+        """Privacy spent so far at `privacy-delta` by a client in every round; None without."""
+        settings = self.settings
+        if settings.privacy != "local" or not learns(settings):
+            return self.strategy.epsilon
+        return gaussian_epsilon(
+            settings.privacy_noise, self.strategy.rounds_done, settings.privacy_delta
         )
 
     def _introduce(self, grid: Grid) -> None:
@@ -153,10 +218,14 @@ class Federation:
     def _finish_round(self, record: RoundRecord) -> None:
         """Write down one finished round, and look after the LLM."""
         sums: Mapping[str, Any] = record.sums
-        self.totals.update({key: value for key, value in sums.items() if _is_number(value)})
-        self._flower += record.seconds
-        if record.evaluation_sums:
-            self.evaluation = {"round": record.round, **figures(record.evaluation_sums)}
+        progress = self.progress
+        progress.totals.update({key: value for key, value in sums.items() if _is_number(value)})
+        progress.refused.update(record.refused_by_reason)
+        progress.failed += len(record.failed)
+        progress.waited += record.seconds
+        evaluation = self._evaluation(record)
+        if evaluation:
+            progress.evaluation = {"round": record.round, **evaluation}
         line: dict[str, Any] = {
             "round": record.round,
             "threshold": {
@@ -174,34 +243,63 @@ class Federation:
             "seconds": record.seconds,
             **figures(sums),
         }
-        if record.evaluation_sums:
-            line["evaluation"] = figures(record.evaluation_sums)
+        if evaluation:
+            line["evaluation"] = evaluation
+        if self.epsilon is not None:
+            line["epsilon"] = self.epsilon
+        if isinstance(self.strategy, Calibrated):
+            line["calibration"] = self.strategy.stage(record)
         self.folder.append_metrics(line)
-        counts = {stage: int(self.totals[stage.replace("_", "-")]) for stage in STAGES}
-        self.folder.write_progress(record.round, self.settings.rounds, counts)
+        if self.settings.checkpoint:
+            self._save()
+        self._write_progress(record.round)
         for refusal in record.refused:
             log(WARNING, "client %s refused: %s", refusal.client, refusal.reason)
         if self.host is not None:
             self.host.ensure()
 
+    def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
+        """Figures of the round's federated evaluation; empty when it had none."""
+        sums = record.evaluation_sums
+        if not sums:
+            return {}
+        settings = self.settings
+        assigned = dict(enumerate(self._clusters.assignment))
+        return {
+            **figures(sums),
+            "accuracy": accuracy(sums, settings.workload),
+            "coverage": coverage(record.evaluation_replies, assigned, settings.fidelity_budget),
+        }
+
+    def _save(self) -> None:
+        progress = replace(self.progress, seconds=self._seconds())
+        state = self.strategy.state_dict()
+        checkpoint.save(self.folder.path, state, self._clusters.assignment, progress)
+
+    def _write_progress(self, done: int) -> None:
+        totals = self.progress.totals
+        counts = {stage: int(totals[stage.replace("_", "-")]) for stage in STAGES}
+        self.folder.write_progress(done, self.settings.rounds, counts)
+
+    def _seconds(self) -> float:
+        """Wall clock of the run, its earlier lives included."""
+        return self.progress.seconds + time.monotonic() - self._began
+
     def summary(self) -> dict[str, Any]:
         """The run in figures, after the contract of `summary.json`."""
-        settings, totals = self.settings, self.totals
+        settings, totals = self.settings, self.progress.totals
         total = figures(totals)
-        evaluated = self.evaluation
-        accuracy = {"token": None, "label": None}
-        if settings.workload != "generate":
-            kind = "label" if settings.workload == "classify" else "token"
-            accuracy[kind] = evaluated.get("accuracy", total["accuracy"])
+        evaluated = self.progress.evaluation
+        right = evaluated.get("accuracy") or accuracy(totals, settings.workload)
         policy, clusters = self.strategy.policy, self.strategy.cluster_policies
         stats = {} if self.host is None else self.host.stats()
-        seconds = time.monotonic() - self._began
+        seconds = self._seconds()
         return {
             "tokens": int(totals["tokens"]),
             "resolution": total["resolution"],
             "trr": total["trr"],
             "llm_agreement": total["llm_agreement"],
-            "accuracy": accuracy,
+            "accuracy": right,
             "certificate": total["certificate"],
             "bytes": total["bytes"],
             "threshold": {
@@ -212,56 +310,25 @@ class Federation:
                     for client, value in self.strategy.client_values.items()
                 },
             },
-            "rounds": len(self.strategy.history),
+            "rounds": self.strategy.rounds_done,
             "clients": settings.clients,
             "clusters": settings.clusters,
             "seconds": {
                 "total": seconds,
                 "slm": float(totals["seconds-slm"]),
                 "llm": float(stats.get("seconds", totals["seconds-waited"])),
-                "flower": max(0.0, seconds - self._flower),
+                "flower": max(0.0, seconds - self.progress.waited),
             },
             "audited": int(totals["audited"]),
-            "refused": dict(
-                sum((Counter(r.refused_by_reason) for r in self.strategy.history), Counter())
-            ),
-            "failed": sum(len(record.failed) for record in self.strategy.history),
+            "read": int(totals["read"]),
+            "refused": dict(self.progress.refused),
+            "failed": self.progress.failed,
+            "epsilon": self.epsilon,
+            "coverage": evaluated.get("coverage", {}),
             "evaluation": evaluated,
             "settings": settings.to_run_config(),
             "versions": versions(),
         }
-
-
-def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What sums over replies say: shares, rates and bytes.
-
-    Agreement and certificate are means over the tokens that the LLM has read; with measurement on
-    these are all of them.
-    """
-    resolution = {stage: int(sums.get(stage.replace("_", "-"), 0)) for stage in STAGES}
-    return {
-        "tokens": int(sums.get("tokens", 0)),
-        "resolution": resolution,
-        "trr": resolution_rate(resolution) if sum(resolution.values()) else 0.0,
-        "llm_agreement": _share(sums, "agreement", "agreement-known"),
-        "certificate": _share(sums, "kept-loss", "kept-loss-known"),
-        "measured_tokens": int(sums.get("agreement-known", 0)),
-        "mean_uncertainty": _share(sums, "uncertainty", "tokens"),
-        "mean_ratio_beta": _share(sums, "ratio-beta", "ratio-beta-known"),
-        "accuracy": _share(sums, "correct", "answered") if sums.get("answered") else None,
-        "bytes": {
-            "uplink": int(sums.get("bytes-uplink", 0)),
-            "downlink": int(sums.get("bytes-downlink", 0)),
-            "edge": int(sums.get("bytes-edge", 0)),
-        },
-        "link_failures": int(sums.get("link-failures", 0)),
-    }
-
-
-def _share(sums: Mapping[str, Any], part: str, whole: str) -> float:
-    count = float(sums.get(whole, 0))
-    # Rounding may carry a mean of ones past 1.
-    return min(1.0, float(sums.get(part, 0.0)) / count) if count else 0.0
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,7 @@
-"""`tokens.parquet`: one row for every routed token, and the events TensorBoard reads."""
+"""`tokens.parquet`: one row for every routed token, and the events TensorBoard reads.
+
+Neither text nor token ids are in it: they do not leave a device for a log.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,6 @@ SCHEMA = pa.schema(
         pa.field("cluster", pa.int32(), nullable=False),
         pa.field("prompt", pa.int64(), nullable=False),  # the item's number in the data
         pa.field("position", pa.int32(), nullable=False),  # from 0, first routed token
-        pa.field("draft", pa.int32(), nullable=False),  # token id of the small model
-        pa.field("token", pa.int32(), nullable=False),  # token id that was kept in the end
         pa.field("stage", pa.dictionary(pa.int8(), pa.string()), nullable=False),
         pa.field("uncertainty", pa.float32(), nullable=False),  # in [0, 1]
         pa.field("beta", pa.float32()),  # rejection probability; null where nobody measured it

@@ -155,8 +155,8 @@ class Calibrated(Hierarchical):
         tiers = self.state.tiers
         return np.clip(np.array([threshold]), tiers.low, tiers.high)
 
-    def coverage(self, record: RoundRecord) -> dict[str, int]:
-        """Number of groups that still gather sums and that have finished, after `record`."""
+    def stage(self, record: RoundRecord) -> dict[str, int]:
+        """How many groups of the clients of `record` still gather sums, and how many do not."""
         groups = {self._group(c, k) for c, k in record.clients.items()}
         active = sum(self.calibration.active(group) for group in groups)
         return {"calibrating": active, "settled": len(groups) - active}

@@ -313,6 +313,7 @@ class Hierarchical(Strategy):
             metrics = as_metrics(sums, means)
             if record is not None:
                 record.evaluation_sums, record.evaluation_means = sums, means
+                record.evaluation_replies = {_name(u): u.metrics for u in updates}
                 record.evaluation_refused, record.evaluation_failed = refused, failed
         if self.on_round is not None and record is not None:
             self.on_round(record)

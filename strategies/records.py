@@ -71,6 +71,8 @@ class RoundRecord:
         Scalar metrics averaged with the weights (unweighted when these sum to zero).
     evaluation_sums, evaluation_means : mapping
         The same for the federated evaluation; empty when there was none.
+    evaluation_replies : mapping of client to mapping
+        Metrics of each accepted evaluation reply.
     evaluation_refused, evaluation_failed : list
     epsilon : float or None
         Privacy spent up to and including this round; None without central privacy.
@@ -93,6 +95,7 @@ class RoundRecord:
     means: dict[str, float] = field(default_factory=dict)
     evaluation_sums: dict[str, MetricValue] = field(default_factory=dict)
     evaluation_means: dict[str, float] = field(default_factory=dict)
+    evaluation_replies: dict[int, Mapping[str, MetricValue]] = field(default_factory=dict)
     evaluation_refused: list[Refusal] = field(default_factory=list)
     evaluation_failed: list[Failure] = field(default_factory=list)
     epsilon: float | None = None

@@ -127,6 +127,11 @@ def _privacy(settings: Settings) -> list[str]:
             f"settings 'privacy' = '{settings.privacy}' and 'strategy' = '{settings.strategy}': "
             "what else the strategy sends would bare what the noise hides; set strategy=fedavg"
         )
+    if settings.privacy == "local" and settings.personalisation in ("local", "shrunk"):
+        found.append(
+            f"settings 'privacy' = 'local' and 'personalisation' = '{settings.personalisation}': "
+            "where a client starts from would bare what the noise hides; set personalisation=global"
+        )
     if settings.privacy == "central" and settings.edge_rule != "mean":
         found.append(
             f"settings 'privacy' = 'central' and 'edge-rule' = '{settings.edge_rule}': the noise "

@@ -1,0 +1,93 @@
+"""Whole runs in this process: real ClientApp and Federation, a grid without Ray or network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedhlm_app import client_app
+from fedhlm_app.device import Device
+from fedhlm_app.federation import Federation
+from fedhlm_app.links import DirectLink
+from fedhlm_app.runs import RunFolder
+from fedhlm_app.serving import build_service
+from fedhlm_app.settings import Settings
+
+DEFAULTS = {
+    "clients": 4,
+    "clusters": 2,
+    "rounds": 2,
+    "tokens-per-round": 20,
+    "tokens-per-prompt": 5,
+    "evaluate-every": 0,
+}
+
+
+def settings_of(**changes) -> Settings:
+    given = {**DEFAULTS, **{key.replace("_", "-"): value for key, value in changes.items()}}
+    return Settings.from_sources(given, {})
+
+
+class LocalGrid:
+    """Nodes 100, 101, ... are clients 0, 1, ...; `stop_after` rounds the server is killed."""
+
+    def __init__(self, settings: Settings, service, stop_after: int | None = None) -> None:
+        self.settings, self.service, self.stop_after = settings, service, stop_after
+        self.contexts = {
+            100 + client: Context(
+                run_id=1,
+                node_id=100 + client,
+                node_config={"partition-id": client, "num-partitions": settings.clients},
+                state=RecordDict(),
+                run_config=settings.to_run_config(),
+            )
+            for client in range(settings.clients)
+        }
+        self.replies: list[Message] = []
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.contexts)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        answers = []
+        for message in messages:
+            config = message.content.config_records.get("config", {})
+            if self.stop_after is not None and config.get("round", 0) > self.stop_after:
+                raise KeyboardInterrupt
+            context = self.contexts[message.metadata.dst_node_id]
+            answers.append(client_app.app(message, context))
+        self.replies += answers
+        return answers
+
+
+class Runner:
+    """Builds devices once; runs share the LLM service."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.service = build_service(settings_of())
+        self.devices: dict[tuple[Settings, int], Device] = {}
+        monkeypatch.setattr(client_app, "_device", self._device)
+        # Flower's Message wants to know who writes it.
+        for name in ("_task_id", "_run_id", "_node_id"):
+            monkeypatch.setattr(TaskIdentity, name, 1)
+
+    def _device(self, settings: Settings, client: int, run: int) -> Device:
+        key = (settings, client)
+        if key not in self.devices:
+            self.devices[key] = Device(settings, client, DirectLink(self.service))
+        return self.devices[key]
+
+    def run(self, folder: Path, stop_after: int | None = None, **changes):
+        settings = settings_of(**changes)
+        if not settings.resume:
+            settings = settings.model_copy(update={"run_dir": str(folder)})
+        run_folder = RunFolder.create(settings, {})
+        grid = LocalGrid(settings, self.service, stop_after)
+        federation = Federation(settings, None, run_folder, None)
+        federation.run(grid)
+        return federation, run_folder, grid
