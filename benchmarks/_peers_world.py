@@ -51,7 +51,7 @@ class Prompts:
         clients: int,
         clusters: int,
         length: int = 12,
-        phrases: int = 40,
+        phrases: int = 20,
         share: float = 0.5,
         seed: int = 0,
     ) -> None:

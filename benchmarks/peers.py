@@ -305,11 +305,13 @@ def line(figures: dict[str, Any]) -> str:
     rates = "no hits" if wrong is None else f"false {wrong:.3f} (local {local:.3f})"
     late = figures["rounds"][len(figures["rounds"]) // 2 :]
     later = float(np.mean([one["edge_share_of_bytes"] for one in late]))
+    hits = " ".join(f"{one['hit_share']:.2f}" for one in figures["rounds"])
+    edge = " ".join(f"{one['edge_share_of_bytes']:.2f}" for one in figures["rounds"])
     return (
         f"{setup['world']:7} peers={setup['peer_mode']:8} cache={setup['cache_size']:5} "
         f"rule={setup['unit']!s:6} {setup['verifier']:7} hits {figures['hit_share']:.3f} {rates} "
         f"edge bytes {figures['edge_share_of_bytes']:.4f} (second half {later:.4f}) "
-        f"{figures['seconds']:.0f} s"
+        f"{figures['seconds']:.0f} s\n        by round: hits {hits} | edge bytes {edge}"
     )
 
 
