@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
@@ -86,6 +87,8 @@ def speed() -> list[dict[str, Any]]:
 
 def read_articles() -> tuple[str, Texts, Entropies, NDArray[np.int64], NDArray[np.floating]]:
     """Corpus name, token ids, entropies of the small model, labels and its embeddings."""
+    # The model is so small that threads cost more than they give, the more on a busy machine.
+    torch.set_num_threads(1)
     name, rows = corpus("train", ARTICLES)
     slm: Any = load_slm(pair_name("slm"))
     tokenizer: Any = load_tokenizer(pair_name("slm"))
