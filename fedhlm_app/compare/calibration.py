@@ -14,7 +14,7 @@ import numpy as np
 from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, Situation
 from clients.records import TokenRecords
 from fedhlm_app.compare.methods import Measure
-from hlm.line import LineSums, UncertaintyLine
+from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 
 __all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]
 
@@ -91,18 +91,35 @@ class Calibration:
     ----------
     policies : dict
         By uncertainty measure, the policy that escalates the share asked for.
-    line : UncertaintyLine
-        U-HLM's line from the temperature sweep's u to beta.
-    draft_line : UncertaintyLine
-        The same from u = 1 - x_d, which the k* rule asks.
-    tokens : int
-        Tokens of each calibration pass.
+    sweep : LineSums
+        Of the temperature sweep's u and beta, for U-HLM's line.
+    drafts : LineSums
+        Of u = 1 - x_d and beta, for the k* rule.
     """
 
     policies: dict[Measure, SharePolicy]
-    line: UncertaintyLine
-    draft_line: UncertaintyLine
-    tokens: int
+    sweep: LineSums
+    drafts: LineSums
+
+    @property
+    def line(self) -> UncertaintyLine:
+        """U-HLM's line; raises ValueError where beta does not rise with u."""
+        return _fitted(self.sweep)
+
+    @property
+    def draft_line(self) -> UncertaintyLine:
+        """The line that the k* rule asks; raises ValueError where beta does not rise with u."""
+        return _fitted(self.drafts)
+
+
+def _fitted(sums: LineSums) -> UncertaintyLine:
+    try:
+        return sums.fit()
+    except DegenerateLineError as error:
+        raise ValueError(
+            f"calibration prompts: their {sums.count:.0f} tokens give U-HLM no line ({error}); "
+            "use more of them"
+        ) from error
 
 
 def calibrate(
@@ -120,11 +137,6 @@ def calibrate(
         Uncertainties for which a policy is wanted.
     greedy : bool
         Whether beta is 1{draft is not the LLM's choice} instead of eq. 3.
-
-    Raises
-    ------
-    hlm.line.DegenerateLineError
-        When beta does not rise with uncertainty on these prompts.
     """
     sweep = route(RandomPolicy(share), "temperature-sweep")
     policies: dict[Measure, SharePolicy] = {}
@@ -139,7 +151,6 @@ def calibrate(
     known = sweep.present & np.isfinite(beta)
     return Calibration(
         policies,
-        LineSums.of(sweep.uncertainty[known], beta[known]).fit(),
-        LineSums.of(1 - sweep.probability[known], beta[known]).fit(),
-        sweep.tokens,
+        LineSums.of(sweep.uncertainty[known], beta[known]),
+        LineSums.of(1 - sweep.probability[known], beta[known]),
     )

@@ -5,6 +5,7 @@ Methods take turns prompt by prompt, so that a machine that is busy for a while 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -17,7 +18,7 @@ from clients.records import TokenRecords, Traffic
 from clients.routing import Router, RouterConfig
 from clients.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.compare.calibration import Calibration, calibrate
-from fedhlm_app.compare.contender import Contender, LanguageModelAlone, Recorder, Routed
+from fedhlm_app.compare.contender import Clock, Contender, LanguageModelAlone, Recorder, Routed
 from fedhlm_app.compare.methods import Measure, Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
@@ -76,6 +77,9 @@ class Plan:
         Also take token accuracy (`score`) and label accuracy (`classify`) of the same items.
     token_code : TokenCode, optional
         For ids on the wire.
+    clock : callable
+        Measures compute, in s: wall time, unless a benchmark on a busy machine asks for processor
+        time.
     """
 
     methods: Sequence[Method]
@@ -88,6 +92,7 @@ class Plan:
     risk_prone: bool = False
     accuracy: bool = True
     token_code: TokenCode | None = None
+    clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
         for name in ("prompts", "calibration_prompts", "tokens"):
@@ -204,7 +209,7 @@ class Comparison:
             router = Router(
                 self.llm, self._config(0, method.measure), FixedPolicy(True), self._plain(), []
             )
-            return LanguageModelAlone(method, router)
+            return LanguageModelAlone(method, router, self.plan.clock)
         return self._routed(method, self._policy(method), 0)
 
     def _routed(self, method: Method, policy: Policy, client: int) -> Routed:
@@ -217,9 +222,8 @@ class Comparison:
                 self.calibration.draft_line if method.verifier.startswith("truncated") else None,
             )
         engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
-        recorder = Recorder(
-            DirectLink(LanguageModelService(engine, token_code=self.plan.token_code))
-        )
+        service = LanguageModelService(engine, token_code=self.plan.token_code)
+        recorder = Recorder(DirectLink(service), self.plan.clock)
         config = UplinkConfig(
             client=client,
             vocab=int(self.slm.config.get_text_config().vocab_size),

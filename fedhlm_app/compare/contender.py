@@ -6,7 +6,7 @@ of its own and pays the link's round trip.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Protocol
 
 from clients.records import Stage, TokenRecords, Traffic
@@ -26,7 +26,7 @@ from hlm.wire import (
     encode_request,
 )
 
-__all__ = ["Contender", "LanguageModelAlone", "Recorder", "Routed"]
+__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "Routed"]
 
 
 class Contender(Protocol):
@@ -44,23 +44,39 @@ class Contender(Protocol):
         ...
 
 
+Clock = Callable[[], float]
+"""Seconds from some moment on."""
+
+
 class Recorder:
-    """A transport that keeps what it carried.
+    """A transport that keeps what it carried, and how long the answers took.
 
     Parameters
     ----------
     transport : Transport
         Carries the bytes.
+    clock : callable
+        Measures the answers.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
+        self.clock = clock
         self.requests: list[bytes] = []
+        self.seconds = 0.0
 
     def exchange(self, payload: bytes) -> bytes:
         """Send a request, return the reply."""
         self.requests.append(payload)
-        return self._transport.exchange(payload)
+        begin = self.clock()
+        answer = self._transport.exchange(payload)
+        self.seconds += self.clock() - begin
+        return answer
+
+    def clear(self) -> None:
+        """Forget everything so far."""
+        self.requests.clear()
+        self.seconds = 0.0
 
 
 class Routed:
@@ -89,11 +105,12 @@ class Routed:
 
     def make(self, work: Work, counted: bool = True) -> TokenRecords:
         """Make or read one text, and count what it took."""
-        self.recorder.requests.clear()
+        self.recorder.clear()
         traffic = Traffic()
-        begin = time.perf_counter()
+        begin = self.recorder.clock()
         records = _route(self.router, work, traffic)
-        seconds = time.perf_counter() - begin
+        seconds = self.recorder.clock() - begin
+        traffic.waited = self.recorder.seconds
         requests = self.recorder.requests.copy()
         # The report knows of every token what the LLM makes of it; the method pays for none of it.
         self.uplink.measure(work.texts, records, Traffic())
@@ -109,7 +126,7 @@ class Routed:
         """Route texts whose right tokens are known, and count how many come out right."""
         records = _route(self.router, work, Traffic())
         self.tally.add_answers(workload, *correct(work, records))
-        self.recorder.requests.clear()
+        self.recorder.clear()
 
 
 class LanguageModelAlone:
@@ -121,19 +138,21 @@ class LanguageModelAlone:
         What it is.
     router : Router
         Around the large model, keeping every draft.
+    clock : callable
+        Measures its work.
     """
 
-    def __init__(self, method: Method, router: Router) -> None:
+    def __init__(self, method: Method, router: Router, clock: Clock) -> None:
         self.method = method
         self.router = router
+        self.clock = clock
         self.tally = Tally()
 
     def make(self, work: Work, counted: bool = True) -> TokenRecords:
         """Make or read one text, and count what it took."""
-        traffic = Traffic()
-        begin = time.perf_counter()
-        records = _route(self.router, work, traffic)
-        seconds = time.perf_counter() - begin
+        begin = self.clock()
+        records = _route(self.router, work, Traffic())
+        seconds = self.clock() - begin
         records.stage[records.present] = Stage.LLM_ACCEPTED
         if counted:
             self.tally.add_text(records, self._traffic(work, records, seconds), seconds, True, True)

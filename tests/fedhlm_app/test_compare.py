@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.policy import FixedPolicy, Situation
+from clients.records import Stage, TokenRecords, Traffic
+from fedhlm_app.cli.compare import run_comparison, settings_of
+from fedhlm_app.compare import DEFAULT_METHODS, METHODS, Comparison, Method, Plan, chosen_methods
+from fedhlm_app.compare.calibration import Calibration, threshold_of_share
+from fedhlm_app.compare.tables import as_csv, as_json, result_table
+from fedhlm_app.compare.tally import Tally, payload_bytes
+from fedhlm_app.settings import Settings, SettingsError
+from hlm.cost import LINKS
+from hlm.line import LineSums
+from hlm.wire import Request, Row, encode_request
+
+SMALL = {"prompts": 2, "calibration_prompts": 6, "tokens": 5}
+
+
+def comparison(methods=DEFAULT_METHODS, decoding="sampled", **options):
+    settings = Settings.from_sources({"decoding": decoding}, {})
+    # A clock that ticks at every look: figures then do not depend on the machine.
+    ticks = itertools.count()
+    plan = Plan(
+        chosen_methods(methods), **{**SMALL, "clock": lambda: float(next(ticks)), **options}
+    )
+    return Comparison.of(settings, plan)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    return comparison().run()
+
+
+def by_name(results):
+    return {result["method"]: result for result in results}
+
+
+def test_every_method_reports_everything(sampled):
+    assert [result["method"] for result in sampled] == list(DEFAULT_METHODS)
+    for result in sampled:
+        assert 0 < result["tokens"] <= 10
+        assert 0 <= result["sent_to_llm"] <= result["tokens"]
+        assert result["trr"] == pytest.approx(1 - result["sent_to_llm"] / result["tokens"])
+        assert 0 <= result["llm_agreement"] <= 1
+        assert 0 <= result["certificate"] <= 1
+        assert 0 <= result["accuracy"]["token"] <= 1
+        assert 0 <= result["accuracy"]["label"] <= 1
+        assert set(result["bytes_per_token"]) == {"uplink", "downlink"}
+        assert set(result["tokens_per_second"]) == {link.name for link in LINKS}
+    assert json.loads(as_json(sampled)) == sampled
+
+
+def test_the_extremes_are_what_they_must_be(sampled):
+    results = by_name(sampled)
+    for name in ("llm", "hlm"):
+        assert results[name]["trr"] == 0
+        assert results[name]["llm_agreement"] == 1
+        assert results[name]["certificate"] == 0
+    slm = results["slm"]
+    assert (slm["trr"], slm["messages"]) == (1, 0)
+    assert slm["bytes_per_token"] == {"uplink": 0, "downlink": 0}
+    # Nothing crosses a link, so all links are alike.
+    assert len(set(slm["tokens_per_second"].values())) == 1
+    assert [name for name, result in results.items() if not result["exact"]] == ["slm", "cu-hlm"]
+    # A whole law is two bytes an entry; an id is twelve bits.
+    assert results["hlm"]["payload_bytes_per_sent_token"] == pytest.approx(2 * 4096, abs=3)
+    assert 1 <= results["coupled"]["payload_bytes_per_sent_token"] <= 2
+    assert 3 <= results["scalar"]["payload_bytes_per_sent_token"] <= 4
+
+
+def test_free_feedback_costs_bytes_down_and_changes_no_token(sampled):
+    coupled, fedhlm = by_name(sampled)["coupled"], by_name(sampled)["fedhlm"]
+    for key in ("tokens", "sent_to_llm", "llm_agreement", "accuracy", "messages"):
+        assert coupled[key] == fedhlm[key]
+    assert fedhlm["bytes_per_token"]["downlink"] > coupled["bytes_per_token"]["downlink"]
+
+
+def test_the_same_seed_gives_the_same_figures(sampled):
+    # Nor does a method's result depend on the others'.
+    again = by_name(comparison(["cu-hlm", "coupled"], accuracy=False).run())
+    for name, result in again.items():
+        before = {**by_name(sampled)[name], "accuracy": {"token": None, "label": None}}
+        assert result == before
+
+
+@pytest.mark.parametrize("decoding", ["sampled", "greedy"])
+def test_the_large_models_text_is_that_of_shared_draws_for_every_token(decoding):
+    compared = comparison(["llm"], decoding, tokens=8)
+    compared.run()
+    maker = compared._maker("generate")
+    alone = compared._contender(METHODS["llm"])
+    every = compared._routed(Method("every", "", "everything"), FixedPolicy(False), 0)
+    works = [maker.make(compared._rows[:1], np.array([5])) for _ in range(2)]
+    texts = [contender.make(work) for contender, work in zip((alone, every), works, strict=True)]
+    assert np.array_equal(texts[0].token, texts[1].token)
+    assert not np.array_equal(texts[1].token, texts[1].draft)
+
+
+def test_in_greedy_decoding_all_verify_greedily():
+    results = by_name(comparison(["hlm", "cu-hlm", "fedhlm"], "greedy", accuracy=False).run())
+    assert all(result["exact"] for result in results.values())
+    assert results["hlm"]["payload_bytes_per_sent_token"] <= 2
+    # The LLM's choice is one token, so an unverified one is either it or a loss.
+    fedhlm = results["fedhlm"]
+    assert fedhlm["llm_agreement"] + fedhlm["certificate"] == pytest.approx(1)
+
+
+def test_bytes_are_those_of_the_messages_and_of_nothing_else():
+    compared = comparison(["fedhlm"], accuracy=False)
+    compared.calibration = compared._calibrate()
+    contender = compared._contender(METHODS["fedhlm"])
+    sizes = []
+    exchange = contender.recorder.exchange
+
+    def weighed(payload):
+        answer = exchange(payload)
+        sizes.append((len(payload), len(answer)))
+        return answer
+
+    contender.recorder.exchange = weighed
+    measure, until = contender.uplink.measure, []
+    contender.uplink.measure = lambda *args: (until.append(len(sizes)), measure(*args))
+    contender.make(compared._maker("generate").make(compared._rows[:1], np.array([1])))
+    own = sizes[: until[0]]
+    tally = contender.tally
+    assert own
+    assert (tally.messages, tally.uplink) == (len(own), sum(up for up, _ in own))
+    assert tally.downlink == sum(down for _, down in own)
+
+
+@pytest.mark.slow
+def test_thresholds_are_calibrated_on_other_items_and_hold_the_share():
+    compared = comparison(["coupled", "u-hlm"], prompts=24, calibration_prompts=48, tokens=8)
+    assert not set(compared._rows) & set(compared._calibration_rows)
+    held = replace(compared.plan, equal_share=True, accuracy=False, share=0.4)
+    compared = Comparison(
+        compared.settings, held, compared.slm, compared.llm, compared.tokenizer, compared.items
+    )
+    for result in compared.run():
+        # 192 tokens: four standard deviations of a share of .4, and as much for the calibration.
+        assert abs(result["sent_to_llm"] / result["tokens"] - 0.4) < 0.2
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=200),
+    st.floats(0, 1),
+)
+def test_a_share_is_met_in_expectation_whatever_ties(steps, share):
+    uncertainty = np.array(steps) / 20
+    policy = threshold_of_share(uncertainty, share)
+    threshold, kept_at = policy.parameters
+    expected = (uncertainty > threshold).mean() + (uncertainty == threshold).mean() * (1 - kept_at)
+    assert expected == pytest.approx(share, abs=1e-9)
+    draws = np.full(uncertainty.size, 0.5)
+    kept = policy.keep(Situation(uncertainty, uniforms=draws))
+    assert kept[uncertainty < threshold].all()
+    assert not kept[uncertainty > threshold].any()
+
+
+def test_the_certificate_of_coupled_draws_is_the_races():
+    records = TokenRecords(1, 4)
+    records.present[:] = True
+    records.stage[0] = [Stage.LOCAL, Stage.LOCAL, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED]
+    records.token[0] = records.draft[0] = [7, 8, 9, 10]
+    records.token[0, 3] = 11
+    records.choice[0] = records.draft_choice[0] = [1, 0, 1, 0]
+    records.probability[0] = 0.5
+    records.log_prob[0] = np.log([0.5, 0.25, 0.5, 0.5])
+    race, ratio, greedy = Tally(), Tally(), Tally()
+    race.add_text(records, Traffic(), 1.0, greedy=False, race=True)
+    ratio.add_text(records, Traffic(), 1.0, greedy=False, race=False)
+    greedy.add_text(records, Traffic(), 1.0, greedy=True, race=True)
+    assert (race.certificate, ratio.certificate, greedy.certificate) == (1.0, 0.5, 1.0)
+    # Agreement means the same for every method, so that they can be compared.
+    assert race.agreement == ratio.agreement == 1 + 0.5 + 1 + 1
+    assert greedy.agreement == 3.0
+    assert (race.tokens, race.sent) == (4, 2)
+
+
+def test_speed_is_compute_plus_a_round_trip_a_message():
+    tally = Tally(tokens=10, messages=5, uplink=500, downlink=50)
+    tally.device_seconds, tally.server_seconds = 0.2, 0.3
+    link = LINKS[0]
+    seconds = 0.5 + 5 * 0.060 + 8 * 550 / 1e6
+    assert tally.figures()["tokens_per_second"][link.name] == pytest.approx(10 / seconds)
+
+
+@pytest.mark.parametrize(("verifier", "fields", "size"), [
+    ("coupled", {}, 2),
+    ("scalar", {"weight": 9}, 4),
+    ("full", {"weights": np.full(4096, 16)}, 8194),
+])  # fmt: skip
+def test_the_payload_is_what_the_draft_adds(verifier, fields, size):
+    row = Row(3, 20, np.arange(4), 9, **fields)
+    bits = 16 if verifier == "full" else 8
+    request = Request(verifier, 4096, (row,), decoding="sampled", bits=bits)
+    assert payload_bytes(encode_request(request)) == pytest.approx(size, abs=1)
+
+
+def test_a_line_that_does_not_rise_is_said_to_need_more_prompts():
+    falling = LineSums.of(np.array([0.1, 0.9]), np.array([0.8, 0.2]))
+    with pytest.raises(ValueError, match=r"calibration prompts: their 2 tokens.*slope"):
+        Calibration({}, falling, falling).line
+
+
+def test_wrong_plans_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"'magic' given; allowed are llm, slm"):
+        chosen_methods(["hlm", "magic"])
+    with pytest.raises(ValueError, match=r"share = 1.5"):
+        Plan(chosen_methods(["hlm"]), share=1.5)
+    with pytest.raises(ValueError, match=r"tokens = 0"):
+        Plan(chosen_methods(["hlm"]), tokens=0)
+    with pytest.raises(ValueError, match=r"the dataset has \d+ items"):
+        comparison(["slm"], prompts=10_000)
+
+
+def test_the_command_writes_json_and_csv(tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("result.json", "result.csv")]
+    code = run_comparison("slm,coupled", {**SMALL, "accuracy": False}, {}, [], *files)
+    assert code == 0
+    results = json.loads((tmp_path / "result.json").read_text())
+    assert [result["method"] for result in results] == ["slm", "coupled"]
+    rows = list(csv.DictReader((tmp_path / "result.csv").open()))
+    assert [row["method"] for row in rows] == ["slm", "coupled"]
+    assert float(rows[1]["bytes_per_token.uplink"]) == results[1]["bytes_per_token"]["uplink"]
+    assert rows[0]["accuracy.token"] == ""
+    out, err = capsys.readouterr()
+    assert "coupled" in out
+    assert "making texts" in err
+
+
+def test_json_on_standard_output_stands_alone(capsys):
+    assert run_comparison("slm", {**SMALL, "accuracy": False}, {}, [], "-", None) == 0
+    assert [result["method"] for result in json.loads(capsys.readouterr().out)] == ["slm"]
+
+
+def test_wrong_settings_end_with_status_2(capsys):
+    assert run_comparison("nothing", dict(SMALL), {}, [], None, None) == 2
+    assert "allowed are llm" in capsys.readouterr().err
+    assert run_comparison("slm", dict(SMALL), {}, ["temperature=-1"], None, None) == 2
+    assert "temperature" in capsys.readouterr().err
+
+
+def test_decoding_is_sampled_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("FEDHLM_DECODING", raising=False)
+    assert settings_of({}, [], 24).decoding == "sampled"
+    assert settings_of({}, ["decoding=greedy"], 24).decoding == "greedy"
+    monkeypatch.setenv("FEDHLM_DECODING", "greedy")
+    assert settings_of({}, [], 24).decoding == "greedy"
+    with pytest.raises(SettingsError, match="llm-context"):
+        settings_of({}, [], 10_000)
+
+
+def test_tables_hold_every_method(sampled):
+    table = result_table(sampled, "caption")
+    assert table.row_count == len(DEFAULT_METHODS)
+    assert as_csv(sampled).count("\n") == len(DEFAULT_METHODS) + 1
