@@ -44,14 +44,14 @@ class RollbackDecoder(LockstepDecoder):
 
     @torch.inference_mode()
     def read(self, tokens: IntArray, counts: IntArray) -> Step:
-        """Append a few tokens to every row; the law of the next.
+        """Append a few tokens to each row; the law of the next.
 
         Parameters
         ----------
         tokens : numpy.ndarray
             int64 [rows, n], n >= 1; the last `counts` of each row.
         counts : numpy.ndarray
-            int64 [rows], in 1 .. n.
+            int64 [rows], in 0 .. n; the law of a row that appends nothing means nothing.
         """
         width = tokens.shape[1]
         new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)

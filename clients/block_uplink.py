@@ -1,0 +1,276 @@
+"""Several pending drafts of a text in one message to the LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
+from clients.resolving import Escalation
+from clients.uplink import LanguageModelUplink, LinkDown, Transport, UplinkConfig
+from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.sampling import draw, law_from_weights, quantise
+from hlm.verification import VERIFIERS, Claim, Draft, Verdict, Verifier
+from hlm.wire import Row, RowReply, Status, following_row
+from hlm.wire.claims import claim_fields, verdict_of
+
+JOINT = "block"
+"""Name of block verification; any other name is a verifier that decides token by token."""
+
+JOINT_BITS = 8
+"""Precision of device laws under block verification. Any is exact, for drafts are drawn from what
+is sent; 16 would double the bytes."""
+
+
+class BlockMethod(Protocol):
+    """How drafts are drawn and finished when several of a text travel together."""
+
+    name: str
+
+    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
+        """Draw one draft a row.
+
+        Parameters
+        ----------
+        law : torch.Tensor
+            float64 [rows, vocab].
+        keys : DrawKeys
+            Of the drafts' places.
+        first : numpy.ndarray
+            int64 [rows], the place at which each row's block begins.
+        """
+        ...
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
+        """Tokens int64 [rows], resampled on the device where the server left that to it."""
+        ...
+
+
+class _TokenByToken:
+    """A place's draws depend on the place alone: what comes after a rejection was never used."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self.name = verifier.name
+        self._verifier = verifier
+
+    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
+        del first
+        return self._verifier.draft(law, keys)
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
+        return self._verifier.finish(draft, verdict, keys)
+
+
+class _Jointly:
+    """Block verification looks at all drafts before it keeps some, so a place that is drafted
+    again needs new numbers: those of the block's first place, which no two blocks share.
+    """
+
+    name = JOINT
+
+    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
+        weights = quantise(law, JOINT_BITS)
+        seen = law_from_weights(weights, JOINT_BITS)
+        tokens = draw(seen, uniforms(keys, Purpose.DRAFT, 1, first)[:, 0])
+        probabilities = seen.gather(1, tokens[:, None])[:, 0]
+        return Draft(tokens, probabilities, seen, Claim(tokens, weights=weights))
+
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
+        del draft, keys
+        return verdict.tokens
+
+
+def block_method(name: str) -> BlockMethod:
+    """The method of a name: a verifier's, or `JOINT`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a verifier that may need several messages for one token.
+    """
+    allowed = [JOINT, *(known for known in VERIFIERS if known != "scalar-proposals")]
+    if name not in allowed:
+        raise ValueError(f"verifier = {name!r}: for blocks one of {', '.join(allowed)} is needed")
+    return _Jointly() if name == JOINT else _TokenByToken(VERIFIERS[name]())
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What was drafted of several texts; a row's drafts go on from each other.
+
+    Attributes
+    ----------
+    rows, steps, positions : numpy.ndarray
+        int64 [n]: the text, the step of its first draft in the records, and its place.
+    counts : numpy.ndarray
+        int64 [n], drafts of each row, 1 .. depth.
+    more : numpy.ndarray
+        bool [n]: the token after the block is wanted if all drafts stand.
+    drafts : list of Draft
+        [depth], each of n rows; what is past a row's count means nothing.
+    keys : list of DrawKeys
+        [depth], each of n rows.
+    """
+
+    rows: IntArray
+    steps: IntArray
+    positions: IntArray
+    counts: IntArray
+    more: BoolArray
+    drafts: list[Draft]
+    keys: list[DrawKeys]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What became of drafted blocks.
+
+    Attributes
+    ----------
+    served : numpy.ndarray
+        bool [n]: an answer came.
+    accepted : numpy.ndarray
+        int64 [n], drafts that stand.
+    tokens : numpy.ndarray
+        int64 [n], the token that follows them; -1 if none came.
+    """
+
+    served: BoolArray
+    accepted: IntArray
+    tokens: IntArray
+
+
+class BlockUplink(LanguageModelUplink):
+    """The way to the LLM for blocks of drafts.
+
+    Parameters
+    ----------
+    transport : Transport
+        Carries bytes.
+    method : BlockMethod
+        See `block_method`.
+    config : UplinkConfig
+        As for `LanguageModelUplink`.
+    """
+
+    def __init__(self, transport: Transport, method: BlockMethod, config: UplinkConfig) -> None:
+        super().__init__(transport, method, config)
+        self.method = method
+
+    def verify(
+        self, texts: TextBatch, records: TokenRecords, ahead: Ahead, traffic: Traffic
+    ) -> Verified:
+        """Have all blocks decided in one exchange.
+
+        Parameters
+        ----------
+        texts : TextBatch
+            Hold the tokens before the blocks; `held` is moved to what the server has afterwards.
+        records : TokenRecords
+            Get the feedback.
+        ahead : Ahead
+            The drafts.
+        traffic : Traffic
+            Counters, added to.
+        """
+        count = len(ahead.rows)
+        unserved = Verified(
+            np.zeros(count, np.bool_), np.zeros(count, np.int64), np.full(count, -1, np.int64)
+        )
+        if self.asleep:
+            return unserved
+        escalation = Escalation(
+            texts=texts,
+            records=records,
+            rows=ahead.rows,
+            steps=ahead.steps,
+            positions=ahead.positions,
+            draft=ahead.drafts[0],
+            keys=ahead.keys[0],
+            hidden=None,
+            uncertainty=np.full(count, np.nan),
+        )
+        try:
+            blocks = [self._block(escalation, ahead, i) for i in range(count)]
+            answers = self._ask(blocks, traffic)
+            again = [i for i, answer in enumerate(answers) if _lost(answer)]
+            if again:
+                whole = [_with_prefix(blocks[i], texts.tokens[ahead.rows[i]]) for i in again]
+                for i, answer in zip(again, self._ask(whole, traffic), strict=True):
+                    answers[i] = answer
+        except LinkDown:
+            traffic.failures += 1
+            # Whether the server took the tokens in is unknown: the next request is a whole one.
+            texts.held[ahead.rows] = 0
+            self._fall_asleep()
+            return unserved
+        outcomes = [self._settle(escalation, ahead, i, answer) for i, answer in enumerate(answers)]
+        served, accepted, tokens = (np.array(column) for column in zip(*outcomes, strict=True))
+        return Verified(served, accepted, tokens)
+
+    def _block(self, escalation: Escalation, ahead: Ahead, i: int) -> list[Row]:
+        rows = [self._row(escalation, i, ahead.drafts[0].claim)]
+        for draft in ahead.drafts[1 : ahead.counts[i]]:
+            fields = claim_fields(draft.claim, i)
+            rows.append(following_row(rows[-1], int(draft.tokens[i]), **fields))
+        if ahead.more[i]:
+            rows.append(following_row(rows[-1]))
+        return rows
+
+    def _ask(self, blocks: list[list[Row]], traffic: Traffic) -> list[list[RowReply]]:
+        rows = [row for block in blocks for row in block]
+        feedback = self.config.feedback or self.config.draft_feedback
+        replies = iter(self._exchange(rows, self.method.name, feedback, traffic))
+        return [[next(replies) for _ in block] for block in blocks]
+
+    def _settle(
+        self, escalation: Escalation, ahead: Ahead, i: int, answer: list[RowReply]
+    ) -> tuple[bool, int, int]:
+        """(served, drafts that stand, token after them) of one block."""
+        served = [reply for reply in answer if reply.status == Status.OK]
+        if not served:
+            return False, 0, -1
+        self._note(escalation, i, served[0])
+        places = range(1, min(len(served), int(ahead.counts[i])))
+        feedback = [served[depth].feedback for depth in places]
+        self._note_drafts(escalation, i, places, feedback)
+        accepted = sum(reply.accepted for reply in served)
+        token = -1 if served[-1].accepted else served[-1].token
+        known = accepted + int(token >= 0)
+        escalation.texts.held[ahead.rows[i]] = ahead.positions[i] + known
+        if token < 0 and not served[-1].accepted:
+            only = torch.tensor([i])
+            draft = ahead.drafts[accepted].select(only)
+            verdict = verdict_of([served[-1]], draft.claim.tokens, self.config.vocab)
+            token = int(self.method.finish(draft, verdict, ahead.keys[accepted].select(only))[0])
+        return True, accepted, token
+
+    def _note_drafts(
+        self,
+        escalation: Escalation,
+        i: int,
+        places: range,
+        feedback: list[NDArray[np.uint8] | None],
+    ) -> None:
+        """Write the byte about each later draft of a block to its place."""
+        row, step, records = escalation.rows[i], escalation.steps[i], escalation.records
+        for depth, told in zip(places, feedback, strict=True):
+            if told is not None and len(told):
+                records.log_prob[row, step + depth] = -(int(told[-1]) & 0x7F) / 8
+                records.draft_choice[row, step + depth] = int(told[-1]) >> 7
+
+
+def _lost(answer: list[RowReply]) -> bool:
+    return answer[0].status == Status.PREFIX_NEEDED
+
+
+def _with_prefix(block: list[Row], text: IntArray) -> list[Row]:
+    """The same block with all tokens before it; feedback is wanted for what it was before."""
+    lead = block[0]
+    end = lead.start + len(lead.tokens)
+    whole = replace(lead, start=0, tokens=text[:end], quiet=lead.start + lead.quiet)
+    return [whole, *block[1:]]
