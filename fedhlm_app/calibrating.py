@@ -40,7 +40,7 @@ _SLACK = 1e-6
 
 def calibrates(settings: Settings) -> bool:
     """Whether the policy is set by sums."""
-    learned = settings.policy in ("threshold", "u-hlm")
+    learned = settings.policy in ("threshold", "u-hlm", "router")
     return learned and settings.learning in ONE_ROUND_RULES
 
 
@@ -151,7 +151,7 @@ def _wealth(settings: Settings, rule: CertifiedLearning, rows: Feedback) -> list
     names, index = np.unique(rows.prompt, return_inverse=True)
     lost = np.where(rows.kept, rule.losses(rows), 0.0)
     risk = np.bincount(index, lost, len(names)) / np.bincount(index, minlength=len(names))
-    return log_terms(risk, levels(settings)[0], rule.bound).tolist()
+    return [float(term) for term in log_terms(risk, levels(settings)[0], rule.bound)]
 
 
 def _curve_threshold(settings: Settings, vector: FloatArray) -> float:

@@ -14,8 +14,10 @@ from clients.records import FloatArray
 from clients.uplink import Transport
 from fedhlm_app.calibrating import calibrates, sums_of
 from fedhlm_app.device import Device, Routed, calibration_feedback, feedback_of
+from fedhlm_app.edge import edge_actor_name
 from fedhlm_app.learning import learn_locally, private_policy
 from fedhlm_app.links import HttpLink, RayLink, llm_actor_name
+from fedhlm_app.router import trains_router
 from fedhlm_app.settings import Settings
 from fedhlm_app.token_columns import TOKENS, token_columns
 from hlm.local_steps import Personalisation, starting_point
@@ -27,6 +29,10 @@ Figures = dict[str, int | float | list[int] | list[float]]
 
 OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
 """Keys of what a client keeps in `context.state` between rounds."""
+EDGE_STATE = "edge-tier-"
+"""Prefix of the records that hold its cache and what it learned about its edge server."""
+EDGE_TIMEOUT = 10.0
+"""Seconds to wait for an edge server before the LLM is asked instead."""
 
 
 @app.train()
@@ -41,7 +47,12 @@ def train(message: Message, context: Context) -> Message:
     }
     start = _start(arrays, config, context)
     calibrate = bool(config.get("calibrate", False))
+    _join_cluster(device, config, context)
     routed = device.train_round(device.policy(start), server_round, calibrate)
+    if device.edge is not None:
+        for name, arrays_kept in device.edge.finish(routed.traffic).items():
+            kept = {key: Array(np.asarray(value)) for key, value in arrays_kept.items()}
+            context.state[EDGE_STATE + name] = ArrayRecord(kept)
     begin = time.perf_counter()
     step = learn_locally(
         settings,
@@ -60,6 +71,7 @@ def train(message: Message, context: Context) -> Message:
     _keep(context, step.result.policy, step.result.new_client_control, step.examples)
     metrics: Figures = {
         **figures(routed, settings),
+        **({} if device.edge is None else device.edge.figures()),
         "num-examples": step.examples,
         "round": server_round,
         "client": device.client,
@@ -71,7 +83,8 @@ def train(message: Message, context: Context) -> Message:
     }
     if calibrates(settings):
         counted = calibration_feedback(routed, settings)
-        metrics["num-examples"] = int(counted.known.sum())
+        if not trains_router(settings, server_round):
+            metrics["num-examples"] = int(counted.known.sum())
         metrics.update(sums_of(settings, counted, calibrate))
     content = RecordDict(
         {
@@ -80,7 +93,7 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     if settings.token_log:
-        content[TOKENS] = ConfigRecord(token_columns(routed, settings))
+        content[TOKENS] = ConfigRecord({**token_columns(routed, settings)})
     return Message(content, reply_to=message)
 
 
@@ -93,6 +106,7 @@ def evaluate(message: Message, context: Context) -> Message:
         name: array.numpy().astype(np.float64)
         for name, array in message.content.array_records["arrays"].items()
     }
+    _join_cluster(device, config, context)
     routed = device.evaluate(device.policy(_start(arrays, config, context)))
     metrics = figures(routed, settings)
     identity: Figures = {
@@ -140,7 +154,12 @@ def _device(settings: Settings, client: int, run: int) -> Device:
         transport = HttpLink(settings.llm_address, settings.llm_timeout)
     else:
         transport = RayLink(llm_actor_name(run), settings.llm_timeout)
-    return Device(settings, client, transport)
+    return Device(
+        settings,
+        client,
+        transport,
+        lambda cluster: RayLink(edge_actor_name(run, cluster), EDGE_TIMEOUT),
+    )
 
 
 def figures(routed: Routed, settings: Settings) -> Figures:
@@ -191,6 +210,20 @@ def figures(routed: Routed, settings: Settings) -> Figures:
         "seconds-waited": traffic.waited,
         "seconds-slm": traffic.slm,
     }
+
+
+def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:
+    """Give the device its cluster, and what its edge tier kept from earlier rounds."""
+    if device.edge is None:
+        return
+    state = {
+        name.removeprefix(EDGE_STATE): {key: array.numpy() for key, array in record.items()}
+        for name, record in context.state.array_records.items()
+        if name.startswith(EDGE_STATE)
+    }
+    cluster = int(cast(int, config["cluster"]))
+    sizes = cast(list[int], config.get("cluster-sizes", []))
+    device.edge.join(cluster, sizes[cluster] if cluster < len(sizes) else 1, state)
 
 
 def _start(arrays: dict[str, FloatArray], config: ConfigRecord, context: Context) -> FloatArray:

@@ -99,10 +99,10 @@ class LoggingGrid:
                 "round": [metrics["round"]] * count,
                 "client": [metrics["client"]] * count,
                 "cluster": [cluster] * count,
-                "prompt": columns["prompt"],
-                "position": columns["position"],
+                "prompt": columns["prompt"].tolist(),
+                "position": columns["position"].tolist(),
                 "stage": [Stage(int(stage)).key for stage in columns["stage"]],
-                "uncertainty": columns["uncertainty"],
+                "uncertainty": columns["uncertainty"].tolist(),
                 "beta": [None if np.isnan(value) else float(value) for value in beta],
             }
         )

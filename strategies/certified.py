@@ -87,7 +87,8 @@ class Calibrated(Hierarchical):
         active = kind == "train" and self.calibration.active(group)
         threshold = self.calibration.trial(group) if active else self.calibration.result(group)
         record = message.content.array_records["arrays"]
-        record.update(self.state.layout.unflatten(self._clamped(threshold)))
+        placed = self._clamped(threshold, self._sent[node.cluster])
+        record.update(self.state.layout.unflatten(placed))
         message.content.config_records["config"]["calibrate"] = active
         return message
 
@@ -144,16 +145,19 @@ class Calibrated(Hierarchical):
         for client, value in self.client_values.items():
             values.setdefault(self._clusters[client], []).append(float(value[0]))
         for cluster, thresholds in values.items():
-            tiers.clusters[cluster] = self._clamped(float(np.mean(thresholds)))
+            mean = float(np.mean(thresholds))
+            tiers.clusters[cluster] = self._clamped(mean, tiers.clusters[cluster])
         tiers.reported = tiers.reported | heard
         if self.tier == "global":
-            tiers.policy = self._clamped(self.calibration.result(0))
+            tiers.policy = self._clamped(self.calibration.result(0), tiers.policy)
         elif tiers.reported.any():
             tiers.policy = tiers.clusters[tiers.reported].mean(axis=0)
 
-    def _clamped(self, threshold: float) -> FloatArray:
-        tiers = self.state.tiers
-        return np.clip(np.array([threshold]), tiers.low, tiers.high)
+    def _clamped(self, threshold: float, policy: FloatArray) -> FloatArray:
+        """A policy float64 [d] whose first entry is the threshold, with this one in its place."""
+        placed = np.array(policy, dtype=np.float64)
+        placed[0] = threshold
+        return np.asarray(np.clip(placed, self.state.tiers.low, self.state.tiers.high))
 
     def stage(self, record: RoundRecord) -> dict[str, int]:
         """How many groups of the clients of `record` still gather sums, and how many do not."""

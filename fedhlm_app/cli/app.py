@@ -14,6 +14,10 @@ from fedhlm_app.cli.lazy import LazyGroup
 class _Commands(LazyGroup):
     LAZY = {  # noqa: RUF012
         "compare": ("fedhlm_app.cli.compare:compare_app", "Compare all methods on like prompts."),
+        "sweep": (
+            "fedhlm_app.cli.sweep:sweep_app",
+            "Run a grid of settings and compare the results in one table.",
+        ),
         "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
         "serve": ("fedhlm_app.cli.serve:serve_app", "Serve a model to devices on a network."),
     }

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
+from fedhlm_app.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
 
 COMPLETED, FAILED, BAD_SETTINGS, INTERRUPTED = 0, 1, 2, 130
@@ -48,9 +50,22 @@ def collect(options: Mapping[str, object], pairs: list[str]) -> Settings:
             raise SettingsError(f"setting {key!r} is given twice: {value!r} and {given[key]!r}")
         assert isinstance(value, int | str)
         given[key] = value
-    settings = Settings.from_sources(given)
+    settings = Settings.from_sources(_resumed(given) | given)
     settings.check_paths()
     return settings
+
+
+def _resumed(given: Mapping[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+    """Settings of the run that `resume` names: it goes on as it was, unless told otherwise."""
+    resume = str(given.get("resume", ""))
+    folder = RunFolder(Path(resume).expanduser())
+    if not resume or not folder.path.is_dir():
+        return {}
+    # Strategies, and with them Flower, take a second to load that other commands are spared.
+    from fedhlm_app import checkpoint
+
+    checkpoint.load(folder.path)
+    return dict(folder.config()["settings"])
 
 
 def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -> int:

@@ -1,0 +1,164 @@
+"""One round of certified sums against rounds of gradients: ``python -m benchmarks.learning``.
+
+Twenty clients on the built-in pair and texts, in one process without Flower's network: the same
+clients, server and messages as in a run. Risk is measured on held-out prompts at the end, the
+share of tokens kept and wrong; the federation link is the serialised train replies and what is
+sent to clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from benchmarks._report import write_report
+from fedhlm_app import client_app
+from fedhlm_app.device import Device
+from fedhlm_app.federation import Federation
+from fedhlm_app.links import DirectLink
+from fedhlm_app.preflight import check
+from fedhlm_app.runs import RunFolder
+from fedhlm_app.serving import build_service
+from fedhlm_app.settings import Settings
+from servers.llm import LanguageModelService
+
+RULES = ("paper", "balanced", "primal-dual", "linear", "certified", "certified-high-probability")
+
+
+class Grid:
+    """All clients in this process; counts the bytes of messages both ways."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.contexts = {
+            1000 + client: Context(
+                run_id=1,
+                node_id=1000 + client,
+                node_config={"partition-id": client, "num-partitions": settings.clients},
+                state=RecordDict(),
+                run_config=settings.to_run_config(),
+            )
+            for client in range(settings.clients)
+        }
+        self.bytes: dict[int, int] = {}
+
+    def get_node_ids(self) -> list[int]:
+        """All of them."""
+        return list(self.contexts)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Call each client in turn."""
+        replies = []
+        for message in messages:
+            reply = client_app.app(message, self.contexts[message.metadata.dst_node_id])
+            if message.metadata.message_type == "train":
+                number = int(message.content.config_records["config"]["round"])  # type: ignore[arg-type]
+                size = _size(message.content) + _size(reply.content)
+                self.bytes[number] = self.bytes.get(number, 0) + size
+            replies.append(reply)
+        return replies
+
+
+def _size(content: RecordDict) -> int:
+    """Bytes of the values: arrays as NumPy files, numbers at 8 bytes, names left out."""
+    total = sum(len(array.data) for r in content.array_records.values() for array in r.values())
+    for record in content.metric_records.values():
+        total += sum(8 * len(v) if isinstance(v, list) else 8 for v in record.values())
+    return total
+
+
+def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Figures of one run."""
+    settings = Settings.from_sources({"learning": rule, "run-dir": str(folder), **changes}, {})
+    devices: dict[int, Device] = {}
+
+    def device(settings: Settings, client: int, run: int) -> Device:
+        if client not in devices:
+            devices[client] = Device(settings, client, DirectLink(service))
+        return devices[client]
+
+    grid, begin = Grid(settings), time.perf_counter()
+    with mock.patch.object(client_app, "_device", device):
+        run_folder = RunFolder.create(settings, {})
+        Federation(settings, check(settings), run_folder, None).run(grid)  # type: ignore[arg-type]
+    summary, lines = run_folder.summary(), run_folder.metrics()
+    assert summary is not None
+    evaluation, last = summary["evaluation"], lines[-5:]
+    thresholds = [line["threshold"]["global"] for line in lines]
+    end = thresholds[-1]
+    return {
+        "threshold": thresholds,
+        "rounds_to_settle": 1 + max((i for i, t in enumerate(thresholds) if t != end), default=-1),
+        "held_out": {
+            "risk": evaluation["certificate"],
+            "trr": evaluation["trr"],
+            "llm_agreement": evaluation["llm_agreement"],
+            "worst_client": summary["coverage"]["worst"],
+            "clients_above_budget": summary["coverage"]["share_above"],
+        },
+        "last_five_rounds": {
+            "risk": float(np.mean([line["certificate"] for line in last])),
+            "trr": float(np.mean([line["trr"] for line in last])),
+        },
+        "whole_run": {"risk": summary["certificate"], "trr": summary["trr"]},
+        "federation_bytes_per_client": sum(grid.bytes.values()) / settings.clients,
+        "federation_bytes_first_round": grid.bytes[1] / settings.clients,
+        "llm_link_bytes_per_token": (summary["bytes"]["uplink"] + summary["bytes"]["downlink"])
+        / summary["tokens"],
+        "tokens_read_for_calibration": summary["read"],
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def main() -> None:
+    """Write ``benchmarks/out/learning.json`` and print a line for each rule."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--budget", type=float, default=0.05)
+    parser.add_argument("--workloads", nargs="+", default=["generate", "score"])
+    parser.add_argument("--rules", nargs="+", default=list(RULES))
+    arguments = parser.parse_args()
+    # Flower's Message wants to know who writes it.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    figures: dict[str, Any] = {
+        "clients": arguments.clients,
+        "rounds": arguments.rounds,
+        "budget": arguments.budget,
+    }
+    service = build_service(Settings.from_sources({}, {}))
+    with tempfile.TemporaryDirectory() as folder:
+        for workload in arguments.workloads:
+            figures[workload] = {}
+            for rule in arguments.rules:
+                found = one(
+                    rule,
+                    service,
+                    Path(folder),
+                    **{
+                        "workload": workload,
+                        "clients": arguments.clients,
+                        "rounds": arguments.rounds,
+                        "fidelity-budget": arguments.budget,
+                        "evaluate-every": arguments.rounds,
+                        "checkpoint": False,
+                    },
+                )
+                figures[workload][rule] = found
+                print(workload, rule, {k: v for k, v in found.items() if k != "threshold"})
+                print("   ", [round(t, 3) for t in found["threshold"]], flush=True)
+    print(write_report("learning", figures))
+
+
+if __name__ == "__main__":
+    main()

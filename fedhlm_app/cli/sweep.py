@@ -1,0 +1,112 @@
+"""`fedhlm sweep`: many runs over settings, one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, INTERRUPTED, parse_overrides, say
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.sweep import FIGURES, Outcome, cells_of, run_sweep
+
+sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_SHARES = ("trr", "llm_agreement", "token_accuracy", "label_accuracy")
+
+
+@sweep_app.command()
+def sweep(
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", "-g", metavar="KEY=A,B,...", help="An axis; several multiply."),
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option("--cell", metavar="'KEY=A KEY=B'", help="Settings that go together."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Runs at a time; 0: one for four cores.")
+    ] = 0,
+    name: Annotated[str, typer.Option(help="Folder of the sweep, inside run-dir.")] = "sweep",
+    clients: Annotated[int | None, typer.Option("--clients", "-n", help="As in run.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", "-r", help="As in run.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, for all cells."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Run a grid of settings and compare the results in one table.
+
+    Examples
+    --------
+    - `fedhlm sweep --grid initial-threshold=0.3,0.5 --grid strategy=fedavg,scaffold`
+
+    - `fedhlm sweep --cell "learning=paper" --cell "learning=balanced cost-transmit=0.3"`
+
+    The same command again runs only what is not finished; a run that was cut off goes on from its
+    checkpoint. Exit status as of `fedhlm run`; 1 when any cell failed.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        base: dict[str, Any] = dict(parse_overrides(overrides or []))
+        base |= {k: v for k, v in (("clients", clients), ("rounds", rounds)) if v is not None}
+        if not grid and not cell:
+            raise SettingsError("nothing to vary: give --grid key=a,b or --cell 'key=a'")
+        cells = cells_of(base, grid or [], cell or [])
+        directory = Path(Settings.from_sources(base).run_dir) / _folder_name(name)
+    except ValueError as error:
+        say(errors, str(error))
+        raise typer.Exit(BAD_SETTINGS) from None
+
+    def report(outcome: Outcome, ended: int) -> None:
+        words = " ".join(f"{key}={value}" for key, value in outcome.cell.varied.items())
+        state = outcome.error or (f"{outcome.seconds:.0f} s" if outcome.seconds else "was finished")
+        errors.print(f"[{ended}/{len(cells)}] {words}: {state}", markup=False, soft_wrap=True)
+
+    errors.print(f"{len(cells)} cells in {directory}", markup=False, soft_wrap=True)
+    try:
+        outcomes = run_sweep(cells, directory, jobs, report)
+    except KeyboardInterrupt:
+        say(errors, "interrupted; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+    rows = [outcome.row() for outcome in outcomes]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        Console().print(_table(rows, [c.varied for c in cells]))
+    failed = any(outcome.error for outcome in outcomes)
+    raise typer.Exit(FAILED if failed else COMPLETED)
+
+
+def _folder_name(name: str) -> str:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise SettingsError(f"--name {name!r}: must be a plain folder name")
+    return name
+
+
+def _table(rows: list[dict[str, Any]], varied: list[dict[str, str]]) -> Table:
+    table = Table()
+    keys = list(dict.fromkeys(key for entry in varied for key in entry))
+    figures = [name for name in FIGURES if any(row[name] is not None for row in rows)]
+    for key in keys:
+        table.add_column(key)
+    for figure in figures:
+        table.add_column(figure.replace("_", " "), justify="right")
+    for row in rows:
+        shown = [_shown(name, row[name]) for name in figures]
+        table.add_row(*(str(row.get(key, "")) for key in keys), *shown)
+    return table
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in _SHARES:
+        return f"{value:.1%}"
+    return f"{value:.1f}" if name == "seconds" else f"{value:.4g}"

@@ -1,0 +1,280 @@
+"""Many runs over a grid of settings: finished ones are kept, cut ones go on, the rest are run."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fedhlm_app.runs import RunFolder, cores, write_atomically
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.sources import Scalar, without_settings
+
+CHECKPOINT = "checkpoint.json"
+_PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log")
+"""Settings that do not change a result, so cells that differ in them are the same cell."""
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    varied : dict
+        The settings that make this cell, as they were written.
+    settings : Settings
+        All of them.
+    """
+
+    varied: dict[str, str]
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """Eight hexadecimal digits that depend on everything that can change the result."""
+        counted = {k: v for k, v in self.settings.to_run_config().items() if k not in _PLACE}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one cell ended: its run folder (None when nothing was started) and error (or "")."""
+
+    cell: Cell
+    folder: RunFolder | None
+    error: str
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """One line of the table: the varied settings, then figures; None where there are none."""
+        summary = None if self.folder is None or self.error else self.folder.summary()
+        row: dict[str, Any] = dict(self.cell.varied)
+        row |= dict.fromkeys(FIGURES)
+        if summary is not None:
+            row |= {name: read(summary) for name, read in FIGURES.items()}
+        row["error"] = self.error
+        row["run"] = "" if self.folder is None else self.folder.path.name
+        return row
+
+
+FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "threshold": lambda s: s["threshold"]["global"],
+    "trr": lambda s: s["trr"],
+    "llm_agreement": lambda s: s["llm_agreement"],
+    "certificate": lambda s: s["certificate"],
+    "worst_client": lambda s: s.get("coverage", {}).get("worst"),
+    "token_accuracy": lambda s: s["accuracy"]["token"],
+    "label_accuracy": lambda s: s["accuracy"]["label"],
+    "uplink_per_token": lambda s: s["bytes"]["uplink"] / s["tokens"],
+    "downlink_per_token": lambda s: s["bytes"]["downlink"] / s["tokens"],
+    "seconds": lambda s: s["seconds"]["total"],
+}
+"""Columns of the table and where they are in a summary."""
+
+
+def cells_of(base: Mapping[str, Scalar], grids: Sequence[str], lists: Sequence[str]) -> list[Cell]:
+    """Every combination of the grids, once for each entry of the list.
+
+    Parameters
+    ----------
+    base : mapping
+        Settings of all cells, by kebab-case key.
+    grids : sequence of str
+        ``key=value,value,...`` each.
+    lists : sequence of str
+        ``key=value key=value ...`` each: settings that go together.
+
+    Raises
+    ------
+    SettingsError
+        Naming a word that is not understood, or the cell whose settings are wrong.
+    """
+    axes = [_axis(grid) for grid in grids]
+    keys = [axis[0][0] for axis in axes]
+    if repeated := {key for key in keys if keys.count(key) > 1}:
+        raise SettingsError(f"--grid {sorted(repeated)[0]}: given twice")
+    bundles = [_bundle(entry) for entry in lists] or [{}]
+    cells: dict[str, Cell] = {}
+    for bundle, *points in itertools.product(bundles, *axes):
+        varied = {**bundle, **dict(points)}
+        try:
+            settings = Settings.from_sources({**base, **varied})
+            settings.check_paths()
+        except SettingsError as error:
+            raise SettingsError(f"cell {_words(varied)}: {error}") from None
+        cell = Cell(varied, settings)
+        cells.setdefault(cell.key, cell)
+    return list(cells.values())
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    folder: Path,
+    jobs: int = 0,
+    on_end: Callable[[Outcome, int], None] | None = None,
+) -> list[Outcome]:
+    """Run what is not finished yet; write ``sweep.csv`` and ``sweep.json`` after every cell.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    folder : Path
+        Of the sweep; run folders lie in it. The same folder again goes on where it stopped.
+    jobs : int
+        Runs at a time; 0: one for every four cores, at least one.
+    on_end : callable, optional
+        Called with each outcome and the number of cells that have ended.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of the cells. A failed run is an outcome, not an exception.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = jobs or max(1, cores() // 4)
+    outcomes: dict[str, Outcome] = {}
+    running: dict[str, _Process] = {}
+    waiting = list(cells)
+
+    def end(outcome: Outcome) -> None:
+        outcomes[outcome.cell.key] = outcome
+        _write(folder, [outcomes[c.key] for c in cells if c.key in outcomes])
+        if on_end is not None:
+            on_end(outcome, len(outcomes))
+
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                if (done := _finished(folder, cell)) is not None:
+                    end(Outcome(cell, done, "", 0.0))
+                else:
+                    running[cell.key] = _Process(cell, folder, jobs)
+            for key in [key for key, process in running.items() if process.ended()]:
+                end(running.pop(key).outcome())
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        # SIGTERM makes `fedhlm run` end all processes of its own before it goes.
+        for process in running.values():
+            process.stop()
+    return [outcomes[cell.key] for cell in cells]
+
+
+class _Process:
+    """`fedhlm run` for one cell."""
+
+    def __init__(self, cell: Cell, folder: Path, jobs: int) -> None:
+        self.cell, self.folder = cell, folder
+        self._began = time.monotonic()
+        self._output: IO[bytes] = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            _command(cell, folder, jobs),
+            env=without_settings(os.environ, list(Settings.defaults())),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._output,
+        )
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def stop(self, patience: float = 60.0) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def outcome(self) -> Outcome:
+        self._output.seek(0)
+        said = self._output.read().decode("utf-8", errors="replace").strip()
+        self._output.close()
+        error = ""
+        if self._process.returncode != 0:
+            error = " ".join(said.split())[-300:] or f"exit status {self._process.returncode}"
+        found = _folders(self.folder, self.cell)
+        seconds = time.monotonic() - self._began
+        return Outcome(self.cell, found[-1] if found else None, error, seconds)
+
+
+def _command(cell: Cell, folder: Path, jobs: int) -> list[str]:
+    settings = cell.settings.to_run_config()
+    settings |= {"name": f"cell-{cell.key}", "run-dir": str(folder), "checkpoint": True}
+    if not settings["workers"]:
+        settings["workers"] = max(1, cores() // jobs)
+    cut = [f for f in _folders(folder, cell) if (f.path / CHECKPOINT).exists()]
+    if cut:
+        settings["resume"] = str(cut[-1].path)
+    words = [sys.executable, "-m", "fedhlm_app", "run"]
+    for key, value in settings.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        words += ["--set", f"{key}={text}"]
+    return words
+
+
+def _folders(folder: Path, cell: Cell) -> list[RunFolder]:
+    return [RunFolder(path) for path in sorted(folder.glob(f"*-cell-{cell.key}*")) if path.is_dir()]
+
+
+def _finished(folder: Path, cell: Cell) -> RunFolder | None:
+    for found in _folders(folder, cell):
+        if found.summary() is not None:
+            return found
+    return None
+
+
+def _write(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    table = [outcome.row() for outcome in outcomes]
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_atomically(folder / "sweep.csv", text.getvalue())
+    write_atomically(folder / "sweep.json", json.dumps(table, indent=2) + "\n")
+
+
+def _axis(grid: str) -> list[tuple[str, str]]:
+    key, equals, values = grid.partition("=")
+    found = [value.strip() for value in values.split(",")]
+    if not equals or not key.strip() or not all(found):
+        raise SettingsError(
+            f"--grid {grid!r}: must be key=value,value,..., for example --grid seed=0,1,2"
+        )
+    return [(key.strip(), value) for value in dict.fromkeys(found)]
+
+
+def _bundle(entry: str) -> dict[str, str]:
+    found = {}
+    for word in entry.split():
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise SettingsError(
+                f"--cell {entry!r}: must be key=value words, "
+                "for example --cell 'strategy=fedprox proximal-mu=1'"
+            )
+        found[key] = value
+    if not found:
+        raise SettingsError("--cell: empty")
+    return found
+
+
+def _words(varied: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in varied.items()) or "(defaults)"
