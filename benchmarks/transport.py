@@ -41,10 +41,10 @@ def serve_http(port: int) -> None:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from servers.service import EXCHANGE, listen, make_server, read_body
+    from servers.service import EXCHANGE, bounded, listen, make_server
 
     async def exchange(request: Request) -> Response:
-        return Response(await read_body(request, 1 << 20))
+        return Response(b"".join([chunk async for chunk in bounded(request, 1 << 20)]))
 
     app = Starlette(routes=[Route(EXCHANGE, exchange, methods=["POST"])])
     make_server(app).run(sockets=[listen("127.0.0.1", port)])

@@ -20,7 +20,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import uvicorn
@@ -34,6 +34,9 @@ from servers.actors import RequestBatcher
 from servers.llm import LanguageModelService
 
 EXCHANGE = "/v1/exchange"
+
+MOST_CONNECTIONS = 8192
+"""Connections at a time, idle ones included; further ones are answered with 503."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class ServiceOptions:
         Most requests answered from shared passes, >= 1; 1 repeats bit for bit.
     queue : int
         Requests that may wait at a time, >= 1; further ones are answered with 503.
+    memory_bytes : int
+        Most bytes of bodies held at a time, over all requests, >= 1; 503 beyond.
     body_seconds : float
         Longest wait for a request's body, in s, > 0.
     answer_seconds : float
@@ -59,13 +64,14 @@ class ServiceOptions:
     wait: float = 0.002
     most: int = 64
     queue: int = 256
+    memory_bytes: int = 1 << 28
     body_seconds: float = 30.0
     answer_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         if self.wait < 0:
             raise ValueError(f"wait = {self.wait}: must be at least 0 s")
-        for name in ("most", "queue"):
+        for name in ("most", "queue", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("body_seconds", "answer_seconds"):
@@ -98,6 +104,7 @@ class ServedLanguageModel:
         self.model = model
         self.counts: Counter[str] = Counter()
         self.waiting = 0
+        self.held = 0
         self._batcher = RequestBatcher(service, options.wait, options.most)
         self._began = time.monotonic()
         self.app = Starlette(
@@ -114,17 +121,28 @@ class ServedLanguageModel:
         return response
 
     async def _answer(self, request: Request) -> Response:
-        most = self.service.limits.max_bytes
+        most, body = self.service.limits.max_bytes, bytearray()
         try:
             async with asyncio.timeout(self.options.body_seconds):
-                payload = await read_body(request, most)
+                async for chunk in bounded(request, most):
+                    body += chunk
+                    self.held += len(chunk)
+                    if self.held > self.options.memory_bytes:
+                        return _busy("the bodies of other requests fill the memory for them")
+            return await self._decide(bytes(body))
         except _TooLarge:
             return PlainTextResponse(f"body: at most {most} bytes are read", 413)
         except TimeoutError:
             seconds = self.options.body_seconds
-            return PlainTextResponse(f"body: did not arrive within {seconds:g} s", 408)
+            # What is still to come of the body must not be taken for a request.
+            headers = {"connection": "close"}
+            return PlainTextResponse(f"body: not here within {seconds:g} s", 408, headers)
         except ClientDisconnect:
             return PlainTextResponse("body: the connection was cut", 400)
+        finally:
+            self.held -= len(body)
+
+    async def _decide(self, payload: bytes) -> Response:
         if self.waiting >= self.options.queue:
             return _busy(f"{self.waiting} requests wait already")
         self.waiting += 1
@@ -169,17 +187,17 @@ class ServedLanguageModel:
         )
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request, refused as soon as it is known to be longer than `most` bytes."""
+async def bounded(request: Request, most: int) -> AsyncIterator[bytes]:
+    """The body of a request in pieces, refused once it is known to be longer than `most` bytes."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > most:
         raise _TooLarge
-    body = bytearray()
+    length = 0
     async for chunk in request.stream():
-        if len(body) + len(chunk) > most:
+        length += len(chunk)
+        if length > most:
             raise _TooLarge
-        body += chunk
-    return bytes(body)
+        yield chunk
 
 
 def _busy(why: str) -> Response:
@@ -220,6 +238,7 @@ def make_server(app: Starlette, on_ready: Callable[[], None] | None = None) -> u
         # Devices think between requests; a handshake per token would cost them a round trip.
         timeout_keep_alive=120,
         timeout_graceful_shutdown=10,
+        limit_concurrency=MOST_CONNECTIONS,
         lifespan="off",
     )
     server = _Server(config)

@@ -193,6 +193,31 @@ def test_a_full_queue_answers_busy_and_recovers():
         second.close()
 
 
+def test_bodies_that_trickle_in_share_one_memory():
+    head = b"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n"
+    with serving(make_service(), memory_bytes=10_000) as (port, served), ExitStack() as stack:
+        callers = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(4)
+        ]
+        for caller in callers[:3]:
+            caller.sendall(head + bytes(3000))
+        wait_until(lambda: served.held == 9000)
+        callers[3].sendall(head + bytes(3000))
+        assert callers[3].recv(64).startswith(b"HTTP/1.1 503")
+        for caller in callers:
+            caller.close()
+        wait_until(lambda: served.held == 0)
+        assert asked(port, "POST", "/v1/exchange", payload())[0] == 200
+
+
+def wait_until(what) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_an_engine_that_is_too_slow_is_busy():
     service = StuckService()
     with linked(service, answer_seconds=0.2) as link:
@@ -399,7 +424,15 @@ def test_what_is_no_address_is_refused(address):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"wait": -1}, {"most": 0}, {"queue": 0}, {"body_seconds": 0}, {"answer_seconds": -1}]
+    "wrong",
+    [
+        {"wait": -1},
+        {"most": 0},
+        {"queue": 0},
+        {"memory_bytes": 0},
+        {"body_seconds": 0},
+        {"answer_seconds": -1},
+    ],
 )
 def test_options_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
