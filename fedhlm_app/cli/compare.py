@@ -52,6 +52,9 @@ def compare(
     prone: Annotated[
         bool, typer.Option("--risk-prone", help="Their risk-prone threshold, not the risk-averse.")
     ] = False,
+    draft_tokens: Annotated[
+        int, typer.Option(help="Drafts in one message of speculative decoding.")
+    ] = 4,
     calibration_prompts: Annotated[
         int, typer.Option(help="Further prompts, for thresholds and lines only.")
     ] = 32,
@@ -95,6 +98,7 @@ def compare(
         "share": share,
         "equal_share": equal_share,
         "risk_prone": prone,
+        "draft_tokens": draft_tokens,
         "calibration_prompts": calibration_prompts,
         "accuracy": accuracy,
     }

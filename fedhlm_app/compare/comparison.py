@@ -13,12 +13,21 @@ from typing import Any, Self
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from clients.block_uplink import BlockUplink, block_method
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
 from clients.routing import Router, RouterConfig
+from clients.speculative import SpeculativeDecoder
 from clients.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.compare.calibration import Calibration, calibrate
-from fedhlm_app.compare.contender import Clock, Contender, LanguageModelAlone, Recorder, Routed
+from fedhlm_app.compare.contender import (
+    Clock,
+    Contender,
+    LanguageModelAlone,
+    Recorder,
+    Routed,
+    Speculative,
+)
 from fedhlm_app.compare.methods import Measure, Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
@@ -73,6 +82,8 @@ class Plan:
         Hold methods with a threshold of their own (U-HLM's line) to `share` as well.
     risk_prone : bool
         Their risk-prone threshold instead of the risk-averse one.
+    draft_tokens : int
+        Most drafts in one message of `speculative`, >= 1.
     accuracy : bool
         Also take token accuracy (`score`) and label accuracy (`classify`) of the same items.
     token_code : TokenCode, optional
@@ -90,12 +101,13 @@ class Plan:
     workload: Workload = "generate"
     equal_share: bool = False
     risk_prone: bool = False
+    draft_tokens: int = 4
     accuracy: bool = True
     token_code: TokenCode | None = None
     clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "calibration_prompts", "tokens"):
+        for name in ("prompts", "calibration_prompts", "tokens", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: allowed are values from 1")
         if not 0 <= self.share <= 1:
@@ -161,10 +173,22 @@ class Comparison:
         check_same_tokenizer(settings.slm, settings.llm)
         return cls(settings, plan, slm, llm, load_tokenizer(settings.slm), items_of(settings))
 
-    def run(self, listen: Listener = lambda what, done, total: None) -> list[dict[str, Any]]:
-        """Calibrate, run every method, and return one result for each."""
+    def run(
+        self,
+        listen: Listener = lambda what, done, total: None,
+        calibration: Calibration | None = None,
+    ) -> list[dict[str, Any]]:
+        """Calibrate, run every method, and return one result for each.
+
+        Parameters
+        ----------
+        listen : callable
+            Told of progress.
+        calibration : Calibration, optional
+            Of an equal comparison of other methods, instead of an own one.
+        """
         listen("calibrating", 0, 1)
-        self.calibration = self._calibrate()
+        self.calibration = self._calibrate() if calibration is None else calibration
         contenders = [self._contender(method) for method in self.plan.methods]
         warm_up = self._maker(self.plan.workload)
         for contender in contenders:
@@ -210,7 +234,16 @@ class Comparison:
                 self.llm, self._config(0, method.measure), FixedPolicy(True), self._plain(), []
             )
             return LanguageModelAlone(method, router, self.plan.clock)
-        return self._routed(method, self._policy(method), 0)
+        routed = self._routed(method, self._policy(method), 0)
+        return self._speculative(routed) if method.name == "speculative" else routed
+
+    def _speculative(self, routed: Routed) -> Speculative:
+        """The same with a decoder that drafts in blocks."""
+        verifier, recorder = routed.router.drafter, routed.recorder
+        uplink = BlockUplink(recorder, block_method(self._plain().name), routed.uplink.config)
+        decoder = SpeculativeDecoder(self.slm, routed.router.config, uplink, self.plan.draft_tokens)
+        router = Router(self.slm, routed.router.config, FixedPolicy(False), verifier, [uplink])
+        return Speculative(decoder, routed.method, router, uplink, recorder)
 
     def _routed(self, method: Method, policy: Policy, client: int) -> Routed:
         verifier = self._plain()

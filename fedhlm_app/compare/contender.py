@@ -11,6 +11,7 @@ from typing import Protocol
 
 from clients.records import Stage, TokenRecords, Traffic
 from clients.routing import Router
+from clients.speculative import SpeculativeDecoder
 from clients.uplink import LanguageModelUplink, Transport
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
@@ -26,7 +27,7 @@ from hlm.wire import (
     encode_request,
 )
 
-__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "Routed"]
+__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "Routed", "Speculative"]
 
 
 class Contender(Protocol):
@@ -108,7 +109,7 @@ class Routed:
         self.recorder.clear()
         traffic = Traffic()
         begin = self.recorder.clock()
-        records = _route(self.router, work, traffic)
+        records = self.route(work, traffic)
         seconds = self.recorder.clock() - begin
         traffic.waited = self.recorder.seconds
         requests = self.recorder.requests.copy()
@@ -119,14 +120,50 @@ class Routed:
             # Text of the small model alone is tied to no draw of the large one.
             race = self.method.verifier == "coupled" and self.method.escalates != "nothing"
             self.tally.add_text(records, traffic, seconds, greedy, race)
-            self.tally.payload += sum(map(payload_bytes, requests))
+            code = self.uplink.config.token_code
+            self.tally.payload += sum(payload_bytes(request, code) for request in requests)
         return records
 
     def answer(self, workload: str, work: Work) -> None:
         """Route texts whose right tokens are known, and count how many come out right."""
-        records = _route(self.router, work, Traffic())
+        records = self.route(work, Traffic())
         self.tally.add_answers(workload, *correct(work, records))
         self.recorder.clear()
+
+    def route(self, work: Work, traffic: Traffic) -> TokenRecords:
+        """Make or read texts."""
+        return _route(self.router, work, traffic)
+
+
+class Speculative(Routed):
+    """Blocks of drafts, all of them verified.
+
+    A given text is read place by place: there is nothing to draft ahead in it.
+
+    Parameters
+    ----------
+    decoder : SpeculativeDecoder
+        Makes texts.
+    others : as for `Routed`
+        `router` reads given texts.
+    """
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        method: Method,
+        router: Router,
+        uplink: LanguageModelUplink,
+        recorder: Recorder,
+    ) -> None:
+        super().__init__(method, router, uplink, recorder)
+        self.decoder = decoder
+
+    def route(self, work: Work, traffic: Traffic) -> TokenRecords:
+        """Make or read texts."""
+        if work.texts.given:
+            return super().route(work, traffic)
+        return self.decoder.generate(work.texts, work.new_tokens, traffic)
 
 
 class LanguageModelAlone:

@@ -75,6 +75,7 @@ METHODS = {
             "truncated",
             "temperature-sweep",
         ),
+        Method("speculative", "blocks of drafts, their ids up, all verified", "everything"),
         Method("scalar", "closed-form u, id and probability up", "above the share", "scalar"),
         Method("coupled", "closed-form u, id up", "above the share"),
         Method(

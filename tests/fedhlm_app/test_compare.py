@@ -61,7 +61,7 @@ def test_every_method_reports_everything(sampled):
 
 def test_the_extremes_are_what_they_must_be(sampled):
     results = by_name(sampled)
-    for name in ("llm", "hlm"):
+    for name in ("llm", "hlm", "speculative"):
         assert results[name]["trr"] == 0
         assert results[name]["llm_agreement"] == 1
         assert results[name]["certificate"] == 0
@@ -93,16 +93,23 @@ def test_the_same_seed_gives_the_same_figures(sampled):
 
 
 @pytest.mark.parametrize("decoding", ["sampled", "greedy"])
-def test_the_large_models_text_is_that_of_shared_draws_for_every_token(decoding):
-    compared = comparison(["llm"], decoding, tokens=8)
-    compared.run()
+def test_lossless_methods_with_shared_draws_write_the_large_models_text(decoding):
+    compared = comparison(["llm", "speculative"], decoding, tokens=9)
+    contenders = [
+        compared._contender(METHODS["llm"]),
+        compared._contender(METHODS["speculative"]),
+        compared._routed(Method("every", "", "everything"), FixedPolicy(False), 0),
+    ]
     maker = compared._maker("generate")
-    alone = compared._contender(METHODS["llm"])
-    every = compared._routed(Method("every", "", "everything"), FixedPolicy(False), 0)
-    works = [maker.make(compared._rows[:1], np.array([5])) for _ in range(2)]
-    texts = [contender.make(work) for contender, work in zip((alone, every), works, strict=True)]
+    texts = [
+        contender.make(maker.make(compared._rows[:1], np.array([5]))) for contender in contenders
+    ]
     assert np.array_equal(texts[0].token, texts[1].token)
-    assert not np.array_equal(texts[1].token, texts[1].draft)
+    assert np.array_equal(texts[0].token, texts[2].token)
+    assert not np.array_equal(texts[2].token, texts[2].draft)
+    # Blocks save messages, not tokens.
+    assert contenders[1].tally.tokens == contenders[2].tally.tokens
+    assert contenders[1].tally.messages < contenders[2].tally.messages
 
 
 def test_in_greedy_decoding_all_verify_greedily():
