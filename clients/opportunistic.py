@@ -92,7 +92,7 @@ class OpportunisticConfig:
     prior_hit: float = 0.5
     prior_weight: float = 8.0
     explore: float = 1 / 16
-    overhead: float = 0.01
+    overhead: float = 0.005
     first_edge_bytes: float = 40.0
     first_llm_bytes: float = 16.0
 
