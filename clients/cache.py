@@ -198,7 +198,8 @@ class TokenCache:
         handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, mode=np.array(self.config.mode), **self.state())
+                mode = np.array(self.config.mode)
+                np.savez(file, mode=mode, keys=self._keys, tokens=self._tokens, used=self._used)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -236,7 +237,7 @@ class TokenCache:
         else:
             finite = np.isfinite(hidden).all(axis=1, keepdims=True)
             keys = unit_rows(np.where(finite, hidden, 0.0))
-        return keys, keys.any(axis=1)
+        return keys, np.asarray(keys.any(axis=1))
 
     def _nearest(self, keys: FloatArray) -> tuple[IntArray, FloatArray]:
         """Entry int64 [n] and cosine float32 [n] of the nearest; the oldest entry on ties."""

@@ -89,9 +89,7 @@ def centroids_of_others(embeddings: NDArray[np.floating]) -> NDArray[np.float64]
     """
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(
-            f"embeddings have shape {rows.shape}: allowed are 2 or more rows [n, size]"
-        )
+        raise ValueError(f"embeddings have shape {rows.shape}: need at least 2 rows")
     return np.asarray((rows.sum(axis=0) - rows) / (len(rows) - 1))
 
 
