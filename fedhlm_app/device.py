@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 import torch
 
+from clients.edge import EdgeTransport
 from clients.feedback import Feedback
-from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
+from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import BoolArray, FloatArray, IntArray, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure
 from clients.uplink import LanguageModelUplink, Transport, UplinkConfig
 from fedhlm_app.calibrating import calibrates, is_sequential, reads_kept_tokens
 from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
+from fedhlm_app.edge import EdgeSide, has_edge
 from fedhlm_app.pair.load import load_slm, load_tokenizer
+from fedhlm_app.router import (
+    escalates_all,
+    router_columns,
+    router_features,
+    router_model,
+    texts_of_round,
+)
 from fedhlm_app.settings import Settings
 from fedhlm_app.torch_names import torch_device, torch_dtype
 from fedhlm_app.verifiers import verifier_of
 from fedhlm_app.workload import Work, WorkMaker, correct
 from hlm import uncertainty
 from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.risk import ESCALATE_ALL
 from hlm.sampling import Sampling
 from hlm.verification import Verifier
 
@@ -70,9 +81,17 @@ class Device:
         Index of the device's data partition.
     transport : Transport
         Reaches the LLM service.
+    edge_link : callable, optional
+        Cluster number to the transport of its edge server; needed with the edge tier.
     """
 
-    def __init__(self, settings: Settings, client: int, transport: Transport) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: int,
+        transport: Transport,
+        edge_link: Callable[[int], EdgeTransport] | None = None,
+    ) -> None:
         self.settings = settings
         self.client = client
         self.sampling = sampling_of(settings)
@@ -112,6 +131,12 @@ class Device:
                 feedback=settings.free_feedback,
             ),
         )
+        self.edge: EdgeSide | None = None
+        if has_edge(settings):
+            if edge_link is None:
+                raise ValueError("cache-mode, peer-mode: the edge tier needs a link to the edge")
+            self.edge = EdgeSide(settings, client, self.model, edge_link)
+        routed = settings.policy == "router"
         self.config = RouterConfig(
             sampling=self.sampling,
             uncertainty=uncertainty_of(settings),
@@ -119,6 +144,8 @@ class Device:
             client=client,
             end_tokens=end_tokens(self.model),
             audit_rate=settings.audit_rate,
+            features=router_features(settings, self.model) if routed else None,
+            feature_count=router_columns(settings).count if routed else 0,
         )
 
     def train_round(self, policy: Policy, server_round: int, calibrate: bool = False) -> Routed:
@@ -140,13 +167,16 @@ class Device:
         generator = np.random.default_rng([self.settings.seed, self.client, server_round])
         routed = Routed([], Traffic(), 0, 0)
         session = server_round << 12
+        if escalates_all(self.settings, server_round):
+            policy = self.policy(np.concatenate([[ESCALATE_ALL], policy.parameters[1:]]))
+        items, turn = texts_of_round(self.settings, self.train_rows, self.client, server_round)
         calibration = None
         while budget > 0:
             each = min(self.work.tokens_each, budget)
             count = max(1, budget // each)
-            rows = generator.choice(self.train_rows, count, replace=count > len(self.train_rows))
+            rows = generator.choice(items, count, replace=count > len(items))
             if calibration is None:
-                rows, calibration = self._calibration_rows(rows, server_round)
+                rows, calibration = self._calibration_rows(rows, items, turn)
             sessions = session + np.arange(count)
             session += count
             reading = calibrate and reads_kept_tokens(self.settings)
@@ -155,7 +185,9 @@ class Device:
             budget -= routed.records[-1].tokens
         return replace(routed, calibration=calibration if calibrate else None)
 
-    def _calibration_rows(self, drawn: IntArray, server_round: int) -> tuple[IntArray, BoolArray]:
+    def _calibration_rows(
+        self, drawn: IntArray, items: IntArray, turn: int
+    ) -> tuple[IntArray, BoolArray]:
         """Items of a round's first batch, and which of them a calibration may count.
 
         Only first batches count: later ones fill up what early ends left, with shorter prompts.
@@ -163,12 +195,14 @@ class Device:
         texts are the same at every threshold and may count once: they are taken in one random
         order, and no further when it has come round.
         """
+        # A certified router must not be calibrated on what trained it: a single item did.
+        countable = self.settings.policy != "router" or len(self.train_rows) > 1
         if not calibrates(self.settings) or is_sequential(self.settings):
-            return drawn, np.ones(len(drawn), np.bool_)
+            return drawn, np.full(len(drawn), countable)
         generator = np.random.default_rng([self.settings.seed, self.client])
-        order = generator.permutation(self.train_rows)
-        slots = (server_round - 1) * len(drawn) + np.arange(len(drawn))
-        return order[slots % len(order)], slots < len(order)
+        order = generator.permutation(items)
+        slots = (turn - 1) * len(drawn) + np.arange(len(drawn))
+        return order[slots % len(order)], (slots < len(order)) & countable
 
     def evaluate(self, policy: Policy) -> Routed:
         """Route held-out texts, the same ones each time."""
@@ -177,12 +211,21 @@ class Device:
             return Routed([], Traffic(), 0, 0)
         sessions = EVALUATION_SESSIONS + np.arange(len(rows))
         work = self.work.make(rows, sessions)
-        return self._route(policy, work, Routed([], Traffic(), 0, 0), np.asarray(rows))
+        nothing = Routed([], Traffic(), 0, 0)
+        # Held-out texts come again: a cache that kept them would look better each time.
+        return self._route(policy, work, nothing, np.asarray(rows), learning=False)
 
     def _route(
-        self, policy: Policy, work: Work, before: Routed, rows: IntArray, reading: bool = False
+        self,
+        policy: Policy,
+        work: Work,
+        before: Routed,
+        rows: IntArray,
+        reading: bool = False,
+        learning: bool = True,
     ) -> Routed:
-        router = Router(self.model, self.config, policy, self.verifier, [self.uplink])
+        tiers = [] if self.edge is None else self.edge.resolvers(learning)
+        router = Router(self.model, self.config, policy, self.verifier, [*tiers, self.uplink])
         traffic = Traffic()
         if work.texts.given:
             records = router.score(work.texts, work.first, traffic)
@@ -211,6 +254,8 @@ class Device:
             return FixedPolicy(kept=kind == "always")
         if kind == "random":
             return RandomPolicy(self.settings.random_share)
+        if kind == "router":
+            return RouterPolicy(parameters, router_model(self.settings).score)
         return ThresholdPolicy(float(parameters[0]), kind)
 
 

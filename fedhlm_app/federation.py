@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fedhlm_app import checkpoint
 from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
 from fedhlm_app.data.items import Items
+from fedhlm_app.edge import EdgeHost
 from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns, policy_bounds
 from fedhlm_app.report import write_report
@@ -31,10 +32,11 @@ from fedhlm_app.token_log import TokenLog, write_events
 from hlm.privacy import gaussian_epsilon
 from strategies.certified import Calibrated
 from strategies.cluster_map import AssignedClusters, contiguous, round_robin
-from strategies.factory import build_strategy
+from strategies.factory import build_method, build_strategy
 from strategies.hierarchical import Hierarchical
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
+from strategies.trained import TrainedThenCalibrated
 
 INTRODUCTION_SECONDS = 60.0
 """Longest wait for nodes to say which data partition they are."""
@@ -53,6 +55,8 @@ class Federation:
         Where the run is written down.
     host : LanguageModelHost or None
         The LLM actor; None where the LLM is served elsewhere.
+    edges : EdgeHost or None
+        The edge servers' actors; None without the edge tier.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class Federation:
         items: Items,
         folder: RunFolder,
         host: LanguageModelHost | None,
+        edges: EdgeHost | None = None,
     ) -> None:
         self.settings = settings
         self.items = items
         self.folder = folder
         self.host = host
+        self.edges = edges
         self.progress = checkpoint.Progress()
         self._began = time.monotonic()
         self._clusters = AssignedClusters({}, self._assignment(), settings.clusters)
@@ -84,6 +90,8 @@ class Federation:
         settings = self.settings
         self._began = time.monotonic()
         self._introduce(grid)
+        if self.edges is not None:
+            self.edges.ensure(self._cluster_of_clients())
         self._write_progress(self.strategy.rounds_done)
         with self._token_log(grid) as listening:
             self.strategy.start(
@@ -91,13 +99,25 @@ class Federation:
                 ArrayRecord({"policy": Array(initial_policy(settings))}),
                 settings.rounds,
                 timeout=settings.round_timeout,
-                train_config=ConfigRecord(),
+                train_config=self._config(),
+                evaluate_config=self._config(),
             )
         summary = self.summary()
         self.folder.write_summary(summary)
         write_report(self.folder)
         write_events(self.folder)
         log(INFO, "Run folder: %s", self.folder.path)
+
+    def _cluster_of_clients(self) -> list[int]:
+        """Cluster of each client, by its index."""
+        return list(self._clusters.assignment)
+
+    def _config(self) -> ConfigRecord:
+        """What every client is told: with an edge tier, whether there are peers to ask."""
+        if self.edges is None:
+            return ConfigRecord()
+        sizes = np.bincount(self._cluster_of_clients(), minlength=self.settings.clusters)
+        return ConfigRecord({"cluster-sizes": sizes.tolist()})
 
     @contextmanager
     def _token_log(self, grid: Grid) -> Iterator[Grid]:
@@ -146,6 +166,22 @@ class Federation:
             ),
             "on_round": self._finish_round,
         }
+        if calibrates(settings) and settings.policy == "router":
+            return TrainedThenCalibrated(
+                calibration_of(settings),
+                self._clusters,
+                training_rounds=settings.router_rounds,
+                method=build_method(
+                    settings.strategy,
+                    proximal_mu=settings.proximal_mu,
+                    server_learning_rate=settings.server_learning_rate,
+                ),
+                edge_rule=settings.edge_rule,
+                cloud_rule="uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
+                tier=settings.personalisation,
+                check=partial(problem_of, settings),
+                **options,
+            )
         if calibrates(settings):
             return Calibrated(
                 calibration_of(settings),
@@ -257,6 +293,9 @@ class Federation:
             log(WARNING, "client %s refused: %s", refusal.client, refusal.reason)
         if self.host is not None:
             self.host.ensure()
+        if self.edges is not None:
+            self.edges.publish()
+            self.edges.ensure(self._cluster_of_clients())
 
     def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
         """Figures of the round's federated evaluation; empty when it had none."""
@@ -320,6 +359,7 @@ class Federation:
                 "flower": max(0.0, seconds - self.progress.waited),
             },
             "audited": int(totals["audited"]),
+            "false_hits": total["false_hits"],
             "read": int(totals["read"]),
             "refused": dict(self.progress.refused),
             "failed": self.progress.failed,

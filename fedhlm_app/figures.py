@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedhlm_app.summary import STAGES, resolution_rate
+from fedhlm_app.summary import STAGES, transmission_reduction
+from hlm.intervals import wilson_interval
 
 
 def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "tokens": int(sums.get("tokens", 0)),
         "resolution": resolution,
-        "trr": resolution_rate(resolution) if sum(resolution.values()) else 0.0,
+        "trr": transmission_reduction(resolution) if sum(resolution.values()) else 0.0,
         "llm_agreement": _share(sums, "agreement", "agreement-known"),
         "certificate": _share(sums, "kept-loss", "kept-loss-known"),
         "measured_tokens": int(sums.get("agreement-known", 0)),
@@ -33,8 +34,18 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
         },
         "audited": int(sums.get("audited", 0)),
         "read": int(sums.get("read", 0)),
+        "false_hits": {tier: hits for tier in ("cache", "edge") if (hits := _hits(sums, tier))},
         "link_failures": int(sums.get("link-failures", 0)),
     }
+
+
+def _hits(sums: Mapping[str, Any], tier: str) -> dict[str, Any]:
+    """Audited hits of a tier: how many the LLM decided otherwise, with a 95 % interval."""
+    checked, wrong = int(sums.get(f"{tier}-audited", 0)), int(sums.get(f"{tier}-false", 0))
+    if not checked:
+        return {}
+    low, high = wilson_interval(wrong, checked)
+    return {"audited": checked, "wrong": wrong, "rate": wrong / checked, "interval": [low, high]}
 
 
 def accuracy(sums: Mapping[str, Any], workload: str) -> dict[str, float | None]:

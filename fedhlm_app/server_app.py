@@ -6,10 +6,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedhlm_app import preflight
+from fedhlm_app.edge import EdgeHost
 from fedhlm_app.federation import Federation
 from fedhlm_app.links import llm_actor_name
 from fedhlm_app.runs import RunFolder
-from fedhlm_app.serving import LanguageModelHost
+from fedhlm_app.serving import LanguageModelHost, wait_for_ray
 from fedhlm_app.settings import Settings
 
 app = ServerApp()
@@ -25,8 +26,13 @@ def main(grid: Grid, context: Context) -> None:
     if not settings.llm_address:
         host = LanguageModelHost(settings, llm_actor_name(context.run_id))
         host.start()
+    edges = EdgeHost(settings, context.run_id) if settings.peer_mode != "off" else None
+    if edges is not None:
+        wait_for_ray()
     try:
-        Federation(settings, items, folder, host).run(grid)
+        Federation(settings, items, folder, host, edges).run(grid)
     finally:
+        if edges is not None:
+            edges.stop()
         if host is not None:
             host.stop()

@@ -93,8 +93,8 @@ class Summary(_Open):
     versions: dict[str, str]
 
 
-def resolution_rate(resolution: Mapping[str, int]) -> float:
-    """Return the token resolution rate: share of tokens that never reached the LLM.
+def transmission_reduction(resolution: Mapping[str, int]) -> float:
+    """Return the transmission reduction rate: share of tokens that never reached the LLM.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def resolution_rate(resolution: Mapping[str, int]) -> float:
     """
     tokens = sum(resolution.values())
     if tokens == 0:
-        raise SummaryError("resolution holds no tokens: there is no resolution rate of nothing")
+        raise SummaryError("resolution holds no tokens: there is no transmission rate of nothing")
     return 1 - (resolution["llm_accepted"] + resolution["llm_resampled"]) / tokens
 
 
@@ -138,7 +138,7 @@ def check_summary(summary: Mapping[str, Any]) -> Summary:
     total = sum(counts.values())
     if total != checked.tokens:
         raise SummaryError(f"summary resolution sums to {total}, but tokens = {checked.tokens}")
-    rate = resolution_rate(counts)
+    rate = transmission_reduction(counts)
     if abs(rate - checked.trr) > 1e-9:
         raise SummaryError(f"summary trr = {checked.trr}, but its resolution gives {rate}")
     return checked

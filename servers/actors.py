@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hlm.wire import WireError
+from servers.edge import EdgeServer
 from servers.llm import LanguageModelService
 
 
@@ -153,3 +154,45 @@ def start_actor(
         get_if_exists=True,
         max_concurrency=1000,
     ).remote(build, wait, most, threads)
+
+
+class EdgeActor:
+    """What runs inside the Ray actor of one cluster's edge server.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the server, in the actor's own process.
+    """
+
+    def __init__(self, build: Callable[[], EdgeServer]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._server = build()
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Answer one query (see `EdgeServer.handle`)."""
+        return self._server.handle(payload)
+
+    def publish(self) -> dict[str, int]:
+        """End a round: what was shared becomes visible. Returns the server's counts."""
+        self._server.publish()
+        return dict(vars(self._server.stats))
+
+
+def start_edge_actor(build: Callable[[], EdgeServer], name: str, namespace: str) -> Any:
+    """Start the named edge actor, or find it if it is there; returns its Ray handle.
+
+    It answers several at once, so that two edge servers that ask each other need not wait.
+    """
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(EdgeActor)
+    return actor.options(
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_concurrency=8,
+    ).remote(build)

@@ -57,7 +57,7 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     accuracy = summary["accuracy"]
     rows += [
         None,
-        ("token resolution rate", f"{summary['trr']:.2%}", "never reached the LLM"),
+        ("transmission reduction", f"{summary['trr']:.2%}", "never reached the LLM"),
         ("agreement with the LLM", f"{summary['llm_agreement']:.2%}", "same token in that context"),
         ("certificate", f"{summary['certificate']:.4f}", "mean risk a token: kept and wrong"),
         ("accuracy, tokens", _share(accuracy["token"]), "held-out"),
@@ -65,6 +65,10 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         None,
         ("threshold", f"{summary['threshold']['global']:.4f}", "global"),
     ]
+    for tier, hits in summary.get("false_hits", {}).items():
+        low, high = hits["interval"]
+        remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
+        rows.insert(-2, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
     clusters = summary["threshold"]["clusters"]
     if clusters:
         # One decimal place per cluster tells whether they differ; the file has the rest.

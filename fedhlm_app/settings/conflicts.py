@@ -90,6 +90,8 @@ def _decoding(settings: Settings) -> list[str]:
 
 def _learning(settings: Settings) -> list[str]:
     rule = settings.learning
+    if settings.policy == "router":
+        return _router(settings)
     if rule not in ("linear", "certified", "certified-high-probability"):
         return []
     found = [
@@ -103,17 +105,40 @@ def _learning(settings: Settings) -> list[str]:
         )
         if value != plain
     ]
-    if settings.policy == "router":
-        found.append(
-            f"settings 'learning' = '{rule}' and 'policy' = 'router': sums set a threshold of the "
-            "uncertainty only; set policy=threshold"
-        )
     shrunk = settings.personalisation == "shrunk"
     if shrunk and settings.workload == "generate" and rule != "linear":
         found.append(
             f"settings 'personalisation' = 'shrunk' and 'learning' = '{rule}': in generation "
             "sums of text made at different thresholds cannot be joined; set "
             "personalisation=cluster or local"
+        )
+    return found
+
+
+def _router(settings: Settings) -> list[str]:
+    rule = settings.learning
+    if rule in ("linear", "primal-dual"):
+        return [
+            f"settings 'learning' = '{rule}' and 'policy' = 'router': a router's threshold is set "
+            "by balanced, paper, certified or certified-high-probability"
+        ]
+    found = []
+    if rule != "none" and settings.router_rounds >= settings.rounds:
+        found.append(
+            f"settings 'router-rounds' = {settings.router_rounds} and 'rounds' = "
+            f"{settings.rounds}: no round is left for the router's threshold"
+        )
+    if not rule.startswith("certified"):
+        return found
+    if settings.privacy != "none":
+        found.append(
+            f"settings 'learning' = '{rule}' and 'privacy' = '{settings.privacy}': the rule adds "
+            "up sums; set privacy=none"
+        )
+    if settings.personalisation in ("local", "shrunk"):
+        found.append(
+            f"settings 'personalisation' = '{settings.personalisation}' and 'policy' = 'router': "
+            "a certified router is shared; set personalisation=global or cluster"
         )
     return found
 

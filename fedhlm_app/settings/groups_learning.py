@@ -83,6 +83,43 @@ class LearningGroup(Group):
         1e-5, "delta of differential privacy, well below 1 / clients", above=0, below=1
     )
 
+    router_hidden: int = setting(
+        0, "units of the router's hidden layer; 0: logistic", unit="units", at_least=0, at_most=512
+    )
+    router_projection: int = setting(
+        128,
+        "columns the router sees of the hidden state, and of the draft's embedding; 0: none",
+        unit="columns",
+        at_least=0,
+        at_most=8192,
+    )
+    router_rounds: int = setting(
+        15,
+        "first rounds, in which all tokens are escalated and a router learns from all of them",
+        unit="rounds",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    router_steps: int = setting(
+        5,
+        "gradient steps of a client's router in a round",
+        unit="steps",
+        at_least=1,
+        at_most=10_000,
+    )
+    router_learning_rate: float = setting(
+        0.05, "step size of the router's first round", above=0, at_most=1e3
+    )
+    router_learning_rate_decay: float = setting(
+        0.1,
+        "the router's step size is its learning-rate / (1 + decay * round)",
+        at_least=0,
+        at_most=1e3,
+    )
+    router_penalty: float = setting(
+        1e-3, "L2 penalty on the router's weights", at_least=0, at_most=1e3
+    )
+
 
 class FederationGroup(Group):
     """How replies are combined, and what happens to those that do not come."""

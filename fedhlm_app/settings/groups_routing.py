@@ -73,8 +73,22 @@ class EdgeGroup(Group):
     context_gate: float = setting(
         0.95, "cosine of contexts from which a peer's entry counts", at_least=-1, at_most=1
     )
+    reuse_gate: float = setting(
+        0.98,
+        "cosine of contexts from which an entry may replace another draft",
+        at_least=-1,
+        at_most=1,
+    )
     inter_cluster: bool = setting(False, "ask neighbouring clusters before the large model")
-    opportunistic: bool = setting(False, "ask peers only where the expected saving pays for it")
+    opportunistic: bool = setting(True, "ask peers only where the expected saving pays (eq. 13)")
+    cost_unit: Literal["ms", "bytes"] = setting("ms", "unit of the costs that eq. 13 compares")
+    edge_round_trip: float = setting(5.0, "round trip to the edge", unit="ms", at_least=0)
+    edge_rate: float = setting(100.0, "link to the edge", unit="Mbit/s", above=0)
+    llm_round_trip: float = setting(60.0, "round trip to the large model", unit="ms", at_least=0)
+    llm_rate: float = setting(1.0, "link to the large model", unit="Mbit/s", above=0)
+    cost_wrong_hit: float = setting(
+        0.0, "cost of a wrong hit in the unit of cost-unit; 0: eq. 13 as written", at_least=0
+    )
     max_false_hits: float = setting(
         1.0, "share of wrong hits that closes a tier; 1: never", at_least=0, at_most=1
     )

@@ -75,7 +75,7 @@ def test_a_good_run_shows_its_result(fedhlm: Any, ending: Any, tmp_path: Path) -
     assert answer.exit_code == 0, answer.output
     assert (seen[0].clients, seen[0].rounds, seen[0].clusters, seen[0].seed) == (4, 2, 2, 3)
     assert Path(seen[0].run_dir) == tmp_path / "runs"
-    assert "token resolution rate" in answer.stdout and "run folder" in answer.stdout
+    assert "transmission reduction" in answer.stdout and "run folder" in answer.stdout
     assert "4 clients in 2 clusters, 2 rounds" in answer.stderr
 
 
@@ -195,7 +195,7 @@ def test_the_result_table_counts_and_shares() -> None:
     rows = {row[0].strip(): row[1:] for row in figures(found) if row is not None}
     assert rows["from peers"] == ("10", "10.00%")
     assert rows["LLM: draft replaced"] == ("15", "15.00%")
-    assert rows["token resolution rate"][0] == "60.00%"
+    assert rows["transmission reduction"][0] == "60.00%"
     assert "from the device's cache" not in rows
     assert rows["accuracy, tokens"][0] == "-"
     assert rows["bytes up"] == ("10", "0.10 per token")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedhlm_app import runs
 from fedhlm_app.runs import RunFolder, latest_run, runs_in, write_atomically
 from fedhlm_app.settings import Settings
-from fedhlm_app.summary import STAGES, SummaryError, check_summary, resolution_rate
+from fedhlm_app.summary import STAGES, SummaryError, check_summary, transmission_reduction
 from fedhlm_app.token_log import SCHEMA, TokenLog, read_tokens, write_events
 from tests.fedhlm_app.launch_apps import summary
 
@@ -150,14 +150,14 @@ def test_a_missing_key_is_named() -> None:
 @given(st.lists(st.integers(0, 10**6), min_size=7, max_size=7).filter(any))
 def test_any_resolution_is_accepted_with_its_own_rate(counts: list[int]) -> None:
     resolution = dict(zip(STAGES, counts, strict=True))
-    rate = resolution_rate(resolution)
+    rate = transmission_reduction(resolution)
     assert rate == pytest.approx((sum(counts) - counts[4] - counts[5]) / sum(counts))
     check_summary(good(tokens=sum(counts), resolution=resolution, trr=rate))
 
 
 def test_there_is_no_rate_of_nothing() -> None:
     with pytest.raises(SummaryError, match="no tokens"):
-        resolution_rate(dict.fromkeys(STAGES, 0))
+        transmission_reduction(dict.fromkeys(STAGES, 0))
 
 
 def token_rows(**changes: Any) -> dict[str, list[Any]]:

@@ -1,0 +1,241 @@
+"""The edge tier of a run: caches and edge resolvers on devices, an edge server per cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.common.logger import log
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from clients.cache import CacheConfig, CacheResolver, TokenCache
+from clients.edge import EdgeLinkConfig, EdgeResolver, EdgeTransport
+from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from clients.records import Traffic
+from clients.resolving import Escalation, Resolution, Resolver
+from fedhlm_app.links import NAMESPACE, RayLink
+from fedhlm_app.pair.load import load_slm
+from fedhlm_app.settings import Settings
+from fedhlm_app.torch_names import torch_dtype
+from hlm.peers import SketchMaker
+from servers.actors import start_edge_actor
+from servers.edge import EdgeConfig, EdgeServer
+
+State = dict[str, dict[str, NDArray[Any]]]
+SKETCH_BITS = 256
+
+
+def edge_actor_name(run: int, cluster: int) -> str:
+    """Name of the edge actor of one cluster of one Flower run."""
+    return f"edge-{run}-{cluster}"
+
+
+def has_edge(settings: Settings) -> bool:
+    """Whether any tier stands between the device's policy and the LLM."""
+    return settings.cache_mode != "off" or settings.peer_mode != "off"
+
+
+def token_embeddings(model: PreTrainedModel) -> NDArray[np.float32]:
+    """Input embeddings of a model, float32 [vocab, size]."""
+    weight: Any = model.get_input_embeddings().weight
+    found: NDArray[np.float32] = weight.detach().float().cpu().numpy()
+    return found
+
+
+class EdgeSide:
+    """A device's own cache, and its way to the edge server of its cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    client : int
+        Number of the device.
+    model : transformers.PreTrainedModel
+        The small model: its embeddings, and the size of its hidden states.
+    link : callable
+        Cluster number to a transport.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: int,
+        model: PreTrainedModel,
+        link: Callable[[int], EdgeTransport],
+    ) -> None:
+        self.settings = settings
+        self.client = client
+        self._link = link
+        text_config = model.config.get_text_config()
+        self._vocab = int(text_config.vocab_size)
+        self._hidden = int(text_config.hidden_size)
+        self._embeddings = token_embeddings(model)
+        self._sketches = SketchMaker(self._hidden, SKETCH_BITS, settings.seed)
+        self._cluster = 0
+        self._before: dict[str, int] = {}
+        self.cache: CacheResolver | None = None
+        self.edge: EdgeResolver | None = None
+
+    def join(self, cluster: int, cluster_size: int, state: Mapping[str, Any]) -> None:
+        """Take up the work in a cluster, with what was learned before (`state`)."""
+        settings = self.settings
+        if settings.cache_mode != "off":
+            cache = TokenCache(
+                self._embeddings,
+                CacheConfig(
+                    settings.cache_mode,
+                    settings.cache_size,
+                    settings.similarity,
+                    settings.context_gate,
+                    max(settings.reuse_gate, settings.context_gate),
+                ),
+                self._hidden,
+            )
+            self.cache = CacheResolver(cache, settings.audit_rate, settings.max_false_hits)
+            if "cache" in state:
+                cache.restore(dict(state["cache"]))
+        if settings.peer_mode != "off":
+            self.edge = EdgeResolver(
+                self._link(cluster),
+                EdgeLinkConfig(self.client, self._vocab, cluster_size, settings.peer_mode),
+                self._sketches if settings.peer_mode == "context" else None,
+                self._rule(),
+                settings.audit_rate,
+                settings.max_false_hits,
+            )
+            if "edge" in state:
+                self.edge.restore(dict(state["edge"]))
+                if self.edge.rule is not None and int(state["cluster"]["number"]) != cluster:
+                    self.edge.rule.joined_cluster()
+        if self.cache is not None and "cache-hits" in state:
+            hits = self.cache.tier.false_hits
+            hits.checked, hits.wrong = (int(n) for n in state["cache-hits"]["counts"])
+        self._cluster = cluster
+        self._before = self._hits()
+
+    def _rule(self) -> OpportunisticRule | None:
+        settings = self.settings
+        if not settings.opportunistic:
+            return None
+        edge = llm = BYTES
+        if settings.cost_unit == "ms":
+            edge = Price(settings.edge_round_trip, 8000 / (settings.edge_rate * 1e6))
+            llm = Price(settings.llm_round_trip, 8000 / (settings.llm_rate * 1e6))
+        config = OpportunisticConfig(edge=edge, llm=llm, error=settings.cost_wrong_hit)
+        return OpportunisticRule(config)
+
+    def resolvers(self, learning: bool = True) -> list[Resolver]:
+        """Cache, then edge; without `learning` they answer but remember nothing."""
+        found: list[Resolver] = [tier for tier in (self.cache, self.edge) if tier is not None]
+        return found if learning else [_ReadOnly(tier) for tier in found]
+
+    def finish(self, traffic: Traffic) -> State:
+        """Send what waits to be shared; what must be kept until the next round."""
+        state: State = {}
+        if self.cache is not None:
+            state["cache"] = self.cache.cache.state()
+            hits = self.cache.tier.false_hits
+            state["cache-hits"] = {"counts": np.array([hits.checked, hits.wrong])}
+        if self.edge is not None:
+            self.edge.flush(traffic)
+            state["edge"] = self.edge.state()
+            state["cluster"] = {"number": np.array(self._cluster)}
+        return state
+
+    def figures(self) -> dict[str, int]:
+        """Hits audited since `join`, and those of them that the LLM decided otherwise."""
+        return {name: count - self._before.get(name, 0) for name, count in self._hits().items()}
+
+    def _hits(self) -> dict[str, int]:
+        found = {}
+        for name, tier in (("cache", self.cache), ("edge", self.edge)):
+            if tier is not None:
+                found[f"{name}-audited"] = int(tier.tier.false_hits.checked)
+                found[f"{name}-false"] = int(tier.tier.false_hits.wrong)
+        return found
+
+
+class _ReadOnly:
+    """A tier during evaluation: held-out texts must not find themselves in it next time."""
+
+    def __init__(self, tier: Resolver) -> None:
+        self._tier = tier
+        self.needs_hidden = tier.needs_hidden
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        return self._tier.resolve(escalation, traffic)
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Nothing is remembered."""
+
+
+def build_edge(
+    settings: Settings, run: int, cluster: int, members: Sequence[int], clusters: int
+) -> EdgeServer:
+    """The edge server of one cluster; runs inside its actor."""
+    embeddings = token_embeddings(load_slm(settings.slm, torch_dtype(settings.dtype), "cpu"))
+    neighbours = []
+    if settings.inter_cluster:
+        others = [other for other in range(clusters) if other != cluster]
+        neighbours = [RayLink(edge_actor_name(run, other), 5.0) for other in others]
+    context = settings.peer_mode == "context"
+    config = EdgeConfig(
+        mode="context" if context else "paper",
+        similarity=settings.similarity,
+        context_gate=settings.context_gate,
+        reuse_gate=max(settings.reuse_gate, settings.context_gate),
+        key_bytes=SKETCH_BITS // 8,
+        deferred=settings.reproducible,
+    )
+    return EdgeServer(cluster, embeddings, config, members, neighbours)
+
+
+class EdgeHost:
+    """Keeps the edge actors of a run alive, one for each cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    run : int
+        Flower's number of the run.
+    """
+
+    def __init__(self, settings: Settings, run: int) -> None:
+        self.settings = settings
+        self.run = run
+        self._actors: list[Any] = []
+
+    def ensure(self, assignment: Sequence[int]) -> None:
+        """Find the actors, or start those that are gone; members follow the assignment."""
+        clusters = self.settings.clusters
+        self._actors = []
+        for cluster in range(clusters):
+            members = [client for client, own in enumerate(assignment) if own == cluster]
+            build = partial(build_edge, self.settings, self.run, cluster, members, clusters)
+            name = edge_actor_name(self.run, cluster)
+            self._actors.append(start_edge_actor(build, name, NAMESPACE))
+
+    def publish(self) -> None:
+        """Make the round's shared tokens visible (a round is over)."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        for cluster, actor in enumerate(self._actors):
+            try:
+                ray.get(actor.publish.remote(), timeout=30.0)
+            except (RayActorError, GetTimeoutError) as error:
+                log(WARNING, "edge server %d does not answer, and starts empty: %s", cluster, error)
+
+    def stop(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        self._actors = []
