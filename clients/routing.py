@@ -36,8 +36,13 @@ class Drafter(Protocol):
 UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
 """(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
 
-StepFeatures = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, IntArray], NDArray[np.float32]]
-"""(logits, hidden, drafts, positions) -> float32 [rows, f], for learned policies."""
+StepFeatures = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray], NDArray[np.float32]
+]
+"""(logits, hidden, drafts, positions, tokens) -> float32 [rows, f], for learned policies.
+
+``tokens`` int64 [rows, longest] are the texts; only the first ``positions`` of a row may count.
+"""
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ class Router:
         )
         draft = self.drafter.draft(law(step.logits, self.config.sampling), keys)
         uncertainty = self.config.uncertainty(step.logits, draft.tokens, keys).numpy()
-        situation = self._situation(step, draft, keys, uncertainty, positions)
+        situation = self._situation(step, draft, keys, uncertainty, positions, texts.tokens[rows])
         kept = self.policy.keep(situation)
         audited = self._audited(kept, keys)
         escalated = ~kept | audited
@@ -242,10 +247,13 @@ class Router:
         keys: DrawKeys,
         uncertainty: FloatArray,
         positions: IntArray,
+        tokens: IntArray,
     ) -> Situation:
         features = None
         if self.config.features is not None and step.hidden is not None:
-            features = self.config.features(step.logits, step.hidden, draft.tokens, positions)
+            features = self.config.features(
+                step.logits, step.hidden, draft.tokens, positions, tokens
+            )
         draws = None
         if self.policy.needs_uniforms:
             draws = uniforms(keys, Purpose.ROUTE, 1)[:, 0].numpy()

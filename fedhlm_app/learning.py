@@ -17,6 +17,7 @@ from clients.threshold import (
     ThresholdLearning,
 )
 from fedhlm_app.calibrating import ONE_ROUND_RULES, calibrates
+from fedhlm_app.router import escalates_all, router_rule, trains_router
 from fedhlm_app.settings import Settings
 from hlm.local_steps import LocalResult, Method, local_steps
 from hlm.privacy import private_update
@@ -51,6 +52,19 @@ def rule_of(settings: Settings) -> ThresholdLearning | None:
     """The gradient rule of the settings; None where nothing is learned by gradients."""
     if not learns(settings):
         return None
+    threshold = _threshold_rule(settings)
+    return router_rule(settings, threshold) if settings.policy == "router" else threshold
+
+
+def _router_rule(settings: Settings, server_round: int) -> ThresholdLearning | None:
+    """What a router learns by in a round; None where it is left alone."""
+    if not trains_router(settings, server_round):
+        return None
+    waits = escalates_all(settings, server_round)
+    return router_rule(settings, None if waits else _threshold_rule(settings))
+
+
+def _threshold_rule(settings: Settings) -> ThresholdLearning | None:
     if settings.learning == "paper":
         return PaperLearning(settings.gamma, settings.transmission_penalty, settings.reduction)
     if settings.learning == "balanced":
@@ -64,20 +78,23 @@ def rule_of(settings: Settings) -> ThresholdLearning | None:
 
 def initial_policy(settings: Settings) -> FloatArray:
     """Policy parameters before the first round, float64 [d]."""
-    if calibrates(settings) and settings.learning != "linear":
-        # Nothing is kept before there is a guarantee.
-        return np.array([ESCALATE_ALL])
+    # Nothing is kept before there is a guarantee.
+    careful = calibrates(settings) and settings.learning != "linear"
+    threshold = ESCALATE_ALL if careful else settings.initial_threshold
+    if settings.policy == "router":
+        return router_rule(settings, None).initial(threshold)
     rule = rule_of(settings)
-    if rule is None:
-        return np.array([settings.initial_threshold])
-    return rule.initial(settings.initial_threshold)
+    return np.array([threshold]) if rule is None else rule.initial(threshold)
 
 
 def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
     """Smallest and largest parameters a client may send, float64 [d] each."""
     rule = rule_of(settings)
     if rule is None:
-        return np.full(1, -1.0), np.full(1, 1.0)
+        low = high = initial_policy(settings)
+        low, high = low.copy(), high.copy()
+        low[0], high[0] = -1.0, 1.0
+        return low, high
     low, high = rule.bounds
     # An initial threshold below 0 means "escalate everything"; it is no error to start there.
     return np.minimum(low, initial_policy(settings)), np.maximum(high, initial_policy(settings))
@@ -85,6 +102,10 @@ def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
 
 def step_size(settings: Settings, server_round: int) -> float:
     """Step size of a round, from 1."""
+    if settings.policy == "router":
+        return settings.router_learning_rate / (
+            1 + settings.router_learning_rate_decay * (server_round - 1)
+        )
     first, decay = settings.learning_rate, settings.learning_rate_decay
     if first == 0:
         first, decay = STEP_SIZES[settings.learning]
@@ -139,7 +160,10 @@ def learn_locally(
     LocalStep
         Unchanged parameters with 0 examples when there is nothing to learn from.
     """
+    server_round = int(cast(int, config["round"]))
     rule = rule_of(settings)
+    if settings.policy == "router":
+        rule = _router_rule(settings, server_round)
     if settings.audit_rate == 0 and settings.learning != "paper":
         # Nobody stands for tokens of unknown beta; as if right they would only raise thresholds.
         feedback = feedback.select(feedback.known)
@@ -147,13 +171,12 @@ def learn_locally(
     if rule is None or examples == 0:
         zero = np.zeros_like(policy)
         return LocalStep(LocalResult(policy.copy(), zero, 0, zero, client_control), 0, 0.0, 0.0)
-    server_round = int(cast(int, config["round"]))
     rate = step_size(settings, server_round)
     before = rule.loss(policy, feedback)
     result = local_steps(
         policy,
         lambda at: rule.gradient(at, feedback),
-        settings.local_steps,
+        settings.router_steps if settings.policy == "router" else settings.local_steps,
         rate,
         method=cast(Method, config.get("local-method", "fedavg")),
         anchor=policy,

@@ -24,6 +24,20 @@ METHODS: dict[str, tuple[Callable[..., LocalMethod], tuple[str, ...]]] = {
 _METHOD_OPTIONS = frozenset(option for _, options in METHODS.values() for option in options)
 
 
+def build_method(name: str, **options: Any) -> LocalMethod:
+    """Make the local method of strategy `name`; other methods' options are left out.
+
+    Raises
+    ------
+    ValueError
+        On an unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"strategy: {name!r}; allowed: {', '.join(METHODS)}")
+    make, own = METHODS[name]
+    return make(**{key: options[key] for key in own if key in options})
+
+
 def build_strategy(
     name: str,
     edge_rule: RuleSource = "mean",
@@ -49,10 +63,7 @@ def build_strategy(
     ValueError
         On an unknown name.
     """
-    if name not in METHODS:
-        raise ValueError(f"strategy: {name!r}; allowed: {', '.join(METHODS)}")
-    make, own = METHODS[name]
-    method = make(**{key: options[key] for key in own if key in options})
+    method = build_method(name, **options)
     rest = {key: value for key, value in options.items() if key not in _METHOD_OPTIONS}
     return Hierarchical(
         cluster_map, edge_rule=edge_rule, cloud_rule=cloud_rule, method=method, **rest
