@@ -9,6 +9,7 @@ sent to clients.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from benchmarks._report import write_report
+from benchmarks._report import OUT, write_report
 from fedhlm_app import client_app
 from fedhlm_app.device import Device
 from fedhlm_app.federation import Federation
@@ -120,6 +121,16 @@ def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) 
     }
 
 
+def _before(shape: dict[str, Any]) -> dict[str, Any]:
+    """Figures of earlier calls of the same shape, to be added to."""
+    path = OUT / "learning.json"
+    if path.exists():
+        figures: dict[str, Any] = json.loads(path.read_text())["figures"]
+        if all(figures.get(key) == value for key, value in shape.items()):
+            return figures
+    return dict(shape)
+
+
 def main() -> None:
     """Write ``benchmarks/out/learning.json`` and print a line for each rule."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,7 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Flower's Message wants to know who writes it.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    figures: dict[str, Any] = {
+    shape = {
         "clients": arguments.clients,
         "rounds": arguments.rounds,
         "budget": arguments.budget,
@@ -139,7 +150,6 @@ def main() -> None:
     service = build_service(Settings.from_sources({}, {}))
     with tempfile.TemporaryDirectory() as folder:
         for workload in arguments.workloads:
-            figures[workload] = {}
             for rule in arguments.rules:
                 found = one(
                     rule,
@@ -154,10 +164,13 @@ def main() -> None:
                         "checkpoint": False,
                     },
                 )
-                figures[workload][rule] = found
+                # Read again each time: rules may be measured by several calls side by side.
+                figures = _before(shape)
+                figures.setdefault(workload, {})[rule] = found
+                write_report("learning", figures)
                 print(workload, rule, {k: v for k, v in found.items() if k != "threshold"})
                 print("   ", [round(t, 3) for t in found["threshold"]], flush=True)
-    print(write_report("learning", figures))
+    print(OUT / "learning.json")
 
 
 if __name__ == "__main__":

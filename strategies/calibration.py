@@ -21,6 +21,9 @@ from hlm.risk import ESCALATE_ALL, RiskSums
 from strategies.aggregation import FloatArray
 from strategies.rules import State
 
+NEAREST = 0.9
+"""Share of alpha beyond which no candidate is tried: its test would hardly ever end."""
+
 ThresholdOf = Callable[[FloatArray], float]
 """Reads a threshold from a group's summed vector float64 [m], whose first entry is a count."""
 
@@ -236,12 +239,14 @@ class SequentialCalibration:
         above = self.grid > chain.certified
         now = float(foretold[~above][-1]) if (~above).any() else 0.0
         # Half of what is left: far from alpha a bet is won soon, close to it hardly ever.
-        target = (now + self.alpha) / 2
-        reachable = np.flatnonzero(above & (foretold <= target))
-        if not len(reachable) or target - now < 0.05 * self.alpha:
+        possible = above & (foretold <= NEAREST * self.alpha)
+        if not possible.any():
             chain.settled = True
             return
-        chain.candidate = float(self.grid[reachable[-1]])
+        half = possible & (foretold <= (now + self.alpha) / 2)
+        # Where the grid is coarse, half may lie between two points.
+        step = np.flatnonzero(half)[-1] if half.any() else np.flatnonzero(possible)[0]
+        chain.candidate = float(self.grid[step])
         chain.terms = np.zeros_like(chain.terms)
         chain.curve = np.zeros_like(chain.curve)
 

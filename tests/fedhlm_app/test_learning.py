@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clients.feedback import Feedback
+from fedhlm_app.calibrating import (
+    GRID,
+    calibrates,
+    calibration_of,
+    is_sequential,
+    levels,
+    loss_bound,
+    problem_of,
+    reads_kept_tokens,
+    sums_of,
+)
+from fedhlm_app.learning import (
+    initial_policy,
+    learn_locally,
+    policy_bounds,
+    private_policy,
+    step_size,
+)
+from fedhlm_app.settings import Settings, SettingsError
+from hlm.betting import log_terms
+from hlm.line import LineSums
+from hlm.risk import RiskSums, conformal_threshold, learn_then_test
+
+
+def settings(**changes) -> Settings:
+    return Settings.from_sources({k.replace("_", "-"): v for k, v in changes.items()}, {})
+
+
+def feedback(seed=0, prompts=12, each=5, threshold=0.6) -> Feedback:
+    rng = np.random.default_rng(seed)
+    u = rng.random(prompts * each)
+    return Feedback.create(
+        u,
+        (rng.random(len(u)) < u / 2).astype(float),
+        kept=u <= threshold,
+        prompt=np.repeat(np.arange(prompts), each),
+    )
+
+
+def as_arrays(metrics):
+    return {name: np.array(value) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sums", "one_by_one"),
+    [
+        ({"learning": "certified"}, True, True),
+        ({"learning": "certified", "workload": "score"}, True, False),
+        ({"learning": "linear"}, True, False),
+        ({"learning": "balanced"}, False, False),
+        ({"learning": "certified", "policy": "random"}, False, True),
+    ],
+)
+def test_which_rules_need_sums(changes, sums, one_by_one):
+    assert calibrates(settings(**changes)) == sums
+    assert is_sequential(settings(**changes)) == one_by_one
+
+
+def test_audits_take_the_place_of_readings():
+    assert reads_kept_tokens(settings(learning="certified"))
+    audited = settings(learning="certified", audit_rate=0.25)
+    assert not reads_kept_tokens(audited)
+    assert loss_bound(audited) == 4.0
+
+
+def test_an_expected_risk_follows_from_the_levels_of_the_sequence():
+    alpha, delta = levels(settings(learning="certified", fidelity_budget=0.1))
+    assert (1 - delta) * alpha + delta <= 0.1
+    assert levels(
+        settings(learning="certified-high-probability", fidelity_budget=0.1, confidence=0.2)
+    ) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("rule", ["certified", "certified-high-probability"])
+def test_pooled_sums_of_clients_give_the_threshold_of_all_prompts(rule):
+    chosen = settings(learning=rule, workload="score", fidelity_budget=0.2)
+    calibration = calibration_of(chosen)
+    total = sum(np.array(sums_of(chosen, feedback(s), True)["risk-curve"]) for s in range(8))
+    calibration.absorb(0, {"risk-curve": total})
+    curve = RiskSums.from_vector(total)
+    assert curve.prompts == 96
+    if rule == "certified":
+        expected = conformal_threshold(curve.risk, 96, GRID, 0.2)
+    else:
+        expected = learn_then_test(curve.risk, 96, GRID, 0.2, 0.05)
+    assert calibration.result(0) == expected > 0
+
+
+@pytest.mark.parametrize("side", ["risk-averse", "risk-prone"])
+def test_the_line_equals_least_squares_on_all_tokens(side):
+    chosen = settings(learning="linear", line_threshold=side)
+    calibration = calibration_of(chosen)
+    parts = [feedback(s) for s in range(3)]
+    calibration.absorb(
+        0, {"line-sums": sum(np.array(sums_of(chosen, p, True)["line-sums"]) for p in parts)}
+    )
+    whole = Feedback.concatenate(parts)
+    slope, intercept = np.polyfit(whole.u, whole.ratio_beta, 1)
+    level = 0.0 if side == "risk-averse" else whole.below.mean()
+    assert calibration.result(0) == pytest.approx(np.clip((level - intercept) / slope, 0, 1))
+
+
+def test_a_line_without_data_keeps_the_threshold():
+    chosen = settings(learning="linear", initial_threshold=0.4)
+    calibration = calibration_of(chosen)
+    calibration.absorb(0, {"line-sums": LineSums().to_array()})
+    assert calibration.result(0) == 0.4
+
+
+def test_bets_are_about_what_the_policy_kept():
+    chosen = settings(learning="certified-high-probability")
+    data = feedback(1)
+    found = sums_of(chosen, data, True)["wealth"]
+    risk = [(data.beta * data.kept)[data.prompt == p].mean() for p in range(12)]
+    assert np.allclose(found, log_terms(np.array(risk), 0.05))
+
+
+def test_nothing_is_sent_when_nothing_is_wanted():
+    chosen = settings(learning="certified")
+    silent = sums_of(chosen, feedback(), False)
+    assert {name: len(value) for name, value in silent.items()} == calibration_of(chosen).lengths()
+    assert all(not any(value) for value in silent.values())
+
+
+@pytest.mark.parametrize("rule", ["linear", "certified"])
+def test_sums_of_real_prompts_are_possible(rule):
+    chosen = settings(learning=rule)
+    for seed in range(5):
+        assert problem_of(chosen, as_arrays(sums_of(chosen, feedback(seed), True))) == ""
+
+
+def test_impossible_sums_are_named():
+    chosen = settings(learning="certified")
+    good = as_arrays(sums_of(chosen, feedback(), True))
+    curve = good["risk-curve"]
+    many = {**good, "risk-curve": curve * 1000}
+    assert "at most 30 prompts" in problem_of(chosen, many)
+    falling = curve.copy()
+    falling[1 : 1 + len(GRID)] = falling[len(GRID) : 0 : -1]
+    assert problem_of(chosen, {**good, "risk-curve": falling})
+    rich = {**good, "wealth": good["wealth"] + 100}
+    assert "'wealth' is no sum over 12 prompts" in problem_of(chosen, rich)
+    assert problem_of(chosen, {**good, "risk-curve": -curve})
+    line = settings(learning="linear")
+    assert problem_of(line, {"line-sums": np.array([1.0, 5.0, 0, 1, 0, 0])})
+
+
+@pytest.mark.parametrize("rule", ["balanced", "primal-dual"])
+def test_unknown_tokens_do_not_count_as_right(rule):
+    """Without audits nobody stands for a token of unknown beta."""
+    chosen = settings(learning=rule)
+    known = feedback()
+    unknown = Feedback.create(
+        np.full(200, 0.5), np.zeros(200), known=np.zeros(200), kept=np.ones(200)
+    )
+    steps = [
+        learn_locally(chosen, initial_policy(chosen), data, {"round": 1}, None, None)
+        for data in (known, known.append(unknown))
+    ]
+    assert np.array_equal(steps[0].result.policy, steps[1].result.policy)
+    assert steps[0].examples == steps[1].examples == len(known)
+
+
+def test_steps_are_the_rules_own_unless_given():
+    assert step_size(settings(learning="paper"), 1) == 0.02
+    assert step_size(settings(learning="paper"), 4) == 0.005
+    assert step_size(settings(learning="balanced"), 1) > step_size(settings(learning="paper"), 1)
+    given = settings(learning="balanced", learning_rate=0.5, learning_rate_decay=0.5)
+    assert step_size(given, 3) == 0.25
+
+
+def test_nothing_is_kept_before_there_is_a_guarantee():
+    assert initial_policy(settings(learning="certified"))[0] == -1
+    assert initial_policy(settings(learning="paper"))[0] == 0.5
+
+
+def test_noise_is_added_within_the_bounds():
+    chosen = settings(privacy="local", privacy_clip=0.1, privacy_noise=1.0)
+    start, policy = np.array([0.5]), np.array([0.52])
+    rng = np.random.default_rng(0)
+    sent = np.array([private_policy(chosen, policy, start, rng)[0] for _ in range(2000)])
+    low, high = policy_bounds(chosen)
+    assert (low <= sent).all() and (sent <= high).all()
+    # Standard deviation 2 clip z = .2, bounds two and a half deviations away.
+    assert sent.mean() == pytest.approx(0.52, abs=0.03) and sent.std() == pytest.approx(0.2, 0.1)
+    plain = settings()
+    assert private_policy(plain, policy, start, rng) is policy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning": "certified", "strategy": "scaffold"}, "adds up sums"),
+        ({"learning": "linear", "edge_rule": "fedmedian"}, "adds up sums"),
+        ({"learning": "certified", "personalisation": "shrunk"}, "cannot be joined"),
+        ({"privacy": "central", "edge_rule": "fedmedian"}, "made for means"),
+        ({"privacy": "local", "strategy": "scaffold"}, "bare what the noise hides"),
+        ({"privacy": "local", "personalisation": "local"}, "where a client starts"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        settings(**changes)
