@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.optimistic import OptimisticRouter
+from clients.optimistic import AcceptanceOdds, OptimisticRouter
 from clients.policy import RandomPolicy, ThresholdPolicy
 from clients.records import Stage
 from clients.uplink import LinkDown
@@ -46,13 +46,13 @@ class Slow:
         return self.inner.exchange(payload)
 
 
-def optimistic(*arguments, delay_seed=0, longest=0.004, **options) -> Setup:
+def optimistic(*arguments, delay_seed=0, longest=0.004, least_chance=0.0, **options) -> Setup:
     """The same as `build`, with the optimistic router and a slow link."""
     setup = build(*arguments, **options)
     setup.uplink.transport = Slow(setup.link, delay_seed, longest)
     plain = setup.router
     setup.router = OptimisticRouter(
-        plain.model, plain.config, plain.policy, plain.drafter, plain.resolvers
+        plain.model, plain.config, plain.policy, plain.drafter, plain.resolvers, least_chance
     )
     return setup
 
@@ -113,6 +113,32 @@ def test_drafts_go_on_during_a_verification_and_rejected_ones_are_counted():
     assert stats.ahead > stats.verifications / 2
     assert 0 < stats.wasted < stats.ahead
     assert kept_behind_accepted > 0
+
+
+def test_behind_drafts_that_are_never_accepted_it_waits():
+    stranger = random_model("llama", 5)
+    arguments = (SLM, stranger, RandomPolicy(0.3), SAMPLED)
+    careful = optimistic(*arguments, longest=0.02, least_chance=0.25)
+    for probability in np.arange(0.05, 1, 0.1):
+        for _ in range(20):
+            careful.router.odds.learn(probability, accepted=False)
+    for session in range(3):
+        prompts, number = make_prompts(VOCAB, 1, session), np.array([session])
+        plain = build(*arguments).generate(prompts, STEPS, number)
+        same(plain, careful.generate(prompts, STEPS, number))
+    assert careful.router.stats.verifications > 5
+    assert careful.router.stats.ahead == careful.router.stats.wasted == 0
+
+
+def test_odds_are_counted_by_probability():
+    odds = AcceptanceOdds(bins=4)
+    assert odds.chance(0.1) == odds.chance(1.0) == 0.5
+    for accepted in (True, False, False, False):
+        odds.learn(0.1, accepted)
+    assert odds.chance(0.2) == pytest.approx(2 / 6)
+    assert odds.chance(0.3) == 0.5
+    with pytest.raises(ValueError, match="least_chance = 2"):
+        optimistic(SLM, LLM, RandomPolicy(0.3), least_chance=2)
 
 
 def test_an_agreeing_pair_wastes_nothing():
