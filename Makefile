@@ -10,9 +10,9 @@ READY := $(VENV)/.ready
 run: $(READY)
 	$(BIN)/fedhlm run
 
-# The whole suite, fast and slow.
+# The whole suite, fast and slow, in as many processes as tests are meant for: two.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
