@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from fedhlm_app.launch import launch, write_app
 from fedhlm_app.launch.app_folder import code_root
-from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, start_guard
+from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
 from fedhlm_app.launch.superlink import program
 from fedhlm_app.runs import RunFolder, latest_run
 from fedhlm_app.settings import Settings
@@ -124,7 +124,9 @@ def deployment() -> Iterator[Deployment]:
         yield deployed
     finally:
         end_all(deployed.launch)
+        left = marked(deployed.launch)
         guard.communicate(timeout=60)
+    assert left == []
 
 
 def answers(url: str) -> bool:
@@ -134,11 +136,15 @@ def answers(url: str) -> bool:
         return False
 
 
-def start_llm(deployed: Deployment) -> str:
-    """Serve the LLM; its address."""
+def start_llm(deployed: Deployment) -> Callable[[], str]:
+    """Start the LLM server; what waits until it is ready and tells its address."""
     log = deployed.start("llm", sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0")
-    deployed.wait_for(lambda: b"serving builtin at" in log.read_bytes(), "llm")
-    return log.read_text().partition("serving builtin at ")[2].split()[0]
+
+    def address() -> str:
+        deployed.wait_for(lambda: b"serving builtin at" in log.read_bytes(), "llm")
+        return log.read_text().partition("serving builtin at ")[2].split()[0]
+
+    return address
 
 
 def start_flower(deployed: Deployment) -> None:
@@ -198,8 +204,9 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path):
     simulated = launch(Settings.from_sources(base, environ={}))
     assert simulated.ok, simulated.errors
     with deployment() as deployed:
-        address = start_llm(deployed)
+        llm_address = start_llm(deployed)
         start_flower(deployed)
+        address = llm_address()
         settings = Settings.from_sources(
             {**base, "run-dir": str(tmp_path / "deployed"), "llm-address": address}, environ={}
         )
