@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from servers.packed_attention import NAME as PACKED_ATTENTION
-from servers.packed_attention import packed
-from servers.slots import Placement, SlotCache
+from servers.reading import Pending, Reader
+from servers.slots import SlotCache
 
 IntArray = NDArray[np.int64]
 
@@ -142,13 +141,12 @@ class Engine:
         self.max_batch_tokens = max_batch_tokens
         self.stats = EngineStats()
         self.vocab = int(model.config.get_text_config().vocab_size)
-        self._packed = use_packed_attention(model)
-        self._additive_mask = model.config._attn_implementation == "eager"
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
         slots = min(8, max_sessions)
         self._free = list(range(slots))
         layers = int(model.config.get_text_config().num_hidden_layers)
         self._cache = SlotCache(layers, slots, max_context + 1)
+        self._reader = Reader(model, self._cache, max_context)
 
     def held(self, session: Hashable) -> int:
         """Tokens the engine holds for a session (0 when unknown or evicted)."""
@@ -263,7 +261,7 @@ class Engine:
         """Split rows so that neither padding nor one forward pass grows without bound."""
         groups: list[list[tuple[int, _Work]]] = []
         widest = waste = 0
-        most = self.SPLIT_PACKED_TOKENS if self._packed else self.SPLIT_TOKENS
+        most = self.SPLIT_PACKED_TOKENS if self._reader.packed else self.SPLIT_TOKENS
         for item in sorted(work, key=lambda entry: -len(entry[1].pending)):
             length = len(item[1].pending)
             waste += widest - length
@@ -283,12 +281,10 @@ class Engine:
         first = np.array([row.first for row in ordered], np.int64)
         longest = int(counts.max())
         length = min(int(first.max()) + longest, self.max_context)
-        device = self.model.device
-        visible = torch.from_numpy(
-            np.arange(length) <= (first[:, None] + np.arange(longest))[:, None, :, None]
-        ).to(device)
-        read = self._read_packed if self._packed else self._read_padded
-        logits = read(ordered, counts, first, visible)
+        rows_to_read = [
+            Pending(row.session.slot, row.first, row.pending, row.wanted) for row in ordered
+        ]
+        logits = self._reader.read(rows_to_read, length)
         for row in ordered:
             row.session.computed = row.first + len(row.pending)
         self.stats.passes += 1
@@ -300,83 +296,6 @@ class Engine:
         for index, part in zip(order, parts, strict=True):
             found[index] = part
         return found
-
-    def _read_packed(
-        self, rows: list[_Work], counts: IntArray, first: IntArray, visible: torch.Tensor
-    ) -> torch.Tensor:
-        """Feed the tokens of all rows as one row without padding; logits [wanted, vocab]."""
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        owner = np.repeat(np.arange(len(rows)), counts)
-        offsets = np.arange(len(owner)) - starts[owner]
-        tokens = np.concatenate([row.pending for row in rows])
-        wanted = np.concatenate(
-            [row.wanted - 1 - row.first + start for row, start in zip(rows, starts, strict=True)]
-        )
-        device = self.model.device
-        positions = torch.from_numpy(first[owner] + offsets).to(device)
-        placement = Placement(
-            slots=torch.tensor([row.session.slot for row in rows], device=device),
-            rows=torch.from_numpy(owner).to(device),
-            offsets=torch.from_numpy(offsets).to(device),
-            columns=positions,
-            longest=visible.shape[2],
-            length=visible.shape[3],
-        )
-        self._cache.placement = placement
-        with packed(placement):
-            output = self.model(
-                input_ids=torch.from_numpy(tokens)[None].to(device),
-                attention_mask=visible,
-                position_ids=positions[None],
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=torch.from_numpy(wanted).to(device),
-            )
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
-
-    def _read_padded(
-        self, rows: list[_Work], counts: IntArray, first: IntArray, visible: torch.Tensor
-    ) -> torch.Tensor:
-        """Feed the rows padded on the right to the longest; logits [wanted, vocab]."""
-        longest = visible.shape[2]
-        tokens = np.zeros((len(rows), longest), np.int64)
-        for line, row in zip(tokens, rows, strict=True):
-            line[: len(row.pending)] = row.pending
-        owner, offsets = (axis.ravel() for axis in np.indices(tokens.shape))
-        device = self.model.device
-        positions = torch.from_numpy(first[:, None] + np.arange(longest)).to(device)
-        self._cache.placement = Placement(
-            slots=torch.tensor([row.session.slot for row in rows], device=device),
-            rows=torch.from_numpy(owner).to(device),
-            offsets=torch.from_numpy(offsets).to(device),
-            # What padding writes goes to the last column, which is never read.
-            columns=positions.clamp(max=self.max_context).flatten(),
-            longest=longest,
-            length=visible.shape[3],
-        )
-        wanted = [row.wanted - 1 - row.first for row in rows]
-        kept = np.unique(np.concatenate(wanted))
-        output = self.model(
-            input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=self._mask(visible),
-            position_ids=positions.clamp(max=self.max_context - 1),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=torch.from_numpy(kept).to(device),
-        )
-        logits = output.logits.float()
-        chosen = [
-            logits[line, torch.from_numpy(np.searchsorted(kept, places)).to(device)]
-            for line, places in enumerate(wanted)
-        ]
-        return torch.cat(chosen)
-
-    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
-        if not self._additive_mask:
-            return visible
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill(~visible, lowest)
 
 
 def context_limit(model: PreTrainedModel) -> int:
@@ -393,19 +312,3 @@ def context_limit(model: PreTrainedModel) -> int:
     ):
         limits.append(int(config.sliding_window))
     return min(limits)
-
-
-def use_packed_attention(model: PreTrainedModel) -> bool:
-    """Switch a model to `servers.packed_attention`, where it can be; whether it was.
-
-    The model works as before outside an engine. Models that don't use "sdpa" attention through
-    Transformers' interface, or that cap attention scores, are read padded instead.
-    """
-    config = model.config.get_text_config()
-    if model.config._attn_implementation == PACKED_ATTENTION:
-        return True
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if model.config._attn_implementation != "sdpa" or capped:
-        return False
-    model.set_attn_implementation(PACKED_ATTENTION)
-    return bool(model.config._attn_implementation == PACKED_ATTENTION)
