@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hlm.wire import WireError
+from hlm.wire import WireError, encode_reply
 from servers.edge import EdgeServer
 from servers.llm import LanguageModelService
 
@@ -75,8 +75,6 @@ class RequestBatcher:
 
     def _answer(self, payloads: list[bytes]) -> list[bytes | BaseException]:
         """Answer each; a bad request spoils no other."""
-        from hlm.wire import encode_reply
-
         answers: list[bytes | BaseException] = [WireError("not answered")] * len(payloads)
         good = []
         for index, payload in enumerate(payloads):
@@ -86,12 +84,11 @@ class RequestBatcher:
                 answers[index] = error
         try:
             replies = self.service.answer([request for _, request in good])
+            for (index, request), reply in zip(good, replies, strict=True):
+                answers[index] = encode_reply(reply, request)
         except Exception as error:  # the callers must hear of it, whatever it is
             for index, _ in good:
                 answers[index] = error
-            return answers
-        for (index, request), reply in zip(good, replies, strict=True):
-            answers[index] = encode_reply(reply, request)
         return answers
 
 
