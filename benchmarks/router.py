@@ -54,14 +54,23 @@ def texts_of(data: Forced) -> NDArray[np.int64]:
     return texts
 
 
+def traces_of(data: Forced) -> NDArray[np.float32]:
+    """How well the small model foretold each text (`clients.trace`), [prompts, longest, 3]."""
+    traces = np.full((*texts_of(data).shape, 3), np.nan, np.float32)
+    surprise = -np.log(np.maximum(data.x_given, np.exp(np.float32(-20))))
+    told = [surprise, 1 - data.x_draft, (data.draft == data.given).astype(np.float32)]
+    traces[data.prompt, data.position + 1] = np.stack(told, axis=1)
+    return traces
+
+
 @torch.inference_mode()
 def look(
-    data: Forced, columns: StepFeatures, seed: int
+    data: Forced, columns: StepFeatures, seed: int, untrained: bool = True
 ) -> tuple[NDArray[np.float32], dict[str, Floats]]:
-    """Features of every token, and the scores that need no training."""
+    """Features of every token, and (with ``untrained``) the scores that need no training."""
     table, output = embeddings_of_slm()
     generator = np.random.default_rng(seed)
-    texts = texts_of(data)
+    texts, traces = texts_of(data), traces_of(data)
     features, scores = [], {"closed-form": [], "disagreement-20": [], "entropy": []}  # type: ignore[var-annotated]
     for start in range(0, len(data.prompt), 2048):
         rows = slice(start, start + 2048)
@@ -69,12 +78,16 @@ def look(
         draft, position = torch.from_numpy(data.draft[rows]), torch.from_numpy(data.position[rows])
         logits = hidden @ output.T
         text, length = texts[data.prompt[rows]], data.position[rows] + 1
-        features.append(columns(logits, hidden, draft, position, table, text, length))
+        past = traces[data.prompt[rows]]
+        features.append(columns(logits, hidden, draft, position, table, text, length, past))
+        if not untrained:
+            continue
         scores["closed-form"].append(closed_form(logits, draft).numpy())
         uniforms = torch.from_numpy(generator.random((len(logits), 20)))
         scores["disagreement-20"].append(disagreement(logits, draft, 1.5, uniforms).numpy())
         scores["entropy"].append(entropy(logits).numpy())
-    return np.concatenate(features), {k: np.concatenate(v) for k, v in scores.items()}
+    found = {name: np.concatenate(values) for name, values in scores.items() if values}
+    return np.concatenate(features), found
 
 
 def train(
@@ -203,8 +216,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     data, held_out = forced(train_rows), forced(test_rows)
     width = data.hidden.shape[1]
     table_width = embeddings_of_slm()[0].shape[1]
-    columns = StepFeatures(width, arguments.projection, table_width, history=True)
-    features, _ = look(data, columns, arguments.seed)
+    columns = StepFeatures(width, arguments.projection, table_width, history=True, trace=True)
+    features, _ = look(data, columns, arguments.seed, untrained=False)
     test_features, scores = look(held_out, columns, arguments.seed)
     generator = np.random.default_rng(arguments.seed)
     owner = dirichlet_clients(data.label, arguments.clients, arguments.alpha, generator)
@@ -261,7 +274,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=1.0, help="Dirichlet alpha of the clients")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--hidden", type=int, default=32, help="tanh units")
+    parser.add_argument("--hidden", type=int, default=64, help="tanh units")
     parser.add_argument("--projection", type=int, default=128)
     parser.add_argument("--resamples", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

@@ -75,6 +75,8 @@ class TextBatch:
         self.prompt_lengths = self.lengths.copy()
         self.sessions = np.asarray(sessions, np.int64)
         self.held = np.zeros(len(prompts), np.int64)
+        # How well the small model foretold the tokens; made when a learned policy asks for it.
+        self.trace: NDArray[np.float32] | None = None
 
     def append(self, rows: IntArray, tokens: IntArray) -> None:
         """Add one token (int64 [n]) to each of the named rows (int64 [n])."""

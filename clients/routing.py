@@ -20,6 +20,7 @@ from clients.policy import Policy, Situation
 from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolver, resolve_in_turn
 from clients.slm import LockstepDecoder, Step, read_texts
+from clients.trace import text_traces, trace_of
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling, law
 from hlm.verification import Draft
@@ -37,11 +38,13 @@ UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tens
 """(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
 
 StepFeatures = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray], NDArray[np.float32]
+    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray, NDArray[np.float32]],
+    NDArray[np.float32],
 ]
-"""(logits, hidden, drafts, positions, tokens) -> float32 [rows, f], for learned policies.
+"""(logits, hidden, drafts, positions, tokens, traces) -> float32 [rows, f], for learned policies.
 
-``tokens`` int64 [rows, longest] are the texts; only the first ``positions`` of a row may count.
+``tokens`` int64 [rows, longest] are the texts and ``traces`` float32 [rows, longest, 3] how well
+the small model foretold them (`clients.trace`); only the first ``positions`` of a row may count.
 """
 
 
@@ -177,6 +180,8 @@ class Router:
         begin = time.perf_counter()
         whole = [texts.text(row) for row in range(len(first))]
         laws = read_texts(self.model, whole, self._hidden)
+        if self.config.features is not None:
+            texts.trace = text_traces(self.model, whole, texts.tokens.shape[1], laws)
         logits = torch.cat([one.logits[at - 1 :] for one, at in zip(laws, first, strict=True)])
         hidden = None
         if self._hidden:
@@ -212,7 +217,7 @@ class Router:
         )
         draft = self.drafter.draft(law(step.logits, self.config.sampling), keys)
         uncertainty = self.config.uncertainty(step.logits, draft.tokens, keys).numpy()
-        situation = self._situation(step, draft, keys, uncertainty, positions, texts.tokens[rows])
+        situation = self._situation(step, draft, keys, uncertainty, positions, texts, rows)
         kept = self.policy.keep(situation)
         audited = self._audited(kept, keys)
         escalated = ~kept | audited
@@ -238,6 +243,8 @@ class Router:
             stages[escalated] = resolution.stages
         records.token[rows, steps] = tokens
         records.stage[rows, steps] = stages
+        if texts.trace is not None and not texts.given:
+            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(tokens))
         return tokens
 
     def _situation(
@@ -247,12 +254,21 @@ class Router:
         keys: DrawKeys,
         uncertainty: FloatArray,
         positions: IntArray,
-        tokens: IntArray,
+        texts: TextBatch,
+        rows: IntArray,
     ) -> Situation:
         features = None
         if self.config.features is not None and step.hidden is not None:
+            if texts.trace is None:
+                whole = [texts.text(row) for row in range(len(texts.lengths))]
+                texts.trace = text_traces(self.model, whole, texts.tokens.shape[1])
             features = self.config.features(
-                step.logits, step.hidden, draft.tokens, positions, tokens
+                step.logits,
+                step.hidden,
+                draft.tokens,
+                positions,
+                texts.tokens[rows],
+                texts.trace[rows],
             )
         draws = None
         if self.policy.needs_uniforms:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["HISTORY_FEATURES", "SCALAR_FEATURES", "StepFeatures"]
+__all__ = ["HISTORY_FEATURES", "SCALAR_FEATURES", "TRACE_FEATURES", "StepFeatures"]
 
 Features = NDArray[np.float32]
 
@@ -53,6 +53,20 @@ that, the same last one. A large model copies such continuations more reliably t
 so a draft that differs from the follower is suspect.
 """
 
+TRACE_FEATURES = tuple(
+    f"{window}-{what}"
+    for window in ("mean", "fast", "slow", "last", "before-last")
+    for what in ("surprise", "doubt", "agreed")
+)
+"""Names of the trace columns: how well the small model foretold the text so far.
+
+Means over all tokens and over the last few (decay .7 and .9 a token) of the three numbers of
+:mod:`clients.trace`, and those of the last two tokens. Zero where there is nothing to go by.
+"""
+
+_FAST, _SLOW = 0.7, 0.9
+_USUAL = (3.0, 0.6, 0.4)
+
 # Mean and standard deviation of the scalar columns on AG News with the built-in small model. They
 # only bring columns to a common size, so another model or text shifts them without harm.
 _MEAN: tuple[float, ...] = (-1.63, -2.83, -3.38, 1.2, 3.86, 0.39, 0.7, 0.87, 0.95)
@@ -78,6 +92,8 @@ class StepFeatures:
         Width of the token embeddings; 0 leaves the drafted token's identity out.
     history : bool
         Add :data:`HISTORY_FEATURES`, which need the text so far.
+    trace : bool
+        Add :data:`TRACE_FEATURES`, which need its trace.
     seed : int
         Seed of the projections, the same on every client.
     """
@@ -86,6 +102,7 @@ class StepFeatures:
     projection: int = 128
     embedding_size: int = 0
     history: bool = False
+    trace: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +115,7 @@ class StepFeatures:
         """Number of columns f."""
         hidden = min(self.hidden_size, self.projection)
         history = len(HISTORY_FEATURES) if self.history else 0
+        history += len(TRACE_FEATURES) if self.trace else 0
         drafted = min(self.embedding_size, self.projection)
         return len(SCALAR_FEATURES) + history + hidden + drafted
 
@@ -111,6 +129,7 @@ class StepFeatures:
         embeddings: Tensor | None = None,
         tokens: Tensor | NDArray[np.int64] | None = None,
         lengths: Tensor | NDArray[np.int64] | None = None,
+        traces: Tensor | NDArray[np.float32] | None = None,
     ) -> Features:
         """Features of each row of a step.
 
@@ -129,7 +148,9 @@ class StepFeatures:
         tokens : int64 [rows, longest], optional
             Texts so far, left-aligned; needed with ``history``.
         lengths : int64 [rows], optional
-            Tokens of each text, >= 1; needed with ``history``.
+            Tokens of each text, >= 1; needed with ``history`` and ``trace``.
+        traces : float32 [rows, longest, 3], optional
+            See :mod:`clients.trace`, NaN where unknown; needed with ``trace``.
 
         Returns
         -------
@@ -161,6 +182,11 @@ class StepFeatures:
             if text.ndim != 2 or len(text) != rows or length.shape != (rows,):
                 raise ValueError(f"tokens must be [{rows}, longest] and lengths [{rows}]")
             columns.append(_history(log_law, draft, text, length))
+        if self.trace:
+            if traces is None or lengths is None or traces.ndim != 3 or len(traces) != rows:
+                raise ValueError(f"trace features need traces [{rows}, longest, 3] and lengths")
+            past = torch.as_tensor(traces, device=logits.device).float()
+            columns.append(_past(past, torch.as_tensor(lengths, device=logits.device)))
         if self.projection:
             columns.append(self._project(hidden.float(), 0))
         if self.projection and self.embedding_size:
@@ -233,6 +259,24 @@ def _history(log_law: Tensor, draft: Tensor, tokens: Tensor, lengths: Tensor) ->
         torch.where(has_two, copied_log.exp(), zero),
     ]
     return torch.stack(columns, dim=1)
+
+
+def _past(traces: Tensor, lengths: Tensor) -> Tensor:
+    """:data:`TRACE_FEATURES` of each row, float32 [rows, 15]."""
+    age = lengths[:, None] - 1 - torch.arange(traces.shape[1], device=traces.device)[None]
+    known = (age >= 0) & ~traces[:, :, 0].isnan()
+    values = torch.where(known[:, :, None], traces, traces.new_zeros(()))
+    count = known.sum(dim=1, keepdim=True)
+    # Surprise is in nats; the others lie in [0, 1].
+    size = traces.new_tensor([1 / 3, 1.0, 1.0])
+    mean = values.sum(dim=1) / count.clamp_min(1) - traces.new_tensor(_USUAL)
+    windows = [mean * (count > 0) * traces.new_tensor([1.0, 2.0, 1.0])]
+    for decay in (_FAST, _SLOW):
+        weight = (1 - decay) * decay ** age.clamp_min(0).float()
+        windows.append(torch.einsum("rt,rtk->rk", weight * known, values) * size)
+    for back in (0, 1):
+        windows.append((values * (age == back)[:, :, None]).sum(dim=1) * size)
+    return torch.cat(windows, dim=1)
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,6 @@ the threshold with it, by that rule with the score in place of the uncertainty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from clients.feedback import Feedback
 from clients.records import FloatArray, IntArray
 from clients.router_model import RouterLearning, RouterModel, rescored
+from clients.routing import StepFeatures as FeaturesOfStep
 from clients.step_features import StepFeatures
 from clients.threshold import ThresholdLearning
 from fedhlm_app.calibrating import calibrates
@@ -128,12 +128,10 @@ def router_model(settings: Settings) -> RouterModel:
 def router_columns(settings: Settings) -> StepFeatures:
     """Which columns the model sees; server and devices come to the same."""
     hidden, embedding = _widths(settings.slm)
-    return StepFeatures(hidden, settings.router_projection, embedding, history=True)
+    return StepFeatures(hidden, settings.router_projection, embedding, history=True, trace=True)
 
 
-def router_features(
-    settings: Settings, model: PreTrainedModel
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray], NDArray[np.float32]]:
+def router_features(settings: Settings, model: PreTrainedModel) -> FeaturesOfStep:
     """Features of a step, as `clients.routing` asks for them.
 
     Parameters
@@ -144,7 +142,8 @@ def router_features(
         The small model.
     """
     columns = router_columns(settings)
-    table = model.get_input_embeddings().weight.detach()
+    embeddings: Any = model.get_input_embeddings()
+    table = embeddings.weight.detach()
 
     def features(
         logits: torch.Tensor,
@@ -152,8 +151,9 @@ def router_features(
         drafts: torch.Tensor,
         positions: IntArray,
         tokens: IntArray,
+        traces: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        return columns(logits, hidden, drafts, positions, table, tokens, positions)
+        return columns(logits, hidden, drafts, positions, table, tokens, positions, traces)
 
     return features
 

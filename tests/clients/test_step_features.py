@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from clients.step_features import HISTORY_FEATURES, SCALAR_FEATURES, StepFeatures
+from clients.step_features import (
+    HISTORY_FEATURES,
+    SCALAR_FEATURES,
+    TRACE_FEATURES,
+    StepFeatures,
+)
 
 
 def step(rows: int, vocab: int, width: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -118,6 +123,39 @@ def test_history_columns_equal_brute_force() -> None:
         columns(logits, hidden, draft, positions)
     with pytest.raises(ValueError, match="lengths"):
         columns(logits, hidden, draft, positions, tokens=tokens, lengths=lengths[:3])
+
+
+def brute_force_trace(trace: np.ndarray, length: int) -> list[float]:
+    """One row of the trace columns, token by token."""
+    fast, slow, told = np.zeros(3), np.zeros(3), []
+    for place in range(length):
+        known = not np.isnan(trace[place, 0])
+        value = trace[place] if known else np.zeros(3)
+        fast, slow = 0.7 * fast + 0.3 * value, 0.9 * slow + 0.1 * value
+        told += [value] if known else []
+    mean = (np.mean(told, 0) - [3.0, 0.6, 0.4]) * [1, 2, 1] if told else np.zeros(3)
+    last, before = (
+        np.nan_to_num(trace[length - back]) if length >= back else np.zeros(3) for back in (1, 2)
+    )
+    size = np.array([1 / 3, 1, 1])
+    return [*mean, *(fast * size), *(slow * size), *(last * size), *(before * size)]
+
+
+def test_trace_columns_equal_brute_force() -> None:
+    rng = np.random.default_rng(8)
+    logits, hidden, draft, positions = step(120, 6, 4, 8)
+    lengths = rng.integers(1, 20, 120)
+    traces = rng.random((120, 24, 3)).astype(np.float32) * np.float32([6, 1, 1])
+    # A text's first token was not foretold; a gap may come from a text that was cut.
+    traces[:, 0] = np.nan
+    traces[rng.random((120, 24)) < 0.1] = np.nan
+    columns = StepFeatures(4, projection=0, trace=True)
+    features = columns(logits, hidden, draft, positions, lengths=lengths, traces=traces)
+    assert features.shape[1] == columns.count == len(SCALAR_FEATURES) + len(TRACE_FEATURES)
+    expected = [brute_force_trace(traces[row], int(lengths[row])) for row in range(120)]
+    np.testing.assert_allclose(features[:, len(SCALAR_FEATURES) :], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="traces"):
+        columns(logits, hidden, draft, positions, lengths=lengths)
 
 
 def test_bad_shapes_are_refused() -> None:

@@ -84,6 +84,7 @@ def test_server_and_device_agree_on_the_size() -> None:
         torch.tensor([4, 5]),
         np.array([3, 2]),
         tokens,
+        np.full((2, 4, 3), 0.5, np.float32),
     )
     assert table.shape == (2, router_columns(settings).count)
     assert len(policy) == 1 + router_model(settings).size and policy[0] == -1
@@ -103,10 +104,15 @@ def test_tokens_after_the_draft_do_not_count() -> None:
     later = seen.copy()
     later[0, 4:] = 77
     step = (logits, hidden, logits.argmax(1), np.array([4]))
-    np.testing.assert_array_equal(features(*step, seen), features(*step, later))
-    earlier = seen.copy()
-    earlier[0, 2] = 77
-    assert not np.array_equal(features(*step, seen), features(*step, earlier))
+    trace = np.full((1, 6, 3), 0.5, np.float32)
+    later_trace = trace.copy()
+    later_trace[0, 4:] = 9.0
+    expected = features(*step, seen, trace)
+    np.testing.assert_array_equal(expected, features(*step, later, later_trace))
+    earlier, earlier_trace = seen.copy(), trace.copy()
+    earlier[0, 2], earlier_trace[0, 2] = 77, 9.0
+    assert not np.array_equal(expected, features(*step, earlier, trace))
+    assert not np.array_equal(expected, features(*step, seen, earlier_trace))
 
 
 def test_training_and_calibration_share_no_text() -> None:
@@ -142,7 +148,7 @@ def test_who_trains_when() -> None:
     ],
 )
 def test_what_a_router_cannot_do_is_refused(changes) -> None:
-    with pytest.raises(SettingsError, match="router|privacy"):
+    with pytest.raises(SettingsError, match=r"router|privacy"):
         settings_of(**changes)
 
 
