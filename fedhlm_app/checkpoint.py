@@ -12,7 +12,7 @@ from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
 CHECKPOINT = "checkpoint.json"
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -47,7 +47,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(folder: Path, strategy: State, assignment: list[int], progress: Progress) -> Path:
+def save(folder: Path, strategy: State, clusters: State, progress: Progress) -> Path:
     """Write the checkpoint atomically and return its path.
 
     Parameters
@@ -56,14 +56,14 @@ def save(folder: Path, strategy: State, assignment: list[int], progress: Progres
         The run's.
     strategy : dict
         Of `Hierarchical.state_dict`: policies, rules, rounds done, what clients keep.
-    assignment : list of int
-        Cluster of every client.
+    clusters : dict
+        Of `Clusters.state_dict`: cluster of every client, and how it was found.
     progress : Progress
     """
     state = {
         "version": _VERSION,
         "strategy": strategy,
-        "assignment": assignment,
+        "clusters": clusters,
         "progress": {
             **vars(progress),
             "totals": dict(progress.totals),
@@ -75,7 +75,7 @@ def save(folder: Path, strategy: State, assignment: list[int], progress: Progres
     return path
 
 
-def load(folder: Path) -> tuple[State, list[int], Progress]:
+def load(folder: Path) -> tuple[State, State, Progress]:
     """Strategy state, clusters and progress of the folder's checkpoint.
 
     Raises
@@ -96,8 +96,7 @@ def load(folder: Path) -> tuple[State, list[int], Progress]:
         kept = dict(state["progress"])
         kept["totals"], kept["refused"] = Counter(kept["totals"]), Counter(kept["refused"])
         progress = Progress(**kept)
-        assignment = [int(cluster) for cluster in state["assignment"]]
-        return state["strategy"], assignment, progress
+        return state["strategy"], state["clusters"], progress
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -17,6 +17,7 @@ from fedhlm_app.device import Device, Routed, calibration_feedback, feedback_of
 from fedhlm_app.edge import edge_actor_name
 from fedhlm_app.learning import learn_locally, private_policy
 from fedhlm_app.links import HttpLink, RayLink, llm_actor_name
+from fedhlm_app.profiles import PROFILE, profile_record, requested
 from fedhlm_app.router import trains_router
 from fedhlm_app.settings import Settings
 from fedhlm_app.token_columns import TOKENS, token_columns
@@ -120,9 +121,13 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
-    """Tell the server which data partition this node is."""
+    """Tell the server which data partition this node is and, where asked, its profile."""
     metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    content = RecordDict({"metrics": metrics})
+    release = requested(message)
+    if release is not None:
+        content[PROFILE] = profile_record(open_device(context)[1], release)
+    return Message(content, reply_to=message)
 
 
 def open_device(context: Context) -> tuple[Settings, Device]:

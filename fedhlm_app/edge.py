@@ -210,16 +210,25 @@ class EdgeHost:
         self.settings = settings
         self.run = run
         self._actors: list[Any] = []
+        self._assignments: set[tuple[int, ...]] = set()
 
     def ensure(self, assignment: Sequence[int]) -> None:
-        """Find the actors, or start those that are gone; members follow the assignment."""
+        """Find the actors, or start those that are gone; members follow the assignment.
+
+        One that restarts by itself in mid-round serves the members it began with until then.
+        """
         clusters = self.settings.clusters
+        self._assignments.add(tuple(assignment))
+        moved = len(self._assignments) > 1
         self._actors = []
         for cluster in range(clusters):
             members = [client for client, own in enumerate(assignment) if own == cluster]
             build = partial(build_edge, self.settings, self.run, cluster, members, clusters)
             name = edge_actor_name(self.run, cluster)
             self._actors.append(start_edge_actor(build, name, NAMESPACE))
+            if moved:
+                # An actor that is found knows the members it was built with.
+                self._actors[-1].serve.remote(members)
 
     def publish(self) -> None:
         """Make the round's shared tokens visible (a round is over)."""

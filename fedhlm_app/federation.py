@@ -12,12 +12,14 @@ from logging import INFO, WARNING
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedhlm_app import checkpoint
 from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
+from fedhlm_app.cluster_report import clustering_figures
+from fedhlm_app.clusters import Clusters
 from fedhlm_app.data.items import Items
 from fedhlm_app.edge import EdgeHost
 from fedhlm_app.figures import accuracy, coverage, figures
@@ -31,15 +33,11 @@ from fedhlm_app.token_columns import LoggingGrid
 from fedhlm_app.token_log import TokenLog, write_events
 from hlm.privacy import gaussian_epsilon
 from strategies.certified import Calibrated
-from strategies.cluster_map import AssignedClusters, contiguous, round_robin
 from strategies.factory import build_method, build_strategy
 from strategies.hierarchical import Hierarchical
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
 from strategies.trained import TrainedThenCalibrated
-
-INTRODUCTION_SECONDS = 60.0
-"""Longest wait for nodes to say which data partition they are."""
 
 
 class Federation:
@@ -74,7 +72,8 @@ class Federation:
         self.edges = edges
         self.progress = checkpoint.Progress()
         self._began = time.monotonic()
-        self._clusters = AssignedClusters({}, self._assignment(), settings.clusters)
+        self._clusters = Clusters(settings)
+        self._told = ConfigRecord()
         self.strategy = self._strategy()
         if settings.resume:
             self._resume()
@@ -89,18 +88,19 @@ class Federation:
         """
         settings = self.settings
         self._began = time.monotonic()
-        self._introduce(grid)
+        self._clusters.introduce(grid, self.strategy)
+        self._tell_sizes()
         if self.edges is not None:
             self.edges.ensure(self._cluster_of_clients())
         self._write_progress(self.strategy.rounds_done)
-        with self._token_log(grid) as listening:
+        with self._token_log(self._clusters.watch(grid)) as listening:
             self.strategy.start(
                 listening,
                 ArrayRecord({"policy": Array(initial_policy(settings))}),
                 settings.rounds,
                 timeout=settings.round_timeout,
-                train_config=self._config(),
-                evaluate_config=self._config(),
+                train_config=self._told,
+                evaluate_config=self._told,
             )
         summary = self.summary()
         self.folder.write_summary(summary)
@@ -112,12 +112,11 @@ class Federation:
         """Cluster of each client, by its index."""
         return list(self._clusters.assignment)
 
-    def _config(self) -> ConfigRecord:
-        """What every client is told: with an edge tier, whether there are peers to ask."""
-        if self.edges is None:
-            return ConfigRecord()
-        sizes = np.bincount(self._cluster_of_clients(), minlength=self.settings.clusters)
-        return ConfigRecord({"cluster-sizes": sizes.tolist()})
+    def _tell_sizes(self) -> None:
+        """With an edge tier, tell every client whether there are peers to ask."""
+        if self.edges is not None:
+            sizes = np.bincount(self._cluster_of_clients(), minlength=self.settings.clusters)
+            self._told["cluster-sizes"] = sizes.tolist()
 
     @contextmanager
     def _token_log(self, grid: Grid) -> Iterator[Grid]:
@@ -130,21 +129,11 @@ class Federation:
 
     def _resume(self) -> None:
         """Go on from the folder's checkpoint."""
-        state, assignment, self.progress = checkpoint.load(self.folder.path)
-        self._clusters.assignment = assignment
+        state, clusters, self.progress = checkpoint.load(self.folder.path)
+        self._clusters.load_state_dict(clusters, self.strategy)
         self.strategy.load_state_dict(state)
         self.folder.keep_metrics(self.strategy.rounds_done)
         log(INFO, "Going on after round %d", self.strategy.rounds_done)
-
-    def _assignment(self) -> list[int]:
-        settings = self.settings
-        if settings.cluster_by == "by-partition":
-            return contiguous(settings.clients, settings.clusters)
-        if settings.cluster_by == "random":
-            generator = np.random.default_rng([settings.seed, settings.clusters])
-            shuffled = generator.permutation(round_robin(settings.clients, settings.clusters))
-            return [int(cluster) for cluster in shuffled]
-        return round_robin(settings.clients, settings.clusters)
 
     def _strategy(self) -> Hierarchical:
         settings = self.settings
@@ -169,7 +158,7 @@ class Federation:
         if calibrates(settings) and settings.policy == "router":
             return TrainedThenCalibrated(
                 calibration_of(settings),
-                self._clusters,
+                self._clusters.map,
                 training_rounds=settings.router_rounds,
                 method=build_method(
                     settings.strategy,
@@ -185,7 +174,7 @@ class Federation:
         if calibrates(settings):
             return Calibrated(
                 calibration_of(settings),
-                self._clusters,
+                self._clusters.map,
                 tier=settings.personalisation,
                 pseudo=settings.shrinkage,
                 check=partial(problem_of, settings),
@@ -195,7 +184,7 @@ class Federation:
             settings.strategy,
             settings.edge_rule,
             "uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
-            self._clusters,
+            self._clusters.map,
             proximal_mu=settings.proximal_mu,
             server_learning_rate=settings.server_learning_rate,
             personalisation=settings.personalisation,
@@ -225,31 +214,6 @@ class Federation:
         return gaussian_epsilon(
             settings.privacy_noise, self.strategy.rounds_done, settings.privacy_delta
         )
-
-    def _introduce(self, grid: Grid) -> None:
-        """Ask every connected node for its data partition; Flower's own node ids are random."""
-        deadline = time.monotonic() + INTRODUCTION_SECONDS
-        known: set[int] = set()
-        while True:
-            new = [node for node in grid.get_node_ids() if node not in known]
-            left = deadline - time.monotonic()
-            if new:
-                messages = [
-                    Message(RecordDict(), node, MessageType.QUERY, group_id="introduction")
-                    for node in new
-                ]
-                for reply in grid.send_and_receive(messages, timeout=max(left, 1.0)):
-                    node = reply.metadata.src_node_id
-                    if reply.has_error():
-                        log(WARNING, "node %s did not introduce itself: %s", node, reply.error)
-                        continue
-                    client = int(reply.content.metric_records["metrics"]["client"])  # type: ignore[arg-type]
-                    self._clusters.register(node, client)
-                    known.add(node)
-            if len(known) >= self.settings.clients or left <= 0:
-                break
-            time.sleep(0.2)
-        log(INFO, "%d of %d clients are here", len(known), self.settings.clients)
 
     def _finish_round(self, record: RoundRecord) -> None:
         """Write down one finished round, and look after the LLM."""
@@ -286,6 +250,8 @@ class Federation:
         if isinstance(self.strategy, Calibrated):
             line["calibration"] = self.strategy.stage(record)
         self.folder.append_metrics(line)
+        self._clusters.renew(record.round, self.strategy)
+        self._tell_sizes()
         if self.settings.checkpoint:
             self._save()
         self._write_progress(record.round)
@@ -313,7 +279,7 @@ class Federation:
     def _save(self) -> None:
         progress = replace(self.progress, seconds=self._seconds())
         state = self.strategy.state_dict()
-        checkpoint.save(self.folder.path, state, self._clusters.assignment, progress)
+        checkpoint.save(self.folder.path, state, self._clusters.state_dict(), progress)
 
     def _write_progress(self, done: int) -> None:
         totals = self.progress.totals
@@ -366,6 +332,7 @@ class Federation:
             "epsilon": self.epsilon,
             "coverage": evaluated.get("coverage", {}),
             "evaluation": evaluated,
+            "clustering": clustering_figures(self._clusters),
             "settings": settings.to_run_config(),
             "versions": versions(),
         }

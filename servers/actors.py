@@ -9,7 +9,7 @@ its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -171,6 +171,10 @@ class EdgeActor:
     def exchange(self, payload: bytes) -> bytes:
         """Answer one query (see `EdgeServer.handle`)."""
         return self._server.handle(payload)
+
+    def serve(self, members: Collection[int]) -> None:
+        """Answer these clients from now on, and no others."""
+        self._server.members = frozenset(members)
 
     def publish(self) -> dict[str, int]:
         """End a round: what was shared becomes visible. Returns the server's counts."""

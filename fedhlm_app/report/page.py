@@ -23,6 +23,9 @@ _STAGE_WORDS = {
     "unresolved": "LLM not reached",
 }
 
+_MOST_NAMES = 100
+"""Clients of a cluster that are listed."""
+
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -71,6 +74,7 @@ def render(
         '<div class="grid2">',
         *(_section(title, note, chart) for title, note, chart in _charts(metrics)),
         "</div>",
+        _clusters(summary),
         _settings_table(settings),
         _facts(config),
     ]
@@ -140,6 +144,39 @@ def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
     ]
 
 
+def _clusters(summary: Mapping[str, Any] | None) -> str:
+    """Who is with whom, and how good that is; nothing for a run without these figures."""
+    found = (summary or {}).get("clustering")
+    if not found:
+        return ""
+    members: dict[int, list[str]] = {}
+    for client, cluster in found["map"].items():
+        members.setdefault(int(cluster), []).append(client)
+    figures = {
+        "method": found["method"],
+        "purity against the data's labels": _share(found["purity"]),
+        "adjusted Rand index against the true groups": _number(found["adjusted_rand_index"]),
+        "bytes of profiles": f"{found['bytes']:,}" if found["bytes"] else "",
+        "epsilon of the profiles' noise": _number(found["epsilon"]),
+        "profiles refused": ", ".join(found.get("refused", {})),
+        "clients without a profile": ", ".join(map(str, found.get("silent", []))),
+    }
+    lines = {name: value for name, value in figures.items() if value} | {
+        f"cluster {cluster}": _shortened(members[cluster]) for cluster in sorted(members)
+    }
+    cells = "".join(
+        f'<tr><td>{escape(name)}</td><td class="value">{escape(value)}</td></tr>'
+        for name, value in lines.items()
+    )
+    return _section("Clusters", "clients by their number", f"<table>{cells}</table>")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def _settings_table(settings: Mapping[str, Any]) -> str:
     known = {row.name: row for row in rows()}
     lines = []
@@ -199,3 +236,7 @@ def _amounts(metrics: Lines, *keys: str) -> dict[int, float]:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

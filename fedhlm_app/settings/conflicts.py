@@ -19,6 +19,7 @@ def conflicts(settings: Settings) -> list[str]:
     return [
         *_size(settings),
         *_evaluation(settings),
+        *_clusters(settings),
         *_decoding(settings),
         *_learning(settings),
         *_privacy(settings),
@@ -70,6 +71,30 @@ def _evaluation(settings: Settings) -> list[str]:
         )
         if value == 0
     ]
+
+
+def _clusters(settings: Settings) -> list[str]:
+    by, every = settings.cluster_by, settings.recluster_every
+    found = []
+    if by == "classifier" and min(settings.profile_rows, settings.profile_prompts) < 2:
+        found.append(
+            f"settings 'cluster-by' = 'classifier', 'profile-rows' = {settings.profile_rows} and "
+            f"'profile-prompts' = {settings.profile_prompts}: its two-sample test needs at least "
+            "2 of both; raise them, or set cluster-by=profile"
+        )
+    if every and by not in ("classifier", "profile"):
+        found.append(
+            f"settings 'recluster-every' = {every} and 'cluster-by' = '{by}': there is nothing to "
+            "learn anew; set cluster-by=profile or classifier"
+        )
+    shared = settings.personalisation in ("cluster", "shrunk")
+    if every and shared and settings.learning.startswith("certified"):
+        found.append(
+            f"settings 'recluster-every' = {every}, 'learning' = '{settings.learning}' and "
+            f"'personalisation' = '{settings.personalisation}': what was guaranteed to a cluster's "
+            "clients says nothing about others; set recluster-every=0 or personalisation=global"
+        )
+    return found
 
 
 def _decoding(settings: Settings) -> list[str]:

@@ -21,6 +21,18 @@ class JobGroup(Group):
     cluster_by: Literal["round-robin", "by-partition", "random", "classifier", "profile"] = setting(
         "round-robin", "how a client gets its cluster: assigned, drawn, or learned"
     )
+    recluster_every: int = setting(
+        0, "learn clusters anew every so many rounds; 0: once", unit="rounds", at_least=0
+    )
+    profile_prompts: int = setting(
+        32, "training texts that a client's profile is made of", unit="prompts", at_least=1
+    )
+    profile_rows: int = setting(
+        32, "texts that a profile describes one by one", unit="rows", at_least=0, at_most=4096
+    )
+    profile_noise: float = setting(
+        0.0, "noise on profiles over their sensitivity; 0: none", at_least=0, at_most=1e6
+    )
     rounds: int = setting(30, "federated rounds", unit="rounds", at_least=1, at_most=1_000_000)
     tokens_per_round: int = setting(
         30, "tokens each client routes in a round", unit="tokens", at_least=1, at_most=1_000_000
