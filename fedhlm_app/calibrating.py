@@ -82,7 +82,7 @@ def reads_kept_tokens(settings: Settings) -> bool:
     return calibrates(settings) and settings.audit_rate == 0
 
 
-def sums_of(settings: Settings, feedback: Feedback, calibrate: bool) -> dict[str, list[float]]:
+def sums_of(settings: Settings, feedback: Feedback) -> dict[str, list[float]]:
     """A client's list metrics.
 
     Parameters
@@ -91,17 +91,14 @@ def sums_of(settings: Settings, feedback: Feedback, calibrate: bool) -> dict[str
         Of the run.
     feedback : Feedback
         Whole prompts that count, each once.
-    calibrate : bool
-        False: the server wants none; zeros are sent, since all replies must be alike.
     """
-    rows = feedback if calibrate else Feedback.empty()
     if settings.learning == "linear":
-        return {LINE: LinearLearning().sums(rows).tolist()}
+        return {LINE: LinearLearning().sums(feedback).tolist()}
     rule = CertifiedLearning(1 / loss_bound(settings))
-    sums = rule.risk_sums(rows, GRID)
+    sums = rule.risk_sums(feedback, GRID)
     metrics = {CURVE: sums.as_vector().tolist()}
     if is_sequential(settings):
-        metrics[WEALTH] = _wealth(settings, rule, rows)
+        metrics[WEALTH] = _wealth(settings, rule, feedback)
     return metrics
 
 

@@ -86,7 +86,8 @@ def train(message: Message, context: Context) -> Message:
         counted = calibration_feedback(routed, settings)
         if not trains_router(settings, server_round):
             metrics["num-examples"] = int(counted.known.sum())
-        metrics.update(sums_of(settings, counted, calibrate))
+        if calibrate:
+            metrics.update(sums_of(settings, counted))
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),

@@ -38,6 +38,9 @@ __all__ = [
 
 GRADIENT_RULES = ("paper", "balanced", "primal-dual")
 
+FIRST_DUAL = 4.0
+"""First price of a wrong token in `primal-dual`, in transmissions."""
+
 STEP_SIZES = {"paper": (0.02, 1.0), "balanced": (0.1, 0.1), "primal-dual": (0.1, 0.1)}
 """First step and its decay by rule, where the settings leave them to the rule."""
 
@@ -84,7 +87,14 @@ def initial_policy(settings: Settings) -> FloatArray:
     if settings.policy == "router":
         return router_rule(settings, None).initial(threshold)
     rule = rule_of(settings)
-    return np.array([threshold]) if rule is None else rule.initial(threshold)
+    if rule is None:
+        return np.array([threshold])
+    policy = rule.initial(threshold)
+    if settings.learning == "primal-dual":
+        # Where errors are cheap at first, the threshold may rise until nothing is escalated, and
+        # then nobody is left to tell of an error.
+        policy[1] = FIRST_DUAL
+    return policy
 
 
 def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:

@@ -67,6 +67,7 @@ class Calibrated(Hierarchical):
         )
         self.calibration, self.tier, self.pseudo, self.check = calibration, tier, pseudo, check
         self._clusters: dict[int, int] = {}
+        self._wanted: set[int] = set()
 
     @property
     def client_values(self) -> dict[int, FloatArray]:
@@ -90,6 +91,10 @@ class Calibrated(Hierarchical):
         placed = self._clamped(threshold, self._sent[node.cluster])
         record.update(self.state.layout.unflatten(placed))
         message.content.config_records["config"]["calibrate"] = active
+        if active:
+            self._wanted.add(node.node_id)
+        elif kind == "train":
+            self._wanted.discard(node.node_id)
         return message
 
     def _inspect(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
@@ -103,6 +108,8 @@ class Calibrated(Hierarchical):
         return kept, refused
 
     def _problem(self, update: Update) -> str:
+        if update.node_id not in self._wanted:
+            return ""
         for name, length in self.calibration.lengths().items():
             value = update.metrics.get(name)
             if not isinstance(value, list) or len(value) != length:
@@ -124,7 +131,7 @@ class Calibrated(Hierarchical):
             self._clusters[node.client] = node.cluster
             heard[node.cluster] = True
             group = self._group(node.client, node.cluster)
-            if not self.calibration.active(group):
+            if update.node_id not in self._wanted or not self.calibration.active(group):
                 continue
             sums = self._sums(update)
             before = pooled.get(group)

@@ -81,7 +81,7 @@ def test_an_expected_risk_follows_from_the_levels_of_the_sequence():
 def test_pooled_sums_of_clients_give_the_threshold_of_all_prompts(rule):
     chosen = settings(learning=rule, workload="score", fidelity_budget=0.2)
     calibration = calibration_of(chosen)
-    total = sum(np.array(sums_of(chosen, feedback(s), True)["risk-curve"]) for s in range(8))
+    total = sum(np.array(sums_of(chosen, feedback(s))["risk-curve"]) for s in range(8))
     calibration.absorb(0, {"risk-curve": total})
     curve = RiskSums.from_vector(total)
     assert curve.prompts == 96
@@ -98,7 +98,7 @@ def test_the_line_equals_least_squares_on_all_tokens(side):
     calibration = calibration_of(chosen)
     parts = [feedback(s) for s in range(3)]
     calibration.absorb(
-        0, {"line-sums": sum(np.array(sums_of(chosen, p, True)["line-sums"]) for p in parts)}
+        0, {"line-sums": sum(np.array(sums_of(chosen, p)["line-sums"]) for p in parts)}
     )
     whole = Feedback.concatenate(parts)
     slope, intercept = np.polyfit(whole.u, whole.ratio_beta, 1)
@@ -116,28 +116,30 @@ def test_a_line_without_data_keeps_the_threshold():
 def test_bets_are_about_what_the_policy_kept():
     chosen = settings(learning="certified-high-probability")
     data = feedback(1)
-    found = sums_of(chosen, data, True)["wealth"]
+    found = sums_of(chosen, data)["wealth"]
     risk = [(data.beta * data.kept)[data.prompt == p].mean() for p in range(12)]
     assert np.allclose(found, log_terms(np.array(risk), 0.05))
 
 
-def test_nothing_is_sent_when_nothing_is_wanted():
-    chosen = settings(learning="certified")
-    silent = sums_of(chosen, feedback(), False)
-    assert {name: len(value) for name, value in silent.items()} == calibration_of(chosen).lengths()
-    assert all(not any(value) for value in silent.values())
+@pytest.mark.parametrize("rule", ["linear", "certified"])
+def test_a_device_sends_what_the_server_expects(rule):
+    chosen = settings(learning=rule)
+    for data in (feedback(), Feedback.empty()):
+        found = sums_of(chosen, data)
+        lengths = {name: len(value) for name, value in found.items()}
+        assert lengths == calibration_of(chosen).lengths()
 
 
 @pytest.mark.parametrize("rule", ["linear", "certified"])
 def test_sums_of_real_prompts_are_possible(rule):
     chosen = settings(learning=rule)
     for seed in range(5):
-        assert problem_of(chosen, as_arrays(sums_of(chosen, feedback(seed), True))) == ""
+        assert problem_of(chosen, as_arrays(sums_of(chosen, feedback(seed)))) == ""
 
 
 def test_impossible_sums_are_named():
     chosen = settings(learning="certified")
-    good = as_arrays(sums_of(chosen, feedback(), True))
+    good = as_arrays(sums_of(chosen, feedback()))
     curve = good["risk-curve"]
     many = {**good, "risk-curve": curve * 1000}
     assert "at most 30 prompts" in problem_of(chosen, many)

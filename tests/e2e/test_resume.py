@@ -1,0 +1,67 @@
+"""A run that is killed goes on from its checkpoint to the end it would have had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedhlm_app.runs import RunFolder, latest_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SMALL = [
+    "--clients", "4", "--rounds", "5", "--set", "clusters=2", "--set", "evaluate-every=5",
+    "--set", "learning=balanced", "--set", "strategy=scaffold", "--set", "personalisation=local",
+]  # fmt: skip
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fedhlm_app", "run", *words]
+
+
+def finish(*words: str) -> None:
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=390, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kill_after(rounds: int, folder: Path) -> RunFolder:
+    """Start a run and kill its command, as a power cut would, once some rounds are over."""
+    process = subprocess.Popen(
+        command("--set", f"run-dir={folder}", *SMALL),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            found = latest_run(folder)
+            progress = None if found is None else found.progress()
+            if found is not None and progress and progress["round"] >= rounds:
+                os.kill(process.pid, signal.SIGKILL)
+                return found
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.05)
+        pytest.fail(f"no round {rounds} within 300 s")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
+    finish("--set", f"run-dir={tmp_path / 'whole'}", *SMALL)
+    whole = latest_run(tmp_path / "whole")
+    cut = kill_after(2, tmp_path / "cut")
+    # Its processes are ended by a guard; what they still write must not mix with the new run.
+    time.sleep(5)
+    assert cut.summary() is None
+    finish("--resume", str(cut.path))
+    first, second = whole.summary(), cut.summary()
+    for key in ("tokens", "resolution", "threshold", "bytes", "rounds", "coverage"):
+        assert first[key] == second[key], key
+    assert [line["round"] for line in cut.metrics()] == [1, 2, 3, 4, 5]
