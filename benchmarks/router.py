@@ -96,8 +96,8 @@ def train(
     owner: NDArray[np.int64],
     rounds: int,
     seed: int,
-    batch_size: int = 128,
-    learning_rate: float = 1e-2,
+    batch_size: int = 256,
+    learning_rate: float = 5e-3,
 ) -> Floats:
     """FedAvg: each round every client makes one pass of local Adam; the mean is weighted by n_k.
 
@@ -237,7 +237,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         model = RouterModel(columns.count, hidden)
         started = time.perf_counter()
         learning = RouterLearning(model, target, decay=1e-5)  # type: ignore[arg-type]
-        policy = train(learning, feedback, owner[data.prompt], arguments.rounds, arguments.seed)
+        policy = train(
+            learning,
+            feedback,
+            owner[data.prompt],
+            arguments.rounds,
+            arguments.seed,
+            arguments.batch,
+            arguments.learning_rate,
+        )
         seconds[name] = time.perf_counter() - started
         scores[name] = model.score(policy[1:], test_features)
     losses = {"indicator": held_out.wrong, "eq. 3": held_out.ratio_beta}
@@ -274,6 +282,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=1.0, help="Dirichlet alpha of the clients")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=256, help="tokens of a local step")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--hidden", type=int, default=64, help="tanh units")
     parser.add_argument("--projection", type=int, default=128)
     parser.add_argument("--resamples", type=int, default=300)

@@ -101,7 +101,7 @@ class LearningGroup(Group):
         at_most=1_000_000,
     )
     router_steps: int = setting(
-        5,
+        20,
         "gradient steps of a client's router in a round",
         unit="steps",
         at_least=1,
