@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.profile import Profile, make_profile
 from fedhlm_app import clusters as clusters_module
-from fedhlm_app import profiles
+from fedhlm_app import edge, profiles
 from fedhlm_app.cluster_report import true_groups
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.profiles import PROFILE, profile_settings
 from fedhlm_app.settings import Settings, SettingsError
+from servers.actors import EdgeActor
 from strategies.clustering import LearnedClusters
 from strategies.state import state_from_bytes, state_to_bytes
 
@@ -386,6 +388,35 @@ def test_true_groups_are_the_classes_where_there_are_clients_enough():
     assert true_groups(settings_of(partition="by-class"), counts).tolist() == [0, 1, 0]
     assert true_groups(settings_of(partition="iid"), counts) is None
     assert true_groups(settings_of(partition="by-class"), np.array([[2, 3]])) is None
+
+
+def test_edge_servers_are_told_of_new_members(monkeypatch):
+    members: dict[str, frozenset[int]] = {}
+
+    class Handle:
+        """An actor that is found again knows the members it was built with."""
+
+        def __init__(self, build, name) -> None:
+            members.setdefault(name, frozenset(build.args[3]))
+            self.serve = self
+            self.remote = lambda found: members.__setitem__(name, frozenset(found))
+
+    monkeypatch.setattr(
+        edge, "start_edge_actor", lambda build, name, namespace: Handle(build, name)
+    )
+    host = edge.EdgeHost(settings_of(clients=4), 1)
+    for assignment in ([0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]):
+        host.ensure(assignment)
+        for cluster in (0, 1):
+            expected = {client for client in range(4) if assignment[client] == cluster}
+            assert members[edge.edge_actor_name(1, cluster)] == expected
+
+
+def test_an_edge_actor_serves_its_new_members():
+    server = types.SimpleNamespace(members=frozenset({0}))
+    actor = EdgeActor(lambda: server)
+    actor.serve([1, 2])
+    assert server.members == {1, 2}
 
 
 # --- whole runs ----------------------------------------------------------------------------
