@@ -107,10 +107,11 @@ def cells_of(base: Mapping[str, Scalar], grids: Sequence[str], lists: Sequence[s
     keys = [axis[0][0] for axis in axes]
     if repeated := {key for key in keys if keys.count(key) > 1}:
         raise SettingsError(f"--grid {sorted(repeated)[0]}: given twice")
-    bundles = [_bundle(entry) for entry in lists] or [{}]
+    bundles: list[dict[str, str]] = [_bundle(entry) for entry in lists] or [{}]
     cells: dict[str, Cell] = {}
-    for bundle, *points in itertools.product(bundles, *axes):
-        varied = {**bundle, **dict(points)}
+    points = list(itertools.product(*axes))
+    for bundle, point in itertools.product(bundles, points):
+        varied = {**bundle, **dict(point)}
         try:
             settings = Settings.from_sources({**base, **varied})
             settings.check_paths()

@@ -31,7 +31,10 @@ def runner():
         yield in_process.Runner(patch)
 
 
-@pytest.mark.parametrize("workload", ["score", "classify"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("workload", ["score", pytest.param("classify", marks=SLOW)])
 def test_certified_needs_one_round_of_sums(runner, tmp_path, workload):
     federation, folder, _ = runner.run(
         tmp_path,
@@ -104,7 +107,7 @@ def test_the_line_of_u_hlm_is_fitted_from_sums(runner, tmp_path):
     assert folder.summary()["threshold"]["global"] == calibration.result(0)
 
 
-@pytest.mark.parametrize("rule", ["balanced", "primal-dual"])
+@pytest.mark.parametrize("rule", ["balanced", pytest.param("primal-dual", marks=SLOW)])
 @pytest.mark.parametrize("audit_rate", [0.0, 0.5])
 def test_thresholds_move_both_ways(runner, tmp_path, rule, audit_rate):
     ends = {}
@@ -126,6 +129,7 @@ def test_thresholds_move_both_ways(runner, tmp_path, rule, audit_rate):
     assert ends[0.95] < 0.95
 
 
+@SLOW
 @pytest.mark.parametrize("where", ["local", "central"])
 def test_privacy_is_accounted_for(runner, tmp_path, where):
     _, folder, _ = runner.run(tmp_path, privacy=where, privacy_noise=2.0, privacy_clip=0.01)
