@@ -228,7 +228,14 @@ class Clusters:
             heard.add(client)
             self.bytes += received_bytes(reply.content)
             try:
-                found[client] = Profile.from_array(received_array(reply.content, agreed), agreed)
+                profile = Profile.from_array(received_array(reply.content, agreed), agreed)
+                most = self.settings.profile_prompts
+                if profile.prompts > most:
+                    # Prompts are weights: whoever could claim millions would place all clusters.
+                    raise ProfileError(
+                        f"profile.prompts: {profile.prompts}; allowed: at most {most}"
+                    )
+                found[client] = profile
                 self.refused.pop(client, None)
             except ProfileError as error:
                 self._refuse(client, str(error))

@@ -31,6 +31,8 @@ class ClientProfile(Protocol):
         Shares of normalised entropy over [0, 1].
     rows : float64 [n, dims + 1]
         Samples: mean embedding and mean entropy of single prompts. May be empty.
+    prompts : int
+        How many prompts were averaged, >= 1.
     """
 
     @property
@@ -41,6 +43,8 @@ class ClientProfile(Protocol):
     def histogram(self) -> FloatArray: ...  # noqa: D102
     @property
     def rows(self) -> FloatArray: ...  # noqa: D102
+    @property
+    def prompts(self) -> int: ...  # noqa: D102
 
 
 class ProfileError(ValueError):

@@ -111,7 +111,8 @@ def cluster_clients(
     ``classifier``: `pairwise_test` on the profiles' rows; its distances are laid out in
     clusters - 1 dimensions (classical scaling: as many as the means of so many groups span, the
     rest is noise) and joined from the bottom up by Ward's criterion. A client with fewer than two
-    rows goes to the nearest cluster. ``profile``: k-means on `FeatureSpace`. ``random``: equal
+    rows goes to the nearest cluster. ``profile``: k-means on `FeatureSpace`,
+    clients weighted by their prompts. ``random``: equal
     sizes up to one.
 
     The first two depend on the set of profiles, not on their order; clusters are numbered in the
@@ -158,7 +159,10 @@ def _learn(
     test = None
     tested = np.arange(len(ordered))
     if method == "profile":
-        labels = _k_means(features, clusters, seed)
+        # An average over one prompt lies far out by chance: unweighted, such clients would have a
+        # cluster each, and all others share what is left.
+        weights = np.array([profile.prompts for profile in ordered], np.float64)
+        labels = _k_means(features, weights, clusters, seed)
         silhouette = _silhouette(features, labels)
     else:
         tested = np.flatnonzero([len(profile.rows) >= 2 for profile in ordered])
@@ -261,17 +265,17 @@ def result_from_state(state: Mapping[str, Any]) -> ClusterResult:
     )  # fmt: skip
 
 
-def _k_means(features: FloatArray, clusters: int, seed: int) -> IntArray:
+def _k_means(features: FloatArray, weights: FloatArray, clusters: int, seed: int) -> IntArray:
     k_means = KMeans(n_clusters=clusters, n_init=10, random_state=seed)
     # Duplicates make k-means merge clusters; every cluster is then filled by distance.
-    return _filled(np.asarray(_distinct_fit(k_means, features)), features, clusters)
+    return _filled(np.asarray(_distinct_fit(k_means, features, weights)), features, clusters)
 
 
-def _distinct_fit(k_means: KMeans, features: FloatArray) -> IntArray:
+def _distinct_fit(k_means: KMeans, features: FloatArray, weights: FloatArray) -> IntArray:
     distinct, copies = np.unique(features, axis=0, return_inverse=True)
     if len(distinct) <= k_means.n_clusters:
         return np.asarray(copies, np.int64).ravel()
-    return np.asarray(k_means.fit_predict(features), np.int64)
+    return np.asarray(k_means.fit_predict(features, sample_weight=weights), np.int64)
 
 
 def _filled(labels: IntArray, features: FloatArray, clusters: int) -> IntArray:

@@ -190,6 +190,15 @@ def test_a_bad_profile_is_refused_and_named(bad, words):
     assert clusters.assignment[0] == clusters.assignment[1] != clusters.assignment[2]
 
 
+def test_nobody_claims_more_prompts_than_were_asked_for():
+    settings = settings_of()
+    nodes = Nodes(settings)
+    nodes.profiles[3] = profile_of(settings, 3, 1)
+    nodes.profiles[3][4] = 2**20
+    clusters, _ = introduced(settings, nodes)
+    assert "1048576; allowed: at most 32" in clusters.refused[3]
+
+
 def test_who_sends_no_profile_is_named_and_not_waited_for_again():
     settings = settings_of()
     nodes = Nodes(settings)

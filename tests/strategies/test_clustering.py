@@ -36,6 +36,7 @@ class FakeProfile:
     variance: np.ndarray
     histogram: np.ndarray
     rows: np.ndarray
+    prompts: int = 24
 
 
 def client(generator, centre, prompts=24, spread=0.3):
@@ -44,7 +45,8 @@ def client(generator, centre, prompts=24, spread=0.3):
     entropies = generator.uniform(0.2, 0.6, size=(prompts, 1))
     histogram = np.histogram(entropies, BINS, (0, 1))[0] / prompts
     rows = np.hstack([vectors, entropies])
-    return FakeProfile(vectors.mean(axis=0), vectors.var(axis=0), histogram, rows)
+    mean, variance = vectors.mean(axis=0), vectors.var(axis=0)
+    return FakeProfile(mean, variance, histogram, rows, prompts)
 
 
 def federation(clients=24, groups=4, gap=0.6, seed=0, prompts=24):
@@ -450,3 +452,11 @@ def test_features_are_centred_and_weighted():
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-12)
     totals = [part.var(axis=0).sum() for part in np.split(features, [DIMS + 1, 2 * DIMS + 1], 1)]
     np.testing.assert_allclose(totals, [1.0, 0.25, 0.25])
+
+
+def test_clients_with_one_prompt_do_not_get_clusters_of_their_own():
+    generator = np.random.default_rng(4)
+    large, truth = federation(12, 2)
+    small = [client(generator, np.zeros(DIMS), prompts=1, spread=1.5) for _ in range(4)]
+    found = cluster_clients([*large, *small], 2, "profile").assignment
+    assert adjusted_rand_index(found[:12], truth) == 1.0
