@@ -91,7 +91,7 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     except KeyboardInterrupt:
         return INTERRUPTED
     try:
-        with _terminated_as_interrupted(), watch(errors, settings) as on_progress:
+        with terminated_as_interrupted(), watch(errors, settings) as on_progress:
             result = launch(settings, on_progress=on_progress)
     except KeyboardInterrupt:
         say(errors, "interrupted; every process of the run has been ended")
@@ -141,7 +141,7 @@ def _as_json(result: RunResult) -> dict[str, object]:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """Make SIGTERM unwind like Ctrl-C, so that a stopped command leaves no process behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, INTERRUPTED, parse_overrides, say
+from fedhlm_app.cli.run import (
+    BAD_SETTINGS,
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    parse_overrides,
+    say,
+    terminated_as_interrupted,
+)
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.sweep import FIGURES, Outcome, cells_of, run_sweep
 
@@ -71,7 +79,8 @@ def sweep(
 
     errors.print(f"{len(cells)} cells in {directory}", markup=False, soft_wrap=True)
     try:
-        outcomes = run_sweep(cells, directory, jobs, report)
+        with terminated_as_interrupted():
+            outcomes = run_sweep(cells, directory, jobs, report)
     except KeyboardInterrupt:
         say(errors, "interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
