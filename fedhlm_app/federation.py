@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
@@ -167,7 +167,8 @@ class Federation:
                 ),
                 edge_rule=settings.edge_rule,
                 cloud_rule="uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
-                tier=settings.personalisation,
+                # The settings refuse the personal tiers with a router.
+                tier=cast(Literal["global", "cluster"], settings.personalisation),
                 check=partial(problem_of, settings),
                 **options,
             )

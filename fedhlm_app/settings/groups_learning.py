@@ -11,9 +11,13 @@ class LearningGroup(Group):
     """By which rule the policy learns, and what it may cost."""
 
     learning: Literal[
-        "paper", "balanced", "primal-dual", "linear", "certified", "certified-high-probability",
-        "none",
-    ] = setting("paper", "rule by which the policy learns")  # fmt: skip
+        "auto", "paper", "balanced", "primal-dual", "linear", "certified",
+        "certified-high-probability", "none",
+    ] = setting(
+        "auto",
+        "rule by which the policy learns; auto: certified-high-probability, or, where a setting "
+        "of gradients, privacy or the start asks for it, balanced (u-hlm: linear)",
+    )  # fmt: skip
     reduction: Literal["mean", "sum"] = setting(
         "mean", "over a client's tokens; sum is the paper's letter and overshoots at once"
     )

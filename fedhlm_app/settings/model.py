@@ -26,6 +26,25 @@ from fedhlm_app.settings.words import allowed_values
 
 
 # pydantic collects fields from the last base to the first.
+GRADIENT_SETTINGS = (
+    "strategy", "edge-rule", "cloud-rule", "local-steps", "learning-rate", "privacy",
+    "initial-threshold", "cost-transmit", "cost-error",
+)  # fmt: skip
+"""Settings that mean nothing to a certified rule: whoever gives one wants gradients."""
+
+
+def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> str:
+    """The learning rule that `auto` stands for, from the settings given by kebab-case key."""
+    if given.get("policy") == "u-hlm":
+        return "linear"
+    wants_gradients = any(
+        given.get(name, defaults[name]) != defaults[name] for name in GRADIENT_SETTINGS
+    )
+    if wants_gradients or given.get("policy") == "router":
+        return "balanced"
+    return "certified-high-probability"
+
+
 class Settings(
     FederationGroup, LearningGroup, EdgeGroup, RoutingGroup, DataGroup, ModelGroup, JobGroup
 ):
@@ -47,6 +66,17 @@ class Settings(
         if isinstance(value, bool) and not isinstance(cls.defaults()[kebab(info.field_name)], bool):
             raise ValueError("not a switch")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_rule(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        named = {kebab(str(key)): value for key, value in given.items()}
+        if named.get("learning", "auto") != "auto":
+            return given
+        rest = {key: value for key, value in given.items() if kebab(str(key)) != "learning"}
+        return {**rest, "learning": chosen_rule(named, cls.defaults())}
 
     @model_validator(mode="after")
     def _no_conflict(self) -> Self:

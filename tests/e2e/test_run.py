@@ -18,7 +18,10 @@ from fedhlm_app.summary import check_summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(400)]
 
-SMALL = ["--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2"]
+SMALL = [
+    "--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2",
+    "--set", "learning=paper",
+]  # fmt: skip
 
 
 def command(folder: Path, *words: str) -> list[str]:

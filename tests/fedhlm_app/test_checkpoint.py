@@ -44,7 +44,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path):
         (None, "has no checkpoint.json"),
         ("", "not readable"),
         ("[]", "not readable"),
-        ('{"version": 1}', "not readable"),
+        ('{"version": 2}', "not readable"),
         ('{"version": 99}', "version 99"),
     ],
 )

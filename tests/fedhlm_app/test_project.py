@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -46,6 +47,21 @@ def test_defaults_are_allowed() -> None:
     Settings.from_run_config(Settings.defaults(), {})
 
 
+def _imported_by_the_apps() -> set[str]:
+    """Files of ours that the two apps import, found out in a process of its own."""
+    script = (
+        "import sys, fedhlm_app.client_app, fedhlm_app.server_app\n"
+        "ours = ('hlm', 'clients', 'servers', 'strategies', 'fedhlm_app')\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.split('.')[0] in ours and getattr(module, '__file__', None):\n"
+        "        print(module.__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {str(Path(line).relative_to(ROOT)) for line in done.stdout.split()}
+
+
 def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
     from flwr.cli.build import build_fab_from_disk
 
@@ -57,6 +73,7 @@ def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
     for module in ("fedhlm_app/server_app.py", "fedhlm_app/client_app.py", "fedhlm_app/runs.py"):
         assert module in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
+    assert _imported_by_the_apps() <= set(names)
 
 
 def test_the_wheel_names_its_packages_one_by_one(pyproject: dict[str, Any]) -> None:

@@ -158,7 +158,9 @@ def test_text_columns_are_split() -> None:
 
 def test_only_changed_settings_travel(tmp_path: Path) -> None:
     settings = Settings.from_sources({"rounds": 2, "run-dir": str(tmp_path)}, {})
-    assert settings.changed() == {"rounds": 2, "run-dir": str(tmp_path)}
+    # `auto` travels as the rule it stands for, so that all sides mean the same.
+    rule = {"learning": "certified-high-probability"}
+    assert settings.changed() == {"rounds": 2, "run-dir": str(tmp_path), **rule}
 
 
 @given(
@@ -190,3 +192,23 @@ def test_the_table_has_every_setting_once_with_its_meaning() -> None:
     numbers = [row for row in listed if row.allowed.startswith("an integer")]
     assert [row.name for row in numbers if not row.unit] == ["seed"]
     assert markdown_table().count("\n| `") == len(listed)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({}, "certified-high-probability"),
+        ({"learning": "auto", "workload": "score"}, "certified-high-probability"),
+        ({"strategy": "scaffold"}, "balanced"),
+        ({"edge-rule": "fedmedian"}, "balanced"),
+        ({"initial-threshold": 0.4}, "balanced"),
+        ({"policy": "u-hlm"}, "linear"),
+        ({"policy": "router"}, "balanced"),
+        ({"learning": "paper", "strategy": "scaffold"}, "paper"),
+    ],
+)
+def test_auto_chooses_a_rule_that_fits_what_was_given(given, rule):
+    settings = Settings.from_sources(given, {})
+    assert settings.learning == rule
+    # What a launcher passes on means the same to the app.
+    assert Settings.from_run_config(settings.to_run_config(), {}) == settings
