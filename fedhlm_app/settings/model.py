@@ -24,7 +24,6 @@ from fedhlm_app.settings.sources import (
 )
 from fedhlm_app.settings.words import allowed_values
 
-
 # pydantic collects fields from the last base to the first.
 GRADIENT_SETTINGS = (
     "strategy", "edge-rule", "cloud-rule", "local-steps", "learning-rate", "privacy",
