@@ -122,11 +122,7 @@ def _follow(
             start_new_session=True,
         )
         while command.poll() is None:
-            if (code := superlink.exit_code()) is not None:
-                raise LaunchError(
-                    f"Flower's SuperLink died with status {code} during the run; "
-                    f"its log is {superlink.log}"
-                )
+            _require_alive(superlink)
             if on_progress is not None:
                 on_progress(folder.progress())
             time.sleep(_POLL_SECONDS)
@@ -136,6 +132,13 @@ def _follow(
     if (run_id := _run_id(text)) is None:
         raise LaunchError("`flwr run` did not start the run: " + " ".join(text.split())[-600:])
     return run_id
+
+
+def _require_alive(superlink: PrivateSuperLink) -> None:
+    if (code := superlink.exit_code()) is not None:
+        raise LaunchError(
+            f"Flower's SuperLink died with status {code} during the run; its log is {superlink.log}"
+        )
 
 
 def _flwr_run(app: Path, settings: Settings, scratch: Path) -> list[str]:
@@ -183,6 +186,7 @@ def _status(superlink: PrivateSuperLink, run_id: str, patience: float = 60.0) ->
     """
     deadline = time.monotonic() + patience
     while True:
+        _require_alive(superlink)
         answer = subprocess.run(
             [program("flwr"), "list", CONNECTION, "--run-id", run_id, "--format", "json"],
             cwd=superlink.folder / "work",

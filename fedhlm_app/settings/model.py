@@ -39,7 +39,10 @@ def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> 
     wants_gradients = any(
         given.get(name, defaults[name]) != defaults[name] for name in GRADIENT_SETTINGS
     )
-    if wants_gradients or given.get("policy") == "router":
+    # A guarantee is about a cluster's clients, and does not outlive its members.
+    moving = bool(given.get("recluster-every", 0))
+    moving = moving and given.get("personalisation") in ("cluster", "shrunk")
+    if wants_gradients or moving or given.get("policy") == "router":
         return "balanced"
     return "certified-high-probability"
 

@@ -202,6 +202,11 @@ def test_the_table_has_every_setting_once_with_its_meaning() -> None:
         ({"strategy": "scaffold"}, "balanced"),
         ({"edge-rule": "fedmedian"}, "balanced"),
         ({"initial-threshold": 0.4}, "balanced"),
+        ({"recluster-every": 1, "cluster-by": "profile"}, "certified-high-probability"),
+        (
+            {"recluster-every": 1, "cluster-by": "profile", "personalisation": "cluster"},
+            "balanced",
+        ),
         ({"policy": "u-hlm"}, "linear"),
         ({"policy": "router"}, "balanced"),
         ({"learning": "paper", "strategy": "scaffold"}, "paper"),
