@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -162,16 +164,23 @@ def run(folder: Path, name: str, seen: list[Progress | None] | None = None) -> R
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_run_that_goes_well(tmp_path: Path) -> None:
+def test_a_run_that_goes_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress | None] = []
-    before = set(Path("/tmp").glob("fedhlm-*"))
+    made: list[Path] = []
+    make_folder = tempfile.mkdtemp
+
+    def recorded(**options: Any) -> str:
+        made.append(Path(make_folder(**options)))
+        return str(made[-1])
+
+    monkeypatch.setattr("fedhlm_app.launch.superlink.tempfile.mkdtemp", recorded)
     result = run(tmp_path, "well", seen)
     assert result.ok and result.status == "finished:completed" and result.errors == ()
     assert result.summary is not None and result.summary["clients"] == 2
     assert seen[0] is None and seen[-1] == {"round": 1, "rounds": 1, "counts": {"local": 2}}
     assert result.folder.config()["settings"]["clients"] == 2
     assert _processes_of(result.folder.path) == []
-    assert set(Path("/tmp").glob("fedhlm-*")) <= before
+    assert made and not any(folder.exists() for folder in made)
 
 
 @pytest.mark.slow
