@@ -5,7 +5,7 @@
 The built-in pair decodes continuations of headlines, sampled, one prompt at a time, so that each
 escalated token is a message of its own. Every byte of every message counts: headers, the ids of
 prompt and kept tokens that the server has not seen, claims, replies. Compute is the processor
-time of one thread of this machine; links come from `hlm.cost`. AG News is looked for in
+time of one thread of this machine; links come from `hlm.channels`. AG News is looked for in
 ``FEDHLM_SHARED`` or ``../shared``; without it the built-in corpus is used, and the report says so.
 
 A vocabulary of 32,000 is the same pair with tokens that never occur behind the 4,096: ids take 15
@@ -31,7 +31,7 @@ from fedhlm_app.compare.calibration import Calibration
 from fedhlm_app.device import items_of
 from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
 from fedhlm_app.settings import Settings
-from hlm.cost import LINKS
+from hlm.channels import LINKS
 from hlm.wire import TokenCode
 
 PUBLISHED_COUNT = 30

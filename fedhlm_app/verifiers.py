@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from hlm.count_rules import CountRule, FixedCount, OfflineBudget, OnlineCount
 from hlm.line import UncertaintyLine
-from hlm.truncation import CountRule, FixedCount, OfflineBudget, OnlineCount
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, Verifier
 
 if TYPE_CHECKING:

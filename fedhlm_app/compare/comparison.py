@@ -44,7 +44,7 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.torch_names import torch_device, torch_dtype
 from fedhlm_app.verifiers import build_verifier
 from fedhlm_app.workload import WorkMaker
-from hlm.cost import LINKS, Link
+from hlm.channels import LINKS, Link
 from hlm.verification import Verifier
 from hlm.wire import TokenCode
 from servers.engine import Engine, context_limit

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clients.records import Stage, TokenRecords, Traffic
-from hlm.cost import LINKS, Link, Trace
+from hlm.channels import LINKS, Link, Trace
 from hlm.wire import NO_TOKEN, TokenCode, decode_request, encode_request
 
 __all__ = ["Tally", "payload_bytes"]
@@ -115,7 +115,7 @@ class Tally:
         return self.correct[workload] / answered if answered else None
 
     def trace(self) -> Trace:
-        """The tally as a trace of `hlm.cost`."""
+        """The tally as a trace of `hlm.channels`."""
         return Trace(
             self.tokens,
             self.messages,

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.uplink import padded, verdict
 from clients.policy import RandomPolicy
-from hlm.cost import LINKS
+from hlm.channels import LINKS
 from tests.models import VOCAB, random_model
 from tests.routed import SAMPLED, build, make_prompts
 

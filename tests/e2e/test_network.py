@@ -32,7 +32,7 @@ from fedhlm_app.launch.app_folder import code_root
 from fedhlm_app.links import DirectLink, HttpLink
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
-from hlm.cost import Link, Trace
+from hlm.channels import Link, Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -268,7 +268,7 @@ def over(network: Network, options: dict[str, Any]) -> Routed:
 
 
 def predicted(routed: Routed, link: Link) -> float:
-    """Seconds that `hlm.cost` says a round waits, the headers of HTTP included."""
+    """Seconds that `hlm.channels` says a round waits, the headers of HTTP included."""
     traffic = routed.traffic
     each = HEADERS // 2 * traffic.messages
     trace = Trace(

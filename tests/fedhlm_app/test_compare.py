@@ -18,7 +18,7 @@ from fedhlm_app.compare.calibration import Calibration, threshold_of_share
 from fedhlm_app.compare.tables import as_csv, as_json, result_table
 from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.settings import Settings, SettingsError
-from hlm.cost import LINKS
+from hlm.channels import LINKS
 from hlm.line import LineSums
 from hlm.wire import Request, Row, encode_request
 

@@ -9,8 +9,8 @@ from clients.policy import RandomPolicy
 from clients.records import Stage
 from fedhlm_app.settings import Settings
 from fedhlm_app.verifiers import build_verifier, count_rule, verifier_of
+from hlm.count_rules import FixedCount, OfflineBudget, OnlineCount
 from hlm.line import UncertaintyLine
-from hlm.truncation import FixedCount, OfflineBudget, OnlineCount
 from hlm.verification import VERIFIERS, ScalarProposals, Truncated
 from hlm.wire import TokenCode, decode_request
 from tests.models import VOCAB, random_model
