@@ -126,8 +126,8 @@ class RouterModel:
 class RouterLearning:
     """The router as a learning rule over ``[threshold, model parameters]``.
 
-    Fits :class:`clients.threshold.ThresholdLearning`, so :func:`clients.threshold.descend` and
-    every strategy apply. The threshold's gradient is zero: it is calibrated, not descended.
+    Fits :class:`clients.threshold.ThresholdLearning`, so :func:`hlm.local_steps.local_steps`
+    and every strategy apply. The threshold's gradient is zero: it is calibrated, not descended.
 
     Parameters
     ----------

@@ -11,12 +11,12 @@ The threshold ``th`` is kept in a flat float64 array, ``policy[0]``; a token is 
   Its optimum is where ``E[beta | u = th] = transmission_cost / error_cost``.
 * :class:`PrimalDualLearning`: least transmission subject to ``E[kept * beta] <= budget``.
 
-Rules that need one round of sums instead of gradients are in :mod:`clients.sums`.
+Descent itself (eq. 6) is :func:`hlm.local_steps.local_steps`, the same for every strategy; rules
+that need one round of sums instead of gradients are in :mod:`clients.sums`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,12 +27,9 @@ from clients.feedback import Feedback
 
 __all__ = [
     "BalancedLearning",
-    "LocalUpdate",
     "PaperLearning",
     "PrimalDualLearning",
-    "StepSize",
     "ThresholdLearning",
-    "descend",
     "kept_risk",
 ]
 
@@ -269,87 +266,6 @@ class PrimalDualLearning:
         primal = float(np.mean(-self.gamma * escalation * (1 - escalation) * advantage))
         dual = self.dual_rate * (kept_risk(float(policy[0]), feedback) - self.budget)
         return np.array([primal, -dual])
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """Learning rate by round: ``eta``, or ``eta / (1 + round)`` with ``decay``."""
-
-    eta: float = 0.05
-    decay: bool = False
-
-    def __post_init__(self) -> None:
-        _require_positive("eta", self.eta)
-
-    def at(self, round_index: int) -> float:
-        """Rate of round ``round_index`` (first round: 0)."""
-        if round_index < 0:
-            raise ValueError(f"round_index must not be negative, got {round_index}")
-        return self.eta / (1 + round_index) if self.decay else self.eta
-
-
-@dataclass(frozen=True)
-class LocalUpdate:
-    """What one client's descent gives: the policy, n_k of eq. 7 and the loss around it."""
-
-    policy: Vector
-    examples: int
-    loss_before: float
-    loss_after: float
-    steps: int
-
-
-def descend(
-    learning: ThresholdLearning,
-    policy: Vector,
-    feedback: Feedback,
-    *,
-    step: StepSize,
-    round_index: int = 0,
-    local_steps: int = 1,
-    correction: Callable[[Vector], Vector] | None = None,
-) -> LocalUpdate:
-    """Local gradient descent, eq. 6, clipped to the rule's bounds after every step.
-
-    Parameters
-    ----------
-    learning : ThresholdLearning
-        The rule.
-    policy : float64 [size]
-        Policy at the start; not modified.
-    feedback : Feedback
-        The round's tokens. Without any example the policy returns unchanged with 0 examples, so
-        that eq. 7 gives it no weight instead of dividing by zero.
-    step : StepSize
-        Learning rate by round.
-    round_index : int
-        Server round, from 0.
-    local_steps : int
-        Gradient steps, >= 1.
-    correction : callable, optional
-        Added to each gradient: FedProx's ``mu (w - w_server)``, SCAFFOLD's ``c - c_k``.
-
-    Raises
-    ------
-    ValueError
-        On a policy of the wrong shape or not finite, or ``local_steps`` below 1.
-    """
-    current = np.array(policy, dtype=np.float64)
-    if current.shape != (learning.size,) or not np.isfinite(current).all():
-        raise ValueError(f"policy must be {learning.size} finite numbers, got {policy!r}")
-    if local_steps < 1:
-        raise ValueError(f"local_steps must be at least 1, got {local_steps}")
-    before = learning.loss(current, feedback)
-    examples = learning.examples(feedback)
-    if examples == 0:
-        return LocalUpdate(current, 0, before, before, 0)
-    lower, upper = learning.bounds
-    for _ in range(local_steps):
-        direction = learning.gradient(current, feedback)
-        if correction is not None:
-            direction = direction + correction(current)
-        current = np.clip(current - step.at(round_index) * direction, lower, upper)
-    return LocalUpdate(current, examples, before, learning.loss(current, feedback), local_steps)
 
 
 def kept_risk(threshold: float, feedback: Feedback) -> float:

@@ -1,5 +1,7 @@
 """The learned router: forward pass, gradient against autograd, and that it learns."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from clients.router_model import (
     minibatch_gradient,
     rescored,
 )
-from clients.threshold import StepSize, ThresholdLearning, descend
+from clients.threshold import ThresholdLearning
+from hlm.local_steps import local_steps
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
@@ -70,9 +73,8 @@ def test_training_helps_and_the_hidden_layer_helps_more() -> None:
     losses = {}
     for hidden in (0, 16):
         learning: ThresholdLearning = RouterLearning(RouterModel(4, hidden))
-        policy = descend(
-            learning, learning.initial(0.5), train, step=StepSize(1.0), local_steps=400
-        ).policy
+        gradient = partial(learning.gradient, feedback=train)
+        policy = local_steps(learning.initial(0.5), gradient, 400, 1.0, clip=learning.bounds).policy
         assert policy[0] == 0.5
         losses[hidden] = learning.loss(policy, held_out)
     assert losses[16] < losses[0] - 0.1 < np.log(2) - 0.1
@@ -134,7 +136,6 @@ def test_empty_and_featureless_feedback() -> None:
     policy = learning.initial(0.4)
     empty = Feedback.empty()
     assert learning.examples(empty) == 0
-    assert descend(learning, policy, empty, step=StepSize(0.1)).policy.tolist() == policy.tolist()
     bare = Feedback.create([0.1], [0.0])
     with pytest.raises(ValueError, match="features"):
         learning.loss(policy, bare)

@@ -11,12 +11,29 @@ from clients.threshold import (
     BalancedLearning,
     PaperLearning,
     PrimalDualLearning,
-    StepSize,
     ThresholdLearning,
-    descend,
     kept_risk,
     soft_escalation,
 )
+from hlm.local_steps import local_steps
+
+
+def descended(
+    learning: ThresholdLearning,
+    policy: np.ndarray,
+    feedback: Feedback,
+    learning_rate: float,
+    steps: int = 1,
+) -> np.ndarray:
+    """Policy after descent on the rule's gradient, as a client does it."""
+    result = local_steps(
+        policy,
+        lambda at: learning.gradient(at, feedback),
+        steps,
+        learning_rate,
+        clip=learning.bounds,
+    )
+    return result.policy
 
 
 def round_of_tokens(rows: int, seed: int, audit_rate: float = 1.0) -> Feedback:
@@ -140,52 +157,18 @@ def test_literal_sum_overshoots_in_one_round_and_is_clipped() -> None:
     start = np.array([0.3])
     free = start - 0.01 * PaperLearning().gradient(start, feedback)
     assert free[0] > 1
-    update = descend(PaperLearning(), start, feedback, step=StepSize(0.01))
-    assert update.policy[0] == 1.0 and start[0] == 0.3
-    mean = descend(PaperLearning(reduction="mean"), start, feedback, step=StepSize(0.01))
-    assert 0.3 < mean.policy[0] < 0.32
+    assert descended(PaperLearning(), start, feedback, 0.01)[0] == 1.0 and start[0] == 0.3
+    assert 0.3 < descended(PaperLearning(reduction="mean"), start, feedback, 0.01)[0] < 0.32
 
 
 @pytest.mark.parametrize("learning", [PaperLearning(), PaperLearning(reduction="mean")])
 def test_round_without_transmitted_tokens_changes_nothing(learning: PaperLearning) -> None:
     kept = Feedback.create([0.1, 0.2], [0.0, 1.0], kept=[True, True])
     for feedback in (kept, Feedback.empty()):
-        update = descend(learning, np.array([0.4]), feedback, step=StepSize(1.0), local_steps=5)
-        assert update.policy.tolist() == [0.4] and update.examples == 0 and update.steps == 0
-        assert update.loss_before == update.loss_after == 0.0
-
-
-def test_local_steps_equal_repeated_single_steps() -> None:
-    learning, feedback, step = (
-        PaperLearning(reduction="mean"),
-        round_of_tokens(80, 5),
-        StepSize(0.1),
-    )
-    several = descend(learning, np.array([0.3]), feedback, step=step, local_steps=4)
-    policy = np.array([0.3])
-    for _ in range(4):
-        policy = descend(learning, policy, feedback, step=step).policy
-    np.testing.assert_allclose(several.policy, policy, rtol=0, atol=1e-15)
-    assert several.loss_after < several.loss_before
-
-
-def test_step_size_schedule() -> None:
-    assert StepSize(0.02, decay=True).at(3) == 0.005
-    assert StepSize(0.02).at(3) == 0.02
-    with pytest.raises(ValueError, match="eta"):
-        StepSize(0.0)
-    with pytest.raises(ValueError, match="round_index"):
-        StepSize(0.1).at(-1)
-
-
-def test_correction_is_added_to_the_gradient() -> None:
-    learning, feedback = BalancedLearning(), round_of_tokens(50, 2)
-    start = np.array([0.5])
-    update = descend(
-        learning, start, feedback, step=StepSize(0.1), correction=lambda policy: policy * 0 + 0.7
-    )
-    expected = start - 0.1 * (learning.gradient(start, feedback) + 0.7)
-    np.testing.assert_allclose(update.policy, expected)
+        policy = np.array([0.4])
+        assert descended(learning, policy, feedback, 1.0, steps=5).tolist() == [0.4]
+        assert learning.loss(policy, feedback) == 0.0
+    assert learning.examples(Feedback.empty()) == learning.examples(kept) == 0
 
 
 @pytest.mark.parametrize("audit_rate", [1.0, 0.2])
@@ -195,8 +178,8 @@ def test_balanced_finds_where_wrong_costs_as_much_as_sending(audit_rate: float) 
     feedback = round_of_tokens(40_000, 11, audit_rate)
     learning = BalancedLearning(gamma=30.0, transmission_cost=0.3, error_cost=1.0)
     for start in (0.1, 0.8):
-        update = descend(learning, np.array([start]), feedback, step=StepSize(0.3), local_steps=800)
-        assert update.policy[0] == pytest.approx(0.3, abs=0.08)
+        end = descended(learning, np.array([start]), feedback, 0.3, steps=800)
+        assert end[0] == pytest.approx(0.3, abs=0.08)
 
 
 def test_primal_dual_meets_its_budget() -> None:
@@ -206,7 +189,7 @@ def test_primal_dual_meets_its_budget() -> None:
     trace = []
     for round_index in range(600):
         feedback = round_of_tokens(600, 100 + round_index)
-        policy = descend(learning, policy, feedback, step=StepSize(0.05)).policy
+        policy = descended(learning, policy, feedback, 0.05)
         trace.append(policy[0])
     assert np.mean(trace[300:]) == pytest.approx(0.4, abs=0.05)
     assert kept_risk(float(np.mean(trace[300:])), round_of_tokens(50_000, 1)) < 0.1
@@ -242,9 +225,3 @@ def test_soft_escalation_does_not_overflow() -> None:
 def test_bad_settings_are_refused_by_name(build, named: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=named):
         build()
-
-
-@pytest.mark.parametrize("policy", [np.array([np.nan]), np.zeros(2), np.float64(0.5)])
-def test_bad_policies_are_refused(policy) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="policy"):
-        descend(PaperLearning(), policy, round_of_tokens(3, 0), step=StepSize(0.1))

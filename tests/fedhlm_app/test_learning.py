@@ -177,6 +177,26 @@ def test_steps_are_the_rules_own_unless_given():
     assert step_size(given, 3) == 0.25
 
 
+def test_a_round_with_nothing_to_learn_from_changes_nothing():
+    chosen = settings(learning="paper", local_steps=5)
+    kept = Feedback.create([0.1, 0.2], [0.0, 1.0], kept=[True, True])
+    for nothing in (kept, Feedback.empty()):
+        step = learn_locally(chosen, np.array([0.4]), nothing, {"round": 1}, None, None)
+        assert step.result.policy.tolist() == [0.4] and step.examples == 0
+        assert step.loss_before == step.loss_after == 0.0
+
+
+@pytest.mark.parametrize("rule", ["paper", "balanced", "primal-dual"])
+def test_local_steps_lower_the_rules_own_loss(rule):
+    chosen = settings(learning=rule, local_steps=4)
+    start = initial_policy(chosen)
+    step = learn_locally(chosen, start, feedback(seed=5), {"round": 1}, None, None)
+    assert step.examples > 0 and step.result.steps == 4
+    if rule != "primal-dual":  # a saddle point: its dual variable climbs
+        assert step.loss_after < step.loss_before
+    assert not np.array_equal(step.result.policy, start)
+
+
 def test_nothing_is_kept_before_there_is_a_guarantee():
     assert initial_policy(settings(learning="certified"))[0] == -1
     assert initial_policy(settings(learning="paper"))[0] == 0.5
