@@ -74,6 +74,7 @@ class Federation:
         self._began = time.monotonic()
         self._clusters = Clusters(settings)
         self._told = ConfigRecord()
+        self._tokens: TokenLog | None = None
         self.strategy = self._strategy()
         if settings.resume:
             self._resume()
@@ -124,15 +125,15 @@ class Federation:
         if not self.settings.token_log:
             yield grid
             return
-        with TokenLog(self.folder) as tokens:
-            yield cast(Grid, LoggingGrid(grid, tokens))
+        with TokenLog(self.folder, self.strategy.rounds_done) as self._tokens:
+            yield cast(Grid, LoggingGrid(grid, self._tokens))
 
     def _resume(self) -> None:
         """Go on from the folder's checkpoint."""
         state, clusters, self.progress = checkpoint.load(self.folder.path)
         self._clusters.load_state_dict(clusters, self.strategy)
         self.strategy.load_state_dict(state)
-        self.folder.keep_metrics(self.strategy.rounds_done)
+        self.folder.reopen(self.strategy.rounds_done)
         log(INFO, "Going on after round %d", self.strategy.rounds_done)
 
     def _strategy(self) -> Hierarchical:
@@ -250,6 +251,8 @@ class Federation:
             line["epsilon"] = self.epsilon
         if isinstance(self.strategy, Calibrated):
             line["calibration"] = self.strategy.stage(record)
+        if self._tokens is not None:
+            self._tokens.end_round(record.round)
         self.folder.append_metrics(line)
         self._clusters.renew(record.round, self.strategy)
         self._tell_sizes()

@@ -124,13 +124,26 @@ class RunFolder:
             folder._write_json(
                 CONFIG,
                 {
-                    "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "started": _now(),
                     "settings": settings.to_run_config(),
                     "versions": versions(),
                     "machine": machine(),
                 },
             )
+        elif settings.resume:
+            folder._note_changes(settings)
         return folder
+
+    def _note_changes(self, settings: Settings) -> None:
+        """Make `settings` those of `config.json`: the next resumption has to start from them."""
+        config = self.config()
+        told = settings.to_run_config() | {"resume": ""}
+        before = config["settings"]
+        changed = {key: value for key, value in told.items() if before.get(key) != value}
+        if changed:
+            since = {key: before.get(key) for key in changed}
+            config.setdefault("resumed", []).append({"at": _now(), "settings_before": since})
+            self._write_json(CONFIG, config | {"settings": told})
 
     def config(self) -> dict[str, Any]:
         """Return `config.json`: start, settings, versions, machine."""
@@ -153,8 +166,14 @@ class RunFolder:
         complete = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in complete if line]
 
-    def keep_metrics(self, last_round: int) -> None:
-        """Drop the lines after `last_round`: a resumed run writes those rounds again."""
+    def reopen(self, last_round: int) -> None:
+        """Make the folder that of a run under way whose first `last_round` rounds are over.
+
+        Lines of later rounds go, since they will be written again, and so do summary and report
+        of a run that had ended: whoever looks must not take them for those of the longer run.
+        """
+        for name in (SUMMARY, REPORT):
+            (self.path / name).unlink(missing_ok=True)
         kept = [line for line in self.metrics() if line["round"] <= last_round]
         write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -198,6 +217,10 @@ def latest_run(directory: Path) -> RunFolder | None:
     """Return the newest run folder of a directory, or None when there is none."""
     found = runs_in(directory)
     return found[-1] if found else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _new_folder(directory: Path, name: str) -> Path:

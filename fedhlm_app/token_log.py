@@ -6,12 +6,16 @@ Neither text nor token ids are in it: they do not leave a device for a log.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedhlm_app.runs import TOKENS, RunFolder
@@ -30,18 +34,33 @@ SCHEMA = pa.schema(
     ]
 )
 
+PARTS = "tokens-parts"
+"""Folder of the rounds' parts while a run is under way."""
+
 
 class TokenLog:
-    """Writes `tokens.parquet` batch by batch; a context manager.
+    """Writes `tokens.parquet`; a context manager.
 
-    The file takes its name only when the log is closed without an error: a Parquet file that is
-    half written cannot be read at all.
+    Rows gather in memory until their round is over and then become one part, a file of its own in
+    `tokens-parts/`. A run that breaks off leaves its parts, so a resumed one goes on with them.
+    Closing the log without an error joins all parts to `tokens.parquet`. Every file takes its
+    name when it is whole: a Parquet file that is half written cannot be read at all.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run's.
+    rounds_done : int
+        Rounds, >= 0, of the checkpoint the run goes on from. Rows of later rounds, which will be
+        run again, are dropped; so are all rows of an earlier run with 0.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, rounds_done: int = 0) -> None:
         self.path = folder.path / TOKENS
-        self._partial = self.path.with_name(f".{TOKENS}.partial")
-        self._writer = pq.ParquetWriter(self._partial, SCHEMA, compression="zstd")
+        self._parts = folder.path / PARTS
+        self._parts.mkdir(exist_ok=True)
+        self._pending: list[pa.Table] = []
+        self._drop_after(rounds_done)
 
     def __enter__(self) -> Self:
         return self
@@ -54,9 +73,6 @@ class TokenLog:
     ) -> None:
         if error is None:
             self.close()
-        else:
-            self._writer.close()
-            self._partial.unlink()
 
     def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Add rows, given as columns of one length named as in `SCHEMA`.
@@ -72,12 +88,46 @@ class TokenLog:
         if unknown := set(columns["stage"]) - set(STAGES):
             raise ValueError(f"token log stage {sorted(unknown)}: must be one of {STAGES}")
         table = pa.table({name: columns[name] for name in SCHEMA.names})
-        self._writer.write_table(table.cast(SCHEMA))
+        self._pending.append(table.cast(SCHEMA))
+
+    def end_round(self, number: int) -> None:
+        """Make what was added since the last call the part of round `number` (from 1)."""
+        if self._pending:
+            part = self._parts / f"round-{number:06d}.parquet"
+            _write_whole(part, self._pending)
+            self._pending = []
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
-        self._writer.close()
-        self._partial.replace(self.path)
+        """Join the parts, and what is not a part yet, to the one file."""
+        parts = sorted(self._parts.glob("*.parquet"))
+        _write_whole(self.path, itertools.chain(map(pq.read_table, parts), self._pending))
+        self._pending = []
+        # Only now: whoever breaks off before this line still has the parts.
+        shutil.rmtree(self._parts)
+
+    def _drop_after(self, rounds_done: int) -> None:
+        """Keep the rows of rounds up to `rounds_done`, those of a finished log included."""
+        whole = self.path.exists()
+        for part in self._parts.iterdir():
+            # A part whose writing was cut short has a name of another kind.
+            name = re.fullmatch(r"round-(\d+)\.parquet", part.name)
+            # A joined log holds all of them.
+            if whole or name is None or int(name[1]) > rounds_done:
+                part.unlink()
+        if whole:
+            early = pq.read_table(self.path).filter(pc.field("round") <= rounds_done)
+            if len(early):
+                _write_whole(self._parts / "round-000000.parquet", [early])
+            self.path.unlink()
+
+
+def _write_whole(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write the tables, in order, to a file that appears when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(SCHEMA))
+    partial.replace(path)
 
 
 def read_tokens(folder: RunFolder) -> Any:
@@ -98,6 +148,9 @@ def write_events(folder: RunFolder) -> Path | None:
     from torch.utils.tensorboard import SummaryWriter
 
     events = folder.path / "events"
+    # Those of an earlier end of the same run hold the same rounds once more.
+    if events.exists():
+        shutil.rmtree(events)
     with SummaryWriter(str(events)) as writer:
         for line in folder.metrics():
             for name, value in _flat(line):

@@ -176,3 +176,19 @@ def test_the_token_log_holds_every_token_and_no_text(runner, tmp_path):
         stage: count for stage, count in folder.summary()["resolution"].items() if count
     }
     assert set(table.column("cluster").to_pylist()) == {0, 1}
+
+
+def test_the_token_log_of_a_resumed_run_holds_all_rounds(runner, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tmp_path / "cut", rounds=3, stop_after=2, token_log=True)
+    cut = next((tmp_path / "cut").iterdir())
+    _, again, _ = runner.run(tmp_path, rounds=3, resume=str(cut), token_log=True)
+    _, whole, _ = runner.run(tmp_path / "whole", rounds=3, token_log=True)
+    assert read_tokens(again).equals(read_tokens(whole))
+    assert set(read_tokens(again).column("round").to_pylist()) == {1, 2, 3}
+    # Going on with a run that had ended keeps what it logged.
+    longer = {"rounds": 4, "resume": str(cut), "token_log": True}
+    _, longest, _ = runner.run(tmp_path, **longer)
+    first = read_tokens(longest).to_pylist()[: len(read_tokens(whole))]
+    assert first == read_tokens(whole).to_pylist()
+    assert longest.summary()["rounds"] == 4

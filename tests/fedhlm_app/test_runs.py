@@ -53,12 +53,16 @@ def test_the_launchers_folder_is_used(tmp_path: Path) -> None:
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_resumed_run_keeps_its_folder_and_its_first_settings(folder: RunFolder) -> None:
+def test_a_resumed_run_keeps_its_folder_and_says_what_was_changed(folder: RunFolder) -> None:
     again = settings_in(folder.path.parent).model_copy(
-        update={"resume": str(folder.path), "seed": 9}
+        update={"resume": str(folder.path), "rounds": 9}
     )
-    assert RunFolder.create(again, {}).path == folder.path
-    assert folder.config()["settings"]["seed"] == 7
+    for _ in range(2):  # by the launcher, then by the ServerApp
+        assert RunFolder.create(again, {}).path == folder.path
+    config = folder.config()
+    # A second resumption starts from these: the rounds asked for last, not those asked for first.
+    assert config["settings"] == again.to_run_config() | {"resume": ""}
+    assert [life["settings_before"] for life in config["resumed"]] == [{"rounds": 30}]
 
 
 def test_the_newest_run(tmp_path: Path) -> None:
@@ -82,7 +86,10 @@ def test_metrics_are_lines_and_a_cut_one_is_left_out(folder: RunFolder) -> None:
         {"round": 1, "loss": None, "bytes": {"uplink": 3}},
         {"round": 2, "threshold": {"global": None}},
     ]
-    folder.keep_metrics(last_round=1)
+    folder.write_summary(good())
+    (folder.path / "report.html").write_text("old")
+    folder.reopen(last_round=1)
+    assert folder.summary() is None and not (folder.path / "report.html").exists()
     folder.append_metrics({"round": 2})
     assert [line["round"] for line in folder.metrics()] == [1, 2]
     with pytest.raises(ValueError, match="round"):
@@ -188,11 +195,54 @@ def test_the_token_log_refuses_what_it_does_not_know(folder: RunFolder) -> None:
             log.append(token_rows(client=[1]))
 
 
-def test_a_run_that_breaks_off_leaves_no_half_written_log(folder: RunFolder) -> None:
-    with pytest.raises(RuntimeError), TokenLog(folder) as log:
-        log.append(token_rows())
+def rounds_logged(folder: RunFolder) -> list[int]:
+    return read_tokens(folder).column("round").to_pylist()
+
+
+def break_off(folder: RunFolder, *rounds: int, before: int = 0, unfinished: int) -> None:
+    """A log that ends its rounds, and is lost in the middle of the next."""
+    with pytest.raises(RuntimeError), TokenLog(folder, before) as log:
+        for number in rounds:
+            log.append(token_rows(round=[number, number]))
+            log.end_round(number)
+        log.append(token_rows(round=[unfinished, unfinished]))
         raise RuntimeError("broken off")
-    assert {path.name for path in folder.path.iterdir()} == {"config.json"}
+
+
+def test_a_run_that_breaks_off_leaves_its_rounds_and_no_half_written_log(
+    folder: RunFolder,
+) -> None:
+    break_off(folder, 1, 2, 3, unfinished=4)
+    assert not (folder.path / "tokens.parquet").exists()
+    # The checkpoint of round 3 was not written any more, and a part was cut short.
+    (folder.path / "tokens-parts" / ".round-000004.parquet.partial").write_bytes(b"PAR1")
+    break_off(folder, 3, before=2, unfinished=4)
+    with TokenLog(folder, rounds_done=3) as log:
+        log.append(token_rows(round=[4, 4]))
+        log.end_round(4)
+    assert rounds_logged(folder) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert not (folder.path / "tokens-parts").exists()
+
+
+def test_a_finished_log_is_gone_on_with(folder: RunFolder) -> None:
+    with TokenLog(folder) as log:
+        for number in (1, 2):
+            log.append(token_rows(round=[number, number]))
+            log.end_round(number)
+    break_off(folder, 3, before=2, unfinished=4)
+    with TokenLog(folder, rounds_done=3) as log:
+        log.append(token_rows(round=[4, 4]))
+        log.end_round(4)
+    assert rounds_logged(folder) == [1, 1, 2, 2, 3, 3, 4, 4]
+    # Killed after joining, before the parts were gone: nothing counts twice.
+    (folder.path / "tokens-parts").mkdir()
+    for number in (1, 2):
+        whole = (folder.path / "tokens.parquet").read_bytes()
+        (folder.path / "tokens-parts" / f"round-00000{number}.parquet").write_bytes(whole)
+    TokenLog(folder, rounds_done=3).close()
+    assert rounds_logged(folder) == [1, 1, 2, 2, 3, 3]
+    TokenLog(folder).close()
+    assert rounds_logged(folder) == []
 
 
 def test_events_for_tensorboard_hold_the_figures(folder: RunFolder) -> None:
