@@ -43,9 +43,6 @@ __all__ = [
     "trains_router",
 ]
 
-LARGEST_WEIGHT = 50.0
-"""Bound of every model parameter; `clients.router_model.RouterLearning` has the same."""
-
 THRESHOLD_RATE = 2.0
 """Step of the threshold over that of the model: about what the threshold rules use alone."""
 

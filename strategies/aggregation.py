@@ -106,28 +106,6 @@ def cluster_means(
     return result
 
 
-def mean_over_clusters(cluster_values: FloatArray, reported: BoolArray) -> FloatArray:
-    """Eq. 8: the unweighted mean over the clusters that have reported so far.
-
-    A cluster that was silent in this round still counts with the value it kept; one that has
-    never reported does not, since its value is only the initial one.
-
-    Parameters
-    ----------
-    cluster_values : float64 [C, d]
-    reported : bool [C]
-        True for every cluster that has ever had a positive weight.
-
-    Raises
-    ------
-    ValueError
-        When no cluster has ever reported.
-    """
-    if not reported.any():
-        raise ValueError("reported: no cluster; allowed: at least one that has reported")
-    return np.asarray(cluster_values[reported].mean(axis=0), dtype=np.float64)
-
-
 def median(values: FloatArray) -> FloatArray:
     """Coordinate-wise median of ``values [n, d]``, unweighted. Returns float64 [d]."""
     _check(values, None)

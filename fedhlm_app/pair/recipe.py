@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["LLM_SHAPE", "SLM_SHAPE", "ModelShape", "PairTraining", "StageRecipe"]
 
@@ -151,7 +150,3 @@ class PairTraining:
         _require(
             self.validation_rows >= 0, "validation_rows", self.validation_rows, "it must be >= 0"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give all settings as plain values, for the model card."""
-        return dataclasses.asdict(self)

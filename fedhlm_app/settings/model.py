@@ -183,11 +183,6 @@ class Settings(
         return {key: value for key, value in self.to_run_config().items() if value != defaults[key]}
 
     @property
-    def prompts_per_round(self) -> int:
-        """Prompts a client runs in a round: tokens-per-round / tokens-per-prompt, rounded up."""
-        return -(-self.tokens_per_round // self.tokens_per_prompt)
-
-    @property
     def verifier(self) -> str:
         """Name of the verification method, `auto` resolved by the decoding."""
         if self.verification != "auto":
@@ -201,8 +196,3 @@ class Settings(
         So it is in greedy decoding, and when both sides draw with the same clocks (coupled).
         """
         return self.verifier in ("greedy", "coupled")
-
-    @property
-    def text_column_names(self) -> tuple[str, ...]:
-        """Names in `text-columns`; empty when the dataset's usual ones are meant."""
-        return tuple(name.strip() for name in self.text_columns.split(",") if name.strip())

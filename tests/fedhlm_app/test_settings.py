@@ -21,7 +21,6 @@ def test_the_default_job_is_the_papers() -> None:
     settings = build()
     assert (settings.clients, settings.clusters, settings.rounds) == (20, 4, 30)
     assert settings.clients * settings.rounds * settings.tokens_per_round == 18_000
-    assert settings.prompts_per_round == 3
     assert settings.verifier == "greedy"
 
 
@@ -149,11 +148,6 @@ def test_a_missing_checkpoint_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_what_looks_like_a_path(value: str, is_path: bool) -> None:
     assert looks_like_path(value) is is_path
-
-
-def test_text_columns_are_split() -> None:
-    assert build(text_columns=" title, text ,").text_column_names == ("title", "text")
-    assert build().text_column_names == ()
 
 
 def test_only_changed_settings_travel(tmp_path: Path) -> None:
