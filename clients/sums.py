@@ -127,7 +127,7 @@ class CertifiedLearning:
         return np.where(unanswered, 1.0, feedback.weighted_beta)
 
     def sums(self, feedback: Feedback, grid: Vector) -> Vector:
-        """Flat float64 [1 + 2 G], see :meth:`hlm.risk.RiskSums.as_vector`.
+        """Flat float64 [1 + G], see :meth:`hlm.risk.RiskSums.as_vector`.
 
         Parameters
         ----------

@@ -12,7 +12,7 @@ from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
 CHECKPOINT = "checkpoint.json"
-_VERSION = 2
+_VERSION = 3
 
 
 class CheckpointError(ValueError):

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Floats", "RiskSums", "prompt_curves", "risk_at", "risk_sums", "threshold_grid"]
+__all__ = ["UNIT", "Floats", "RiskSums", "prompt_curves", "risk_at", "risk_sums", "threshold_grid"]
 
 Floats = NDArray[np.float64]
+
+
+UNIT = 2.0**-16
+"""Step of the numbers a curve is sent in, in prompts."""
+
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -19,37 +25,39 @@ class RiskSums:
     Attributes
     ----------
     risk : float64 [G]
-        ``sum_i R_i(grid[g])`` over prompts.
-    kept : float64 [G]
-        Sum over prompts of the share of their tokens kept at ``grid[g]``.
+        ``sum_i R_i(grid[g])`` over prompts; never falls.
     prompts : float
         Number of prompts.
     """
 
     risk: Floats
-    kept: Floats
     prompts: float
 
     def as_vector(self) -> Floats:
-        """Flat float64 [1 + 2 G]: prompts, risk, kept. Vectors of clients add up."""
-        return np.concatenate([[self.prompts], self.risk, self.kept])
+        """Flat float64 [1 + G] of whole numbers: prompts, then the rises of the curve in `UNIT`.
+
+        Whole numbers because they add up exactly, suit secure aggregation, and take a byte where a
+        few prompts leave most of a grid without a rise. The curve is rounded up, by less than
+        `UNIT` a client: a threshold read from it can only be the more careful. Vectors add up.
+        """
+        whole = np.ceil(self.risk / UNIT - _ROUNDING)
+        return np.concatenate([[self.prompts], np.diff(whole, prepend=0.0)])
 
     @classmethod
     def from_vector(cls, vector: ArrayLike) -> RiskSums:
-        """Inverse of :meth:`as_vector`.
+        """The curve of a vector, or of a sum of vectors.
 
         Raises
         ------
         ValueError
-            If the length is even or anything is negative or not finite.
+            If the vector is too short or anything is negative or not finite.
         """
         flat = np.asarray(vector, dtype=np.float64)
-        if flat.ndim != 1 or flat.size < 3 or flat.size % 2 == 0:
-            raise ValueError(f"risk sums need an odd length of at least 3, got shape {flat.shape}")
+        if flat.ndim != 1 or flat.size < 2:
+            raise ValueError(f"risk sums need at least two numbers, got shape {flat.shape}")
         if not (np.isfinite(flat).all() and (flat >= 0).all()):
             raise ValueError("risk sums must be finite and not negative")
-        points = (flat.size - 1) // 2
-        return cls(risk=flat[1 : 1 + points], kept=flat[1 + points :], prompts=float(flat[0]))
+        return cls(risk=np.cumsum(flat[1:]) * UNIT, prompts=float(flat[0]))
 
 
 def threshold_grid(points: int = 256) -> Floats:
@@ -104,8 +112,7 @@ def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) 
     cell = np.searchsorted(grid, u, side="left")
     share = 1.0 / np.bincount(row, minlength=len(names))[row]
     risk = np.bincount(cell, weights=loss * share, minlength=len(grid) + 1)[:-1]
-    kept = np.bincount(cell, weights=share, minlength=len(grid) + 1)[:-1]
-    return RiskSums(risk=np.cumsum(risk), kept=np.cumsum(kept), prompts=float(len(names)))
+    return RiskSums(risk=np.cumsum(risk), prompts=float(len(names)))
 
 
 def risk_at(curves: Floats, grid: Floats, thresholds: Floats) -> Floats:

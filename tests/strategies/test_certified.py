@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from hlm.betting import log_terms
-from hlm.risk import conformal_threshold, personal_thresholds, risk_sums, threshold_grid
+from hlm.risk import (
+    RiskSums,
+    conformal_threshold,
+    personal_thresholds,
+    risk_sums,
+    threshold_grid,
+)
 from strategies.calibration import PooledCalibration, SequentialCalibration
 from strategies.certified import Calibrated
 from strategies.cluster_map import AssignedClusters
@@ -31,11 +37,11 @@ ALPHA = 0.2
 
 
 def threshold_of(vector):
-    return conformal_threshold(vector[1:33], vector[0], GRID, ALPHA)
+    return conformal_threshold(RiskSums.from_vector(vector).risk, vector[0], GRID, ALPHA)
 
 
 def pooled(rounds=1):
-    return PooledCalibration("risk-curve", 65, threshold_of, -1.0, rounds)
+    return PooledCalibration("risk-curve", 33, threshold_of, -1.0, rounds)
 
 
 def curve_of(seed, prompts=40):
@@ -85,7 +91,7 @@ def test_thresholds_equal_those_of_all_curves_in_one_place(tier):
     strategy = calibrated(tier, pseudo=30.0)
     run(strategy, curves)
     expected = personal_thresholds(
-        np.stack([curve[1:33] for curve in curves]),
+        np.stack([RiskSums.from_vector(curve).risk for curve in curves]),
         np.array([curve[0] for curve in curves]),
         GRID,
         ALPHA,
@@ -117,7 +123,7 @@ def test_rounds_are_pooled():
 
 
 @pytest.mark.parametrize(
-    "bad", [[1.0], [float("nan")] * 65, "missing"], ids=["short", "nan", "missing"]
+    "bad", [[1.0], [float("nan")] * 33, "missing"], ids=["short", "nan", "missing"]
 )
 def test_a_bad_curve_does_not_move_the_threshold(bad):
     curves = [curve_of(seed) for seed in range(4)]
