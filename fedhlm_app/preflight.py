@@ -6,7 +6,12 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.data.prompts import TEXT_TOKENS
 from fedhlm_app.device import items_of
-from fedhlm_app.pair.load import check_context, check_same_tokenizer, label_tokens, load_tokenizer
+from fedhlm_app.pair.vocabulary import (
+    check_context,
+    check_same_tokenizer,
+    label_tokens,
+    load_tokenizer,
+)
 from fedhlm_app.settings import Settings
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedhlm_app.data.items import DataError, Items
+from fedhlm_app.pair.vocabulary import label_tokens, topic_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,9 +83,6 @@ def prompts(
     DataError
         For an unknown workload or a length out of range.
     """
-    # The token helpers live beside the models, and PyTorch comes along with those.
-    from fedhlm_app.pair.load import label_tokens, topic_tokens
-
     if workload not in ("generate", "score", "classify"):
         raise DataError(
             f"workload = {workload!r} is unknown; allowed are generate, score, classify"

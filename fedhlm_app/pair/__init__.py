@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from fedhlm_app.pair.figures import PairFigures, evaluate_pair
     from fedhlm_app.pair.load import (
         ModelPair,
-        PairError,
-        check_context,
-        check_same_tokenizer,
         load_llm,
         load_pair,
         load_slm,
-        load_tokenizer,
     )
     from fedhlm_app.pair.packing import pack_model
     from fedhlm_app.pair.pipeline import PairReport, distil_pair, train_pair
     from fedhlm_app.pair.recipe import PairTraining
+    from fedhlm_app.pair.vocabulary import (
+        PairError,
+        check_context,
+        check_same_tokenizer,
+        load_tokenizer,
+    )
 
 __all__ = [
     "ModelPair",
@@ -42,7 +44,7 @@ __all__ = [
     "train_pair",
 ]
 
-_MODULES = ("load", "recipe", "packing", "figures", "pipeline")
+_MODULES = ("vocabulary", "load", "recipe", "packing", "figures", "pipeline")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,221 @@
+"""What is known of a model pair without reading weights: tokenizer, label tokens, context length.
+
+PyTorch and Transformers take seconds to import, so they come with the first call that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from fedhlm_assets import asset_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "BUILTIN",
+    "BUILTIN_LABELS",
+    "TOPIC_PROMPT",
+    "PairError",
+    "check_context",
+    "check_same_tokenizer",
+    "from_transformers",
+    "has_topic_token",
+    "label_token",
+    "label_tokens",
+    "load_tokenizer",
+    "topic_tokens",
+]
+
+BUILTIN = "builtin"
+"""Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
+
+BUILTIN_LABELS = ("world", "sports", "business", "scitech")
+"""Label names of the built-in corpus and of AG News, in AG News' order."""
+
+TOPIC_PROMPT = " Topic:"
+"""Stands between text and label for models without a topic token."""
+
+_TOPIC_TOKEN = "<|topic|>"
+
+
+class PairError(ValueError):
+    """Two models cannot work as a pair, or one cannot be loaded as asked."""
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"``, a folder, or a hub name.
+
+    Raises
+    ------
+    PairError
+        If there is no tokenizer under that name.
+    """
+    from transformers import AutoTokenizer
+
+    source = str(asset_path("pair")) if name == BUILTIN else name
+    tokenizer: PreTrainedTokenizerBase = from_transformers(
+        AutoTokenizer, source, f"tokenizer of {name!r}"
+    )
+    return tokenizer
+
+
+def check_same_tokenizer(slm: str, llm: str) -> None:
+    """Refuse two models that do not read text as the same token ids.
+
+    Compares the vocabularies, special tokens included, without loading weights.
+
+    Raises
+    ------
+    PairError
+        Naming both models and a token on which they differ.
+    """
+    if slm == llm:
+        return
+    small = load_tokenizer(slm).get_vocab()
+    large = load_tokenizer(llm).get_vocab()
+    if small == large:
+        return
+    differing = min(
+        (token for token in small.keys() | large.keys() if small.get(token) != large.get(token)),
+        key=lambda token: (small.get(token, large.get(token, 0)), token),
+    )
+    raise PairError(
+        f"slm {slm!r} ({len(small)} tokens) and llm {llm!r} ({len(large)} tokens) have different "
+        f"tokenizers: token {differing!r} is {small.get(differing)} in the slm and "
+        f"{large.get(differing)} in the llm; give two models with one tokenizer"
+    )
+
+
+def check_context(name: str, longest: int, role: str = "llm") -> None:
+    """Refuse a context that is longer than a model's positions, from its config alone.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"``, a folder, or a hub name.
+    longest : int
+        Tokens of the longest context, prompt and new tokens together.
+    role : str
+        ``"slm"`` or ``"llm"``: which of the built-in models, and the word in the message.
+
+    Raises
+    ------
+    PairError
+        If ``longest`` exceeds ``max_position_embeddings``.
+    """
+    positions = _positions(name, role)
+    if positions is not None and longest > positions:
+        raise PairError(
+            f"{role} {name!r} has {positions} positions, but a context of {longest} tokens was "
+            f"asked for; allowed are prompt and new tokens of at most {positions} together"
+        )
+
+
+def _positions(name: str, role: str) -> int | None:
+    """Tokens a model can tell apart by position; None where its config names no limit."""
+    if name == BUILTIN:
+        # Written by us and known to be good: no need for Transformers to read it.
+        config = json.loads(asset_path(f"pair/{role}/config.json").read_text(encoding="utf-8"))
+        return int(config["max_position_embeddings"])
+    from transformers import AutoConfig
+
+    found = from_transformers(AutoConfig, name, f"config of {role} {name!r}")
+    positions: int | None = getattr(found, "max_position_embeddings", None)
+    return positions
+
+
+def has_topic_token(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer has the topic token of a pair trained here."""
+    return _TOPIC_TOKEN in tokenizer.get_vocab()
+
+
+def topic_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Give the tokens that ask for the label: the topic token, or :data:`TOPIC_PROMPT`."""
+    vocabulary = tokenizer.get_vocab()
+    if _TOPIC_TOKEN in vocabulary:
+        return [int(vocabulary[_TOPIC_TOKEN])]
+    return [int(token) for token in tokenizer.encode(TOPIC_PROMPT, add_special_tokens=False)]
+
+
+def label_token(name: str) -> str:
+    """Give the special token of a label name, such as ``<|world|>`` for ``world``."""
+    return f"<|{name}|>"
+
+
+def label_tokens(
+    tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str] = BUILTIN_LABELS
+) -> dict[str, int]:
+    """Find the token that answers with each label.
+
+    A tokenizer trained here has one special token per label. For any other, a label is
+    represented by the first token of its name as a word (with a leading space).
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Any tokenizer.
+    label_names : sequence of str
+        At least one name.
+
+    Returns
+    -------
+    dict of str to int
+        Label name to token id, in the order given; ids are distinct.
+
+    Raises
+    ------
+    PairError
+        If two labels would be the same token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    found: dict[str, int] = {}
+    for name in label_names:
+        special = vocabulary.get(label_token(name))
+        if special is None:
+            special = tokenizer.encode(f" {name}", add_special_tokens=False)[0]
+        for other, token in found.items():
+            if token == special:
+                raise PairError(
+                    f"labels {other!r} and {name!r} both begin with token {special} of this "
+                    f"tokenizer; give label names whose first tokens differ"
+                )
+        found[name] = int(special)
+    return found
+
+
+def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
+    """Call ``kind.from_pretrained`` and name what was asked for when it fails.
+
+    Parameters
+    ----------
+    kind : type
+        An auto class of Transformers.
+    source : str
+        Folder or hub name.
+    what : str
+        What is loaded, in the words of the message.
+    **options
+        Passed on.
+
+    Raises
+    ------
+    PairError
+        If it cannot be loaded.
+    """
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise PairError(
+            f"cannot load the {what}: {error}; allowed are 'builtin', a folder written by "
+            f"save_pretrained, or a hub name"
+        ) from error
