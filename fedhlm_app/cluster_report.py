@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.data.partitions import label_counts, partition
+from fedhlm_app.dataset import items_of
 from fedhlm_app.settings import Settings
 from strategies.clustering import LearnedClusters, adjusted_rand_index, purity
 
@@ -37,9 +38,6 @@ def clustering_figures(clusters: Clusters) -> dict[str, Any]:
     Purity counts all items a client holds, by their labels in the data, which the server knows
     in a simulation and nobody does otherwise.
     """
-    # PyTorch comes along with the device, which only a server that reports needs.
-    from fedhlm_app.device import items_of
-
     settings = clusters.settings
     items = items_of(settings)
     shares = partition(

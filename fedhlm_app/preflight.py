@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.data.prompts import TEXT_TOKENS
-from fedhlm_app.device import items_of
+from fedhlm_app.dataset import items_of
 from fedhlm_app.pair.vocabulary import (
     check_context,
     check_same_tokenizer,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
 from fedhlm_assets import asset_path
@@ -62,14 +64,15 @@ class Items:
     ----------
     name : str
         The dataset as asked for, with its split.
-    table : datasets.Dataset
+    table : pyarrow.Table
         Columns ``text`` (str, never empty) and ``label`` (int, index into ``label_names``).
+        Large datasets lie on disk and are mapped into memory.
     label_names : tuple of str
         Lower-case letters and digits only, so that a name is also its label token.
     """
 
     name: str
-    table: Dataset
+    table: pa.Table
     label_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -78,18 +81,22 @@ class Items:
 
     def texts(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:
         """Give the texts of some rows, in the order asked for (all rows by default)."""
-        chosen = self.table if rows is None else self.table.select(_row_list(rows))
-        return list(chosen["text"])
+        column = self.table["text"]
+        if rows is None:
+            return [str(text) for text in column.to_pylist()]
+        # One by one: `take` would first join the pieces of a large column in memory.
+        return [str(column[int(row)].as_py()) for row in rows]
 
     def subset(self, rows: Sequence[int] | np.ndarray) -> Items:
         """Give some rows as items of their own, in the order asked for."""
         name = f"{self.name}, {len(rows)} rows"
-        return Items(name, self.table.select(_row_list(rows)), self.label_names)
+        columns = {"text": self.texts(rows), "label": self.labels(rows)}
+        return Items(name, pa.table(columns), self.label_names)
 
     def labels(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Give the labels of some rows, int64 [rows]."""
-        chosen = self.table if rows is None else self.table.select(_row_list(rows))
-        return np.asarray(chosen["label"], dtype=np.int64)
+        labels = np.asarray(self.table["label"].to_numpy(), dtype=np.int64)
+        return labels if rows is None else labels[np.asarray(rows, dtype=np.int64)]
 
 
 def load_items(
@@ -140,27 +147,19 @@ def _load_items(
     """Read, find the columns, and clean."""
     if split not in _NEAREST:
         raise DataError(f"split = {split!r} is unknown; allowed are {', '.join(_NEAREST)}")
-    name, is_ag_news = f"{dataset} ({split})", False
     if dataset == BUILTIN:
-        name = BUILTIN
-        raw = _read_builtin()
-        text_column = text_column or "title,text"
-        label_column, label_names = label_column or "topic", label_names or _TOPICS
-    elif _is_local(dataset):
+        return _load_builtin(text_column, label_column, label_names)
+    name, is_ag_news = f"{dataset} ({split})", False
+    if _is_local(dataset):
         raw, is_ag_news = _read_local(Path(dataset).expanduser(), split)
         label_names = label_names or (_TOPICS if is_ag_news else ())
     else:
         raw = _read_hub(dataset, split)
-    texts = _find_columns(
-        raw, "text-column", text_column, ("text", "title,description", "title,text")
-    )
-    label = _find_columns(raw, "label-column", label_column, ("label", "topic", "class"))
-    if len(label) != 1:
-        raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
+    texts, label = _columns_of(list(raw.column_names), text_column, label_column)
     if not label_names:
-        label_names = tuple(getattr(raw.features[label[0]], "names", None) or ())
-    values = list(raw[label[0]])
-    if is_ag_news and label == _AG_NEWS_COLUMNS[:1]:
+        label_names = tuple(getattr(raw.features[label], "names", None) or ())
+    values = list(raw[label])
+    if is_ag_news and label == _AG_NEWS_COLUMNS[0]:
         values = [value - 1 for value in values]  # its classes count from 1
     labels, names = _encode_labels(values, label_names, name)
     # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
@@ -171,7 +170,20 @@ def _load_items(
         remove_columns=raw.column_names,
         fn_kwargs={"columns": texts, "rules": CLEANING_RULES},
     )
-    return _items(name, cleaned.add_column("label", labels), names)
+    table = cleaned.with_format("arrow")[:].select(["text"])
+    return _items(name, table.append_column("label", pa.array(labels, pa.int64())), names)
+
+
+def _load_builtin(text_column: str, label_column: str, label_names: tuple[str, ...]) -> Items:
+    """Read the built-in corpus without `datasets`, which takes a second to import."""
+    rows: list[dict[str, str]] = []
+    for topic in _TOPICS:
+        lines = asset_path(f"corpus/{topic}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows += [json.loads(line) for line in lines if line.strip()]
+    raw = {column: [row[column] for row in rows] for column in rows[0]}
+    texts, label = _columns_of(list(raw), text_column or "title,text", label_column or "topic")
+    labels, names = _encode_labels(raw[label], label_names or _TOPICS, BUILTIN)
+    return items_from_rows(BUILTIN, _clean_batch(raw, texts, CLEANING_RULES)["text"], labels, names)
 
 
 def has_splits(dataset: str) -> bool:
@@ -189,18 +201,20 @@ def items_from_rows(
     DataError
         If nothing is left.
     """
-    from datasets import Dataset
+    columns = {
+        "text": pa.array(list(texts), pa.string()),
+        "label": pa.array([int(label) for label in labels], pa.int64()),
+    }
+    return _items(name, pa.table(columns), tuple(label_names))
 
-    columns = {"text": list(texts), "label": [int(label) for label in labels]}
-    return _items(name, Dataset.from_dict(columns), tuple(label_names))
 
-
-def _items(name: str, table: Dataset, label_names: tuple[str, ...]) -> Items:
+def _items(name: str, table: pa.Table, label_names: tuple[str, ...]) -> Items:
     """Leave out empty texts."""
-    kept = [row for row, text in enumerate(table["text"]) if text]
+    has_text = pc.not_equal(table["text"], "")
+    kept = int(pc.sum(has_text).as_py() or 0)
     if not kept:
         raise DataError(f"dataset = {name} holds no text; at least one item is needed")
-    return Items(name, table if len(kept) == len(table) else table.select(kept), label_names)
+    return Items(name, table if kept == len(table) else table.filter(has_text), label_names)
 
 
 def _clean_batch(
@@ -209,22 +223,6 @@ def _clean_batch(
     """Clean and join some rows; ``rules`` only tells caches of other rules apart."""
     rows = zip(*(batch[column] for column in columns), strict=True)
     return {"text": [join_text([str(value or "") for value in row]) for row in rows]}
-
-
-def _read_builtin() -> Dataset:
-    """Read the built-in corpus into memory, without `datasets`' cache on disk."""
-    from datasets import Dataset
-
-    rows: list[dict[str, str]] = []
-    for topic in _TOPICS:
-        lines = asset_path(f"corpus/{topic}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows += [json.loads(line) for line in lines if line.strip()]
-    return Dataset.from_list(rows)
-
-
-def _row_list(rows: Sequence[int] | np.ndarray) -> list[int]:
-    """Turn row numbers of any integer kind into plain ones, as ``Dataset.select`` wants them."""
-    return [int(row) for row in rows]
 
 
 def _is_local(dataset: str) -> bool:
@@ -323,9 +321,21 @@ def _read_hub(dataset: str, split: str) -> Dataset:
     raise DataError(f"dataset = {dataset!r} has no split for {split!r}; tried {_NEAREST[split]}")
 
 
-def _find_columns(raw: Dataset, setting: str, asked: str, defaults: tuple[str, ...]) -> list[str]:
+def _columns_of(present: list[str], text_column: str, label_column: str) -> tuple[list[str], str]:
+    """Find the columns of the text and the one of the label."""
+    texts = _find_columns(
+        present, "text-column", text_column, ("text", "title,description", "title,text")
+    )
+    label = _find_columns(present, "label-column", label_column, ("label", "topic", "class"))
+    if len(label) != 1:
+        raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
+    return texts, label[0]
+
+
+def _find_columns(
+    present: list[str], setting: str, asked: str, defaults: tuple[str, ...]
+) -> list[str]:
     """Find the columns that a setting names, or the first default that is there."""
-    present = list(raw.column_names)
     for candidate in (asked,) if asked else defaults:
         columns = [column.strip() for column in candidate.split(",")]
         if all(column in present for column in columns):

@@ -291,6 +291,20 @@ class TestPartition:
         sizes = [len(share) for share in partition(made_items(103), 10)]
         assert max(sizes) - min(sizes) <= 1
 
+    @settings(max_examples=25, deadline=None)
+    @given(rows=st.integers(2, 300), clients=st.integers(1, 40), seed=st.integers(0, 50))
+    def test_iid_shares_are_those_of_flowers_partitioner(self, rows, clients, seed):
+        from datasets import Dataset
+        from flwr_datasets.partitioner import IidPartitioner
+
+        if rows < 2 * clients:
+            return
+        partitioner = IidPartitioner(num_partitions=clients)
+        table = Dataset.from_dict({"row": list(range(rows))})
+        partitioner.dataset = table.shuffle(seed=seed, keep_in_memory=True)
+        for client, share in enumerate(partition(made_items(rows), clients, "iid", seed=seed)):
+            assert share.tolist() == list(partitioner.load_partition(client)["row"])
+
     def test_small_alpha_gives_fewer_labels_a_client(self):
         items = made_items(2000)
 
