@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -13,20 +13,18 @@ from flwr.clientapp import ClientApp
 from clients.records import FloatArray
 from clients.uplink import Transport
 from fedhlm_app.calibrating import calibrates, sums_of
-from fedhlm_app.device import Device, Routed, calibration_feedback, feedback_of
+from fedhlm_app.device import Device
 from fedhlm_app.edge import edge_actor_name
 from fedhlm_app.learning import learn_locally, private_policy
 from fedhlm_app.links import HttpLink, RayLink, llm_actor_name
 from fedhlm_app.profiles import PROFILE, profile_record, requested
+from fedhlm_app.routed import Figures, calibration_feedback, feedback_of, figures
 from fedhlm_app.router import trains_router
 from fedhlm_app.settings import Settings
 from fedhlm_app.token_columns import TOKENS, token_columns
 from hlm.local_steps import Personalisation, starting_point
 
 app = ClientApp()
-
-Figures = dict[str, int | float | list[int] | list[float]]
-"""What a MetricRecord is made of."""
 
 OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
 """Keys of what a client keeps in `context.state` between rounds."""
@@ -166,56 +164,6 @@ def _device(settings: Settings, client: int, run: int) -> Device:
         transport,
         lambda cluster: RayLink(edge_actor_name(run, cluster), EDGE_TIMEOUT),
     )
-
-
-def figures(routed: Routed, settings: Settings) -> Figures:
-    """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
-    shared_draw = settings.shared_draw
-    traffic = routed.traffic
-    sums: dict[str, Any] = {
-        "tokens": 0,
-        "escalated": 0,
-        "audited": 0,
-        "agreement": 0.0,
-        "agreement-known": 0,
-        "kept-loss": 0.0,
-        "kept-loss-known": 0,
-        "uncertainty": 0.0,
-        "ratio-beta": 0.0,
-        "ratio-beta-known": 0,
-    }
-    for records in routed.records:
-        present = records.present
-        agreement = records.agreement(shared_draw)[present]
-        loss = records.kept_loss(shared_draw)[present]
-        ratio = records.ratio_beta()[present]
-        sums["tokens"] += records.tokens
-        sums["escalated"] += int(records.escalated.sum())
-        sums["audited"] += int(records.audited.sum())
-        sums["agreement"] += float(np.nansum(agreement))
-        sums["agreement-known"] += int(np.isfinite(agreement).sum())
-        sums["kept-loss"] += float(np.nansum(loss))
-        sums["kept-loss-known"] += int(np.isfinite(loss).sum())
-        sums["uncertainty"] += float(records.uncertainty[present].sum())
-        sums["ratio-beta"] += float(np.nansum(ratio))
-        sums["ratio-beta-known"] += int(np.isfinite(ratio).sum())
-        for stage, count in records.stage_counts().items():
-            key = stage.replace("_", "-")
-            sums[key] = sums.get(key, 0) + count
-    return {
-        **sums,
-        "correct": routed.correct,
-        "answered": routed.answered,
-        "bytes-uplink": traffic.uplink,
-        "bytes-downlink": traffic.downlink,
-        "bytes-edge": traffic.edge,
-        "bytes-measured": traffic.measured,
-        "read": routed.read,
-        "messages": traffic.messages,
-        "link-failures": traffic.failures,
-        "seconds-waited": traffic.waited,
-        "seconds-slm": traffic.slm,
-    }
 
 
 def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:

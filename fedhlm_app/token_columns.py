@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from clients.records import Stage
-from fedhlm_app.device import Routed
+from fedhlm_app.routed import Routed
 from fedhlm_app.settings import Settings
 from fedhlm_app.token_log import TokenLog
 

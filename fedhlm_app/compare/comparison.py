@@ -31,13 +31,8 @@ from fedhlm_app.compare.contender import (
 from fedhlm_app.compare.methods import Measure, Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
-from fedhlm_app.device import (
-    end_tokens,
-    items_of,
-    sampling_of,
-    shared_seed,
-    uncertainty_of,
-)
+from fedhlm_app.device import items_of
+from fedhlm_app.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
 from fedhlm_app.links import DirectLink
 from fedhlm_app.pair.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
 from fedhlm_app.settings import Settings

@@ -27,9 +27,10 @@ import pytest
 
 from clients.policy import FixedPolicy
 from clients.uplink import LinkDown, Transport
-from fedhlm_app.device import Device, Routed
+from fedhlm_app.device import Device
 from fedhlm_app.launch.app_folder import code_root
 from fedhlm_app.links import DirectLink, HttpLink
+from fedhlm_app.routed import Routed
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
 from hlm.channels import Link, Trace

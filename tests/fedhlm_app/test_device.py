@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from clients.policy import ThresholdPolicy
-from fedhlm_app.device import Device, feedback_of, uncertainty_of
+from fedhlm_app.device import Device
+from fedhlm_app.inference import uncertainty_of
 from fedhlm_app.links import DirectLink
+from fedhlm_app.routed import feedback_of
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
 
