@@ -124,7 +124,7 @@ class ProfileSettings:
         """Epsilon at `delta` after `releases` profiles of one client; infinite without noise.
 
         Protects one prompt of a client (replace-one, the number of prompts is public), against
-        the server too: R/(2 z^2) + 2 sqrt(R/(2 z^2) ln(1/delta)), `hlm.privacy.gaussian_epsilon`.
+        the server too: that of R Gaussian releases of z, `hlm.privacy.gaussian_epsilon`.
         Every re-clustering that asks again is a release.
         """
         if self.noise_multiplier == 0:

@@ -6,24 +6,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
+from logging import WARNING
 from typing import TYPE_CHECKING
 
 import numpy as np
+from flwr.common.logger import log
 
 from clients.feedback import Feedback
 from clients.records import FloatArray
 from clients.sums import CertifiedLearning, LinearLearning
 from hlm.betting import FRACTIONS, log_terms, wealth_bounds
-from hlm.line import DegenerateLineError, LineSums
+from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
+from hlm.private_line import LineRelease
 from hlm.risk import (
     ESCALATE_ALL,
+    CurveRelease,
     RiskSums,
     conformal_threshold,
     learn_then_test,
+    private_conformal_threshold,
+    private_learn_then_test,
     risk_at,
     threshold_grid,
 )
+from hlm.risk.curves import UNIT
 from strategies.calibration import Calibration, PooledCalibration, SequentialCalibration
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
 ONE_ROUND_RULES = ("linear", "certified", "certified-high-probability")
 GRID_POINTS = 64
-"""Thresholds of a risk curve; a reply carries two numbers for each."""
+"""Thresholds of a risk curve; a reply carries a whole number for each."""
 
 GRID = threshold_grid(GRID_POINTS)
 CURVE, WEALTH, LINE = "risk-curve", "wealth", "line-sums"
@@ -69,12 +76,40 @@ def calibration_of(settings: Settings) -> Calibration:
     """The server's part of the rule of the settings."""
     if is_sequential(settings):
         return SequentialCalibration(GRID, *levels(settings))
-    rounds = settings.calibration_rounds
+    linear = settings.learning == "linear"
+    metric, start = (LINE, settings.initial_threshold) if linear else (CURVE, ESCALATE_ALL)
+    read = partial(_line_threshold if linear else _curve_threshold, settings)
+    length = 6 if linear else 1 + GRID_POINTS
+    release, noise = release_of(settings), None
+    if release is not None:
+        length = release.length
+        if settings.privacy == "central":
+            # Whoever knows the seed of noise can take it away: it is drawn, and kept nowhere.
+            noise = partial(release.add_noise, generator=np.random.default_rng())
+    return PooledCalibration(metric, length, read, start, settings.calibration_rounds, noise)
+
+
+def prompts_counted(settings: Settings) -> int:
+    """Prompts a client counts in one round at most: a function of the settings alone."""
+    each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
+    return max(1, settings.tokens_per_round // min(each, settings.tokens_per_round))
+
+
+def release_of(settings: Settings) -> CurveRelease | LineRelease | None:
+    """How sums are encoded and noised; None where they are sent as they are."""
+    if settings.privacy == "none" or not calibrates(settings):
+        return None
+    bound = loss_bound(settings)
     if settings.learning == "linear":
-        read = partial(_line_threshold, settings.line_threshold, settings.initial_threshold)
-        return PooledCalibration(LINE, 6, read, settings.initial_threshold, rounds)
-    read = partial(_curve_threshold, settings)
-    return PooledCalibration(CURVE, 1 + 2 * GRID_POINTS, read, ESCALATE_ALL, rounds)
+        return LineRelease(settings.tokens_per_round * bound, settings.privacy_noise)
+    return _curve_release(
+        prompts_counted(settings), bound, settings.fidelity_budget, settings.privacy_noise
+    )
+
+
+@lru_cache(maxsize=8)
+def _curve_release(prompts: int, bound: float, alpha: float, noise: float) -> CurveRelease:
+    return CurveRelease(GRID_POINTS, prompts, bound, alpha, noise)
 
 
 def reads_kept_tokens(settings: Settings) -> bool:
@@ -82,8 +117,10 @@ def reads_kept_tokens(settings: Settings) -> bool:
     return calibrates(settings) and settings.audit_rate == 0
 
 
-def sums_of(settings: Settings, feedback: Feedback) -> dict[str, list[float]]:
-    """A client's list metrics.
+def sums_of(
+    settings: Settings, feedback: Feedback, generator: np.random.Generator | None = None
+) -> dict[str, list[int] | list[float]]:
+    """A client's list metrics, with noise where `privacy` is ``local``.
 
     Parameters
     ----------
@@ -91,12 +128,27 @@ def sums_of(settings: Settings, feedback: Feedback) -> dict[str, list[float]]:
         Of the run.
     feedback : Feedback
         Whole prompts that count, each once.
+    generator : numpy.random.Generator, optional
+        Of the noise, unknown to the server; by default seeded by the operating system.
     """
+    release = release_of(settings)
     if settings.learning == "linear":
-        return {LINE: LinearLearning().sums(feedback).tolist()}
-    rule = CertifiedLearning(1 / loss_bound(settings))
-    sums = rule.risk_sums(feedback, GRID)
-    metrics = {CURVE: sums.as_vector().tolist()}
+        vector = LinearLearning().sums(feedback)
+    else:
+        rule = CertifiedLearning(1 / loss_bound(settings))
+        sums = rule.risk_sums(feedback, GRID)
+        vector = sums.as_vector()
+    if isinstance(release, LineRelease):
+        vector = release.encode(LineSums.from_array(vector))
+    elif release is not None:
+        vector = release.encode(sums.risk, sums.prompts)
+    if release is not None and settings.privacy == "local":
+        vector = release.add_noise(vector, generator or np.random.default_rng())
+    if settings.learning == "linear":
+        return {LINE: vector.tolist()}
+    # Whole numbers travel in as many bytes as they need.
+    curve = vector.astype(np.int64) if release is None else vector
+    metrics: dict[str, list[int] | list[float]] = {CURVE: curve.tolist()}
     if is_sequential(settings):
         metrics[WEALTH] = _wealth(settings, rule, feedback)
     return metrics
@@ -107,6 +159,11 @@ def problem_of(settings: Settings, sums: Mapping[str, FloatArray]) -> str:
 
     A lie within these bounds is still possible: curves are not robust against one.
     """
+    release = release_of(settings)
+    if release is not None:
+        metric = LINE if settings.learning == "linear" else CURVE
+        found = release.problem(sums[metric], int(settings.privacy == "local"))
+        return f"{metric!r}: {found}" if found else ""
     if settings.learning == "linear":
         count, u, beta, squares, product, below = sums[LINE]
         fine = 0 <= squares <= u + _SLACK and u <= count + _SLACK and 0 <= product <= u + _SLACK
@@ -117,10 +174,7 @@ def problem_of(settings: Settings, sums: Mapping[str, FloatArray]) -> str:
     except ValueError as error:
         return str(error)
     bound, most = loss_bound(settings), settings.tokens_per_round
-    rising = (np.diff(curve.risk) >= -_SLACK).all() and (np.diff(curve.kept) >= -_SLACK).all()
-    inside = curve.risk[-1] <= curve.prompts * bound + _SLACK
-    inside = inside and curve.kept[-1] <= curve.prompts + _SLACK and curve.prompts <= most
-    if not (rising and inside):
+    if curve.prompts > most or curve.risk[-1] > curve.prompts * bound + UNIT:
         return f"{CURVE!r} is no sum over at most {most} prompts"
     if WEALTH in sums:
         low, high = wealth_bounds(curve.prompts, levels(settings)[0], bound)
@@ -152,9 +206,15 @@ def _wealth(settings: Settings, rule: CertifiedLearning, rows: Feedback) -> list
 
 
 def _curve_threshold(settings: Settings, vector: FloatArray) -> float:
-    # Sums of many replies may fall below zero by rounding only; noise is not added to curves.
-    curve = RiskSums.from_vector(np.maximum(vector, 0.0))
     alpha, bound = settings.fidelity_budget, loss_bound(settings)
+    release = release_of(settings)
+    if isinstance(release, CurveRelease):
+        noisy = release.read(vector)
+        if settings.learning == "certified":
+            return private_conformal_threshold(noisy, GRID, alpha, bound)
+        return private_learn_then_test(noisy, GRID, alpha, settings.confidence, bound)
+    # Sums of many replies may fall below zero by rounding only.
+    curve = RiskSums.from_vector(np.maximum(vector, 0.0))
     if settings.learning == "certified":
         return conformal_threshold(curve.risk, curve.prompts, GRID, alpha, bound)
     # A shrunk client has a fractional number of prompts; fewer is the careful reading.
@@ -164,13 +224,21 @@ def _curve_threshold(settings: Settings, vector: FloatArray) -> float:
     return learn_then_test(curve.risk, prompts, GRID, alpha, settings.confidence, bound)
 
 
-def _line_threshold(side: str, fallback: float, vector: FloatArray) -> float:
+def _line_threshold(settings: Settings, vector: FloatArray) -> float:
     try:
-        line = LineSums.from_array(vector).fit()
-    except DegenerateLineError:
-        # Too few tokens, or none that tells: the threshold stays.
-        return fallback
-    return line.risk_averse if side == "risk-averse" else line.risk_prone
+        line = _line(settings, vector)
+    except DegenerateLineError as error:
+        # Too few tokens, none that tells, or too much noise: the threshold stays.
+        log(WARNING, "no line yet, the threshold stays: %s", error)
+        return settings.initial_threshold
+    return line.risk_averse if settings.line_threshold == "risk-averse" else line.risk_prone
+
+
+def _line(settings: Settings, vector: FloatArray) -> UncertaintyLine:
+    release = release_of(settings)
+    if isinstance(release, LineRelease):
+        return release.fit(vector)
+    return LineSums.from_array(vector).fit()
 
 
 __all__ = [
@@ -182,7 +250,9 @@ __all__ = [
     "levels",
     "loss_bound",
     "problem_of",
+    "prompts_counted",
     "reads_kept_tokens",
+    "release_of",
     "risk_of",
     "sums_of",
 ]

@@ -171,6 +171,7 @@ class Federation:
                 # The settings refuse the personal tiers with a router.
                 tier=cast(Literal["global", "cluster"], settings.personalisation),
                 check=partial(problem_of, settings),
+                privacy=self._central_privacy(),
                 **options,
             )
         if calibrates(settings):
@@ -180,6 +181,7 @@ class Federation:
                 tier=settings.personalisation,
                 pseudo=settings.shrinkage,
                 check=partial(problem_of, settings),
+                privacy=self._central_privacy(),
                 **options,
             )
         return build_strategy(
@@ -210,12 +212,31 @@ class Federation:
     @property
     def epsilon(self) -> float | None:
         """Privacy spent so far at `privacy-delta` by a client in every round; None without."""
-        settings = self.settings
-        if settings.privacy != "local" or not learns(settings):
-            return self.strategy.epsilon
-        return gaussian_epsilon(
-            settings.privacy_noise, self.strategy.rounds_done, settings.privacy_delta
-        )
+        spent = self._privacy()
+        return None if spent is None else float(spent["epsilon"])
+
+    def _privacy(self) -> dict[str, Any] | None:
+        """Mechanism, unit, releases and what they cost; None where nothing has noise."""
+        settings, strategy = self.settings, self.strategy
+        if settings.privacy == "none" or not learns(settings):
+            return None
+        releases = strategy.rounds_done if settings.privacy == "local" else strategy.state.releases
+        if settings.privacy == "local" and isinstance(strategy, Calibrated):
+            trained = settings.router_rounds if settings.policy == "router" else 0
+            releases = strategy.releases + min(strategy.rounds_done, trained)
+        covers = ["sums of the threshold" if calibrates(settings) else "policy"]
+        if calibrates(settings) and settings.policy == "router":
+            covers.append("router")
+        return {
+            "mechanism": "Gaussian",
+            "where": {"local": "device", "central": "server"}[settings.privacy],
+            "unit": "client",
+            "covers": covers,
+            "noise": settings.privacy_noise,
+            "releases": releases,
+            "epsilon": gaussian_epsilon(settings.privacy_noise, releases, settings.privacy_delta),
+            "delta": settings.privacy_delta,
+        }
 
     def _finish_round(self, record: RoundRecord) -> None:
         """Write down one finished round, and look after the LLM."""
@@ -334,6 +355,7 @@ class Federation:
             "refused": dict(self.progress.refused),
             "failed": self.progress.failed,
             "epsilon": self.epsilon,
+            "privacy": self._privacy(),
             "coverage": evaluated.get("coverage", {}),
             "evaluation": evaluated,
             "clustering": clustering_figures(self._clusters),

@@ -4,6 +4,9 @@
 added, and one function reads the threshold from them. `SequentialCalibration` is for free-running
 generation, where a threshold must be judged on text that was made with it.
 
+With central differential privacy a round's sums get their noise before they are kept, so that
+nothing that is stored, published or resumed from holds them without.
+
 Groups are whatever shares a threshold: all clients, the clusters, or single clients.
 """
 
@@ -26,6 +29,9 @@ NEAREST = 0.9
 
 ThresholdOf = Callable[[FloatArray], float]
 """Reads a threshold from a group's summed vector float64 [m], whose first entry is a count."""
+
+Noise = Callable[[FloatArray], FloatArray]
+"""Adds noise to one round's sums of a group, float64 [m]."""
 
 
 class Calibration(Protocol):
@@ -75,13 +81,21 @@ class PooledCalibration:
         Threshold before any sums.
     rounds : int
         Rounds whose sums are gathered, >= 1.
+    noise : callable, optional
+        Central differential privacy: see `Noise`.
     """
 
     def __init__(
-        self, metric: str, length: int, threshold_of: ThresholdOf, initial: float, rounds: int = 1
+        self,
+        metric: str,
+        length: int,
+        threshold_of: ThresholdOf,
+        initial: float,
+        rounds: int = 1,
+        noise: Noise | None = None,
     ) -> None:
         self.metric, self.length, self.threshold_of = metric, length, threshold_of
-        self.initial, self.rounds = initial, rounds
+        self.initial, self.rounds, self.noise = initial, rounds, noise
         self.sums: dict[int, FloatArray] = {}
         self.results: dict[int, float] = {}
         self.seen: dict[int, int] = {}
@@ -104,7 +118,8 @@ class PooledCalibration:
 
     def absorb(self, group: int, sums: Mapping[str, FloatArray]) -> None:
         """Add a round's sums and read the threshold again."""
-        self.sums[group] = self.sums.get(group, np.zeros(self.length)) + sums[self.metric]
+        new = sums[self.metric] if self.noise is None else self.noise(sums[self.metric])
+        self.sums[group] = self.sums.get(group, np.zeros(self.length)) + new
         self.seen[group] = self.seen.get(group, 0) + 1
         self.results[group] = self.threshold_of(self.sums[group])
 
@@ -153,7 +168,7 @@ class Chain:
         The one under test.
     terms : float64 [K]
         Summed log-terms of the bets against it, from text made with it.
-    curve : float64 [1 + 2 G]
+    curve : float64 [1 + G]
         Summed `RiskSums` of that text.
     settled : bool
         No further candidate is tried.
@@ -202,7 +217,7 @@ class SequentialCalibration:
 
     def lengths(self) -> Mapping[str, int]:
         """The curve, and a log-term for each bet."""
-        return {"risk-curve": 1 + 2 * len(self.grid), "wealth": len(FRACTIONS)}
+        return {"risk-curve": 1 + len(self.grid), "wealth": len(FRACTIONS)}
 
     def active(self, group: int) -> bool:
         """Until the chain has settled."""

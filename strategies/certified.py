@@ -6,11 +6,13 @@ policies they send back are an echo and are not averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.calibration import Calibration, PooledCalibration
@@ -43,7 +45,8 @@ class Calibrated(Hierarchical):
     check : callable, optional
         Refuses impossible sums, see `SumsCheck`.
     options
-        Those of `Hierarchical`, without rules, method, personalisation and privacy.
+        Those of `Hierarchical`, without rules, method and personalisation. `privacy` only counts
+        here: the calibration adds the noise to sums.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Calibrated(Hierarchical):
         self.calibration, self.tier, self.pseudo, self.check = calibration, tier, pseudo, check
         self._clusters: dict[int, int] = {}
         self._wanted: set[int] = set()
+        self._taken: dict[int, dict[str, FloatArray]] = {}
 
     @property
     def client_values(self) -> dict[int, FloatArray]:
@@ -76,6 +80,22 @@ class Calibrated(Hierarchical):
             client: np.array([self.calibration.result(self._group(client, cluster))])
             for client, cluster in sorted(self._clusters.items())
         }
+
+    @property
+    def releases(self) -> int:
+        """Rounds in which clients were asked for sums, whatever came of them."""
+        return self.state.releases
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Write each client its message, and count the release of its sums."""
+        self._wanted.clear()
+        self._taken.clear()
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        # Asked is sent, as far as privacy goes: a reply that is late or refused was seen too.
+        self.state.releases += bool(self._wanted)
+        return messages
 
     def _group(self, client: int, cluster: int) -> int:
         if self.tier == "global":
@@ -93,8 +113,6 @@ class Calibrated(Hierarchical):
         message.content.config_records["config"]["calibrate"] = active
         if active:
             self._wanted.add(node.node_id)
-        elif kind == "train":
-            self._wanted.discard(node.node_id)
         return message
 
     def _inspect(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
@@ -103,8 +121,14 @@ class Calibrated(Hierarchical):
             problem = self._problem(update)
             if problem:
                 refused.append(Refusal("bad-metric", update.node_id, update.client, problem))
-            else:
-                kept.append(update)
+                continue
+            if update.node_id in self._wanted:
+                self._taken[update.node_id] = self._sums(update)
+            if self.privacy is not None:
+                # Sums without noise must not reach records and reports.
+                metrics = {k: v for k, v in update.metrics.items() if not isinstance(v, list)}
+                update = replace(update, metrics=metrics)
+            kept.append(update)
         return kept, refused
 
     def _problem(self, update: Update) -> str:
@@ -133,7 +157,7 @@ class Calibrated(Hierarchical):
             group = self._group(node.client, node.cluster)
             if update.node_id not in self._wanted or not self.calibration.active(group):
                 continue
-            sums = self._sums(update)
+            sums = self._taken[update.node_id]
             before = pooled.get(group)
             pooled[group] = (
                 sums if before is None else {name: before[name] + sums[name] for name in sums}

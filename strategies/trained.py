@@ -33,7 +33,8 @@ class TrainedThenCalibrated(Calibrated):
     tier : {"global", "cluster"}
         Whether all clients share model and threshold, or each cluster has its own.
     options
-        Those of `Hierarchical` without personalisation and privacy, and `check` of `Calibrated`.
+        Those of `Hierarchical` without personalisation, and `check` of `Calibrated`. `privacy`
+        is around the model while it is trained; the calibration adds the noise to sums.
     """
 
     def __init__(
@@ -65,4 +66,12 @@ class TrainedThenCalibrated(Calibrated):
         for update in updates:
             node = self._asked[update.node_id]
             self._clusters[node.client] = node.cluster
-        return Hierarchical._aggregate(self, server_round, updates)
+        heard = Hierarchical._aggregate(self, server_round, updates)
+        if self.privacy is not None:
+            # Noise must not lift the threshold from where it is held.
+            tiers = self.state.tiers
+            tiers.policy = self._clamped(self.calibration.result(0), tiers.policy)
+            for cluster in range(tiers.num_clusters):
+                threshold = self.calibration.result(cluster)
+                tiers.clusters[cluster] = self._clamped(threshold, tiers.clusters[cluster])
+        return heard

@@ -75,6 +75,8 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
         more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
         rows.append(("  by cluster", "", shown + more))
+    if spent := summary.get("privacy"):
+        rows.append(("privacy, epsilon", f"{spent['epsilon']:.3g}", privacy_words(spent)))
     traffic, seconds = summary["bytes"], summary["seconds"]
     rows += [
         None,
@@ -92,6 +94,14 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         )
     )
     return rows
+
+
+def privacy_words(spent: Mapping[str, Any]) -> str:
+    """What an epsilon is about, from the summary's ``privacy``."""
+    return (
+        f"at delta {spent['delta']:g}, per {spent['unit']}, {spent['releases']} releases; "
+        f"{spent['mechanism']} noise on the {spent['where']}"
+    )
 
 
 def _share(value: float | None) -> str:

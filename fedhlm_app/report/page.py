@@ -88,6 +88,7 @@ def render(
 
 def _cards(summary: Mapping[str, Any]) -> str:
     accuracy, traffic = summary["accuracy"], summary["bytes"]
+    spent = summary.get("privacy") or {}
     tokens = summary["tokens"]
     cards = [
         (f"{tokens:,}", "tokens routed"),
@@ -100,6 +101,7 @@ def _cards(summary: Mapping[str, Any]) -> str:
         (f"{traffic['uplink'] / tokens:.2f} B", "up per token"),
         (f"{traffic['downlink'] / tokens:.2f} B", "down per token"),
         (f"{summary['seconds']['total']:.1f} s", "wall clock"),
+        (_number(spent.get("epsilon")), _privacy_words(spent)),
     ]
     return (
         '<div class="cards">'
@@ -232,6 +234,15 @@ def _points(metrics: Lines, *keys: str) -> list[tuple[float, float]]:
 def _amounts(metrics: Lines, *keys: str) -> dict[int, float]:
     found = ((int(line["round"]), _find(line, keys)) for line in metrics)
     return {number: value for number, value in found if value is not None}
+
+
+def _privacy_words(spent: Mapping[str, Any]) -> str:
+    if not spent:
+        return ""
+    return (
+        f"epsilon at delta {spent['delta']:g}, per {spent['unit']}: {spent['mechanism']} noise on "
+        f"the {spent['where']}, {spent['releases']} releases"
+    )
 
 
 def _share(value: float | None) -> str:

@@ -126,7 +126,6 @@ def _learning(settings: Settings) -> list[str]:
             ("strategy", settings.strategy, "fedavg"),
             ("edge-rule", settings.edge_rule, "mean"),
             ("cloud-rule", settings.cloud_rule, "mean"),
-            ("privacy", settings.privacy, "none"),
         )
         if value != plain
     ]
@@ -155,11 +154,6 @@ def _router(settings: Settings) -> list[str]:
         )
     if not rule.startswith("certified"):
         return found
-    if settings.privacy != "none":
-        found.append(
-            f"settings 'learning' = '{rule}' and 'privacy' = '{settings.privacy}': the rule adds "
-            "up sums; set privacy=none"
-        )
     if settings.personalisation in ("local", "shrunk"):
         found.append(
             f"settings 'personalisation' = '{settings.personalisation}' and 'policy' = 'router': "
@@ -181,6 +175,25 @@ def _privacy(settings: Settings) -> list[str]:
         found.append(
             f"settings 'privacy' = 'local' and 'personalisation' = '{settings.personalisation}': "
             "where a client starts from would bare what the noise hides; set personalisation=global"
+        )
+    if settings.learning.startswith("certified") and settings.workload == "generate":
+        found.append(
+            f"settings 'privacy' = '{settings.privacy}', 'learning' = '{settings.learning}' and "
+            "'workload' = 'generate': text made at a candidate has no rising risk curve that "
+            "noise could be bounded on; set workload=score or classify, or learning=balanced"
+        )
+    elif settings.learning in ("linear", "certified", "certified-high-probability") and (
+        settings.privacy == "central" and settings.personalisation in ("local", "shrunk")
+    ):
+        found.append(
+            f"settings 'privacy' = 'central' and 'personalisation' = '{settings.personalisation}': "
+            "a single client's sums would drown in the noise that hides it; set "
+            "personalisation=global or cluster"
+        )
+    if settings.privacy == "local" and settings.token_log:
+        found.append(
+            "settings 'privacy' = 'local' and 'token-log' = True: the log sends every token's "
+            "uncertainty and loss without noise; set token-log=false"
         )
     if settings.privacy == "central" and settings.edge_rule != "mean":
         found.append(

@@ -23,7 +23,7 @@ Pooled over clients, both speak about a prompt from the pooled mixture. A single
 above alpha; :func:`personal_thresholds` and :func:`coverage` are there for that. In free-running
 generation the text, and so beta, depends on the threshold: there a candidate must be measured on
 text made with it, R need not be monotone, and only Learn-then-Test applies (``prompts`` given per
-candidate).
+candidate). :mod:`hlm.risk.private` has both under differential privacy.
 """
 
 from __future__ import annotations
@@ -37,10 +37,18 @@ from hlm.risk.control import (
 )
 from hlm.risk.curves import RiskSums, prompt_curves, risk_at, risk_sums, threshold_grid
 from hlm.risk.personal import Coverage, coverage, personal_thresholds
+from hlm.risk.private import (
+    CurveRelease,
+    NoisyCurve,
+    private_conformal_threshold,
+    private_learn_then_test,
+)
 
 __all__ = [
     "ESCALATE_ALL",
     "Coverage",
+    "CurveRelease",
+    "NoisyCurve",
     "RiskSums",
     "binomial_cdf",
     "conformal_threshold",
@@ -48,6 +56,8 @@ __all__ = [
     "hoeffding_bentkus",
     "learn_then_test",
     "personal_thresholds",
+    "private_conformal_threshold",
+    "private_learn_then_test",
     "prompt_curves",
     "risk_at",
     "risk_sums",

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -240,9 +241,10 @@ def test_the_whole_profile_is_one_gaussian_release_of_multiplier_z(rows):
 
 def test_epsilon_is_the_stated_formula():
     settings = replace(SMALL, noise_multiplier=2.0, delta=1e-6)
-    rho = 3 / (2 * 2.0**2)
-    expected = rho + 2 * math.sqrt(rho * math.log(1e6))
-    assert settings.epsilon(3) == pytest.approx(expected)
+    mu, epsilon = math.sqrt(3) / 2, settings.epsilon(3)
+    normal = NormalDist()
+    left = normal.cdf(mu / 2 - epsilon / mu)
+    assert left - math.exp(epsilon) * normal.cdf(-mu / 2 - epsilon / mu) == pytest.approx(1e-6)
     assert settings.epsilon(1) == gaussian_epsilon(2.0, 1, 1e-6)
     assert SMALL.epsilon() == math.inf and SMALL.epsilon(0) == 0.0
 
