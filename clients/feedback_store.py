@@ -14,13 +14,25 @@ from clients.feedback import COLUMN_DTYPES, Feedback
 
 __all__ = ["FeedbackStore"]
 
+_LAYOUT = 1
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS text (number INTEGER PRIMARY KEY AUTOINCREMENT,"
+    " tokens INTEGER NOT NULL, about TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS token (id INTEGER PRIMARY KEY, u REAL NOT NULL, beta REAL,"
+    " ratio_beta REAL, kept INTEGER NOT NULL, known INTEGER NOT NULL, weight REAL NOT NULL,"
+    " prompt INTEGER NOT NULL, below INTEGER NOT NULL, features BLOB)",
+    "CREATE INDEX IF NOT EXISTS token_prompt ON token (prompt)",
+    f"PRAGMA user_version = {_LAYOUT}",
+)
+
 
 class FeedbackStore:
     """Feedback in one SQLite file on the device: serving writes it, ``train`` learns from it.
 
-    Every call is one transaction, so a device that loses power keeps a readable store. When more
-    than ``max_rows`` tokens are held the oldest prompts leave whole: half a prompt would bias the
-    per-prompt risk that certified thresholds are built on.
+    Every call is one transaction, so a device that loses power keeps a readable store, and one
+    process may write while others read. When more than ``max_rows`` tokens are held the oldest
+    texts leave whole: half a text would bias the per-prompt risk that certified thresholds are
+    built on.
 
     Parameters
     ----------
@@ -40,68 +52,95 @@ class FeedbackStore:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.max_rows = max_rows
         self._lock = threading.Lock()
-        # Ray may call one client object from several threads; the lock serialises them.
-        self._connection = sqlite3.connect(str(path), timeout=30.0, check_same_thread=False)
         try:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            with self._connection:
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS feedback (id INTEGER PRIMARY KEY AUTOINCREMENT,"
-                    " u REAL NOT NULL, beta REAL, ratio_beta REAL, kept INTEGER NOT NULL,"
-                    " known INTEGER NOT NULL, weight REAL NOT NULL, prompt INTEGER NOT NULL,"
-                    " below INTEGER NOT NULL, features BLOB)"
-                )
-                self._connection.execute(
-                    "CREATE INDEX IF NOT EXISTS feedback_prompt ON feedback (prompt)"
-                )
+            # Requests come in several threads; the lock serialises them.
+            self._connection = sqlite3.connect(str(path), timeout=30.0, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"{path} is not a feedback store: {error}") from error
+        try:
+            self._open()
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise ValueError(f"{path} is not a feedback store: {error}") from error
 
-    def append(self, feedback: Feedback) -> None:
-        """Add rows, then let the oldest prompts go until at most ``max_rows`` are held.
+    def _open(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        (layout,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if layout not in (0, _LAYOUT):
+            raise sqlite3.DatabaseError(f"its layout is {layout}, known is {_LAYOUT}")
+        if layout == 0:
+            with self._connection:
+                for statement in _TABLES:
+                    self._connection.execute(statement)
+
+    def append(self, feedback: Feedback, about: str = "") -> int:
+        """Add one text's tokens, then let the oldest texts go until ``max_rows`` are held.
+
+        Parameters
+        ----------
+        feedback : Feedback
+            At least one token; its ``prompt`` is replaced by the text's number.
+        about : str
+            What else is to be known of the text.
+
+        Returns
+        -------
+        int
+            Number of the text in this store, from 1, never used twice.
 
         Raises
         ------
         ValueError
-            If the newest prompt alone exceeds ``max_rows``, or the feature width differs from
-            what the store holds; the store is unchanged then.
+            If there is no token, the text alone exceeds ``max_rows``, or the feature width
+            differs from what the store holds; the store is unchanged then.
         """
-        if not len(feedback):
-            return
-        rows = self._encode(feedback)
+        if not 0 < len(feedback) <= self.max_rows:
+            raise ValueError(f"a text of {len(feedback)} tokens: must be 1 to {self.max_rows}")
         with self._lock, self._connection:
             self._check_width(feedback)
+            cursor = self._connection.execute(
+                "INSERT INTO text (tokens, about) VALUES (?, ?)", (len(feedback), about)
+            )
+            number = int(cursor.lastrowid or 0)
             self._connection.executemany(
-                "INSERT INTO feedback (u, beta, ratio_beta, kept, known, weight, prompt, below,"
+                "INSERT INTO token (u, beta, ratio_beta, kept, known, weight, prompt, below,"
                 " features) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
+                _encode(feedback, number),
             )
             self._evict()
+        return number
 
-    def read(self, after: int = 0, limit: int | None = None) -> Feedback:
-        """Rows in the order written.
+    def read(self, after: int = 0) -> tuple[Feedback, dict[int, str]]:
+        """Whole texts in the order written.
 
         Parameters
         ----------
         after : int
-            Only rows with an id above this one (see :meth:`newest_id`); 0 reads everything.
-        limit : int or None
-            At most this many of the newest rows.
-        """
-        query = (
-            "SELECT u, beta, ratio_beta, kept, known, weight, prompt, below, features FROM ("
-            "SELECT * FROM feedback WHERE id > ? ORDER BY id DESC LIMIT ?) ORDER BY id"
-        )
-        with self._lock:
-            rows = self._connection.execute(query, (after, -1 if limit is None else limit))
-            return self._decode(rows.fetchall())
+            Only texts of a higher number (see :meth:`newest`); 0 reads everything.
 
-    def newest_id(self) -> int:
-        """Id of the newest row ever written, 0 if none: a bookmark for ``read(after=...)``."""
+        Returns
+        -------
+        Feedback, dict
+            Tokens, ``prompt`` being the text's number; and what is known about each number.
+        """
+        # One transaction: a text that is written meanwhile is in both or in neither.
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN")
+            texts = self._connection.execute(
+                "SELECT number, about FROM text WHERE number > ? ORDER BY number", (after,)
+            ).fetchall()
+            rows = self._connection.execute(
+                "SELECT u, beta, ratio_beta, kept, known, weight, prompt, below, features"
+                " FROM token WHERE prompt > ? ORDER BY id",
+                (after,),
+            ).fetchall()
+        return _decode(rows), dict(texts)
+
+    def newest(self) -> int:
+        """Number of the newest text ever written, 0 if none: a bookmark for ``read(after=...)``."""
         with self._lock:
             row = self._connection.execute(
-                "SELECT seq FROM sqlite_sequence WHERE name = 'feedback'"
+                "SELECT seq FROM sqlite_sequence WHERE name = 'text'"
             ).fetchone()
         return 0 if row is None else int(row[0])
 
@@ -109,11 +148,6 @@ class FeedbackStore:
         """Number of tokens held."""
         with self._lock:
             return self._count()
-
-    def clear(self) -> None:
-        """Forget every row (the bookmark of :meth:`newest_id` goes on counting)."""
-        with self._lock, self._connection:
-            self._connection.execute("DELETE FROM feedback")
 
     def close(self) -> None:
         """Close the file; further calls fail."""
@@ -132,11 +166,12 @@ class FeedbackStore:
         self.close()
 
     def _count(self) -> int:
-        return int(self._connection.execute("SELECT COUNT(*) FROM feedback").fetchone()[0])
+        total = self._connection.execute("SELECT SUM(tokens) FROM text").fetchone()[0]
+        return int(total or 0)
 
     def _check_width(self, feedback: Feedback) -> None:
         stored = self._connection.execute(
-            "SELECT LENGTH(features) FROM feedback WHERE features IS NOT NULL LIMIT 1"
+            "SELECT LENGTH(features) FROM token WHERE features IS NOT NULL LIMIT 1"
         ).fetchone()
         if stored is None or feedback.features is None:
             return
@@ -150,55 +185,46 @@ class FeedbackStore:
         excess = self._count() - self.max_rows
         if excess <= 0:
             return
-        oldest_first = self._connection.execute(
-            "SELECT prompt, COUNT(*) FROM feedback GROUP BY prompt ORDER BY MAX(id)"
-        ).fetchall()
-        sizes = np.array([size for _, size in oldest_first])
-        leaving = int(np.searchsorted(np.cumsum(sizes), excess)) + 1
-        if leaving == len(oldest_first):
-            raise ValueError(
-                f"prompt {oldest_first[-1][0]} has {sizes[-1]} tokens, more than max_rows "
-                f"{self.max_rows}"
-            )
-        self._connection.executemany(
-            "DELETE FROM feedback WHERE prompt = ?",
-            [(prompt,) for prompt, _ in oldest_first[:leaving]],
-        )
+        held = self._connection.execute("SELECT number, tokens FROM text ORDER BY number")
+        numbers, sizes = np.array(held.fetchall()).T
+        last = int(numbers[np.searchsorted(np.cumsum(sizes), excess)])
+        self._connection.execute("DELETE FROM token WHERE prompt <= ?", (last,))
+        self._connection.execute("DELETE FROM text WHERE number <= ?", (last,))
 
-    @staticmethod
-    def _encode(feedback: Feedback) -> list[tuple[Any, ...]]:
-        # SQLite has no NaN, so an unknown beta is stored as NULL.
-        beta = np.where(feedback.known, feedback.beta, np.nan)
-        ratio = np.where(feedback.known, feedback.ratio_beta, np.nan)
-        blobs: list[bytes | None] = [None] * len(feedback)
-        if feedback.features is not None:
-            blobs = [row.tobytes() for row in feedback.features.astype("<f4")]
-        return list(
-            zip(
-                feedback.u.tolist(),
-                beta.tolist(),
-                ratio.tolist(),
-                feedback.kept.tolist(),
-                feedback.known.tolist(),
-                feedback.weight.tolist(),
-                feedback.prompt.tolist(),
-                feedback.below.tolist(),
-                blobs,
-                strict=True,
-            )
-        )
 
-    @staticmethod
-    def _decode(rows: list[tuple[Any, ...]]) -> Feedback:
-        if not rows:
-            return Feedback.empty()
-        columns = list(zip(*rows, strict=True))
-        blobs = columns.pop()
-        features = None
-        if all(blob is not None for blob in blobs):
-            features = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1)
-        arrays: dict[str, Any] = {
-            name: np.array(column, dtype=dtype)
-            for (name, dtype), column in zip(COLUMN_DTYPES.items(), columns, strict=True)
-        }
-        return Feedback(**arrays, features=features)
+def _encode(feedback: Feedback, number: int) -> list[tuple[Any, ...]]:
+    # SQLite has no NaN, so an unknown beta is stored as NULL.
+    beta = np.where(feedback.known, feedback.beta, np.nan)
+    ratio = np.where(feedback.known, feedback.ratio_beta, np.nan)
+    blobs: list[bytes | None] = [None] * len(feedback)
+    if feedback.features is not None:
+        blobs = [row.tobytes() for row in feedback.features.astype("<f4")]
+    return list(
+        zip(
+            feedback.u.tolist(),
+            beta.tolist(),
+            ratio.tolist(),
+            feedback.kept.tolist(),
+            feedback.known.tolist(),
+            feedback.weight.tolist(),
+            [number] * len(feedback),
+            feedback.below.tolist(),
+            blobs,
+            strict=True,
+        )
+    )
+
+
+def _decode(rows: list[tuple[Any, ...]]) -> Feedback:
+    if not rows:
+        return Feedback.empty()
+    columns = list(zip(*rows, strict=True))
+    blobs = columns.pop()
+    features = None
+    if all(blob is not None for blob in blobs):
+        features = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1)
+    arrays: dict[str, Any] = {
+        name: np.array(column, dtype=dtype)
+        for (name, dtype), column in zip(COLUMN_DTYPES.items(), columns, strict=True)
+    }
+    return Feedback(**arrays, features=features)

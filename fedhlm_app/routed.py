@@ -46,6 +46,31 @@ class Routed:
     calibration: BoolArray | None = None
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a device has to go by at the end of a round.
+
+    Attributes
+    ----------
+    feedback : Feedback
+        What gradient rules learn from.
+    counted : Feedback
+        Whole texts that a guarantee may rest on, each once.
+    figures : dict
+        Sums for the report.
+    columns : dict
+        The token log's columns, where the settings want one.
+    newest : int
+        Number of the newest stored text behind these; 0 without a store.
+    """
+
+    feedback: Feedback
+    counted: Feedback
+    figures: Figures
+    columns: dict[str, bytes] = field(default_factory=dict)
+    newest: int = 0
+
+
 def figures(routed: Routed, settings: Settings) -> Figures:
     """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
     shared_draw = settings.shared_draw

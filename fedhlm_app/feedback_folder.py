@@ -1,0 +1,163 @@
+"""The folder that a serving device shares with its SuperNode: feedback one way, the policy back.
+
+``feedback.sqlite`` is a `FeedbackStore`; what it knows about a text is the JSON of a `TextNote`.
+``policy.json`` is a `ServedPolicy`, replaced as a whole whenever a round brings another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clients.feedback_store import FeedbackStore
+from clients.records import FloatArray
+from fedhlm_app.settings.sources import Scalar
+
+if TYPE_CHECKING:
+    from fedhlm_app.settings import Settings
+
+_MADE_WITH = (
+    "policy", "decoding", "temperature", "top_p", "uncertainty", "uncertainty_samples",
+    "uncertainty_temperature", "audit_rate", "router_hidden", "router_projection",
+)  # fmt: skip
+
+
+def made_with(settings: Settings) -> dict[str, Scalar]:
+    """What must be equal for feedback, or a policy, to mean the same; by kebab-case key."""
+    values = {name.replace("_", "-"): getattr(settings, name) for name in _MADE_WITH}
+    return {**values, "verification": settings.verifier}
+
+
+def difference(theirs: dict[str, Scalar], ours: dict[str, Scalar]) -> str:
+    """The first setting that differs, with both values; empty when none does."""
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            return f"{name} = {theirs.get(name)!r} there and {value!r} here"
+    return ""
+
+
+def digest(parameters: FloatArray) -> str:
+    """A name for exactly these policy parameters (float64 [d])."""
+    return hashlib.sha256(np.asarray(parameters, "<f8").tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TextNote:
+    """What is kept of a served text, besides its tokens' feedback.
+
+    Attributes
+    ----------
+    made : dict
+        See `made_with`.
+    policy : str
+        `digest` of the policy that routed every token of it.
+    read : bool
+        The LLM was asked about each kept token.
+    figures : dict
+        Sums for the report.
+    """
+
+    made: dict[str, Scalar]
+    policy: str
+    read: bool
+    figures: dict[str, Any]
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> TextNote:
+        """What `to_json` made."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class ServedPolicy:
+    """What a device serves with until the next round.
+
+    Attributes
+    ----------
+    parameters : numpy.ndarray
+        float64 [d].
+    server_round : int
+        Round that brought it; 0: that of the settings.
+    read : bool
+        Kept tokens go to the LLM for reading, since the next round calibrates on them.
+    consumed : int
+        Number of the newest text that a round has learned from.
+    made : dict
+        See `made_with`.
+    """
+
+    parameters: FloatArray
+    server_round: int = 0
+    read: bool = False
+    consumed: int = 0
+    made: dict[str, Scalar] = field(default_factory=dict)
+
+
+class FeedbackFolder:
+    """Store and policy file of one device.
+
+    Parameters
+    ----------
+    path : str or Path
+        An existing folder.
+
+    Raises
+    ------
+    ValueError
+        If it does not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(
+                f"feedback-store = {str(path)!r}: no such folder; "
+                "`fedhlm serve device --store` makes it"
+            )
+        self.policy_file = self.path / "policy.json"
+
+    def store(self) -> FeedbackStore:
+        """Open the store; close it after use.
+
+        Raises
+        ------
+        ValueError
+            If the file is there and no store.
+        """
+        return FeedbackStore(self.path / "feedback.sqlite")
+
+    def write_policy(self, policy: ServedPolicy) -> None:
+        """Replace the policy file; who reads meanwhile sees the old one or the new one, whole."""
+        values = {**vars(policy), "parameters": policy.parameters.tolist()}
+        written = self.path / f".policy-{os.getpid()}.json"
+        written.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        os.replace(written, self.policy_file)
+
+    def read_policy(self) -> ServedPolicy | None:
+        """The policy in force; None before the first.
+
+        Raises
+        ------
+        ValueError
+            If the file is no policy.
+        """
+        try:
+            values = json.loads(self.policy_file.read_text(encoding="utf-8"))
+            parameters = np.asarray(values.pop("parameters"), np.float64)
+            if parameters.ndim != 1 or not np.isfinite(parameters).all():
+                raise ValueError("parameters must be a list of finite numbers")
+            return ServedPolicy(parameters, **values)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{self.policy_file}: no policy: {error}") from error
