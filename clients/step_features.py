@@ -1,9 +1,9 @@
 """What the small model's step already yields, as features for a learned router.
 
-They cost no further pass: the draft's uncertainty at several temperatures, margin, entropy and tail
-masses of the law, position, a projection of the last hidden state, and the embeddings of the
-drafted token and of the one before it. The projections are drawn from a fixed seed, so all clients
-see the same coordinates without exchanging them.
+They cost no further pass: the draft's uncertainty at several temperatures, margin,
+entropy and tail masses of the law, position, a projection of the last hidden state, and the
+drafted token's own embedding. The projections are drawn from a fixed seed, so all clients see the
+same coordinates without exchanging them.
 """
 
 from __future__ import annotations
@@ -86,13 +86,10 @@ class StepFeatures:
     hidden_size : int
         Width of the hidden state, >= 1.
     projection : int
-        Columns kept of the hidden state, and again of each embedding: all of them if they are no
-        more, a Gaussian random projection otherwise. 0 leaves them out.
+        Columns kept of the hidden state, and again of the draft's embedding: all of them if
+        ``hidden_size`` is no larger, a Gaussian random projection otherwise. 0 leaves both out.
     embedding_size : int
-        Width of the token embeddings; 0 leaves the tokens' identity out.
-    last_token : bool
-        Add the embedding of the text's last token to that of the draft. It costs nothing, and the
-        hidden state of a small model has partly forgotten it.
+        Width of the token embeddings; 0 leaves the drafted token's identity out.
     history : bool
         Add :data:`HISTORY_FEATURES`, which need the text so far.
     trace : bool
@@ -104,7 +101,6 @@ class StepFeatures:
     hidden_size: int
     projection: int = 128
     embedding_size: int = 0
-    last_token: bool = False
     history: bool = False
     trace: bool = False
     seed: int = 0
@@ -121,7 +117,7 @@ class StepFeatures:
         history = len(HISTORY_FEATURES) if self.history else 0
         history += len(TRACE_FEATURES) if self.trace else 0
         drafted = min(self.embedding_size, self.projection)
-        return len(SCALAR_FEATURES) + history + hidden + drafted * (2 if self.last_token else 1)
+        return len(SCALAR_FEATURES) + history + hidden + drafted
 
     @torch.inference_mode()
     def __call__(
@@ -150,9 +146,9 @@ class StepFeatures:
         embeddings : float [vocab, embedding_size], optional
             Input embeddings of the small model; needed if ``embedding_size`` > 0.
         tokens : int64 [rows, longest], optional
-            Texts so far, left-aligned; needed with ``history`` and ``last_token``.
+            Texts so far, left-aligned; needed with ``history``.
         lengths : int64 [rows], optional
-            Tokens of each text, >= 1; needed with ``history``, ``last_token`` and ``trace``.
+            Tokens of each text, >= 1; needed with ``history`` and ``trace``.
         traces : float32 [rows, longest, 3], optional
             See :mod:`clients.trace`, NaN where unknown; needed with ``trace``.
 
@@ -178,14 +174,13 @@ class StepFeatures:
         places = torch.as_tensor(positions, device=logits.device).float()
         log_law = torch.log_softmax(logits.float(), dim=1)
         columns = [_scalars(logits.float(), log_law, draft, places)]
-        if self.history or self.last_token:
+        if self.history:
             if tokens is None or lengths is None:
-                raise ValueError("history and last-token features need tokens and lengths")
+                raise ValueError("history features need tokens and lengths")
             text = torch.as_tensor(tokens, device=logits.device)
             length = torch.as_tensor(lengths, device=logits.device)
             if text.ndim != 2 or len(text) != rows or length.shape != (rows,):
                 raise ValueError(f"tokens must be [{rows}, longest] and lengths [{rows}]")
-        if self.history:
             columns.append(_history(log_law, draft, text, length))
         if self.trace:
             if traces is None or lengths is None or traces.ndim != 3 or len(traces) != rows:
@@ -198,9 +193,6 @@ class StepFeatures:
             if embeddings is None or embeddings.shape[1] != self.embedding_size:
                 raise ValueError(f"embeddings must be [vocab, {self.embedding_size}]")
             columns.append(self._project(embeddings[draft].float(), 1))
-            if self.last_token:
-                last = text.gather(1, (length - 1)[:, None])[:, 0]
-                columns.append(self._project(embeddings[last].float(), 1))
         return torch.cat(columns, dim=1).cpu().numpy()
 
     def _project(self, vectors: Tensor, stream: int) -> Tensor:

@@ -125,9 +125,7 @@ def router_model(settings: Settings) -> RouterModel:
 def router_columns(settings: Settings) -> StepFeatures:
     """Which columns the model sees; server and devices come to the same."""
     hidden, embedding = _widths(settings.slm)
-    return StepFeatures(
-        hidden, settings.router_projection, embedding, last_token=True, history=True, trace=True
-    )
+    return StepFeatures(hidden, settings.router_projection, embedding, history=True, trace=True)
 
 
 def router_features(settings: Settings, model: PreTrainedModel) -> FeaturesOfStep:

@@ -85,25 +85,6 @@ def test_projection_and_embedding_columns() -> None:
     )
 
 
-def test_the_last_token_is_the_one_before_the_draft() -> None:
-    logits, hidden, draft, positions = step(4, 30, 8, 5)
-    embeddings = torch.randn(30, 6, generator=torch.Generator().manual_seed(6))
-    tokens = np.array([[3, 4, 5], [6, 9, 9], [7, 8, 9], [29, 0, 1]])
-    lengths = np.array([3, 1, 2, 3])
-    columns = StepFeatures(8, projection=8, embedding_size=6, last_token=True)
-    given = (logits, hidden, draft, positions, embeddings)
-    features = columns(*given, tokens=tokens, lengths=lengths)
-    assert features.shape == (4, columns.count)
-    last = embeddings[[5, 6, 8, 1]]
-    expected = last / last.pow(2).mean(1, keepdim=True).sqrt()
-    np.testing.assert_allclose(features[:, -6:], expected.numpy(), rtol=1e-5)
-    # The other columns are what they were.
-    without = StepFeatures(8, projection=8, embedding_size=6)(*given)
-    np.testing.assert_array_equal(features[:, :-6], without)
-    with pytest.raises(ValueError, match="last-token"):
-        columns(*given)
-
-
 def brute_force_history(log_law: np.ndarray, draft: int, text: list[int]) -> list[float]:
     """One row of the history columns by plain search."""
     two = [j for j in range(len(text) - 1) if text[j] == text[-1]]
