@@ -2,27 +2,31 @@
 
 Twenty clients on the built-in pair and texts, in one process without Flower's network: the same
 clients, server and messages as in a run. Risk is measured on held-out prompts at the end, the
-share of tokens kept and wrong; the federation link is the serialised train replies and what is
-sent to clients.
+share of tokens kept and wrong. The federation link is counted as Flower serialises the content of
+train messages both ways; "of which the rule's own" are policies and sums, without the counts by
+which every run is reported. In `score` and `classify` one round of sums gives a threshold with its
+guarantee, so the rules of sums are measured after one round as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks._report import OUT, write_report
-from fedhlm_app import client_app
+from fedhlm_app import client_app, client_rounds
 from fedhlm_app.device import Device
 from fedhlm_app.federation import Federation
 from fedhlm_app.links import DirectLink
@@ -32,7 +36,10 @@ from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
 from servers.llm import LanguageModelService
 
-RULES = ("paper", "balanced", "primal-dual", "linear", "certified", "certified-high-probability")
+SUMS = ("linear", "certified", "certified-high-probability")
+RULES = ("paper", "balanced", "primal-dual", *SUMS)
+SUM_METRICS = ("risk-curve", "wealth", "line-sums")
+ONE_ROUND = ", one round"
 
 
 class Grid:
@@ -50,6 +57,7 @@ class Grid:
             for client in range(settings.clients)
         }
         self.bytes: dict[int, int] = {}
+        self.own_bytes: dict[int, int] = {}
 
     def get_node_ids(self) -> list[int]:
         """All of them."""
@@ -64,18 +72,27 @@ class Grid:
             reply = client_app.app(message, self.contexts[message.metadata.dst_node_id])
             if message.metadata.message_type == "train":
                 number = int(message.content.config_records["config"]["round"])  # type: ignore[arg-type]
-                size = _size(message.content) + _size(reply.content)
-                self.bytes[number] = self.bytes.get(number, 0) + size
+                for content in (message.content, reply.content):
+                    self.bytes[number] = self.bytes.get(number, 0) + _size(content)
+                    own = self.own_bytes.get(number, 0) + _size(_rules_own(content))
+                    self.own_bytes[number] = own
             replies.append(reply)
         return replies
 
 
 def _size(content: RecordDict) -> int:
-    """Bytes of the values: arrays as NumPy files, numbers at 8 bytes, names left out."""
-    total = sum(len(array.data) for r in content.array_records.values() for array in r.values())
-    for record in content.metric_records.values():
-        total += sum(8 * len(v) if isinstance(v, list) else 8 for v in record.values())
-    return total
+    """Bytes of a message's content as it travels."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def _rules_own(content: RecordDict) -> RecordDict:
+    """Policies and sums alone."""
+    found = RecordDict(dict(content.array_records))
+    for name, record in content.metric_records.items():
+        sums = {key: value for key, value in record.items() if key in SUM_METRICS}
+        if sums:
+            found[name] = MetricRecord(sums)
+    return found
 
 
 def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -89,7 +106,7 @@ def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) 
         return devices[client]
 
     grid, begin = Grid(settings), time.perf_counter()
-    with mock.patch.object(client_app, "_device", device):
+    with mock.patch.object(client_rounds, "_device", device):
         run_folder = RunFolder.create(settings, {})
         Federation(settings, check(settings), run_folder, None).run(grid)  # type: ignore[arg-type]
     summary, lines = run_folder.summary(), run_folder.metrics()
@@ -112,8 +129,9 @@ def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) 
             "trr": float(np.mean([line["trr"] for line in last])),
         },
         "whole_run": {"risk": summary["certificate"], "trr": summary["trr"]},
+        "rounds": settings.rounds,
         "federation_bytes_per_client": sum(grid.bytes.values()) / settings.clients,
-        "federation_bytes_first_round": grid.bytes[1] / settings.clients,
+        "rules_own_bytes_per_client": sum(grid.own_bytes.values()) / settings.clients,
         "llm_link_bytes_per_token": (summary["bytes"]["uplink"] + summary["bytes"]["downlink"])
         / summary["tokens"],
         "tokens_read_for_calibration": summary["read"],
@@ -131,6 +149,16 @@ def _before(shape: dict[str, Any]) -> dict[str, Any]:
     return dict(shape)
 
 
+def cases(
+    workloads: Iterable[str], rules: Iterable[str], rounds: int
+) -> Iterator[tuple[str, str, int]]:
+    """Workload, rule and rounds of each run; one round is enough where texts are given."""
+    for workload, rule in itertools.product(workloads, rules):
+        if workload != "generate" and rule in SUMS and rounds > 1:
+            yield workload, rule, 1
+        yield workload, rule, rounds
+
+
 def main() -> None:
     """Write ``benchmarks/out/learning.json`` and print a line for each rule."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,6 +167,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.05)
     parser.add_argument("--workloads", nargs="+", default=["generate", "score"])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--evaluate-prompts", type=int, default=4, help="per client, held out")
+    parser.add_argument("--dataset", default="builtin", help="builtin, or a file of texts")
     arguments = parser.parse_args()
     # Flower's Message wants to know who writes it.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -146,30 +176,34 @@ def main() -> None:
         "clients": arguments.clients,
         "rounds": arguments.rounds,
         "budget": arguments.budget,
+        "dataset": Path(arguments.dataset).name,
     }
     service = build_service(Settings.from_sources({}, {}))
     with tempfile.TemporaryDirectory() as folder:
-        for workload in arguments.workloads:
-            for rule in arguments.rules:
-                found = one(
-                    rule,
-                    service,
-                    Path(folder),
-                    **{
-                        "workload": workload,
-                        "clients": arguments.clients,
-                        "rounds": arguments.rounds,
-                        "fidelity-budget": arguments.budget,
-                        "evaluate-every": arguments.rounds,
-                        "checkpoint": False,
-                    },
-                )
-                # Read again each time: rules may be measured by several calls side by side.
-                figures = _before(shape)
-                figures.setdefault(workload, {})[rule] = found
-                write_report("learning", figures)
-                print(workload, rule, {k: v for k, v in found.items() if k != "threshold"})
-                print("   ", [round(t, 3) for t in found["threshold"]], flush=True)
+        for workload, rule, rounds in cases(arguments.workloads, arguments.rules, arguments.rounds):
+            found = one(
+                rule,
+                service,
+                Path(folder),
+                **{
+                    "workload": workload,
+                    "clients": arguments.clients,
+                    "rounds": rounds,
+                    "calibration-rounds": 1 if rounds == 1 else 5,
+                    "fidelity-budget": arguments.budget,
+                    "evaluate-every": rounds,
+                    "evaluate-prompts": arguments.evaluate_prompts,
+                    "dataset": arguments.dataset,
+                    "checkpoint": False,
+                },
+            )
+            name = rule if rounds == arguments.rounds else rule + ONE_ROUND
+            # Read again each time: rules may be measured by several calls side by side.
+            figures = _before(shape)
+            figures.setdefault(workload, {})[name] = found
+            write_report("learning", figures)
+            print(workload, name, {k: v for k, v in found.items() if k != "threshold"})
+            print("   ", [round(t, 3) for t in found["threshold"]], flush=True)
     print(OUT / "learning.json")
 
 

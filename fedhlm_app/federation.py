@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
@@ -21,7 +21,6 @@ from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
 from fedhlm_app.cluster_report import clustering_figures
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.data.items import Items
-from fedhlm_app.edge import EdgeHost
 from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns, policy_bounds
 from fedhlm_app.report import write_report
@@ -38,6 +37,9 @@ from strategies.hierarchical import Hierarchical
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
 from strategies.trained import TrainedThenCalibrated
+
+if TYPE_CHECKING:
+    from fedhlm_app.edge import EdgeHost
 
 
 class Federation:
@@ -93,6 +95,8 @@ class Federation:
         self._tell_sizes()
         if self.edges is not None:
             self.edges.ensure(self._cluster_of_clients())
+        if self.host is not None:
+            self.host.wait()
         self._write_progress(self.strategy.rounds_done)
         with self._token_log(self._clusters.watch(grid)) as listening:
             self.strategy.start(

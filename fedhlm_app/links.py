@@ -5,20 +5,15 @@ from __future__ import annotations
 import threading
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from clients.uplink import LinkDown
+from fedhlm_app.actor_names import NAMESPACE
 from hlm.wire import Limits, WireError
-from servers.llm import LanguageModelService
 
-NAMESPACE = "fedhlm"
-"""Ray namespace of all FedHLM actors."""
-
-
-def llm_actor_name(run: int) -> str:
-    """Name of the LLM actor of one Flower run."""
-    return f"llm-{run}"
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
 
 
 class DirectLink:

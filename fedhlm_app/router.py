@@ -15,21 +15,22 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedModel
 
 from clients.feedback import Feedback
 from clients.records import FloatArray, IntArray
 from clients.router_model import RouterLearning, RouterModel, rescored
-from clients.routing import StepFeatures as FeaturesOfStep
-from clients.step_features import StepFeatures
 from clients.threshold import ThresholdLearning
 from fedhlm_app.calibrating import calibrates
-from fedhlm_app.pair.load import BUILTIN
+from fedhlm_app.pair.vocabulary import BUILTIN
 from fedhlm_assets import asset_path
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from clients.routing import StepFeatures as FeaturesOfStep
+    from clients.step_features import StepFeatures
     from fedhlm_app.settings import Settings
 
 __all__ = [
@@ -124,6 +125,9 @@ def router_model(settings: Settings) -> RouterModel:
 
 def router_columns(settings: Settings) -> StepFeatures:
     """Which columns the model sees; server and devices come to the same."""
+    # PyTorch comes along, which runs without a router are spared on the server.
+    from clients.step_features import StepFeatures
+
     hidden, embedding = _widths(settings.slm)
     return StepFeatures(hidden, settings.router_projection, embedding, history=True, trace=True)
 
@@ -175,6 +179,8 @@ def texts_of_round(
 @lru_cache(maxsize=8)
 def _widths(slm: str) -> tuple[int, int]:
     """Hidden size of the small model, and width of its token embeddings."""
+    from transformers import AutoConfig
+
     source = str(asset_path("pair/slm")) if slm == BUILTIN else slm
     config: Any = AutoConfig.from_pretrained(source).get_text_config()
     hidden = int(config.hidden_size)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedhlm_app import preflight
-from fedhlm_app.edge import EdgeHost
+from fedhlm_app.actor_names import llm_actor_name
 from fedhlm_app.federation import Federation
-from fedhlm_app.links import llm_actor_name
 from fedhlm_app.runs import RunFolder
 from fedhlm_app.serving import LanguageModelHost, wait_for_ray
 from fedhlm_app.settings import Settings
+
+if TYPE_CHECKING:
+    from fedhlm_app.edge import EdgeHost
 
 app = ServerApp()
 
@@ -26,9 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     if not settings.llm_address:
         host = LanguageModelHost(settings, llm_actor_name(context.run_id))
         host.start()
-    edges = EdgeHost(settings, context.run_id) if settings.peer_mode != "off" else None
-    if edges is not None:
-        wait_for_ray()
+    edges = _edges(settings, context.run_id)
     try:
         Federation(settings, items, folder, host, edges).run(grid)
     finally:
@@ -36,3 +38,14 @@ def main(grid: Grid, context: Context) -> None:
             edges.stop()
         if host is not None:
             host.stop()
+
+
+def _edges(settings: Settings, run: int) -> EdgeHost | None:
+    """The edge servers of the run; None where it has none."""
+    if settings.peer_mode == "off":
+        return None
+    # PyTorch comes along, which a run without peers is spared.
+    from fedhlm_app.edge import EdgeHost
+
+    wait_for_ray()
+    return EdgeHost(settings, run)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedhlm_app.links import NAMESPACE
-from fedhlm_app.pair.load import load_llm
+from fedhlm_app.actor_names import NAMESPACE
 from fedhlm_app.settings import Settings
-from fedhlm_app.torch_names import torch_device, torch_dtype
 from servers.actors import start_actor
-from servers.engine import Engine, context_limit
-from servers.llm import LanguageModelService
+
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
 
 
 def build_service(settings: Settings) -> LanguageModelService:
     """Load the large model and put the service around it."""
+    # Imported by the process that runs the model; the ServerApp only says what is to be built.
+    from fedhlm_app.pair.load import load_llm
+    from fedhlm_app.torch_names import torch_device, torch_dtype
+    from servers.engine import Engine, context_limit
+    from servers.llm import LanguageModelService
+
     model = load_llm(
         settings.llm, torch_dtype(settings.llm_dtype), torch_device(settings.llm_device)
     )
@@ -63,11 +68,14 @@ class LanguageModelHost:
         self._actor: Any = None
 
     def start(self) -> None:
-        """Start the actor and wait until its model is loaded."""
-        import ray
-
+        """Start the actor; its model is loaded while others get ready too."""
         wait_for_ray()
         self.ensure()
+
+    def wait(self) -> None:
+        """Wait until the model is loaded."""
+        import ray
+
         ray.get(self._actor.stats.remote())
 
     def ensure(self) -> None:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hlm.wire import WireError, encode_reply
-from servers.edge import EdgeServer
-from servers.llm import LanguageModelService
+
+if TYPE_CHECKING:
+    # The process that starts actors runs no model, and need not import what runs one.
+    from servers.edge import EdgeServer
+    from servers.llm import LanguageModelService
 
 
 class RequestBatcher:

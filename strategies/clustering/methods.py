@@ -1,15 +1,15 @@
-"""From profiles to clusters, and from a late client's profile to its cluster."""
+"""From profiles to clusters, and from a late client's profile to its cluster.
+
+SciPy and scikit-learn are imported by what uses them: most runs assign clusters and learn none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from scipy.linalg import eigh
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from strategies.clustering.features import (
@@ -23,6 +23,9 @@ from strategies.clustering.features import (
 )
 from strategies.clustering.pairwise import PairwiseTest, pairwise_test
 from strategies.clustering.reports import label_mapping
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 Method = Literal["classifier", "profile", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -233,6 +236,8 @@ def classical_scaling(squared: FloatArray, dims: int) -> FloatArray:
     dims : int
         Most dimensions; those without positive variance are left out.
     """
+    from scipy.linalg import eigh
+
     count = len(squared)
     centred = squared - squared.mean(axis=0) - squared.mean(axis=1)[:, None] + squared.mean()
     first = max(0, count - dims)
@@ -266,6 +271,8 @@ def result_from_state(state: Mapping[str, Any]) -> ClusterResult:
 
 
 def _k_means(features: FloatArray, weights: FloatArray, clusters: int, seed: int) -> IntArray:
+    from sklearn.cluster import KMeans
+
     k_means = KMeans(n_clusters=clusters, n_init=10, random_state=seed)
     # Duplicates make k-means merge clusters; every cluster is then filled by distance.
     return _filled(np.asarray(_distinct_fit(k_means, features, weights)), features, clusters)
@@ -295,6 +302,8 @@ def _agglomerate(plane: FloatArray, clusters: int) -> IntArray:
         return np.arange(len(plane), dtype=np.int64) % clusters
     if clusters == len(plane):
         return np.arange(clusters, dtype=np.int64)
+    from sklearn.cluster import AgglomerativeClustering
+
     joined = AgglomerativeClustering(n_clusters=clusters, linkage="ward").fit_predict(plane)
     return np.asarray(joined, np.int64)
 
@@ -328,6 +337,8 @@ def _centroids(features: FloatArray, labels: IntArray, clusters: int) -> FloatAr
 def _silhouette(points: FloatArray, labels: IntArray) -> float | None:
     if points.shape[1] == 0 or not 2 <= len(np.unique(labels)) < len(labels):
         return None
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(points, labels))
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from strategies.clustering.features import (
     FloatArray,
@@ -71,6 +70,8 @@ class PairwiseTest:
         """
         if not 0 < level < 1:
             raise ValueError(f"level: {level}; allowed: (0, 1)")
+        from scipy import stats
+
         inverse = 1.0 / self.decisions
         spread = (inverse[:, None] + inverse[None, :]) * np.sqrt(self.folds / (self.folds - 1))
         bound = spread * (stats.chi2.isf(level, self.dims) - self.dims)

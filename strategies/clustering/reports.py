@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 
 from strategies.clustering.features import IntArray
 
@@ -50,6 +48,8 @@ def adjusted_rand_index(
 
     Hubert and Arabie 1985, as scikit-learn has it; can be slightly negative.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(_whole("groups", groups), _whole("assignment", assignment)))
 
 
@@ -73,6 +73,8 @@ def label_mapping(old: Sequence[int] | IntArray, new: Sequence[int] | IntArray) 
     ValueError
         On different lengths or a cluster below what is allowed.
     """
+    from scipy.optimize import linear_sum_assignment
+
     before, after = _whole("old", old, least=-1), _whole("new", new)
     if len(before) != len(after):
         raise ValueError(f"old, new: lengths {len(before)} and {len(after)}; allowed: equal")

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhlm_app import client_app
+from fedhlm_app import client_app, client_rounds
 from fedhlm_app.device import Device
 from fedhlm_app.federation import Federation
 from fedhlm_app.links import DirectLink
@@ -71,7 +71,7 @@ class Runner:
     def __init__(self, monkeypatch) -> None:
         self.service = build_service(settings_of())
         self.devices: dict[tuple[Settings, int], Device] = {}
-        monkeypatch.setattr(client_app, "_device", self._device)
+        monkeypatch.setattr(client_rounds, "_device", self._device)
         # Flower's Message wants to know who writes it.
         for name in ("_task_id", "_run_id", "_node_id"):
             monkeypatch.setattr(TaskIdentity, name, 1)

@@ -1,0 +1,294 @@
+"""A client's side of a round: route this device's texts, learn from feedback, report sums."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from clients.records import FloatArray, Traffic
+from clients.uplink import Transport
+from fedhlm_app.actor_names import edge_actor_name, llm_actor_name
+from fedhlm_app.calibrating import calibrates, sums_of
+from fedhlm_app.device import Device
+from fedhlm_app.feedback_folder import FeedbackFolder
+from fedhlm_app.from_store import next_policy, told_since
+from fedhlm_app.learning import learn_locally, private_policy
+from fedhlm_app.links import HttpLink, RayLink
+from fedhlm_app.profiles import PROFILE, profile_record, requested
+from fedhlm_app.routed import (
+    Figures,
+    Routed,
+    Told,
+    calibration_feedback,
+    feedback_of,
+    figures,
+)
+from fedhlm_app.router import trains_router
+from fedhlm_app.settings import Settings
+from fedhlm_app.token_columns import TOKENS, token_columns
+from hlm.local_steps import Personalisation, starting_point
+
+OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
+"""Keys of what a client keeps in `context.state` between rounds."""
+BOOKMARK = "feedback-bookmark"
+"""Key of the number of the last stored text that a round has had."""
+FEEDBACK_STORE = "feedback-store"
+"""Node config: the folder that `fedhlm serve device --store` writes to."""
+EDGE_STATE = "edge-tier-"
+"""Prefix of the records that hold its cache and what it learned about its edge server."""
+EDGE_TIMEOUT = 10.0
+"""Seconds to wait for an edge server before the LLM is asked instead."""
+
+
+def train(message: Message, context: Context) -> Message:
+    """Route a round's tokens, or take those served since, learn, send back policy and sums."""
+    settings, client = opened(context)
+    folder = served_folder(context)
+    config = message.content.config_records["config"]
+    server_round = int(cast(int, config["round"]))
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    start = _start(arrays, config, context)
+    calibrate = bool(config.get("calibrate", False))
+    if folder is None:
+        told = _route_round(settings, start, calibrate, config, context)
+    else:
+        told = told_since(folder, settings, start, _bookmark(folder, settings, context))
+        context.state[BOOKMARK] = MetricRecord({"text": told.newest})
+    begin = time.perf_counter()
+    step = learn_locally(
+        settings,
+        start,
+        told.feedback,
+        config,
+        arrays.get("control"),
+        _own_control(arrays, context),
+    )
+    # Seeded by the operating system: noise from a seed the server knows could be taken away.
+    generator = np.random.default_rng()
+    sent = step.result.policy
+    if not calibrates(settings) or trains_router(settings, server_round):
+        sent = private_policy(settings, sent, start, generator)
+    reply = {"policy": sent}
+    if config["personalisation"] in ("local", "shrunk"):
+        reply["start"] = start
+    if step.result.control_delta is not None:
+        reply["control_delta"] = step.result.control_delta
+    _keep(context, step.result.policy, step.result.new_client_control, step.examples)
+    metrics: Figures = {
+        **told.figures,
+        "num-examples": step.examples,
+        "round": server_round,
+        "client": client,
+        "threshold": float(sent[0]),
+        "loss-before": step.loss_before,
+        "loss-after": step.loss_after,
+        "local-steps": max(1, step.result.steps),
+        "seconds-learning": time.perf_counter() - begin,
+    }
+    if calibrates(settings):
+        counted = told.counted
+        if not trains_router(settings, server_round):
+            # With noise on the device not even the number of tokens is told.
+            hidden = settings.privacy == "local"
+            counts = settings.tokens_per_round if hidden else int(counted.known.sum())
+            metrics["num-examples"] = counts
+        if calibrate:
+            metrics.update(sums_of(settings, counted, generator))
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+    if told.columns:
+        content[TOKENS] = ConfigRecord({**told.columns})
+    if folder is not None:
+        # What was learned is its own by now; a copy that the server sent back is older.
+        after = _start({key: arrays[key] for key in arrays if key != "own"}, config, context)
+        folder.write_policy(
+            next_policy(settings, after, server_round, told.newest, calibrating=calibrate)
+        )
+    return Message(content, reply_to=message)
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Route held-out texts with the policy as it is; a device that serves takes it up instead."""
+    settings, client = opened(context)
+    config = message.content.config_records["config"]
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    start, server_round = _start(arrays, config, context), int(cast(int, config["round"]))
+    folder = served_folder(context)
+    if folder is None:
+        device = _device(settings, client, context.run_id)
+        _join_cluster(device, config, context)
+        routed = device.evaluate(device.policy(start))
+    else:
+        routed = Routed([], Traffic())
+        # While a threshold is under test, the texts of a device must be made with it.
+        if not calibrates(settings) or server_round >= settings.rounds:
+            consumed = _bookmark(folder, settings, context)
+            folder.write_policy(
+                next_policy(settings, start, server_round, consumed, calibrating=False)
+            )
+    metrics = figures(routed, settings)
+    identity: Figures = {
+        "num-examples": metrics["tokens"],
+        "round": server_round,
+        "client": client,
+    }
+    content = RecordDict({"metrics": MetricRecord({**metrics, **identity})})
+    return Message(content, reply_to=message)
+
+
+def introduce(message: Message, context: Context) -> Message:
+    """Tell the server which data partition this node is and, where asked, its profile."""
+    metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
+    content = RecordDict({"metrics": metrics})
+    release = requested(message)
+    if release is not None:
+        settings, client = opened(context)
+        if FEEDBACK_STORE in context.node_config:
+            raise ValueError(
+                f"cluster-by = {settings.cluster_by!r}: a device with feedback-store keeps no text "
+                "to make a profile of; set cluster-by=round-robin or random"
+            )
+        device = _device(settings, client, context.run_id)
+        content[PROFILE] = profile_record(device, release)
+    return Message(content, reply_to=message)
+
+
+def opened(context: Context) -> tuple[Settings, int]:
+    """The settings of the run, and this node's number in it.
+
+    Raises
+    ------
+    ValueError
+        When the node has no ``partition-id``.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    if "partition-id" not in context.node_config:
+        raise ValueError(
+            "node config: partition-id is missing; start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=20"'
+        )
+    return settings, int(cast(int, context.node_config["partition-id"]))
+
+
+def served_folder(context: Context) -> FeedbackFolder | None:
+    """The folder this node's serving process writes to; None where it routes a dataset's texts.
+
+    Raises
+    ------
+    ValueError
+        When the folder does not exist.
+    """
+    path = str(context.node_config.get(FEEDBACK_STORE, ""))
+    return FeedbackFolder(path) if path else None
+
+
+@lru_cache(maxsize=64)
+def _device(settings: Settings, client: int, run: int) -> Device:
+    import torch
+
+    # Simulated devices run side by side, one per core: threads of their own would only compete.
+    torch.set_num_threads(1)
+    transport: Transport
+    if settings.llm_address:
+        transport = HttpLink(settings.llm_address, settings.llm_timeout)
+    else:
+        transport = RayLink(llm_actor_name(run), settings.llm_timeout)
+    return Device(
+        settings,
+        client,
+        transport,
+        lambda cluster: RayLink(edge_actor_name(run, cluster), EDGE_TIMEOUT),
+    )
+
+
+def _route_round(
+    settings: Settings,
+    start: FloatArray,
+    calibrate: bool,
+    config: ConfigRecord,
+    context: Context,
+) -> Told:
+    """Route a round's texts of the dataset."""
+    device = _device(settings, opened(context)[1], context.run_id)
+    _join_cluster(device, config, context)
+    routed = device.train_round(device.policy(start), int(cast(int, config["round"])), calibrate)
+    hits = {}
+    if device.edge is not None:
+        for name, arrays_kept in device.edge.finish(routed.traffic).items():
+            kept = {key: Array(np.asarray(value)) for key, value in arrays_kept.items()}
+            context.state[EDGE_STATE + name] = ArrayRecord(kept)
+        hits = device.edge.figures()
+    return Told(
+        feedback_of(routed, settings),
+        calibration_feedback(routed, settings),
+        {**figures(routed, settings), **hits},
+        token_columns(routed, settings) if settings.token_log else {},
+    )
+
+
+def _bookmark(folder: FeedbackFolder, settings: Settings, context: Context) -> int:
+    """Number of the last stored text that a round of this run has had."""
+    if BOOKMARK in context.state.metric_records:
+        return int(cast(int, context.state.metric_records[BOOKMARK]["text"]))
+    # To Flower a run that goes on is a new one: what it has learned from stands in the folder.
+    before = folder.read_policy() if settings.resume else None
+    return 0 if before is None else before.consumed
+
+
+def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:
+    """Give the device its cluster, and what its edge tier kept from earlier rounds."""
+    if device.edge is None:
+        return
+    state = {
+        name.removeprefix(EDGE_STATE): {key: array.numpy() for key, array in record.items()}
+        for name, record in context.state.array_records.items()
+        if name.startswith(EDGE_STATE)
+    }
+    cluster = int(cast(int, config["cluster"]))
+    sizes = cast(list[int], config.get("cluster-sizes", []))
+    device.edge.join(cluster, sizes[cluster] if cluster < len(sizes) else 1, state)
+
+
+def _start(arrays: dict[str, FloatArray], config: ConfigRecord, context: Context) -> FloatArray:
+    """Where this client starts from: what it was sent, or its own policy."""
+    own, weight = arrays.get("own"), float(cast(float, config.get("own-weight", 0.0)))
+    if own is None and OWN_POLICY in context.state.array_records:
+        own = context.state.array_records[OWN_POLICY]["value"].numpy()
+        weight = float(cast(float, context.state.metric_records[OWN_WEIGHT]["value"]))
+    return starting_point(
+        cast(Personalisation, config["personalisation"]),
+        arrays["policy"],
+        arrays.get("cluster"),
+        own,
+        weight,
+        float(cast(float, config.get("shrink-weight", 0.0))),
+    )
+
+
+def _own_control(arrays: dict[str, FloatArray], context: Context) -> FloatArray | None:
+    if "client_control" in arrays:
+        return arrays["client_control"]
+    if OWN_CONTROL in context.state.array_records:
+        return context.state.array_records[OWN_CONTROL]["value"].numpy()
+    return None
+
+
+def _keep(context: Context, policy: FloatArray, control: FloatArray | None, weight: float) -> None:
+    context.state[OWN_POLICY] = ArrayRecord({"value": Array(policy)})
+    context.state[OWN_WEIGHT] = MetricRecord({"value": float(weight)})
+    if control is not None:
+        context.state[OWN_CONTROL] = ArrayRecord({"value": Array(control)})
