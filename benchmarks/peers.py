@@ -24,7 +24,8 @@ from benchmarks._peers_world import Prompts, World
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import pair_name
 from clients.cache import CacheConfig, CacheResolver, TokenCache
-from clients.edge import EdgeLinkConfig, EdgeResolver
+from clients.edge import EdgeResolver
+from clients.edge_link import EdgeLinkConfig
 from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
@@ -38,7 +39,8 @@ from hlm.peers import SketchMaker
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
-from servers.edge import EdgeConfig, EdgeServer
+from servers.edge import EdgeServer
+from servers.edge_config import EdgeConfig
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 
@@ -274,11 +276,17 @@ def setups(worlds: Sequence[World], size: Setup) -> list[Setup]:
             shared,
             replace(shared, peer_mode="paper"),
             replace(shared, peer_mode="off", cache_size=1024),
-            replace(shared, inter_cluster=True),
+            replace(shared, unit="ms", inter_cluster=True),
+            replace(shared, unit="ms", cache_size=1024),
         ]
     runs += [replace(plain[world], unit="bytes") for world in worlds if world != "shared"]
     if "apart" in plain:
-        runs += [replace(plain["apart"], unit="bytes", verifier="full"), plain["apart"]]
+        apart = plain["apart"]
+        runs += [
+            replace(apart, unit="ms", inter_cluster=True),
+            replace(apart, unit="bytes", verifier="full"),
+            apart,
+        ]
     return runs
 
 
@@ -309,6 +317,7 @@ def line(figures: dict[str, Any]) -> str:
     edge = " ".join(f"{one['edge_share_of_bytes']:.2f}" for one in figures["rounds"])
     return (
         f"{setup['world']:7} peers={setup['peer_mode']:8} cache={setup['cache_size']:5} "
+        f"{'between ' if setup['inter_cluster'] else ''}"
         f"rule={setup['unit']!s:6} {setup['verifier']:7} hits {figures['hit_share']:.3f} {rates} "
         f"edge bytes {figures['edge_share_of_bytes']:.4f} (second half {later:.4f}) "
         f"{figures['seconds']:.0f} s\n        by round: hits {hits} | edge bytes {edge}"

@@ -52,8 +52,8 @@ class CacheConfig:
     mode: Literal["paper", "context"] = "context"
     capacity: int = 1024
     similarity: float = 0.9
-    context_gate: float = 0.95
-    reuse_gate: float = 0.98
+    context_gate: float = 0.98
+    reuse_gate: float = 0.995
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -1,26 +1,28 @@
 """The way to the edge server: ask it what peers had verified, tell it what the LLM decided.
 
 What the device learns travels with its next question, and a token that was asked about before
-names that question rather than its context again. When the edge server does not answer, tokens go
-on to the LLM at once, and the edge server is left alone for a while.
+names that question rather than its context again. With the opportunistic rule the device first
+shows fingerprints of its contexts, and asks and shares only if peers meet the same ones. When the
+edge server does not answer, tokens go on to the LLM at once, and the edge server is left alone for
+a while.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.edge_link import EdgeLink, EdgeLinkConfig, EdgeTransport
 from clients.hits import AUDIT_EDGE, AuditedTier, verified_rows
+from clients.introduction import Introduction
 from clients.opportunistic import OpportunisticRule
 from clients.records import BoolArray, IntArray, Stage, Traffic
 from clients.resolving import Escalation, Resolution
 from hlm.peers import SketchMaker
-from hlm.wire import WireError
 from hlm.wire.edge import (
     MOST_NUMBERS,
     NOT_RESOLVED,
@@ -32,50 +34,15 @@ from hlm.wire.edge import (
     decode_edge_reply,
     encode_edge_query,
 )
+from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
 
 Sketches = NDArray[np.uint8]
 Place = tuple[int, int]
 
-
-class EdgeTransport(Protocol):
-    """One way of reaching the edge server: in-process, Ray actor or network."""
-
-    def exchange(self, payload: bytes) -> bytes:
-        """Send a query, return the reply; ConnectionError or TimeoutError when none comes."""
-        ...
-
-
-@dataclass(frozen=True)
-class EdgeLinkConfig:
-    """What the questions of a device have in common.
-
-    Attributes
-    ----------
-    client : int
-        Number of the device.
-    vocab : int
-        Size of the shared vocabulary.
-    cluster_size : int
-        Clients of the cluster; alone, a device never asks.
-    mode : {"context", "paper"}
-        `peer-mode`.
-    most_rows : int
-        Most rows in one question.
-    flush_rows : int
-        Shared tokens that wait for a question before they travel on their own.
-    first_pause, longest_pause : float
-        Seconds for which the edge server is left alone after a failure; doubles with each further
-        one, and starts again after an answer.
-    """
-
-    client: int
-    vocab: int
-    cluster_size: int
-    mode: Literal["context", "paper"] = "context"
-    most_rows: int = 512
-    flush_rows: int = 64
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
+_COMMON_HEADER = 2
+"""Bytes of the answer to a probe beside its flags."""
+_EMPTY_WEIGHT = 0.25
+"""What a miss counts while the edge server holds nothing of others."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +70,8 @@ class EdgeResolver:
     sketches : SketchMaker or None
         Makes context keys; needed in `context` mode.
     rule : OpportunisticRule or None
-        Decides what is asked and shared; None asks and shares everything.
+        Decides what is asked and shared, by what the device finds out about its peers; None asks
+        and shares everything.
     audit_rate, max_false_hits : float
         Share of hits that the LLM decides all the same, and share of wrong hits that closes the
         tier (1: never).
@@ -125,10 +93,14 @@ class EdgeResolver:
     ) -> None:
         if config.mode == "context" and sketches is None:
             raise ValueError("peer-mode context needs a SketchMaker")
-        self.transport = transport
+        self.link = EdgeLink(transport, config)
         self.config = config
         self.sketches = sketches
         self.rule = rule
+        self.introduction: Introduction | None = None
+        if rule is not None and config.mode == "context":
+            self.introduction = Introduction()
+            rule.expect(0.0)
         self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_EDGE)
         self.needs_hidden = config.mode == "context"
         self.rows_asked = 0
@@ -138,13 +110,6 @@ class EdgeResolver:
         self._llm_bytes: tuple[int, int] | None = None
         # Bounded: while the edge server is away, only the newest tokens wait for it.
         self._waiting: deque[_Fresh | _Answer] = deque(maxlen=4 * config.most_rows)
-        self._pause = config.first_pause
-        self._asleep_until = 0.0
-
-    @property
-    def asleep(self) -> bool:
-        """Whether the edge server is left alone after a failure."""
-        return time.monotonic() < self._asleep_until
 
     @property
     def alone(self) -> bool:
@@ -156,7 +121,7 @@ class EdgeResolver:
         resolution = Resolution.none(len(escalation.rows))
         self._asked.clear()
         self._llm_bytes = (traffic.messages, traffic.uplink + traffic.downlink)
-        if self.alone or self.asleep:
+        if self.alone or self.link.asleep:
             return resolution
         keys, usable = self._contexts(escalation)
         wanted = np.flatnonzero(usable & self._wanted(escalation, keys))
@@ -182,24 +147,40 @@ class EdgeResolver:
             now = traffic.uplink + traffic.downlink
             self.rule.note_llm(traffic.messages - messages, now - so_far, int(verified.sum()))
         self._llm_bytes = None
-        if self.alone or self.config.mode == "paper" or not verified.any():
+        if self.alone or self.config.mode == "paper":
             return
-        self._note_verified(escalation.select(verified), resolution.tokens[verified])
+        arrived = resolution.stages != Stage.CACHE
+        if self.introduction is not None and arrived.any():
+            keys, usable = self._contexts(escalation.select(arrived))
+            self.introduction.meet(keys[usable])
+            if self.introduction.due:
+                self._introduce(traffic)
+        if verified.any():
+            self._note_verified(escalation.select(verified), resolution.tokens[verified])
         if len(self._waiting) >= self.config.flush_rows:
-            self.flush(traffic)
+            self._share_waiting(traffic)
 
     def flush(self, traffic: Traffic) -> None:
-        """Send what waits to be shared, without a question; call at the end of a round."""
-        if self._waiting and not self.asleep:
-            width = 0 if self.sketches is None else self.sketches.bytes
-            nothing = np.zeros(0, np.int64)
-            self._exchange(np.zeros((0, width), np.uint8), nothing, None, traffic)
+        """Send what waits to be shared, and what is to be shown; call at the end of a round."""
+        self._share_waiting(traffic)
+        introduction = self.introduction
+        if introduction is not None and (len(introduction.new) or not introduction.common):
+            self._introduce(traffic)
+
+    def joined_cluster(self) -> None:
+        """Start anew what was learnt about peers, because the peers are others now."""
+        if self.rule is not None:
+            self.rule.joined_cluster()
+        if self.rule is not None and self.introduction is not None:
+            self.introduction.start_over()
+            self.rule.expect(0.0)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What outlives the process: question counter, audits, and what the rule learnt."""
         hits = self.tier.false_hits
         learnt = {} if self.rule is None else self.rule.state()
-        return {"counts": np.array([self._number, hits.checked, hits.wrong]), **learnt}
+        shown = {} if self.introduction is None else self.introduction.state()
+        return {"counts": np.array([self._number, hits.checked, hits.wrong]), **learnt, **shown}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take over what `state` returned."""
@@ -207,6 +188,8 @@ class EdgeResolver:
         self.tier.false_hits.checked, self.tier.false_hits.wrong = checked, wrong
         if self.rule is not None and "hits" in state:
             self.rule.restore(state)
+        if self.introduction is not None and "introduction" in state:
+            self.introduction.restore(state)
 
     def _contexts(self, escalation: Escalation) -> tuple[Sketches, BoolArray]:
         rows = len(escalation.rows)
@@ -241,7 +224,9 @@ class EdgeResolver:
         self.rows_asked += len(part)
         if self.rule is not None:
             hits = reply.outcomes != NOT_RESOLVED
-            self.rule.note_hits(escalation.uncertainty[part], hits)
+            # Peers that have just met fill the edge server first: misses then prove little.
+            weight = _EMPTY_WEIGHT if reply.empty else 1.0
+            self.rule.note_hits(escalation.uncertainty[part], hits, weight)
         places = zip(
             escalation.rows[part].tolist(), escalation.positions[part].tolist(), strict=True
         )
@@ -260,6 +245,32 @@ class EdgeResolver:
             elif fresh[i]:
                 self._waiting.append(_Fresh(keys[i], token))
 
+    def _share_waiting(self, traffic: Traffic) -> None:
+        """Send what waits to be shared, without a question."""
+        if self._waiting and not self.link.asleep:
+            width = 0 if self.sketches is None else self.sketches.bytes
+            nothing = np.zeros(0, np.int64)
+            self._exchange(np.zeros((0, width), np.uint8), nothing, None, traffic)
+
+    def _introduce(self, traffic: Traffic) -> None:
+        """Show new fingerprints and hear which are common, as far as the budget goes."""
+        rule, introduction = self.rule, self.introduction
+        if rule is None or introduction is None or self.link.asleep or self.alone:
+            return
+        if rule.costs().least_hit_probability() > 1:
+            return  # No share of contexts in common would make asking pay.
+        shown = introduction.new
+        payload = encode_probe(EdgeProbe(self.config.client, shown))
+        flags = introduction.held + len(shown)
+        if len(payload) + _COMMON_HEADER + -(-flags // 8) > rule.budget:
+            return
+        before = traffic.edge
+        common = self.link.send(payload, decode_common, traffic)
+        if common is not None:
+            introduction.note(shown, common)
+            rule.expect(introduction.share)
+            rule.note_edge(1, traffic.edge - before, 0, explored=1.0)
+
     def _exchange(
         self, keys: Sketches, drafts: IntArray, steps: IntArray | None, traffic: Traffic
     ) -> EdgeReply | None:
@@ -275,20 +286,14 @@ class EdgeResolver:
             share=_share(waiting, keys.shape[1]),
         )
         payload = encode_edge_query(query)
-        try:
-            answer = self.transport.exchange(payload)
-            reply = decode_edge_reply(answer, query)
-        except (ConnectionError, TimeoutError, WireError):
-            traffic.failures += 1
-            self._asleep_until = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, self.config.longest_pause)
+        before = traffic.edge
+        reply = self.link.send(payload, lambda answer: decode_edge_reply(answer, query), traffic)
+        if reply is None:
             return None
-        self._pause = self.config.first_pause
         self._number = (self._number + 1) % MOST_NUMBERS
         self._waiting.clear()
-        size = len(payload) + len(answer)
-        traffic.edge += size
         if self.rule is not None:
+            size = traffic.edge - before
             self.rule.note_edge(1, size, len(drafts), self._explored_share)
         return reply
 

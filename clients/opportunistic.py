@@ -2,11 +2,12 @@
 
 Eq. 13 asks while ``p_hit >= C_P2P / C_LLM``. Costs are measured as they occur and priced in the
 user's unit; wrong hits cost something too; ``p_hit`` is estimated for each band of uncertainty,
-with old outcomes fading. What is never asked can never recover, so a little is asked for the sake
-of knowing, within a budget.
+with old outcomes fading, and starts from a first guess: by context, the share of contexts that
+peers are known to meet as well (`clients.introduction`), so that strangers never ask.
 
-Exploration is coordinated: a context is explored if its sketch falls into a slice of all
-sketches that is the same for every device of a run. Devices that explored at random, a share
+What is never asked can never recover, so a little is spent for the sake of knowing, within a
+budget of bytes that holds from the first message on: fingerprints, and questions about a slice of
+contexts. The slice is the same for every device of a run. Devices that explored at random, a share
 ``e`` each, would find only ``e`` of what their peers explored; like this they find all of it, so
 the slice shows at the price of ``e`` what asking everything would bring.
 """
@@ -74,12 +75,15 @@ class OpportunisticConfig:
     memory : float
         Outcomes after which an old one counts 1/e.
     prior_hit, prior_weight : float
-        First guess of p_hit in each band, and the number of outcomes it is worth: how long an
-        untried edge is given a chance.
+        First guess of p_hit in each band, where nothing better is known (see
+        `OpportunisticRule.expect`), and the number of outcomes that the guess is worth: how long
+        an untried edge is given a chance.
     explore : float
         Share of contexts in the slice that is explored, in [0, 1].
-    overhead : float
-        Exploration rests while it has cost more than this share of all bytes, in [0, 1].
+    overhead, credit : float
+        Exploration may cost `credit` bytes and this share, in [0, 1], of all bytes so far: what
+        two devices need to find out about each other at the start, and how much of the traffic
+        may go into finding out again.
     first_edge_bytes, first_llm_bytes : float
         Guessed bytes of a token before there are measured ones.
     """
@@ -90,11 +94,12 @@ class OpportunisticConfig:
     bands: int = 4
     memory: float = 128.0
     prior_hit: float = 0.5
-    prior_weight: float = 8.0
+    prior_weight: float = 16.0
     explore: float = 1 / 16
     overhead: float = 0.005
-    first_edge_bytes: float = 40.0
-    first_llm_bytes: float = 16.0
+    credit: float = 36.0
+    first_edge_bytes: float = 16.0
+    first_llm_bytes: float = 12.0
 
     def __post_init__(self) -> None:
         for name in ("prior_hit", "explore", "overhead"):
@@ -103,8 +108,9 @@ class OpportunisticConfig:
         for name in ("memory", "prior_weight", "first_edge_bytes", "first_llm_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
-        if self.bands < 1 or self.error < 0:
-            raise ValueError(f"bands = {self.bands}, error = {self.error}: need >= 1 and >= 0")
+        for name, least in (("bands", 1), ("error", 0), ("credit", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
 
 
 @dataclass
@@ -135,27 +141,39 @@ class OpportunisticRule:
     all_bytes: float = 0.0
 
     def __post_init__(self) -> None:
-        self._edge = _Mean(self.config.edge.of_token(1, self.config.first_edge_bytes, 1))
+        self._edge = _Mean(0.0)
+        self._edge_bytes = _Mean(self.config.first_edge_bytes)
+        self._batch = _Mean(1.0)
         self._llm = _Mean(self.config.llm.of_token(1, self.config.first_llm_bytes, 1))
         self._forget()
 
     def _forget(self) -> None:
-        # The first guess is as many made-up outcomes, which fade like real ones.
-        self._asked = np.full(self.config.bands, float(self.config.prior_weight))
-        self._hits = self._asked * self.config.prior_hit
+        self._asked = np.zeros(self.config.bands)
+        self._hits = np.zeros(self.config.bands)
+        self._guess = self.config.prior_hit
 
     def joined_cluster(self) -> None:
         """Start the estimates of p_hit anew, because the peers are others now."""
         self._forget()
 
+    def expect(self, hit: float) -> None:
+        """Let the first guess of p_hit, in [0, 1], be what the device found out without asking."""
+        self._guess = float(np.clip(hit, 0.0, 1.0))
+
     @property
     def hit_probability(self) -> FloatArray:
         """Estimated p_hit of each band of uncertainty, float64 [bands]."""
-        return np.asarray(self._hits / self._asked)
+        weight = self.config.prior_weight
+        return np.asarray((self._hits + weight * self._guess) / (self._asked + weight))
 
     def costs(self, false_hit: float = 0.0) -> PeerCosts:
         """Present costs of a token in the user's unit; `false_hit` is the share of wrong hits."""
-        return PeerCosts(self._edge.value, self._llm.value, self.config.error, false_hit)
+        edge = self._edge.value
+        if not self._edge.weight:
+            # Nobody was asked yet: a question would be about as many tokens as the LLM is sent.
+            batch = self._batch.value
+            edge = self.config.edge.of_token(1, self.config.first_edge_bytes * batch, batch)
+        return PeerCosts(edge, self._llm.value, self.config.error, false_hit)
 
     def worth_asking(self, uncertainty: FloatArray, false_hit: float = 0.0) -> BoolArray:
         """Eq. 13 for each row (float64 [n] in [0, 1]), bool [n]."""
@@ -165,7 +183,8 @@ class OpportunisticRule:
     def explored(self, sketches: Sketches, keys: DrawKeys, false_hit: float = 0.0) -> BoolArray:
         """Rows asked for the sake of knowing, bool [n].
 
-        None while exploration is over its budget, nor where even certain hits would not pay.
+        None where even certain hits would not pay, nor where peers are known to meet nothing that
+        this device meets, and no more than the budget allows.
 
         Parameters
         ----------
@@ -176,26 +195,35 @@ class OpportunisticRule:
         false_hit : float
             Share of wrong hits.
         """
-        if self.costs(false_hit).least_hit_probability() > 1 or self.over_budget:
+        if self._guess == 0 or self.costs(false_hit).least_hit_probability() > 1:
             return np.zeros(keys.rows, np.bool_)
         if not sketches.shape[1]:
-            return np.asarray(audit_draws(keys, EXPLORE_EDGE) < self.config.explore)
-        # A multiplicative hash of eight sketch bits: few, so that near contexts mostly agree.
-        mixed = (sketches[:, 0].astype(np.uint64) + np.uint64(keys.seed % 251)) * np.uint64(40503)
-        return np.asarray((mixed % np.uint64(65536)) < self.config.explore * 65536)
+            chosen = np.asarray(audit_draws(keys, EXPLORE_EDGE) < self.config.explore)
+        else:
+            # A multiplicative hash of eight sketch bits: few, so that near contexts mostly agree.
+            start = sketches[:, 0].astype(np.uint64) + np.uint64(keys.seed % 251)
+            mixed = (start * np.uint64(40503)) % np.uint64(65536)
+            chosen = np.asarray(mixed < self.config.explore * 65536)
+        each = self._edge_bytes.value
+        return chosen & (np.cumsum(chosen) * each <= max(self.budget, 0.0))
 
     @property
-    def over_budget(self) -> bool:
-        """Whether exploration has cost more than its share of all bytes."""
-        return self.explored_bytes > self.config.overhead * self.all_bytes
+    def budget(self) -> float:
+        """Bytes that exploration may still cost; negative when it has cost too much."""
+        allowed = self.config.credit + self.config.overhead * self.all_bytes
+        return allowed - self.explored_bytes
 
-    def note_hits(self, uncertainty: FloatArray, hits: BoolArray) -> None:
-        """Learn from rows that were asked (float64 [n]) which of them the peers decided."""
+    def note_hits(self, uncertainty: FloatArray, hits: BoolArray, weight: float = 1.0) -> None:
+        """Learn from rows that were asked (float64 [n]) which of them the peers decided.
+
+        Each counts as `weight` outcomes, > 0.
+        """
         band = self._band(uncertainty)
-        asked = np.bincount(band, minlength=self.config.bands)
+        asked = weight * np.bincount(band, minlength=self.config.bands)
         fading = np.exp(-asked / self.config.memory)
         self._asked = self._asked * fading + asked
-        self._hits = self._hits * fading + np.bincount(band[hits], minlength=self.config.bands)
+        found = weight * np.bincount(band[hits], minlength=self.config.bands)
+        self._hits = self._hits * fading + found
 
     def note_edge(
         self, messages: int, message_bytes: int, tokens: int, explored: float = 0.0
@@ -206,6 +234,7 @@ class OpportunisticRule:
         if tokens:
             cost = self.config.edge.of_token(messages, message_bytes, tokens)
             self._edge.add(cost, tokens, self.config.memory)
+            self._edge_bytes.add(message_bytes / tokens, tokens, self.config.memory)
 
     def note_llm(self, messages: int, message_bytes: int, tokens: int) -> None:
         """Learn what the LLM's decision on `tokens` tokens cost."""
@@ -213,12 +242,15 @@ class OpportunisticRule:
         if tokens:
             cost = self.config.llm.of_token(messages, message_bytes, tokens)
             self._llm.add(cost, tokens, self.config.memory)
+            self._batch.add(tokens / max(messages, 1), tokens, self.config.memory)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that was learnt: ``hits`` and ``asked`` float64 [bands], ``costs`` float64 [6]."""
+        """All that was learnt: ``hits`` and ``asked`` float64 [bands], ``costs`` float64 [11]."""
         costs = [
             self._edge.value, self._edge.weight, self._llm.value, self._llm.weight,
-            self.explored_bytes, self.all_bytes,
+            self._edge_bytes.value, self._edge_bytes.weight,
+            self._batch.value, self._batch.weight,
+            self.explored_bytes, self.all_bytes, self._guess,
         ]  # fmt: skip
         return {"hits": self._hits, "asked": self._asked, "costs": np.array(costs)}
 
@@ -232,14 +264,17 @@ class OpportunisticRule:
         """
         hits, asked, costs = (np.asarray(state[name]) for name in ("hits", "asked", "costs"))
         bands = (self.config.bands,)
-        if hits.shape != bands or asked.shape != bands or costs.shape != (6,):
+        if hits.shape != bands or asked.shape != bands or costs.shape != (11,):
             raise ValueError(f"state has {hits.shape[0]} bands; this rule has {bands[0]}")
         if not all(np.isfinite(part).all() for part in (hits, asked, costs)):
             raise ValueError("state of the opportunistic rule is not finite")
         self._hits, self._asked = hits.astype(np.float64), asked.astype(np.float64)
         self._edge = _Mean(float(costs[0]), float(costs[1]))
         self._llm = _Mean(float(costs[2]), float(costs[3]))
-        self.explored_bytes, self.all_bytes = float(costs[4]), float(costs[5])
+        self._edge_bytes = _Mean(float(costs[4]), float(costs[5]))
+        self._batch = _Mean(float(costs[6]), float(costs[7]))
+        self.explored_bytes, self.all_bytes = float(costs[8]), float(costs[9])
+        self._guess = float(costs[10])
 
     def _band(self, uncertainty: FloatArray) -> NDArray[np.int64]:
         bands = self.config.bands

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from clients.edge import EdgeTransport
+from clients.edge_link import EdgeTransport
 from clients.policy import Policy
 from clients.records import BoolArray, IntArray, Traffic
 from clients.uplink import Transport

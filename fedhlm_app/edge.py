@@ -13,25 +13,22 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from clients.cache import CacheConfig, CacheResolver, TokenCache
-from clients.edge import EdgeLinkConfig, EdgeResolver, EdgeTransport
+from clients.edge import EdgeResolver
+from clients.edge_link import EdgeLinkConfig, EdgeTransport
 from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.records import Traffic
 from clients.resolving import Escalation, Resolution, Resolver
-from fedhlm_app.links import NAMESPACE, RayLink
+from fedhlm_app.actor_names import NAMESPACE, edge_actor_name
+from fedhlm_app.links import RayLink
 from fedhlm_app.pair.load import load_slm
 from fedhlm_app.settings import Settings
 from fedhlm_app.torch_names import torch_dtype
 from hlm.peers import SketchMaker
 from servers.actors import start_edge_actor
-from servers.edge import EdgeConfig, EdgeServer
+from servers.edge import EdgeServer
+from servers.edge_config import EdgeConfig
 
 State = dict[str, dict[str, NDArray[Any]]]
-SKETCH_BITS = 256
-
-
-def edge_actor_name(run: int, cluster: int) -> str:
-    """Name of the edge actor of one cluster of one Flower run."""
-    return f"edge-{run}-{cluster}"
 
 
 def has_edge(settings: Settings) -> bool:
@@ -75,7 +72,7 @@ class EdgeSide:
         self._vocab = int(text_config.vocab_size)
         self._hidden = int(text_config.hidden_size)
         self._embeddings = token_embeddings(model)
-        self._sketches = SketchMaker(self._hidden, SKETCH_BITS, settings.seed)
+        self._sketches = SketchMaker(self._hidden, 64 * settings.sketch_words, settings.seed)
         self._cluster = 0
         self._before: dict[str, int] = {}
         self.cache: CacheResolver | None = None
@@ -110,8 +107,8 @@ class EdgeSide:
             )
             if "edge" in state:
                 self.edge.restore(dict(state["edge"]))
-                if self.edge.rule is not None and int(state["cluster"]["number"]) != cluster:
-                    self.edge.rule.joined_cluster()
+                if int(state["cluster"]["number"]) != cluster:
+                    self.edge.joined_cluster()
         if self.cache is not None and "cache-hits" in state:
             hits = self.cache.tier.false_hits
             hits.checked, hits.wrong = (int(n) for n in state["cache-hits"]["counts"])
@@ -189,7 +186,7 @@ def build_edge(
         similarity=settings.similarity,
         context_gate=settings.context_gate,
         reuse_gate=max(settings.reuse_gate, settings.context_gate),
-        key_bytes=SKETCH_BITS // 8,
+        key_bytes=8 * settings.sketch_words,
         deferred=settings.reproducible,
     )
     return EdgeServer(cluster, embeddings, config, members, neighbours)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from clients.edge import EdgeTransport
+from clients.edge_link import EdgeTransport
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure

@@ -6,7 +6,7 @@ the caller here, so that entries of like contexts can be used instead.
 
 A context is the small model's last hidden state. It travels as the signs of random projections
 (Charikar, STOC 2002): two vectors at angle ``a`` differ in each bit with probability ``a / pi``,
-so the Hamming distance of two sketches estimates their cosine at 16-32 bytes a context.
+so the Hamming distance of two sketches estimates their cosine at 8-32 bytes a context.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SketchMaker:
         If an argument is out of range.
     """
 
-    def __init__(self, size: int, bits: int = 256, seed: int = 0) -> None:
+    def __init__(self, size: int, bits: int = 64, seed: int = 0) -> None:
         if size < 1:
             raise ValueError(f"size = {size}: a hidden state has at least 1 number")
         if bits < 64 or bits % 64:

@@ -71,13 +71,20 @@ class EdgeGroup(Group):
         0.9, "cosine to the peers' centroid that accepts a draft", at_least=-1, at_most=1
     )
     context_gate: float = setting(
-        0.95, "cosine of contexts from which a peer's entry counts", at_least=-1, at_most=1
+        0.98, "cosine of contexts from which a peer's entry counts", at_least=-1, at_most=1
     )
     reuse_gate: float = setting(
-        0.98,
+        0.995,
         "cosine of contexts from which an entry may replace another draft",
         at_least=-1,
         at_most=1,
+    )
+    sketch_words: int = setting(
+        1,
+        "length of a context's key on its way to the edge",
+        unit="words of 64 bits",
+        at_least=1,
+        at_most=16,
     )
     inter_cluster: bool = setting(False, "ask neighbouring clusters before the large model")
     opportunistic: bool = setting(True, "ask peers only where the expected saving pays (eq. 13)")

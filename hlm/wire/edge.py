@@ -2,7 +2,7 @@
 
 One :class:`EdgeQuery` carries both: what the device learnt since the last message, and the rows it
 asks about now. A shared token that was asked about before names that question instead of sending
-its context key again: 2 bytes rather than 34. Layouts are in ``docs/edge.md``.
+its context key again: 2 bytes rather than 10. Layouts are in ``docs/edge.md``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ MOST_NUMBERS = 1 << 16
 IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
 _VERSION_BITS = 4
+_WORD = 8  # sketches are whole words of 64 bits
 _LIMITS = Limits()
 
 
@@ -125,10 +126,14 @@ class EdgeReply:
         `NOT_RESOLVED`, `RESOLVED_BY_PEERS` or `RESOLVED_BY_NEIGHBOUR`.
     tokens : ndarray of int64 [n]
         -1 where not resolved.
+    empty : bool
+        Nothing is resolved because the edge server holds nothing of other devices yet: that says
+        little about what asking is worth.
     """
 
     outcomes: IntArray
     tokens: IntArray
+    empty: bool = False
 
 
 def encode_edge_query(query: EdgeQuery) -> bytes:
@@ -153,7 +158,7 @@ def encode_edge_query(query: EdgeQuery) -> bytes:
     writer.golomb(query.vocab - 2, 12)
     writer.sized(query.client)
     writer.golomb(query.number, 7)
-    writer.golomb(width, 5)
+    writer.golomb(width // _WORD, 0)
     writer.golomb(rows, 3)
     writer.array(query.drafts, id_width)
     if query.steps is not None:
@@ -185,7 +190,7 @@ def decode_edge_query(payload: bytes, limits: Limits = _LIMITS) -> EdgeQuery:
     vocab = _bounded("vocab", reader.golomb(12) + 2, limits.max_vocab)
     client = reader.sized()
     number = _bounded("number", reader.golomb(7), MOST_NUMBERS - 1)
-    width = _bounded("key bytes", reader.golomb(5), 256)
+    width = _WORD * _bounded("key words", reader.golomb(0), 32)
     rows = _bounded("rows", reader.golomb(3), limits.max_rows)
     id_width = bits_needed(vocab)
     drafts = reader.array(rows, id_width)
@@ -228,6 +233,8 @@ def encode_edge_reply(reply: EdgeReply, query: EdgeQuery) -> bytes:
     writer.uint(1, _VERSION_BITS)
     if len(reply.outcomes):
         writer.flag(bool(resolved.any()))
+    if len(reply.outcomes) and not resolved.any():
+        writer.flag(reply.empty)
     if resolved.any():
         writer.array(reply.outcomes, 2)
         writer.bits(other)
@@ -246,7 +253,9 @@ def decode_edge_reply(payload: bytes, query: EdgeQuery, limits: Limits = _LIMITS
     reader = _reader(payload, EDGE_REPLY_KIND, limits)
     rows = len(query.drafts)
     outcomes, tokens = np.zeros(rows, np.int64), np.full(rows, -1, np.int64)
-    if rows and reader.flag():
+    some = rows > 0 and reader.flag()
+    empty = rows > 0 and not some and reader.flag()
+    if some:
         outcomes = reader.array(rows, 2)
         resolved = np.flatnonzero(outcomes != NOT_RESOLVED)
         other = reader.bits(len(resolved)).astype(np.bool_)
@@ -255,7 +264,7 @@ def decode_edge_reply(payload: bytes, query: EdgeQuery, limits: Limits = _LIMITS
         if not len(resolved) or (tokens[resolved[other]] == query.drafts[resolved[other]]).any():
             raise InvalidField("the flags of the reply contradict its rows")
     reader.finish()
-    reply = EdgeReply(outcomes, tokens)
+    reply = EdgeReply(outcomes, tokens, empty)
     _check_reply(reply, query)
     return reply
 
@@ -275,6 +284,8 @@ def _check_query(query: EdgeQuery) -> None:
             raise InvalidField(
                 f"{name} are {keys.dtype} {keys.shape}; expected uint8 [{wanted}, w]"
             )
+        if keys.shape[1] % _WORD:
+            raise InvalidField(f"{name} are {keys.shape[1]} bytes wide; need a multiple of {_WORD}")
     if rows and len(share.tokens) and query.keys.shape[1] != share.keys.shape[1]:
         raise InvalidField(
             f"keys are {query.keys.shape[1]} bytes wide, shared ones {share.keys.shape[1]}"
@@ -300,6 +311,8 @@ def _check_reply(reply: EdgeReply, query: EdgeQuery) -> None:
         raise InvalidField(f"a reply of {len(reply.outcomes)} rows to a question of {rows}")
     if rows and not 0 <= reply.outcomes.min() <= reply.outcomes.max() <= RESOLVED_BY_NEIGHBOUR:
         raise InvalidField(f"outcomes must be in [0, {RESOLVED_BY_NEIGHBOUR}]")
+    if reply.empty and (reply.outcomes != NOT_RESOLVED).any():
+        raise InvalidField("an edge server that holds nothing resolves nothing")
     _check_ids("tokens", reply.tokens[reply.outcomes != NOT_RESOLVED], query.vocab)
 
 

@@ -44,7 +44,9 @@ def test_looks_up_the_nearest_context_as_a_loop_would():
         assert found == (tokens[best] if cosines[best] >= gate else -1)
 
 
-@pytest.mark.parametrize(("cosine", "same", "other"), [(0.99, 4, 4), (0.96, 4, -1), (0.9, -1, -1)])
+@pytest.mark.parametrize(
+    ("cosine", "same", "other"), [(0.998, 4, 4), (0.99, 4, -1), (0.97, -1, -1)]
+)
 def test_two_gates(cosine, same, other):
     store, key = cache(), contexts(1)
     store.add(key, np.array([4]))
@@ -193,7 +195,7 @@ def test_bad_files_and_states_are_refused(tmp_path):
         ({"mode": "off"}, "cache-mode"),
         ({"capacity": 0}, "cache-size"),
         ({"similarity": -2}, "similarity"),
-        ({"context_gate": 0.99}, "context-gate"),
+        ({"context_gate": 0.999}, "context-gate"),
     ],
 )
 def test_bad_settings_are_refused(options, name):

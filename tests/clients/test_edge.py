@@ -3,13 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.edge import EdgeLinkConfig, EdgeResolver
+from clients.edge import EdgeResolver
+from clients.edge_link import EdgeLinkConfig
 from clients.opportunistic import OpportunisticConfig, OpportunisticRule, Price
 from clients.records import Stage, Traffic
 from clients.resolving import resolve_in_turn
 from clients.uplink import LinkDown
 from hlm.peers import SketchMaker
-from servers.edge import EdgeConfig, EdgeServer
+from servers.edge import EdgeServer
+from servers.edge_config import EdgeConfig
 from tests.escalations import Oracle, escalate, run
 
 VOCAB, SIZE = 40, 24
@@ -33,7 +35,7 @@ def contexts(count, seed=0):
     return np.random.default_rng(seed).normal(size=(count, SIZE)).astype(np.float32)
 
 
-def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, **options):
+def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, rule=None, **options):
     edge = edge or EdgeServer(0, EMBEDDINGS, EdgeConfig(mode=mode, min_peers=1))
     links = [Link(edge) for _ in range(clients)]
     resolvers = [
@@ -41,6 +43,7 @@ def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, **option
             links[client],
             EdgeLinkConfig(client, VOCAB, size or clients, mode, first_pause=pause),
             SketchMaker(SIZE),
+            rule=None if rule is None else rule(),
             **options,
         )
         for client in range(clients)
@@ -110,9 +113,9 @@ def test_while_the_edge_is_down_tokens_go_to_the_llm_and_it_comes_back():
     assert traffic.failures == 1 and traffic.edge == 0
     run(first, keys, np.zeros(5), truth, traffic)
     first.flush(traffic)
-    assert link.calls == 1 and first.asleep  # left alone
+    assert link.calls == 1 and first.link.asleep  # left alone
     link.down = False
-    first._asleep_until = 0.0
+    first.link.wake()
     edge.clear()
     # It has lost its memory, and the tokens that waited refill it.
     run(first, contexts(1, 5), [0], [0], traffic)
@@ -178,43 +181,105 @@ def ms_rule():
     )
 
 
-def test_the_rule_stops_asking_where_peers_know_nothing():
-    _, _, resolvers = cluster(2)
-    for resolver in resolvers:
-        resolver.rule = ms_rule()
-    asked = []
-    for round_index in range(12):
-        before = sum(resolver.rows_asked for resolver in resolvers)
+def rounds(resolvers, count, contexts_of, rows=40):
+    """Rows asked, edge bytes and LLM bytes of each round, int64 [rounds, 3]."""
+    figures = []
+    for round_index in range(count):
+        before, traffic = sum(resolver.rows_asked for resolver in resolvers), Traffic()
         for client, resolver in enumerate(resolvers):
-            keys = contexts(40, seed=2 * round_index + client)
-            traffic = Traffic()
-            run(resolver, keys, np.zeros(40), np.arange(40) % VOCAB, traffic)
+            keys = contexts_of(client, round_index)
+            run(resolver, keys, np.zeros(rows), np.arange(rows) % VOCAB, traffic)
             resolver.flush(traffic)
-        asked.append(sum(resolver.rows_asked for resolver in resolvers) - before)
-    assert asked[0] == 80 and max(asked[4:]) <= 8
+        resolvers[0].link.transport.edge.publish()
+        asked = sum(resolver.rows_asked for resolver in resolvers) - before
+        figures.append((asked, traffic.edge, traffic.uplink + traffic.downlink))
+    return np.array(figures)
 
 
-def test_the_rule_goes_on_asking_where_peers_help():
-    _, _, resolvers = cluster(2)
+@pytest.mark.parametrize("deferred", [False, True])
+def test_where_clients_have_nothing_in_common_nobody_asks_and_it_costs_under_two_percent(deferred):
+    edge = EdgeServer(0, EMBEDDINGS, EdgeConfig(min_peers=1, deferred=deferred))
+    _, _, resolvers = cluster(4, edge=edge, rule=ms_rule, audit_rate=0.05)
+    asked, edge_bytes, llm_bytes = rounds(
+        resolvers, 12, lambda client, number: contexts(40, 100 * number + client)
+    ).T
+    assert not asked.any() and edge.stats.rows == 0 and len(edge.index) == 0
+    assert 0 < edge_bytes.sum() < 0.02 * (edge_bytes + llm_bytes).sum()
+    # From the first message on a device stays within its credit and half a percent.
+    assert (edge_bytes.cumsum() <= 4 * 36 + 0.005 * (edge_bytes + llm_bytes).cumsum()).all()
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_where_clients_share_contexts_asking_starts_in_the_second_round(deferred):
+    edge = EdgeServer(0, EMBEDDINGS, EdgeConfig(min_peers=1, deferred=deferred))
+    _, _, resolvers = cluster(2, edge=edge, rule=ms_rule)
+    keys = contexts(40)
+    asked, _, llm_bytes = rounds(resolvers, 6, lambda client, number: keys).T
+    # One step a round here: the answer comes after the second round's only step.
+    assert asked[0] == 0 and asked[2] == 80
+    # The LLM is asked no more once the tokens are with the edge server; where they are visible at
+    # once, the first to share goes on asking, because its own entries do not count for itself.
+    most_left = 0 if deferred else 400
+    assert llm_bytes[0] == 800 and llm_bytes[4:].max() <= most_left
+
+
+def test_clients_that_come_to_share_contexts_find_out():
+    _, _, resolvers = cluster(2, rule=ms_rule)
+    same = contexts(40, 7)
+
+    def contexts_of(client, number):
+        return contexts(40, 100 * number + client) if number < 6 else same
+
     for resolver in resolvers:
-        resolver.rule = ms_rule()
-    keys = contexts(30)
-    stages = []
-    for _ in range(6):
-        for resolver in resolvers:
-            final, _ = run(resolver, keys, np.zeros(30), np.arange(30))
-            resolver.flush(Traffic())
-        stages.append((final.stages == Stage.PEER).mean())
-    assert stages[-1] == 1.0
+        resolver.introduction.window = 80  # contexts of two rounds
+    asked, *_ = rounds(resolvers, 30, contexts_of).T
+    # The one whose tokens serve the other finds nothing for itself, and may have stopped.
+    assert not asked[:6].any() and asked[-1] >= 40
+
+
+def test_who_has_nobody_to_ask_shows_nothing():
+    _, (link,), (only,) = cluster(1, rule=ms_rule)
+    rounds([only], 3, lambda client, number: contexts(40, number))
+    assert link.calls == 0
+
+
+def test_where_even_certain_hits_do_not_pay_nothing_is_shown():
+    _, links, resolvers = cluster(2, rule=OpportunisticRule)  # in bytes: 16 for 12
+    keys = contexts(40)
+    rounds(resolvers, 3, lambda client, number: keys)
+    assert all(link.calls == 0 for link in links)
+
+
+def test_another_cluster_is_introduced_anew():
+    _, _, resolvers = cluster(2, rule=ms_rule)
+    keys = contexts(40)
+    rounds(resolvers, 2, lambda client, number: keys)
+    first = resolvers[0]
+    assert first.introduction.common > 0 and first.rule.hit_probability.all()
+    first.joined_cluster()
+    assert not first.rule.hit_probability.any()
+    assert np.array_equal(first.introduction.new, first.introduction._kept)
+
+
+def test_misses_while_the_edge_server_is_empty_are_little_evidence():
+    _, _, (first, _) = cluster(2, rule=ms_rule)
+    first.rule.expect(0.5)
+    run(first, contexts(40), np.zeros(40), np.zeros(40))
+    # 40 misses count ten: 8 / (16 + 10).
+    assert first.rows_asked == 40 and first.rule.hit_probability.min() == pytest.approx(8 / 26)
 
 
 def test_state_goes_round():
-    _, _, (first, _) = cluster(rule=ms_rule(), audit_rate=1.0)
+    _, _, (first, _) = cluster(rule=ms_rule, audit_rate=1.0)
+    first.rule.expect(0.5)
     run(first, contexts(5), np.zeros(5), np.arange(5))
-    _, _, (again, _) = cluster(rule=ms_rule())
+    first.flush(Traffic())
+    _, _, (again, _) = cluster(rule=ms_rule)
     again.restore(first.state())
-    assert again._number == first._number == 1
+    assert again._number == first._number == 2
     assert np.array_equal(again.rule.hit_probability, first.rule.hit_probability)
+    for name, value in first.introduction.state().items():
+        assert np.array_equal(value, again.introduction.state()[name])
 
 
 def test_large_escalations_are_asked_in_parts():

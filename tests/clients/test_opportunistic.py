@@ -48,15 +48,42 @@ def test_bands_learn_apart():
     outcomes(rule, 600, False, 0.1)
     outcomes(rule, 600, True, 0.9)
     probability = rule.hit_probability
-    assert probability[0] < 0.05 and probability[3] > 0.9
+    assert probability[0] < 0.07 and probability[3] > 0.93
     assert probability[1] == probability[2] == 0.5  # the first guess
+
+
+def test_the_first_guess_is_what_was_found_out():
+    rule = OpportunisticRule(OpportunisticConfig(**MS, prior_weight=10))
+    rule.expect(0.0)
+    assert not rule.worth_asking(np.linspace(0, 1, 9)).any()
+    assert not rule.explored(sketches(4000), keys(4000)).any()  # strangers are not explored
+    rule.expect(0.2)
+    assert rule.worth_asking(np.linspace(0, 1, 9)).all()
+    outcomes(rule, 1, True)
+    outcomes(rule, 9, False)
+    # (1 + 10 * .2) / (10 + 10), but for what has faded.
+    assert rule.hit_probability[2] == pytest.approx(3 / 20, rel=0.05)
+    rule.expect(7.0)
+    assert rule.hit_probability[0] == 1.0
+
+
+def test_before_the_first_question_its_cost_is_that_of_as_many_rows_as_the_llm_gets():
+    rule = OpportunisticRule(OpportunisticConfig(**MS))
+    assert rule.costs().peer == 5.0
+    for _ in range(60):
+        rule.note_llm(1, 40, 4)
+    assert rule.costs().peer == pytest.approx(5 / 4, rel=0.01)
+    for _ in range(60):
+        rule.note_edge(1, 40, 2)
+    assert rule.costs().peer == pytest.approx(5 / 2, rel=0.01)
 
 
 def test_old_outcomes_fade():
     rule = OpportunisticRule(OpportunisticConfig(**MS, memory=20))
     outcomes(rule, 1000, False)
     outcomes(rule, 60, True)
-    assert rule.hit_probability[2] > 0.9
+    # A weight of 20 in all, nearly all hits by now, beside the first guess of 16 halves.
+    assert rule.hit_probability[2] == pytest.approx((19.5 + 8) / 36, abs=0.02)
 
 
 def test_without_hits_asking_stops_but_some_exploration_goes_on():
@@ -65,8 +92,8 @@ def test_without_hits_asking_stops_but_some_exploration_goes_on():
     while rule.worth_asking(np.array([0.5]))[0]:
         outcomes(rule, 1, False)
         asked += 1
-    assert 20 <= asked <= 60
-    rule.note_llm(10_000, 1_000_000, 10_000)
+    assert 60 <= asked <= 140  # 8 / (16 + n) < 1 / 12, with fading
+    rule.note_llm(10_000, 100_000_000, 10_000)
     explored = rule.explored(sketches(4000), keys(4000)).mean()
     assert 0.03 < explored < 0.1  # 1 / 16
 
@@ -84,20 +111,24 @@ def test_exploration_recovers_a_hit_probability_of_zero():
 def test_exploration_is_the_same_for_all_devices():
     first = OpportunisticRule(OpportunisticConfig(**MS))
     second = OpportunisticRule(OpportunisticConfig(**MS))
-    second.note_llm(1, 10_000, 10)
+    first.note_llm(1, 1_000_000, 10)
+    second.note_llm(1, 2_000_000, 10)
     same = sketches(500)
     other_keys = DrawKeys(0, np.arange(500, dtype=np.uint64) + 77, np.arange(500) + 3)
     assert np.array_equal(first.explored(same, keys(500)), second.explored(same, other_keys))
 
 
-def test_exploration_rests_beyond_its_budget():
-    rule = OpportunisticRule(OpportunisticConfig(**MS, overhead=0.02, explore=1))
-    assert rule.explored(sketches(5), keys(5)).all()
+def test_exploration_keeps_to_its_budget_from_the_first_step_on():
+    rule = OpportunisticRule(
+        OpportunisticConfig(**MS, overhead=0.02, credit=40, explore=1, first_edge_bytes=16)
+    )
+    # Forty bytes of credit are two questions of sixteen bytes and no more.
+    assert rule.explored(sketches(5), keys(5)).tolist() == [True, True, False, False, False]
     rule.note_edge(1, 5000, 2)
-    assert not rule.over_budget  # what was worth asking is no exploration
-    rule.note_edge(1, 200, 2, explored=1.0)
-    assert rule.over_budget and not rule.explored(sketches(5), keys(5)).any()
-    rule.note_llm(100, 6000, 100)
+    assert rule.budget == 40 + 0.02 * 5000  # what was worth asking is no exploration
+    rule.note_edge(1, 200, 0, explored=1.0)
+    assert rule.budget < 0 and not rule.explored(sketches(5), keys(5)).any()
+    rule.note_llm(100, 1_000_000, 100)
     assert rule.explored(sketches(5), keys(5)).all()
 
 
@@ -111,7 +142,7 @@ def test_where_even_certain_hits_do_not_pay_nothing_is_asked():
 
 
 def test_by_step_rows_are_drawn():
-    rule = OpportunisticRule(OpportunisticConfig(**MS, explore=0.25))
+    rule = OpportunisticRule(OpportunisticConfig(**MS, explore=0.25, credit=1e6))
     drawn = rule.explored(np.zeros((4000, 0), np.uint8), keys(4000))
     assert 0.2 < drawn.mean() < 0.3
 
@@ -124,7 +155,7 @@ def test_state_goes_round():
     again = OpportunisticRule(OpportunisticConfig(**MS))
     again.restore(rule.state())
     assert np.array_equal(again.hit_probability, rule.hit_probability)
-    assert again.costs() == rule.costs() and again.over_budget == rule.over_budget
+    assert again.costs() == rule.costs() and again.budget == rule.budget
     with pytest.raises(ValueError, match="bands"):
         OpportunisticRule(OpportunisticConfig(bands=3)).restore(rule.state())
     with pytest.raises(ValueError, match="finite"):
@@ -134,7 +165,8 @@ def test_state_goes_round():
 
 
 @pytest.mark.parametrize(
-    "field", [{"prior_hit": 2}, {"explore": -1}, {"memory": 0}, {"bands": 0}, {"error": -1}]
+    "field",
+    [{"prior_hit": 2}, {"explore": -1}, {"memory": 0}, {"bands": 0}, {"error": -1}, {"credit": -1}],
 )
 def test_bad_settings_are_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):

@@ -16,7 +16,9 @@ from hlm.wire.edge import (
     decode_edge_reply,
     encode_edge_query,
 )
-from servers.edge import EdgeConfig, EdgeServer
+from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
+from servers.edge import EdgeServer
+from servers.edge_config import EdgeConfig
 from servers.edge_index import IndexSize
 
 VOCAB = 50
@@ -26,7 +28,7 @@ SOLO = EdgeConfig(min_peers=1)
 
 
 def contexts(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, 8), dtype=np.uint8)
 
 
 def server(config=SOLO, **options):
@@ -45,7 +47,7 @@ def tell(edge, client, keys, tokens, verified=True):
     """Share tokens of contexts that were not asked about."""
     tokens = np.asarray(tokens, np.int64)
     share = EdgeShare(keys=keys, tokens=tokens, verified=np.full(len(tokens), verified))
-    send(edge, client, np.zeros((0, 32), np.uint8), [], share)
+    send(edge, client, np.zeros((0, 8), np.uint8), [], share)
 
 
 def ask(edge, client, keys, drafts, verified=None, **options):
@@ -54,7 +56,7 @@ def ask(edge, client, keys, drafts, verified=None, **options):
     if verified is not None:
         rows = np.arange(len(drafts))
         share = EdgeShare(np.full(len(rows), query.number), rows, np.asarray(verified))
-        send(edge, client, np.zeros((0, 32), np.uint8), [], share)
+        send(edge, client, np.zeros((0, 8), np.uint8), [], share)
     return reply.tokens.tolist()
 
 
@@ -83,17 +85,17 @@ def test_an_unverified_entry_never_resolves():
 
 
 def test_a_context_past_the_gate_counts_one_beyond_it_does_not():
-    edge = server(EdgeConfig(min_peers=1, context_gate=0.95, reuse_gate=0.98))
+    edge = server(EdgeConfig(min_peers=1, context_gate=0.98, reuse_gate=0.995))
     key = contexts(1)
     tell(edge, 1, key, [4])
 
     def flipped(bits):
-        mask = np.zeros(256, np.uint8)
+        mask = np.zeros(64, np.uint8)
         mask[:bits] = 1
         return key ^ np.packbits(mask)[None]
 
-    # cos(pi * 16 / 256) = .981, 17: .978; 25: .953, 26: .950 (just below).
-    for bits, confirmed, reused in ((16, 4, 4), (17, 4, -1), (25, 4, -1), (26, -1, -1)):
+    # cos(pi * 2 / 64) = .9952, 3: .989; 4: .981, 5: .970.
+    for bits, confirmed, reused in ((2, 4, 4), (3, 4, -1), (4, 4, -1), (5, -1, -1)):
         assert ask(edge, 2, flipped(bits), [4]) == [confirmed]
         assert ask(edge, 2, flipped(bits), [9]) == [reused]
 
@@ -180,7 +182,7 @@ def test_floods_and_bad_keys_change_nothing_for_others():
         sizes.append(edge.memory)
     assert len(edge.index) <= 220 and max(sizes[5:]) <= sizes[4]
     assert ask(edge, 2, keys, np.arange(20)) == list(range(20))
-    nan_keys = np.zeros((5, 32), np.uint8)  # what NaN contexts give
+    nan_keys = np.zeros((5, 8), np.uint8)  # what NaN contexts give
     before = len(edge.index)
     tell(edge, 66, np.concatenate([nan_keys, ~nan_keys]), np.arange(10))
     assert len(edge.index) == before and edge.stats.refused == 10
@@ -191,10 +193,10 @@ def test_answers_to_questions_nobody_asked_are_refused():
     edge = server()
     query, _ = send(edge, 1, contexts(2), [1, 2])
     share = EdgeShare(np.array([query.number, 9999]), np.array([7, 0]), np.array([3, 3]))
-    send(edge, 1, np.zeros((0, 32), np.uint8), [], share)
+    send(edge, 1, np.zeros((0, 8), np.uint8), [], share)
     assert len(edge.index) == 0 and edge.stats.refused == 2
     other = EdgeShare(np.array([query.number]), np.array([0]), np.array([3]))
-    send(edge, 2, np.zeros((0, 32), np.uint8), [], other)  # somebody else's question
+    send(edge, 2, np.zeros((0, 8), np.uint8), [], other)  # somebody else's question
     assert len(edge.index) == 0
 
 
@@ -253,7 +255,7 @@ def test_neighbours_are_asked_before_giving_up():
     _, reply = send(near, 2, keys, [0, 0, 0])
     assert reply.tokens.tolist() == [4, 5, -1]
     assert reply.outcomes.tolist() == [RESOLVED_BY_PEERS, RESOLVED_BY_NEIGHBOUR, NOT_RESOLVED]
-    assert near.stats.between_bytes > 64 and near.stats.by_neighbours == 1
+    assert near.stats.between_bytes > 24 and near.stats.by_neighbours == 1
     link.down = True
     assert ask(near, 2, keys, [0, 0, 0]) == [4, -1, -1]
     assert near.stats.neighbour_failures == 1
@@ -280,7 +282,7 @@ def test_strangers_and_other_shapes_are_refused():
     with pytest.raises(InvalidField, match="client=3"):
         ask(edge, 3, contexts(1), [1])
     with pytest.raises(InvalidField, match="bytes wide"):
-        ask(edge, 1, contexts(1)[:, :16], [1])
+        ask(edge, 1, np.tile(contexts(1), 2), [1])
     with pytest.raises(InvalidField, match="steps"):
         ask(edge, 1, contexts(1), [1], steps=[0])
     with pytest.raises(InvalidField, match="vocab"):
@@ -299,7 +301,7 @@ def test_strangers_and_other_shapes_are_refused():
     [
         {"mode": "off"},
         {"similarity": 2},
-        {"context_gate": 0.99},
+        {"context_gate": 0.999},
         {"min_peers": 0},
         {"open_rows": 0},
     ],
@@ -309,3 +311,68 @@ def test_bad_settings_are_refused(field):
         EdgeConfig(**field)
     with pytest.raises(ValueError, match="embeddings"):
         EdgeServer(0, np.full((3, 2), np.nan))
+
+
+def show(edge, client, prints, between=False):
+    """Show fingerprints; whether others have each of those that are held, bool [n]."""
+    probe = EdgeProbe(client, np.asarray(prints, np.int64), between)
+    return decode_common(edge.handle(encode_probe(probe))).tolist()
+
+
+def test_a_device_learns_which_of_its_fingerprints_others_show():
+    edge = server()
+    assert show(edge, 1, [3, 70, 500]) == [False] * 3
+    assert show(edge, 2, [70, 900]) == [True, False]
+    assert show(edge, 1, []) == [False, True, False]  # a poll, of all that is held
+    assert show(edge, 1, [900]) == [False, True, False, True]
+    edge.clear()
+    assert show(edge, 1, [70]) == [False]
+
+
+def test_deferred_fingerprints_count_from_the_next_round_on():
+    edge = server(EdgeConfig(deferred=True))
+    for client in (1, 2):
+        assert show(edge, client, [4]) == [False]
+    edge.publish()
+    assert show(edge, 1, []) == show(edge, 2, []) == [True]
+
+
+def test_neighbouring_clusters_count_where_they_may_be_asked():
+    near, far = server(), EdgeServer(1, EMBEDDINGS, SOLO)
+    show(far, 11, [5, 6])
+    assert show(near, 1, [5, 9]) == [False, False]
+    link = Direct(far)
+    near.neighbours = [Direct(server()), link]
+    assert show(near, 1, []) == [True, False]
+    assert far.prints.held(0).tolist() == []  # who asks on behalf of others shows nothing
+    link.down = True
+    assert show(near, 1, []) == [False, False] and near.stats.neighbour_failures == 1
+
+
+def test_an_edge_server_without_others_entries_says_so():
+    far = EdgeServer(1, EMBEDDINGS, SOLO)
+    edge, keys = server(neighbours=[Direct(far)]), contexts(2)
+    tell(edge, 1, keys[:1], [4])
+    assert send(edge, 1, keys[1:], [0])[1].empty
+    assert not send(edge, 2, keys[1:], [0])[1].empty
+    tell(far, 11, keys[:1], [4])
+    assert not send(edge, 1, keys[1:], [0])[1].empty
+
+
+def test_floods_of_fingerprints_stay_within_bounds_and_strangers_show_nothing():
+    edge = server(members=[1, 2, 66])
+    for start in range(0, 100_000, 64):
+        show(edge, 66, np.arange(start, start + 64))
+    assert len(edge.prints) == edge.prints.quota
+    assert show(edge, 1, [3, 100_031]) == [False, True]
+    with pytest.raises(InvalidField, match="client=3"):
+        show(edge, 3, [1])
+
+
+def test_a_barred_device_shows_nothing_to_others():
+    edge = server()
+    show(edge, 66, [7])
+    edge.reputation._barred.add(66)
+    edge.publish()
+    show(edge, 66, [8])
+    assert show(edge, 1, [7, 8]) == [False, False]

@@ -1,0 +1,154 @@
+"""Messages by which a device learns whether peers meet the contexts that it meets.
+
+A :class:`EdgeProbe` shows a few new fingerprints (`hlm.fingerprints`); the reply says of each one
+the edge server holds of this device whether another device has shown it too. Both together take
+some 28 bytes with eight new fingerprints and 6 with none. Layouts are in ``docs/edge.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlm.fingerprints import FINGERPRINTS
+from hlm.wire.bits import BitReader, BitWriter
+from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.messages import Limits
+from hlm.wire.request import VERSION, check_kind
+
+__all__ = [
+    "EDGE_COMMON_KIND",
+    "EDGE_PROBE_KIND",
+    "MOST_FINGERPRINTS",
+    "EdgeProbe",
+    "decode_common",
+    "decode_probe",
+    "encode_common",
+    "encode_probe",
+    "is_probe",
+]
+
+EDGE_PROBE_KIND = 0xE
+EDGE_COMMON_KIND = 0xF
+MOST_FINGERPRINTS = 64
+"""Most fingerprints in one message, and most that an edge server holds of one device."""
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+_ORDER = 18  # of the Golomb code of a lone fingerprint
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeProbe:
+    """One probe from a device, or from a neighbouring edge server on behalf of one.
+
+    Attributes
+    ----------
+    client : int
+        Number of the device; of the edge server if `between`.
+    prints : ndarray of int64 [n]
+        Fingerprints, strictly increasing in [0, `FINGERPRINTS`); those not shown before, or if
+        `between` all that are asked about.
+    between : bool
+        Asked by a neighbouring edge server, which shows nothing of its own.
+    """
+
+    client: int
+    prints: IntArray
+    between: bool = False
+
+
+def is_probe(payload: bytes) -> bool:
+    """Whether a message to an edge server is a probe, by its first byte."""
+    return payload[:1] == bytes([EDGE_PROBE_KIND << 4 | VERSION])
+
+
+def encode_probe(probe: EdgeProbe) -> bytes:
+    """Bytes of a probe.
+
+    Raises
+    ------
+    InvalidField
+        If the fingerprints are too many, out of range or out of order.
+    """
+    _check(probe)
+    writer = BitWriter()
+    writer.uint(EDGE_PROBE_KIND, 4)
+    writer.uint(VERSION, 4)
+    writer.flag(probe.between)
+    writer.sized(probe.client)
+    writer.golomb(len(probe.prints), 2)
+    writer.column(probe.prints, _ORDER)
+    return writer.getvalue()
+
+
+def decode_probe(payload: bytes, limits: Limits = _LIMITS) -> EdgeProbe:
+    """The probe that `payload` holds.
+
+    Raises
+    ------
+    WireError
+        Whatever is wrong with the bytes; nothing else.
+    """
+    reader = _reader(payload, EDGE_PROBE_KIND, limits)
+    between, client, count = reader.flag(), reader.sized(), _count(reader)
+    probe = EdgeProbe(client, reader.column(count, _ORDER), between)
+    reader.finish()
+    _check(probe)
+    return probe
+
+
+def encode_common(common: BoolArray) -> bytes:
+    """Bytes of the reply: for each fingerprint held (bool [n]) whether others show it too."""
+    writer = BitWriter()
+    writer.uint(EDGE_COMMON_KIND, 4)
+    writer.uint(VERSION, 4)
+    writer.golomb(len(common), 2)
+    writer.bits(common)
+    return writer.getvalue()
+
+
+def decode_common(payload: bytes, limits: Limits = _LIMITS) -> BoolArray:
+    """The flags that a reply holds, bool [n].
+
+    Raises
+    ------
+    WireError
+        Whatever is wrong with the bytes; nothing else.
+    """
+    reader = _reader(payload, EDGE_COMMON_KIND, limits)
+    common = reader.bits(_count(reader)).astype(np.bool_)
+    reader.finish()
+    return common
+
+
+def _check(probe: EdgeProbe) -> None:
+    prints = probe.prints
+    if prints.ndim != 1 or len(prints) > MOST_FINGERPRINTS:
+        raise InvalidField(
+            f"prints have shape {prints.shape}; at most {MOST_FINGERPRINTS} are allowed"
+        )
+    if len(prints) and (
+        not 0 <= int(prints[0]) <= int(prints[-1]) < FINGERPRINTS or (np.diff(prints) <= 0).any()
+    ):
+        raise InvalidField(f"prints must increase strictly within [0, {FINGERPRINTS})")
+
+
+def _count(reader: BitReader) -> int:
+    count = reader.golomb(2)
+    if count > MOST_FINGERPRINTS:
+        raise OversizedMessage(
+            f"{count} fingerprints announced, at most {MOST_FINGERPRINTS} are allowed"
+        )
+    return count
+
+
+def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
+    if len(payload) > limits.max_bytes:
+        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
+    reader = BitReader(payload)
+    check_kind(reader, kind)
+    return reader
