@@ -75,10 +75,13 @@ class LearningGroup(Group):
         at_least=0,
     )
     privacy: Literal["none", "local", "central"] = setting(
-        "none", "noise on learned policies: none, on the device, or on the clusters' means"
+        "none", "noise on learned policies and on sums: none, on the device, or on the server"
     )
     privacy_clip: float = setting(
-        0.05, "longest change of a policy that leaves a client, L2", above=0, at_most=1e6
+        0.05,
+        "longest change of a policy that leaves a client, L2; sums are bounded by themselves",
+        above=0,
+        at_most=1e6,
     )
     privacy_noise: float = setting(
         1.0, "standard deviation of the noise over the sensitivity", above=0, at_most=1e6
