@@ -79,7 +79,7 @@ class ServiceOptions:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0 s")
 
 
-class _TooLarge(Exception):
+class BodyTooLarge(Exception):
     """The body is longer than allowed."""
 
 
@@ -130,7 +130,7 @@ class ServedLanguageModel:
                     if self.held > self.options.memory_bytes:
                         return _busy("the bodies of other requests fill the memory for them")
             return await self._decide(bytes(body))
-        except _TooLarge:
+        except BodyTooLarge:
             return PlainTextResponse(f"body: at most {most} bytes are read", 413)
         except TimeoutError:
             seconds = self.options.body_seconds
@@ -191,12 +191,12 @@ async def bounded(request: Request, most: int) -> AsyncIterator[bytes]:
     """The body of a request in pieces, refused once it is known to be longer than `most` bytes."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > most:
-        raise _TooLarge
+        raise BodyTooLarge
     length = 0
     async for chunk in request.stream():
         length += len(chunk)
         if length > most:
-            raise _TooLarge
+            raise BodyTooLarge
         yield chunk
 
 

@@ -19,7 +19,10 @@ class _Commands(LazyGroup):
             "Run a grid of settings and compare the results in one table.",
         ),
         "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
-        "serve": ("fedhlm_app.cli.serve:serve_app", "Serve a model to devices on a network."),
+        "serve": (
+            "fedhlm_app.cli.serve:serve_app",
+            "Serve the large model to devices, or a device's text to programs.",
+        ),
     }
 
 

@@ -1,10 +1,13 @@
-"""`fedhlm serve`: the large model as a process of its own, for devices on a network."""
+"""`fedhlm serve`: the large model for devices on a network, or a device's text for programs."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,19 +15,23 @@ from rich.console import Console
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, collect, say
 from fedhlm_app.settings import Settings
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 DEFAULT_PORT = 8471
+DEVICE_PORT = 8472
 
 serve_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Serve a model to devices on a network.",
+    help="Serve the large model to devices, or a device's text to programs.",
 )
 
 
 @serve_app.callback()
 def _group() -> None:
-    """Serve a model to devices on a network."""
+    """Serve the large model to devices, or a device's text to programs."""
 
 
 @serve_app.command()
@@ -110,7 +117,7 @@ def serve(settings: Settings, host: str, port: int, queue: int, threads: int) ->
     import torch
 
     from fedhlm_app.serving import build_service
-    from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
+    from servers.service import ServedLanguageModel, ServiceOptions, listen
 
     # Taken before the model is loaded: a port in use is told at once.
     listener = listen(host, port)
@@ -123,9 +130,7 @@ def serve(settings: Settings, host: str, port: int, queue: int, threads: int) ->
     served = ServedLanguageModel(build_service(settings), options, settings.llm)
     engine = served.service.engine
 
-    def ready() -> None:
-        name, number = listener.getsockname()[:2]
-        at = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
+    def ready(at: str) -> None:
         print(
             f"serving {settings.llm} at {at} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
@@ -133,10 +138,160 @@ def serve(settings: Settings, host: str, port: int, queue: int, threads: int) ->
             flush=True,
         )
 
+    run_until_stopped(served.app, listener, ready)
+
+
+@serve_app.command()
+def device(
+    llm_address: Annotated[
+        str | None,
+        typer.Option(help="host:port of `fedhlm serve llm`; needed here or as a setting."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep feedback here and take up the thresholds that rounds bring; without, "
+            "nothing is learned. Made if absent.",
+        ),
+    ] = None,
+    client: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**31 - 1,
+            help="Number of this device, its SuperNode's partition-id; no other device of the "
+            "same LLM server may have it.",
+        ),
+    ] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; by default this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = DEVICE_PORT,
+    slm: Annotated[
+        str | None, typer.Option("--slm", help="builtin, a hub name or a folder.")
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Texts that may wait; further ones get status 503.")
+    ] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads of the model.")] = 1,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Settings, the same as the run's."),
+    ] = None,
+) -> None:
+    """Serve this device's text over HTTP until SIGTERM or Ctrl-C, and keep what it teaches.
+
+    The small model writes, tokens that it is not sure of are asked of the large one, and what came
+    of each (uncertainty and whether it was right, never text) waits in FOLDER for the next round.
+
+    - `fedhlm serve device --llm-address 10.0.0.5:8471 --client 3 --store /var/lib/fedhlm -s learning=balanced`
+
+    - `curl -d '{"prompt": "Shares of the airline", "max_tokens": 20}' 127.0.0.1:8472/v1/generate`
+
+    - `flower-supernode ... --node-config 'partition-id=3 feedback-store="/var/lib/fedhlm"'`
+
+    The SuperNode then learns from these texts instead of a dataset's, and a new threshold is taken
+    up without a restart. Settings of decoding, uncertainty, policy, verification and audits must
+    be those of the run. There is no access control: leave it on 127.0.0.1. Exit status: 0 after a
+    stop, 1 when address, folder or model cannot be used, 2 when a setting is wrong.
+    """  # noqa: E501
+    given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
+    errors = Console(stderr=True, highlight=False)
+    try:
+        settings = collect(given, overrides or [])
+        if not settings.llm_address:
+            raise ValueError(
+                "setting 'llm-address' is empty: give --llm-address host:port of `fedhlm serve llm`"
+            )
+    except ValueError as error:
+        say(errors, str(error))
+        raise typer.Exit(BAD_SETTINGS) from None
+    try:
+        serve_device(settings, host, port, client, store, queue, threads)
+    except (OSError, ValueError) as error:
+        say(errors, str(error))
+        raise typer.Exit(FAILED) from None
+    raise typer.Exit(COMPLETED)
+
+
+def serve_device(
+    settings: Settings,
+    host: str,
+    port: int,
+    client: int,
+    store: Path | None,
+    queue: int,
+    threads: int,
+) -> None:
+    """Load the small model and serve its text until the process is asked to stop.
+
+    Raises
+    ------
+    OSError
+        When the address cannot be listened on, or the folder or the model cannot be had.
+    ValueError
+        When the model cannot be loaded, the file in the folder is no store, or a setting is none
+        that a serving device can follow.
+    """
+    import torch
+
+    from fedhlm_app.feedback_folder import FeedbackFolder
+    from fedhlm_app.links import HttpLink
+    from fedhlm_app.serve_device.service import DeviceService
+    from fedhlm_app.serve_device.texts import ServedTexts
+    from servers.service import listen
+
+    listener = listen(host, port)
+    torch.set_num_threads(threads)
+    folder = None
+    if store is not None:
+        store.mkdir(parents=True, exist_ok=True)
+        folder = FeedbackFolder(store.resolve())
+    link = HttpLink(settings.llm_address, settings.llm_timeout)
+    texts = ServedTexts(settings, client, link, folder)
+    service = DeviceService(texts, queue)
+
+    def ready(at: str) -> None:
+        kept = "nothing is kept" if folder is None else f"feedback in {folder.path}"
+        print(
+            f"serving device {client} at {at} (slm {settings.slm}, llm {settings.llm_address}, "
+            f"policy {settings.policy}, threshold {texts.threshold}, {kept})",
+            flush=True,
+        )
+
+    try:
+        run_until_stopped(service.app, listener, ready)
+    finally:
+        service.close()
+
+
+def run_until_stopped(
+    app: Starlette, listener: socket.socket, on_ready: Callable[[str], None]
+) -> None:
+    """Serve an application until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    app : Starlette
+        What is served.
+    listener : socket.socket
+        Bound and listening.
+    on_ready : callable
+        Called with host and port once requests are accepted.
+    """
+    from servers.service import make_server
+
+    def ready() -> None:
+        name, number = listener.getsockname()[:2]
+        on_ready(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
+
     # The server raises the signal that stopped it once more: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = make_server(served.app, ready)
+    server = make_server(app, ready)
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(FAILED)

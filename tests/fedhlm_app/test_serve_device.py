@@ -1,0 +1,341 @@
+"""A device that serves text: routed as in a run, stored without text, policies taken up."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+
+import numpy as np
+import pytest
+
+from clients.records import Stage
+from clients.uplink import LinkDown
+from fedhlm_app.feedback_folder import FeedbackFolder, ServedPolicy, TextNote, digest, made_with
+from fedhlm_app.links import DirectLink
+from fedhlm_app.pair.load import load_tokenizer
+from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
+from fedhlm_app.serve_device.texts import BadPrompt, ServedTexts
+from fedhlm_app.serving import build_service
+from fedhlm_app.settings import Settings
+from hlm.wire import WireError
+from servers.service import listen, make_server
+
+PROMPT = "Shares of the airline fell sharply after the minister"
+
+
+def settings(**changes) -> Settings:
+    given = {"learning": "balanced", "initial-threshold": 0.3, **changes}
+    return Settings.from_sources({k.replace("_", "-"): v for k, v in given.items()}, {})
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return build_service(settings())
+
+
+def served(llm, folder=None, **changes) -> ServedTexts:
+    return ServedTexts(settings(**changes), 5, DirectLink(llm), folder)
+
+
+class Down:
+    def exchange(self, payload: bytes) -> bytes:
+        raise LinkDown("cut")
+
+
+class Refusing:
+    def exchange(self, payload: bytes) -> bytes:
+        raise WireError("vocabulary 7: allowed is 4096")
+
+
+def test_answers_say_who_decided_each_token(llm):
+    answer = served(llm).answer(PROMPT, 20)
+    assert 1 <= len(answer.tokens) <= 20
+    assert answer.ended or len(answer.tokens) == 20
+    assert sum(answer.stages.values()) == len(answer.tokens)
+    decided = answer.stages["llm_accepted"] + answer.stages["llm_resampled"]
+    assert answer.stages["local"] > 0 and decided > 0
+    assert answer.uplink > 0 and answer.downlink > 0
+    assert (answer.threshold, answer.server_round) == (0.3, 0)
+    if not answer.ended:
+        assert answer.text == "".join(text for text, _ in answer.tokens)
+
+
+def test_a_device_that_keeps_nothing_writes_what_the_llm_writes(llm):
+    escalating = served(llm, policy="never").answer(PROMPT, 12)
+    alone = served(llm, policy="always").answer(PROMPT, 12)
+    assert escalating.stages["local"] == 0 == alone.uplink
+    assert escalating.threshold is alone.threshold is None
+    assert {stage for _, stage in alone.tokens} == {Stage.LOCAL}
+    assert served(llm, policy="never").answer(PROMPT, 12).text == escalating.text != alone.text
+
+
+def test_without_the_llm_text_goes_on_and_says_so():
+    texts = ServedTexts(settings(), 0, Down())
+    answer = texts.answer(PROMPT, 12)
+    assert answer.stages["unresolved"] > 0 == answer.stages["llm_accepted"]
+    assert len(answer.tokens) == sum(answer.stages.values())
+    assert texts.routed.uplink.asleep
+
+
+def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
+    texts = served(llm, FeedbackFolder(tmp_path))
+    answers = [texts.answer(f"{PROMPT} number {number}", 8) for number in range(3)]
+    texts.close()
+    with FeedbackFolder(tmp_path).store() as store:
+        feedback, lines = store.read()
+    assert len(feedback) == sum(len(answer.tokens) for answer in answers)
+    assert list(lines) == [1, 2, 3]
+    notes = [TextNote.from_json(line) for line in lines.values()]
+    for answer, note in zip(answers, notes, strict=True):
+        assert note.made == made_with(settings())
+        assert note.policy == digest(np.array([0.3]))
+        assert not note.read
+        assert note.figures["tokens"] == len(answer.tokens)
+        assert note.figures["llm-accepted"] == answer.stages["llm_accepted"]
+        assert note.figures["bytes-uplink"] == answer.uplink
+    # Escalated tokens are known; what the LLM was not told of is not.
+    assert feedback.known[~feedback.kept].all()
+    assert not feedback.known.all()
+    tokenizer = load_tokenizer()
+    raw = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    words = {word for answer in answers for word in answer.text.split() if len(word) > 5}
+    assert words
+    for word in words | {"airline", "minister"}:
+        assert word.encode() not in raw
+    ids = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    for dtype in ("<i8", "<i4", "<i2"):
+        assert np.array(ids, dtype).tobytes() not in raw
+
+
+def test_numbers_of_texts_go_on_after_a_restart(llm, tmp_path):
+    folder = FeedbackFolder(tmp_path)
+    sampled = {"decoding": "sampled"}
+    first = served(llm, folder, **sampled)
+    texts = [first.answer(PROMPT, 12).text for _ in range(2)]
+    first.close()
+    second = served(llm, folder, **sampled)
+    texts.append(second.answer(PROMPT, 12).text)
+    second.close()
+    # Draws are keyed by the text's number: one that came twice would repeat a text.
+    assert len(set(texts)) == 3
+    with folder.store() as store:
+        assert list(store.read()[1]) == [1, 2, 3]
+
+
+def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
+    folder = FeedbackFolder(tmp_path)
+    texts = served(llm, folder)
+    assert texts.answer(PROMPT, 6).threshold == 0.3
+    folder.write_policy(ServedPolicy(np.array([-1.0]), 4, made=made_with(settings())))
+    answer = texts.answer(PROMPT, 6)
+    assert (answer.threshold, answer.server_round) == (-1.0, 4)
+    assert answer.stages["local"] == 0
+    restarted = served(llm, folder)
+    assert (restarted.threshold, restarted.policy.server_round) == (-1.0, 4)
+    folder.policy_file.unlink()
+    assert texts.answer(PROMPT, 6).threshold == -1.0
+    for one in (texts, restarted):
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("no JSON", "no policy"),
+        ('{"parameters": [NaN], "server_round": 1}', "finite"),
+        ('{"parameters": [[0.1]], "server_round": 1}', "finite"),
+        ('{"parameters": [0.1], "colour": 1}', "no policy"),
+        ('["parameters"]', "no policy"),
+        (json.dumps({"parameters": [0.1, 4.0], "made": made_with(settings())}), "allowed: 1"),
+        (
+            json.dumps({"parameters": [0.1], "made": made_with(settings(uncertainty="entropy"))}),
+            "uncertainty = 'entropy' there and 'closed-form' here",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_told_and_left(llm, tmp_path, content, why):
+    texts = served(llm, FeedbackFolder(tmp_path))
+    (tmp_path / "policy.json").write_text(content)
+    assert texts.answer(PROMPT, 2).threshold == 0.3
+    assert why in texts.policy_problem
+    good = ServedPolicy(np.array([0.2]), 1, made=made_with(settings()))
+    texts.folder.write_policy(good)
+    assert texts.answer(PROMPT, 2).threshold == 0.2
+    assert texts.policy_problem == ""
+    texts.close()
+
+
+@pytest.mark.parametrize("rule", ["certified", "linear"])
+def test_rules_that_calibrate_have_kept_tokens_read(llm, tmp_path, rule):
+    texts = served(llm, FeedbackFolder(tmp_path), learning=rule, free_feedback=False)
+    if rule == "certified":
+        # Before there is a guarantee nothing is kept.
+        assert texts.threshold == -1.0
+        assert texts.answer(PROMPT, 6).stages["local"] == 0
+        made = made_with(texts.settings)
+        texts.folder.write_policy(ServedPolicy(np.array([0.9]), 1, read=True, made=made))
+    answer = texts.answer(PROMPT, 12)
+    assert answer.stages["local"] > 0
+    with texts.folder.store() as store:
+        feedback, lines = store.read(1 if rule == "certified" else 0)
+    (line,) = lines.values()
+    note = TextNote.from_json(line)
+    assert note.read and note.figures["read"] > 0
+    assert feedback.kept.any() and feedback.known.all()
+    texts.close()
+    # Without a store nobody would learn from it.
+    assert not served(llm, learning=rule).policy.read
+
+
+def test_a_full_disk_costs_the_feedback_and_not_the_text(llm, tmp_path, monkeypatch):
+    texts = served(llm, FeedbackFolder(tmp_path))
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(texts._store, "append", full)
+    assert texts.answer(PROMPT, 4).tokens
+    assert texts.store_problem == "database or disk is full"
+    assert texts.counts["not-stored"] == 1
+    texts.close()
+
+
+def test_a_cache_answers_what_was_asked_before(llm):
+    texts = served(llm, cache_mode="context", initial_threshold=-1.0)
+    first, second = (texts.answer(PROMPT, 8) for _ in range(2))
+    assert first.text == second.text
+    assert second.stages["cache"] > first.stages["cache"]
+
+
+def test_what_a_serving_device_cannot_follow_is_refused(llm, tmp_path):
+    with pytest.raises(ValueError, match="peer-mode = 'context'"):
+        served(llm, peer_mode="context")
+    with pytest.raises(ValueError, match="no such folder"):
+        FeedbackFolder(tmp_path / "missing")
+    texts = served(llm)
+    with pytest.raises(BadPrompt, match="must be at most 128 together"):
+        texts.answer(PROMPT, 120)
+    with pytest.raises(BadPrompt, match="128 together"):
+        texts.answer("word " * 400, 1)
+    with pytest.raises(ValueError, match="queue = 0"):
+        DeviceService(texts, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"prompt", "body: no JSON"),
+        (b"\xff", "body: no JSON"),
+        (b'["prompt"]', 'body = ["prompt"]'),
+        (b"{}", "prompt = null: must be text"),
+        (b'{"prompt": 3}', "prompt = 3: must be text"),
+        (b'{"prompt": "  "}', 'prompt = "  ": must be text'),
+        (b'{"prompt": "a", "max_tokens": 0}', "max_tokens = 0: must be an integer of at least 1"),
+        (b'{"prompt": "a", "max_tokens": true}', "max_tokens = true"),
+        (b'{"prompt": "a", "max_tokens": "9"}', 'max_tokens = "9"'),
+        (b'{"prompt": "a", "tokens": 9}', "tokens = 9: unknown; allowed"),
+    ],
+)
+def test_questions_that_are_none_are_named(body, why):
+    with pytest.raises(BadPrompt) as refused:
+        read_question(body, 10)
+    assert why in str(refused.value)
+
+
+def test_a_question_may_leave_its_length_to_the_settings():
+    assert read_question(b'{"prompt": "a"}', 10) == ("a", 10)
+    assert read_question(b'{"prompt": "a", "max_tokens": 3}', 10) == ("a", 3)
+
+
+@contextmanager
+def serving(texts: ServedTexts, queue: int = 64) -> Iterator[int]:
+    service = DeviceService(texts, queue)
+    listener = listen("127.0.0.1", 0)
+    ready = threading.Event()
+    server = make_server(service.app, ready.set)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        service.close()
+        assert not thread.is_alive()
+
+
+def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, dict]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request(method, path, b"" if body is None else content)
+    answer = connection.getresponse()
+    found = answer.status, json.loads(answer.read())
+    connection.close()
+    return found
+
+
+def test_over_http(llm, tmp_path):
+    with serving(served(llm, FeedbackFolder(tmp_path))) as port:
+        assert ask(port, "GET", "/health") == (200, {"status": "ok", "llm": "ok"})
+        status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT, "max_tokens": 6})
+        assert status == 200
+        assert found["threshold"] == 0.3 and found["round"] == 0
+        assert len(found["tokens"]) == sum(found["stages"].values())
+        assert {token["stage"] for token in found["tokens"]} <= found["stages"].keys()
+        assert found["finish"] in ("length", "end")
+        refused = ask(port, "POST", "/v1/generate", {"prompt": PROMPT, "max_tokens": -1})
+        assert refused == (400, {"error": "max_tokens = -1: must be an integer of at least 1"})
+        assert ask(port, "POST", "/v1/generate", b" " * (MOST_BYTES + 1))[0] == 413
+        status, stats = ask(port, "GET", "/v1/stats")
+        assert stats["texts"] == 1
+        assert stats["stages"] == found["stages"]
+        assert stats["bytes"] == found["bytes"]
+        assert stats["store"] == {"tokens": len(found["tokens"]), "texts_lost": 0, "problem": ""}
+        assert stats["policy"]["threshold"] == 0.3
+        assert stats["answers"] == {"200": 1, "400": 1, "413": 1}
+
+
+def test_questions_at_the_same_time_get_the_answers_they_would_get_alone(llm, tmp_path):
+    prompts = [f"{PROMPT} in {place}" for place in ("Paris", "London", "Rome", "Oslo") * 2]
+    alone = served(llm)
+    expected = [alone.answer(prompt, 8).text for prompt in prompts]
+    with serving(served(llm, FeedbackFolder(tmp_path))) as port:
+
+        def question(prompt: str) -> str:
+            status, found = ask(port, "POST", "/v1/generate", {"prompt": prompt, "max_tokens": 8})
+            assert status == 200, found
+            return found["text"]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(question, prompts)) == expected
+    with FeedbackFolder(tmp_path).store() as store:
+        assert len(store.read()[1]) == len(prompts)
+
+
+def test_too_many_questions_and_an_llm_that_refuses(llm):
+    texts = ServedTexts(settings(policy="never"), 0, Refusing())
+    with serving(texts, queue=1) as port:
+        status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT})
+        assert (status, found["error"]) == (502, "vocabulary 7: allowed is 4096")
+        entered, go_on = threading.Event(), threading.Event()
+        answer = texts.answer
+
+        def slowly(prompt: str, max_tokens: int):
+            entered.set()
+            assert go_on.wait(30)
+            return answer(prompt, max_tokens)
+
+        texts.answer = slowly
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(ask, port, "POST", "/v1/generate", {"prompt": PROMPT})
+            assert entered.wait(30)
+            status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT})
+            assert (status, found["error"]) == (503, "busy: 1 questions wait already")
+            go_on.set()
+            assert waiting.result()[0] == 502
