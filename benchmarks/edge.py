@@ -3,7 +3,7 @@
 Run ``python -m benchmarks.edge``; figures go to ``benchmarks/out/edge.json``. Entries are sketches
 around real contexts (the pair's hidden states on the corpus) with a few bits flipped, so that
 they bunch as they do in use; questions are entries with 3 % of their bits flipped. A batch has 32
-questions. ``--entries 1000 100000`` limits the sizes.
+questions. ``--entries 1000 100000`` limits the sizes, ``--words 1 4`` takes longer keys as well.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import corpus, forced
-from hlm.peers import SketchMaker, hamming
+from hlm.peers import SketchMaker, distance_of_cosine, hamming
 from servers.edge_index import HAS_FAISS, IndexSize, SketchIndex
 
 BATCH = 32
 BATCHES = 40
 NEIGHBOURS = 32
-GATE_BITS = 25
-"""Differing bits at cosine .95, the default gate."""
+GATE = 0.98
+"""`context-gate`, as its default is."""
 
 Sketches = NDArray[np.uint8]
 
@@ -69,6 +69,7 @@ def measure(base: Sketches, entries: int, random: np.random.Generator) -> dict[s
         for batch, near in zip(questions[:8], found[:8], strict=True)
     ]
     return {
+        "key_bytes": base.shape[1],
         "entries": len(index),
         "batch_ms": {
             "median": 1e3 * float(np.median(seconds)),
@@ -88,25 +89,28 @@ def measure(base: Sketches, entries: int, random: np.random.Generator) -> dict[s
 
 def _recall(questions: Sketches, keys: Sketches, distances: NDArray[np.int64]) -> float:
     """Share of the entries past the gate, at most the 32 nearest, that were found."""
+    gate = distance_of_cosine(GATE, 8 * keys.shape[1])
     exact = np.sort(hamming(questions, keys), axis=1)[:, :NEIGHBOURS]
-    wanted = (exact <= GATE_BITS).sum()
+    wanted = (exact <= gate).sum()
     # Equal distances are interchangeable, so counting those past the gate is enough.
-    return float((distances <= GATE_BITS).sum() / wanted) if wanted else 1.0
+    return float((distances <= gate).sum() / wanted) if wanted else 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--words", type=int, nargs="+", default=[1])
     options = parser.parse_args(arguments)
     name, rows = corpus("validation", 1500)
     hidden = forced(rows).hidden
-    base, usable = SketchMaker(hidden.shape[1]).sketch(hidden)
     random = np.random.default_rng(0)
     sizes = []
-    for entries in options.entries:
-        figures = measure(base[usable], entries, random)
-        print(figures, flush=True)
-        sizes.append(figures)
+    for words in options.words:
+        base, usable = SketchMaker(hidden.shape[1], 64 * words).sketch(hidden)
+        for entries in options.entries:
+            figures = measure(base[usable], entries, random)
+            print(figures, flush=True)
+            sizes.append(figures)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     report = {
         "load_average": load,
