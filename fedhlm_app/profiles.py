@@ -8,13 +8,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from clients.profile import (
-    Profile,
-    ProfileError,
-    ProfileSettings,
-    make_profile,
-    token_sketch,
-)
+from clients.profile import Profile, ProfileError, ProfileSettings
+from clients.profile_making import make_profile, token_sketch
 from fedhlm_app.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from clients.profile import (
     Profile,
     ProfileError,
     ProfileSettings,
-    make_profile,
     read_profiles,
-    token_sketch,
 )
+from clients.profile_making import make_profile, token_sketch
 from hlm.privacy import gaussian_epsilon
 
 SMALL = ProfileSettings(dims=5, bins=4, rows=3)

@@ -12,7 +12,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.profile import Profile, make_profile
+from clients.profile import Profile
+from clients.profile_making import make_profile
 from fedhlm_app import clusters as clusters_module
 from fedhlm_app import edge, profiles
 from fedhlm_app.cluster_report import true_groups

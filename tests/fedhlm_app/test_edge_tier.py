@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 
 from clients.policy import ThresholdPolicy
-from clients.records import Stage
+from clients.records import Stage, Traffic
+from clients.routing import Router, RouterConfig
+from clients.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.data.items import load_items
 from fedhlm_app.device import Device
 from fedhlm_app.edge import build_edge
+from fedhlm_app.inference import end_tokens
 from fedhlm_app.links import DirectLink
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
-
-OFF = {"cache-mode": "off", "peer-mode": "off"}
+from hlm.sampling import Sampling
+from hlm.uncertainty import closed_form
+from hlm.verification import VERIFIERS
 
 
 def settings(**changes) -> Settings:
@@ -84,14 +91,118 @@ def test_each_tier_is_switched_by_itself(service):
     assert not (stages(found[-1][3]) == Stage.CACHE).any()
 
 
-def test_with_all_off_nothing_changes(service):
-    plain = Device(settings(), 0, DirectLink(service)).train_round(ThresholdPolicy(0.4), 1)
-    how = settings(**{k.replace("-", "_"): v for k, v in OFF.items()})
-    other = rounds(service, how, count=1, clients=1)[0][3]
-    assert np.array_equal(plain.records[0].token, other.records[0].token)
-    assert np.array_equal(plain.records[0].stage, other.records[0].stage)
-    assert plain.traffic.uplink == other.traffic.uplink
-    assert other.traffic.edge == 0
+def test_with_all_off_it_is_the_plain_router(service):
+    """The tiers off are as if there were none: same tokens, stages and bytes, bit for bit."""
+    how = settings()
+    assert how.cache_mode == how.peer_mode == "off"
+    device = Device(how, 0, DirectLink(service))
+    assert device.edge is None
+    routed = device.train_round(ThresholdPolicy(0.4), 1)
+    uplink = LanguageModelUplink(
+        DirectLink(build_service(how)),
+        VERIFIERS["greedy"](),
+        UplinkConfig(client=0, vocab=int(device.model.config.vocab_size), sampling=Sampling()),
+    )
+    router = Router(
+        device.model,
+        RouterConfig(Sampling(), closed, how.seed + 1, 0, end_tokens(device.model)),
+        ThresholdPolicy(0.4),
+        VERIFIERS["greedy"](),
+        [uplink],
+    )
+    session, traffic = 1 << 12, Traffic()
+    for number, (rows, records) in enumerate(zip(routed.rows, routed.records, strict=True)):
+        each = records.token.shape[1]
+        work = device.work.make(rows, session + np.arange(len(rows)), each)
+        session += len(rows)
+        plain = router.generate(work.texts, work.new_tokens, traffic)
+        uplink.measure(work.texts, plain, traffic)
+        for name in ("token", "stage", "draft", "position", "uncertainty", "log_prob"):
+            left, right = getattr(records, name), getattr(plain, name)
+            assert np.array_equal(left, right, equal_nan=left.dtype.kind == "f"), (number, name)
+    assert np.isin(stages(routed), [Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED]).any()
+    for name in ("messages", "uplink", "downlink", "measured", "edge"):
+        assert getattr(routed.traffic, name) == getattr(traffic, name), name
+    assert traffic.edge == 0
+
+
+def closed(logits, draft, keys):
+    return closed_form(logits, draft, 1.0)
+
+
+@pytest.fixture(scope="module")
+def few_texts(tmp_path_factory):
+    """Eight texts in many copies, so that clients meet each other's contexts."""
+    path = tmp_path_factory.mktemp("texts") / "few.csv"
+    corpus = load_items("builtin").table
+    some = range(0, len(corpus), len(corpus) // 8)
+    items = [(corpus["label"][i].as_py() + 1, "", corpus["text"][i].as_py()) for i in some]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(items * 12)
+    return str(path)
+
+
+def stage_counts(service, few_texts, **changes):
+    """Stages of five clients in two clusters over three rounds, the clusters neighbours."""
+    given = {"cache_mode": "context", "peer_mode": "context", "inter_cluster": True, **changes}
+    inter = given.pop("inter_cluster")
+    how = settings(dataset=few_texts, clients=5, clusters=2, **given)
+    clusters = [0, 0, 0, 1, 1]
+    members = [[k for k in range(5) if clusters[k] == cluster] for cluster in (0, 1)]
+    edges = [build_edge(how, 0, cluster, members[cluster], 2) for cluster in (0, 1)]
+    if inter:
+        edges[0].neighbours, edges[1].neighbours = [EdgeLink(edges[1])], [EdgeLink(edges[0])]
+    links = [EdgeLink(edge) for edge in edges]
+    devices = [Device(how, k, DirectLink(service), links.__getitem__) for k in range(5)]
+    kept: list[dict] = [{} for _ in devices]
+    counts, tokens = np.zeros(len(Stage), np.int64), 0
+    for number in (1, 2, 3):
+        for k, device in enumerate(devices):
+            if device.edge is not None:
+                device.edge.join(clusters[k], len(members[clusters[k]]), kept[k])
+            one = device.train_round(ThresholdPolicy(0.4), number)
+            if device.edge is not None:
+                kept[k] = device.edge.finish(one.traffic)
+            counts += np.bincount(stages(one), minlength=len(Stage))
+            tokens += sum(records.tokens for records in one.records)
+        for edge in edges:
+            edge.publish()
+    assert counts.sum() == tokens == 5 * 3 * 60
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("off", "gone"),
+    [
+        ({}, []),
+        ({"cache_mode": "off"}, [Stage.CACHE]),
+        ({"peer_mode": "off"}, [Stage.PEER, Stage.EDGE]),
+        ({"inter_cluster": False}, [Stage.EDGE]),
+        ({"cache_mode": "off", "peer_mode": "off"}, [Stage.CACHE, Stage.PEER, Stage.EDGE]),
+    ],
+)
+def test_each_stage_is_switched_off_alone(service, few_texts, off, gone):
+    counts = stage_counts(service, few_texts, **off)
+    for stage in (Stage.CACHE, Stage.PEER, Stage.EDGE):
+        assert (counts[stage] == 0) == (stage in gone), (stage, counts)
+
+
+def test_by_the_opportunistic_rule_devices_find_their_peers(service, few_texts):
+    """What they learnt of each other outlives the rounds: tiers are built anew in each."""
+    counts = stage_counts(
+        service, few_texts, cache_mode="off", inter_cluster=False, opportunistic=True
+    )
+    assert counts[Stage.PEER] > 0
+
+
+def test_by_the_opportunistic_rule_strangers_spend_their_credit_and_no_more(service):
+    how = settings(peer_mode="context", opportunistic=True)
+    found = rounds(service, how, count=4, clients=3)
+    llm = sum(one.traffic.uplink + one.traffic.downlink for *_, one in found)
+    edge = sum(one.traffic.edge for *_, one in found)
+    assert 0 < edge <= 3 * 36 + 0.005 * (llm + edge)
+    for *_, device, _ in found:
+        assert device.edge.edge.rows_asked == 0
 
 
 def test_an_edge_that_is_down_sends_tokens_on_to_the_llm(service):
