@@ -32,6 +32,10 @@ is enough and the grid's size costs nothing. eta is chosen from public numbers o
 (Hoeffding-Bentkus), then ``P(Y(g) <= y) = E[P(S(g) <= y - N)] <= E[F(y - N)] =: F'(y)``. F' does
 not fall, so F'(Y(g)) is a p-value: the old one averaged over the noise. Fixed-sequence testing at
 delta then gives P(risk <= alpha) >= 1 - delta, texts and noise together.
+
+Both walk up the grid and stop at the first point that fails, so every point on the way is a chance
+for noise to stop them early. Where noise is loud, a fixed part of the grid is tested; which part
+follows from public numbers, and the proofs hold for any part.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hlm.risk.control import ESCALATE_ALL, hoeffding_bentkus
 from hlm.risk.curves import Floats, require_grid
@@ -57,6 +62,9 @@ __all__ = [
 _SLACK = 1e-9
 _FAR = 12.0
 """Standard deviations beyond which a value is no noise: exceeded once in 10^32 times."""
+
+_STEPS = ((5.0, 1), (3.0, 4), (0.0, 16))
+"""Every how manieth grid point is tested, from which ratio of alpha n to the noise on."""
 
 _NORMAL = NormalDist()
 _EDGES = np.linspace(-7.0, 7.0, 281)
@@ -241,7 +249,7 @@ def private_conformal_threshold(
     limits = (alpha - etas * bound) * (curve.prompts + 1) - bound
     best = int(np.argmax(limits - quantiles * curve.deviation.max()))
     upper = curve.risk + quantiles[best] * curve.deviation
-    return _last(grid, upper <= limits[best])
+    return _last(grid, upper <= limits[best], _step(curve, alpha))
 
 
 def private_learn_then_test(
@@ -265,13 +273,21 @@ def private_learn_then_test(
     each = hoeffding_bentkus(mean.ravel(), curve.prompts, min(alpha / bound, 1.0))
     # Risks are not negative: a sum below 0 cannot come about.
     p_values = below[0] + np.where(sums < -_SLACK, 0.0, each.reshape(sums.shape)) @ weights
-    return _last(grid, p_values <= delta)
+    return _last(grid, p_values <= delta, _step(curve, alpha))
 
 
-def _last(grid: Floats, allowed: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:
-    """Last grid point before the first that is not allowed."""
-    passing = len(grid) if allowed.all() else int(np.argmin(allowed))
-    return float(grid[passing - 1]) if passing else ESCALATE_ALL
+def _step(curve: NoisyCurve, alpha: float) -> int:
+    """Every how manieth grid point is tested; nothing but public numbers decide."""
+    loudest = float(curve.deviation.max())
+    step = next(s for ratio, s in _STEPS if alpha * curve.prompts >= ratio * loudest)
+    return min(step, len(curve.risk))
+
+
+def _last(grid: Floats, allowed: NDArray[np.bool_], step: int) -> float:
+    """Last tested grid point before the first that is not allowed."""
+    points, passes = grid[step - 1 :: step], allowed[step - 1 :: step]
+    passing = len(points) if passes.all() else int(np.argmin(passes))
+    return float(points[passing - 1]) if passing else ESCALATE_ALL
 
 
 def _check(curve: NoisyCurve, grid: Floats, alpha: float) -> None:
