@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clients.feedback import Feedback
 
 __all__ = [
+    "AdamMemory",
     "RouterLearning",
     "RouterModel",
     "adam_steps",
@@ -215,6 +216,23 @@ def minibatch_gradient(
     return gradient
 
 
+@dataclass
+class AdamMemory:
+    """What a client keeps of its gradients between rounds; it never leaves the device.
+
+    Attributes
+    ----------
+    first, second : float64 [size] or None
+        Moments; None before the first step.
+    steps : int
+        Steps taken so far.
+    """
+
+    first: Vector | None = None
+    second: Vector | None = None
+    steps: int = 0
+
+
 def adam_steps(
     policy: Vector,
     gradient: Callable[[Vector], Vector],
@@ -222,8 +240,9 @@ def adam_steps(
     learning_rate: float,
     momentum: float = 0.9,
     memory: float = 0.999,
+    kept: AdamMemory | None = None,
 ) -> Vector:
-    """Local training by Adam (arXiv 1412.6980), its moments starting at zero each round.
+    """Local training by Adam (arXiv 1412.6980).
 
     The router's features are of one size but far from independent, which plain SGD pays for with
     several times the steps. Methods that correct SGD's own drift (SCAFFOLD, FedNova) keep SGD.
@@ -237,9 +256,13 @@ def adam_steps(
     steps : int
         >= 0.
     learning_rate : float
-        > 0; falls linearly to a tenth over the steps.
+        > 0. Without `kept` it falls linearly to a tenth over the steps; with it, rounds are
+        one long training and whoever calls lets it fall from round to round.
     momentum, memory : float
         Decay of the first and second moment, in [0, 1).
+    kept : AdamMemory, optional
+        Moments of earlier rounds, brought up to date. Without it they start at zero: the first
+        steps of a round are then of full length in every direction, and the more so the noisier.
 
     Returns
     -------
@@ -248,14 +271,18 @@ def adam_steps(
     if steps < 0 or not learning_rate > 0:
         raise ValueError(f"steps must be >= 0 and learning_rate > 0, got {steps}, {learning_rate}")
     current = np.array(policy, dtype=np.float64)
-    first, second = np.zeros_like(current), np.zeros_like(current)
-    for step in range(1, steps + 1):
+    own = AdamMemory() if kept is None else kept
+    first = np.zeros_like(current) if own.first is None else own.first
+    second = np.zeros_like(current) if own.second is None else own.second
+    for step in range(steps):
         direction = gradient(current)
+        own.steps += 1
         first = momentum * first + (1 - momentum) * direction
         second = memory * second + (1 - memory) * direction**2
-        rate = learning_rate * (1 - 0.9 * (step - 1) / steps)
-        scale = np.sqrt(second / (1 - memory**step)) + 1e-8
-        current = current - rate * first / (1 - momentum**step) / scale
+        rate = learning_rate if kept is not None else learning_rate * (1 - 0.9 * step / steps)
+        scale = np.sqrt(second / (1 - memory**own.steps)) + 1e-8
+        current = current - rate * first / (1 - momentum**own.steps) / scale
+    own.first, own.second = first, second
     return current
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import ctypes
+import fcntl
 import hashlib
 import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +30,14 @@ _PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log")
 """Settings that do not change a result, so cells that differ in them are the same cell."""
 
 _POLL_SECONDS = 0.2
+_LOCK = ".lock"
+_PATIENCE_SECONDS = 60.0
+_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux' prctl."""
+
+
+class SweepBusyError(RuntimeError):
+    """Another sweep, or a run that one left behind, is at work in the folder."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +156,46 @@ def run_sweep(
     -------
     list of Outcome
         In the order of the cells. A failed run is an outcome, not an exception.
+
+    Raises
+    ------
+    SweepBusyError
+        When another sweep is at work in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = jobs or max(1, cores() // 4)
+    with _alone_in(folder) as lock:
+        return _run_cells(cells, folder, jobs or max(1, cores() // 4), on_end, lock)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock, whose descriptor runs inherit.
+
+    A sweep that is killed leaves runs that need some seconds to end. They hold the lock until
+    then, so that the next sweep does not continue a run that is still being written.
+    """
+    with (folder / _LOCK).open("w") as handle:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SweepBusyError(
+                        f"{folder}: another sweep, or a run that one left behind, is at work here"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        yield handle.fileno()
+
+
+def _run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    jobs: int,
+    on_end: Callable[[Outcome, int], None] | None,
+    lock: int,
+) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     running: dict[str, _Process] = {}
     waiting = list(cells)
@@ -164,7 +213,7 @@ def run_sweep(
                 if (done := _finished(folder, cell)) is not None:
                     end(Outcome(cell, done, "", 0.0))
                 else:
-                    running[cell.key] = _Process(cell, folder, jobs)
+                    running[cell.key] = _Process(cell, folder, jobs, lock)
             for key in [key for key, process in running.items() if process.ended()]:
                 end(running.pop(key).outcome())
             if running:
@@ -179,7 +228,7 @@ def run_sweep(
 class _Process:
     """`fedhlm run` for one cell."""
 
-    def __init__(self, cell: Cell, folder: Path, jobs: int) -> None:
+    def __init__(self, cell: Cell, folder: Path, jobs: int, lock: int) -> None:
         self.cell, self.folder = cell, folder
         self._began = time.monotonic()
         self._output: IO[bytes] = tempfile.TemporaryFile()
@@ -189,6 +238,8 @@ class _Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._output,
+            pass_fds=(lock,),
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
     def ended(self) -> bool:
@@ -213,6 +264,11 @@ class _Process:
         found = _folders(self.folder, self.cell)
         seconds = time.monotonic() - self._began
         return Outcome(self.cell, found[-1] if found else None, error, seconds)
+
+
+def _end_with_parent() -> None:
+    """Have this process told to end when the sweep dies, even of SIGKILL."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _command(cell: Cell, folder: Path, jobs: int) -> list[str]:

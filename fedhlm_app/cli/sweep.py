@@ -20,7 +20,7 @@ from fedhlm_app.cli.run import (
     terminated_as_interrupted,
 )
 from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.sweep import FIGURES, Outcome, cells_of, run_sweep
+from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, cells_of, run_sweep
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,6 +84,9 @@ def sweep(
     except KeyboardInterrupt:
         say(errors, "interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
+    except SweepBusyError as error:
+        say(errors, str(error))
+        raise typer.Exit(FAILED) from None
     rows = [outcome.row() for outcome in outcomes]
     if as_json:
         print(json.dumps(rows, indent=2))

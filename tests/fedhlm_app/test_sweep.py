@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -109,6 +113,42 @@ def test_a_failed_cell_is_named_and_tried_again(runs, tmp_path):
     starts = (tmp_path / "starts.txt").read_text().split()
     assert starts.count(f"cell-{bad.cell.key}") == 2
     assert starts.count(f"cell-{good.cell.key}") == 1
+
+
+def test_two_sweeps_do_not_share_a_folder(runs, tmp_path, monkeypatch):
+    cells = cells_of({}, ["seed=1"], [])
+    monkeypatch.setattr(sweep, "_PATIENCE_SECONDS", 0.3)
+    with sweep._alone_in(tmp_path), pytest.raises(sweep.SweepBusyError, match="another sweep"):
+        run_sweep(cells, tmp_path)
+    assert run_sweep(cells, tmp_path)[0].error == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_runs_end_with_a_sweep_that_is_killed(tmp_path):
+    """A run notes its number and would go on for a minute; its sweep kills itself."""
+    script = f"""
+import os, pathlib, signal, sys, threading, time
+from fedhlm_app import sweep
+folder = pathlib.Path({str(tmp_path)!r})
+run = "import os, pathlib, sys, time; p = pathlib.Path(sys.argv[1]); " \
+    "p.write_text(str(os.getpid())); time.sleep(60)"
+sweep._command = lambda *_: [sys.executable, "-c", run, str(folder / "pid")]
+def kill():
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill).start()
+sweep.run_sweep(sweep.cells_of({{}}, ["seed=1"], []), folder)
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=50, check=False)
+    assert done.returncode == -signal.SIGKILL
+    began = time.monotonic()
+    # The lock is free as soon as the run is gone.
+    with sweep._alone_in(tmp_path):
+        assert time.monotonic() - began < 20
+    run = int((tmp_path / "pid").read_text())
+    # Where nobody waits for orphans a dead one stays in the table.
+    assert not psutil.pid_exists(run) or psutil.Process(run).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_command_of_a_cell_goes_on_from_its_checkpoint(tmp_path):
