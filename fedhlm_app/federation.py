@@ -295,7 +295,8 @@ class Federation:
     def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
         """Figures of the round's federated evaluation; empty when it had none."""
         sums = record.evaluation_sums
-        if not sums:
+        if not sums.get("tokens"):
+            # Devices that learn from what they serve hold no texts out.
             return {}
         settings = self.settings
         assigned = dict(enumerate(self._clusters.assignment))
