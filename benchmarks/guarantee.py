@@ -160,6 +160,23 @@ def client_coverage(
     return figures
 
 
+def halves(risk: Floats, count: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The global threshold from a random half of all clients' prompts, risk on the other half.
+
+    How prompts are dealt to clients does not enter: curves add up.
+    """
+    chosen = (rng.random((count, len(risk))) < 0.5).astype(np.float64)
+    sums, prompts = chosen @ risk, chosen.sum(axis=1)
+    rest = (1 - chosen) @ risk / (len(risk) - prompts)[:, None]
+    figures = {}
+    for alpha in ALPHAS:
+        found = [conformal_threshold(*one, GRID, alpha) for one in zip(sums, prompts, strict=True)]
+        figures[f"alpha {alpha}"] = {
+            "certified": _risk(risk_at(rest, GRID, np.array(found)), alpha)
+        }
+    return figures
+
+
 def _by_client(rows: Floats, owner: NDArray[np.int64], clients: int) -> tuple[Floats, Floats]:
     total = np.zeros((clients, rows.shape[1]))
     np.add.at(total, owner, rows)
@@ -208,6 +225,7 @@ def run(articles: int, splits: int, clients: int = 200, seed: int = 0) -> dict[s
                 entry[f"{clients} clients, Dirichlet .1"] = client_coverage(
                     *curves, data.label, clients, max(splits // 20, 1), rng
                 )
+                entry["random halves"] = halves(curves[0], splits, rng)
             figures[f"{workload}, {loss}"] = entry
     return figures
 
