@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -145,16 +146,24 @@ def write_events(folder: RunFolder) -> Path | None:
     """
     if importlib.util.find_spec("tensorboard") is None:
         return None
-    from torch.utils.tensorboard import SummaryWriter
+    # Not PyTorch's SummaryWriter, which would bring all of PyTorch to the server.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     events = folder.path / "events"
     # Those of an earlier end of the same run hold the same rounds once more.
     if events.exists():
         shutil.rmtree(events)
-    with SummaryWriter(str(events)) as writer:
+    writer = EventFileWriter(str(events))
+    try:
         for line in folder.metrics():
-            for name, value in _flat(line):
-                writer.add_scalar(name, value, line["round"])
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in _flat(line)]
+            writer.add_event(
+                Event(wall_time=time.time(), step=line["round"], summary=Summary(value=values))
+            )
+    finally:
+        writer.close()
     return events
 
 
