@@ -22,7 +22,7 @@ __all__ = ["Components", "LaunchError", "RunResult", "launch"]
 LOG = "flower.log"
 """What ServerApp and ClientApps print, as `flwr run --stream` gives it."""
 SUPERLINK_LOG = "superlink.log"
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.1
 _FINISHED = "finished:"
 
 
@@ -59,7 +59,7 @@ def launch(
     settings : Settings
         All settings, paths absolute; checked against the disk before anything starts.
     on_progress : Callable[[Progress | None], None] | None
-        Called about three times a second with the run's progress, None before its first round.
+        Called about ten times a second with the run's progress, None before its first round.
     components : Components
         ServerApp and ClientApp.
     environ : Mapping[str, str] | None

@@ -128,7 +128,7 @@ class PrivateSuperLink:
             try:
                 reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0, trust_env=False)
             except httpx.TransportError:
-                time.sleep(0.1)
+                time.sleep(0.05)
                 continue
             if reply.is_success:
                 return True
@@ -158,8 +158,13 @@ class PrivateSuperLink:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
+            # Looking for a task once a second, as is usual, makes one short run wait for it.
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Flower's actors have an environment of their own, so Ray could use none of these.
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
             # Actors without a GPU of their own may still use the one the settings name.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_DEDUP_LOGS": "0",

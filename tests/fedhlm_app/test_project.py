@@ -48,9 +48,12 @@ def test_defaults_are_allowed() -> None:
 
 
 def _imported_by_the_apps() -> set[str]:
-    """Files of ours that the two apps import, found out in a process of its own."""
+    """Files of ours that the two apps import, also later on, found out in a process of its own."""
     script = (
         "import sys, fedhlm_app.client_app, fedhlm_app.server_app\n"
+        "import fedhlm_app.client_rounds, fedhlm_app.edge, fedhlm_app.serving\n"
+        "from fedhlm_app.settings import Settings\n"
+        "fedhlm_app.serving.build_service(Settings())\n"
         "ours = ('hlm', 'clients', 'servers', 'strategies', 'fedhlm_app')\n"
         "for name, module in sys.modules.items():\n"
         "    if name.split('.')[0] in ours and getattr(module, '__file__', None):\n"
@@ -74,6 +77,22 @@ def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
         assert module in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
     assert _imported_by_the_apps() <= set(names)
+
+
+def test_what_starts_a_run_imports_no_models_library() -> None:
+    # Before Ray is up, and beside the processes that do need it, it would cost seconds.
+    script = (
+        "import sys, fedhlm_app.client_app, fedhlm_app.server_app, fedhlm_app.cli.run\n"
+        "from fedhlm_app import preflight\n"
+        "from fedhlm_app.settings import Settings\n"
+        "preflight.check(Settings())\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'flwr_datasets', 'sklearn', 'scipy'}\n"
+        "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_wheel_names_its_packages_one_by_one(pyproject: dict[str, Any]) -> None:
