@@ -125,7 +125,7 @@ def train(
     weights = np.array([len(part) for part in parts], dtype=np.float64)
     memories = [AdamMemory() for _ in parts]
     rule = build_rule("fedavgm", momentum=arguments.momentum)
-    last = []
+    last: list[Floats] = []
     for round_index in range(arguments.rounds):
         rate = arguments.learning_rate * (1 - 0.9 * round_index / arguments.rounds)
         values = []
@@ -325,8 +325,8 @@ def main() -> None:
             agree = " ".join(
                 "{value:.3f} [{low:.3f}, {high:.3f}]".format(**cell["agreement"]) for cell in cells
             )
-            area = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**values["area_closed"])
-            print(f"  {name:18} {kept} | {agree} | {closed} | {area}")
+            overall = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**values["area_closed"])
+            print(f"  {name:18} {kept} | {agree} | {closed} | {overall}")
     for name, values in figures["certified"].items():
         cells = ", ".join(f"{a} {v['risk']:.3f}/{v['trr']:.3f}" for a, v in values.items())
         print(f"certified risk/TRR, {name}: {cells}")

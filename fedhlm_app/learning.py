@@ -180,7 +180,10 @@ def learn_locally(
     examples = 0 if rule is None else rule.examples(feedback)
     if rule is None or examples == 0:
         zero = np.zeros_like(policy)
-        return LocalStep(LocalResult(policy.copy(), zero, 0, zero, client_control), 0, 0.0, 0.0)
+        # SCAFFOLD's server counts on a change of the variate; to others it would be bytes for
+        # nothing, in every reply of a rule that learns from sums.
+        change = zero if config.get("local-method") == "scaffold" else None
+        return LocalStep(LocalResult(policy.copy(), zero, 0, change, client_control), 0, 0.0, 0.0)
     rate = step_size(settings, server_round)
     before = rule.loss(policy, feedback)
     result = local_steps(

@@ -17,6 +17,7 @@ import numpy as np
 
 from strategies.aggregation import (
     FloatArray,
+    clip_by_norm,
     krum_order,
     median,
     trimmed_mean,
@@ -102,6 +103,24 @@ class TrimmedMean(Stateless):
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
         """See `AggregationRule`."""
         return trimmed_mean(values, self.trim)
+
+
+class ClippedMean(Stateless):
+    """Mean of the members' changes, each clipped to the median length, unweighted.
+
+    Half of the members have a change no longer than the bound c, so while fewer than half lie c is
+    at most the longest honest change. f liars of n move the result by at most f c / n each way,
+    and it never moves from `previous` by more than c (norm bounding, arXiv 1911.07963).
+    """
+
+    def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
+        """See `AggregationRule`."""
+        changes = values - previous
+        # The lower one of two middle lengths: with half of the members lying it may be theirs.
+        bound = float(np.sort(np.linalg.norm(changes, axis=1))[(len(changes) - 1) // 2])
+        if bound == 0:
+            return np.array(previous, dtype=np.float64)
+        return np.asarray(previous + clip_by_norm(changes, bound).mean(axis=0))
 
 
 class MultiKrum(Stateless):
@@ -279,6 +298,7 @@ RULES: dict[str, Callable[..., AggregationRule]] = {
     "fedmedian": Median,
     "trimmed-mean": TrimmedMean,
     "fedtrimmedavg": TrimmedMean,
+    "clipped-mean": ClippedMean,
     "krum": _krum,
     "multikrum": MultiKrum,
     "fedadam": _adam,

@@ -144,7 +144,7 @@ def test_impossible_sums_are_named():
     many = {**good, "risk-curve": curve * 1000}
     assert "at most 30 prompts" in problem_of(chosen, many)
     falling = curve.copy()
-    falling[1 : 1 + len(GRID)] = falling[len(GRID) : 0 : -1]
+    falling[5] -= 1e6
     assert problem_of(chosen, {**good, "risk-curve": falling})
     rich = {**good, "wealth": good["wealth"] + 100}
     assert "'wealth' is no sum over 12 prompts" in problem_of(chosen, rich)
@@ -184,6 +184,13 @@ def test_a_round_with_nothing_to_learn_from_changes_nothing():
         step = learn_locally(chosen, np.array([0.4]), nothing, {"round": 1}, None, None)
         assert step.result.policy.tolist() == [0.4] and step.examples == 0
         assert step.loss_before == step.loss_after == 0.0
+        # What no rule asked for does not travel.
+        assert step.result.control_delta is None
+        scaffold = {"round": 1, "local-method": "scaffold"}
+        control = np.array([0.3])
+        step = learn_locally(chosen, np.array([0.4]), nothing, scaffold, control, control)
+        assert step.result.control_delta.tolist() == [0.0]
+        assert step.result.new_client_control.tolist() == [0.3]
 
 
 @pytest.mark.parametrize("rule", ["paper", "balanced", "primal-dual"])

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from strategies.flower_rule import FlowerRule
 from strategies.rules import RULES, build_rule
@@ -101,6 +104,34 @@ def test_uniform_ignores_weights() -> None:
     values = np.array([[0.0], [1.0]])
     np.testing.assert_allclose(
         build_rule("uniform").combine(values, np.array([9.0, 1.0]), np.zeros(1)), [0.5]
+    )
+
+
+@given(
+    arrays(np.float64, (16, 3), elements=st.floats(-1, 1)),
+    arrays(np.float64, (4, 3), elements=st.floats(-1e9, 1e9)),
+)
+def test_a_fifth_of_liars_moves_the_clipped_mean_by_a_fifth_of_its_bound(
+    honest: np.ndarray, lies: np.ndarray
+) -> None:
+    previous = np.array([0.1, -0.2, 0.3])
+    values = np.concatenate([lies, honest])
+    moved = build_rule("clipped-mean").combine(values, np.ones(20), previous) - previous
+    changes = values - previous
+    bound = np.sort(np.linalg.norm(changes, axis=1))[9]
+    longest = np.linalg.norm(honest - previous, axis=1).max()
+    assert bound <= longest
+    lengths = np.linalg.norm(changes[4:], axis=1, keepdims=True)
+    ours = (changes[4:] * np.minimum(1, bound / np.maximum(lengths, 1e-300))).sum(axis=0) / 20
+    assert np.linalg.norm(moved - ours) <= 4 * bound / 20 + 1e-9
+    assert np.linalg.norm(moved) <= longest + 1e-9
+
+
+def test_the_clipped_mean_of_members_that_stay_is_no_move() -> None:
+    previous = np.array([0.4])
+    values = np.array([[0.4], [0.4], [9.0]])
+    np.testing.assert_array_equal(
+        build_rule("clipped-mean").combine(values, np.ones(3), previous), previous
     )
 
 
