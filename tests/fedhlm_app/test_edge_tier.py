@@ -146,6 +146,7 @@ def stage_counts(service, few_texts, **changes):
     """Stages of five clients in two clusters over three rounds, the clusters neighbours."""
     given = {"cache_mode": "context", "peer_mode": "context", "inter_cluster": True, **changes}
     inter = given.pop("inter_cluster")
+    given = {"tokens_per_round": 40, **given}
     how = settings(dataset=few_texts, clients=5, clusters=2, **given)
     clusters = [0, 0, 0, 1, 1]
     members = [[k for k in range(5) if clusters[k] == cluster] for cluster in (0, 1)]
@@ -167,7 +168,7 @@ def stage_counts(service, few_texts, **changes):
             tokens += sum(records.tokens for records in one.records)
         for edge in edges:
             edge.publish()
-    assert counts.sum() == tokens == 5 * 3 * 60
+    assert counts.sum() == tokens == 5 * 3 * how.tokens_per_round
     return counts
 
 
@@ -190,7 +191,12 @@ def test_each_stage_is_switched_off_alone(service, few_texts, off, gone):
 def test_by_the_opportunistic_rule_devices_find_their_peers(service, few_texts):
     """What they learnt of each other outlives the rounds: tiers are built anew in each."""
     counts = stage_counts(
-        service, few_texts, cache_mode="off", inter_cluster=False, opportunistic=True
+        service,
+        few_texts,
+        cache_mode="off",
+        inter_cluster=False,
+        opportunistic=True,
+        tokens_per_round=60,
     )
     assert counts[Stage.PEER] > 0
 
