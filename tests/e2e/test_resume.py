@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from fedhlm_app.runs import RunFolder, latest_run
+from fedhlm_app.runs import RUN_FOLDER_VARIABLE, RunFolder, latest_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -53,12 +54,29 @@ def kill_after(rounds: int, folder: Path) -> RunFolder:
         process.wait()
 
 
+def wait_for_the_guard(folder: RunFolder) -> None:
+    """Wait until a killed run's processes are ended: they must not write into the resumed one."""
+
+    def left() -> int:
+        found = 0
+        for process in psutil.process_iter():
+            try:
+                found += process.environ().get(RUN_FOLDER_VARIABLE) == str(folder.path)
+            except (psutil.Error, OSError):
+                continue  # somebody else's, or gone
+        return found
+
+    deadline = time.monotonic() + 60
+    while left():
+        assert time.monotonic() < deadline, "a killed run's processes live on"
+        time.sleep(0.2)
+
+
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
     finish("--set", f"run-dir={tmp_path / 'whole'}", *SMALL)
     whole = latest_run(tmp_path / "whole")
     cut = kill_after(2, tmp_path / "cut")
-    # Its processes are ended by a guard; what they still write must not mix with the new run.
-    time.sleep(5)
+    wait_for_the_guard(cut)
     assert cut.summary() is None
     finish("--resume", str(cut.path))
     first, second = whole.summary(), cut.summary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
 from fedhlm_app.runs import RunFolder, latest_run
 from fedhlm_app.summary import check_summary
 
@@ -47,20 +47,44 @@ def comparable(folder: RunFolder) -> dict:
     return summary
 
 
-def test_the_same_seed_gives_the_same_run(tmp_path):
-    summaries = []
-    for name in ("first", "second"):
-        done, folder = run(tmp_path / name, "--rounds", "2")
-        assert done.returncode == 0, done.stderr
-        summary = check_summary(folder.summary())
-        assert summary.tokens == 4 * 2 * 30
-        assert len(folder.metrics()) == 2
-        assert (folder.path / "report.html").stat().st_size > 5000
-        summaries.append(comparable(folder))
-    assert summaries[0] == summaries[1]
-    assert summaries[0]["resolution"]["unresolved"] == 0
+def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
+    """`flwr run .` in a checkout, with a SuperLink of the test's own."""
+    root = Path(__file__).resolve().parents[2]
+    folder.mkdir()
+    with PrivateSuperLink(folder / "superlink.log", dict(os.environ)) as superlink:
+        subprocess.run(
+            [
+                program("flwr"), "run", str(root), CONNECTION, "--stream",
+                "--run-config", f'{settings} run-dir="{folder}"',
+                "--federation-config",
+                "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2",
+            ],
+            cwd=superlink.folder / "work",
+            env=superlink.environ,
+            capture_output=True,
+            timeout=300,
+            check=True,
+        )  # fmt: skip
+    found = latest_run(folder)
+    assert found is not None
+    return found
+
+
+def test_the_same_seed_gives_the_same_run_with_plain_flwr_run_too(tmp_path):
+    done, folder = run(tmp_path / "fedhlm", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert (folder.path / "report.html").stat().st_size > 5000
+    again = plain_flwr_run(
+        tmp_path / "flwr", 'clients=4 clusters=2 evaluate-every=2 learning="paper" rounds=2'
+    )
+    for found in (folder, again):
+        assert check_summary(found.summary()).tokens == 4 * 2 * 30
+        assert len(found.metrics()) == 2
+    first, second = comparable(folder), comparable(again)
+    assert first == second
+    assert first["resolution"]["unresolved"] == 0
     # Eq. 5 is negative for every threshold: `paper` can only raise it.
-    assert summaries[0]["threshold"]["global"] > 0.5
+    assert first["threshold"]["global"] > 0.5
 
 
 def follow(folder: Path, words: list[str], act) -> tuple[int, str, RunFolder]:
@@ -147,28 +171,3 @@ def test_a_failed_run_exits_with_an_error(tmp_path):
     assert done.returncode == 2
     assert "/no/such/file.csv" in done.stderr
     assert latest_run(tmp_path) is None
-
-
-def test_plain_flwr_run_works(tmp_path):
-    """`flwr run .` in a checkout, with a SuperLink of the test's own."""
-    from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
-
-    root = Path(__file__).resolve().parents[2]
-    with PrivateSuperLink(tmp_path / "superlink.log", dict(os.environ)) as superlink:
-        subprocess.run(
-            [
-                program("flwr"), "run", str(root), CONNECTION, "--stream",
-                "--run-config",
-                f'clients=3 clusters=1 rounds=1 evaluate-every=0 run-dir="{tmp_path}"',
-                "--federation-config",
-                "num-supernodes=3 client-resources-num-cpus=1 init-args-num-cpus=2",
-            ],
-            cwd=superlink.folder / "work",
-            env=superlink.environ,
-            capture_output=True,
-            timeout=300,
-            check=True,
-        )  # fmt: skip
-    folder = latest_run(tmp_path)
-    assert folder is not None
-    assert json.loads((folder.path / "summary.json").read_text())["tokens"] == 90
