@@ -110,10 +110,9 @@ class DeviceService:
         return JSONResponse({"status": "ok", "llm": llm})
 
     async def _stats(self, request: Request) -> JSONResponse:
-        texts, loop = self.texts, asyncio.get_running_loop()
-        # Counted in the thread that owns the store.
-        stored = await loop.run_in_executor(self._thread, texts.stored_tokens)
-        counts = texts.counts
+        texts, counts = self.texts, self.texts.counts
+        # The store has a lock of its own: no need to wait for the text in work.
+        stored = await asyncio.to_thread(texts.stored_tokens)
         return JSONResponse(
             {
                 "model": texts.settings.slm,
