@@ -76,7 +76,10 @@ class Introduction:
         """Take in the answer (bool [held]) to a message that showed these fingerprints."""
         # Others' are compared when the round is over: then it is worth asking again.
         self.due = len(shown) > 0
-        self._shown = np.union1d(np.intersect1d(self._shown, self._kept), shown)
+        before = np.intersect1d(self._shown, self._kept)
+        if len(common) <= len(shown):
+            before = before[:0]  # The edge server began anew and has lost what was shown before.
+        self._shown = np.union1d(before, shown)
         self.held, self.common = len(common), int(common.sum())
 
     def start_over(self) -> None:

@@ -237,6 +237,24 @@ def test_clients_that_come_to_share_contexts_find_out():
     assert not asked[:6].any() and asked[-1] >= 40
 
 
+def test_after_a_restart_of_the_edge_server_clients_find_each_other_again():
+    edge = EdgeServer(0, EMBEDDINGS, EdgeConfig(min_peers=1, deferred=True))
+    _, _, resolvers = cluster(2, edge=edge, rule=ms_rule)
+    for resolver in resolvers:
+        resolver.rule.config = OpportunisticConfig(
+            edge=Price(per_message=5), llm=Price(per_message=60), credit=200
+        )
+    keys = contexts(40)
+
+    def contexts_of(client, number):
+        if number == 1:
+            edge.clear()  # all was shown in round 0, and nothing new turns up later
+        return keys
+
+    asked, *_ = rounds(resolvers, 9, contexts_of).T
+    assert not asked[:2].any() and asked[-1] >= 40
+
+
 def test_who_has_nobody_to_ask_shows_nothing():
     _, (link,), (only,) = cluster(1, rule=ms_rule)
     rounds([only], 3, lambda client, number: contexts(40, number))

@@ -50,6 +50,16 @@ def test_a_new_window_shows_other_contexts_and_another_cluster_the_same_again():
     assert len(known.new) == 4 and known.share == 0
 
 
+def test_what_an_edge_server_lost_is_shown_again():
+    known = Introduction(count=4)
+    known.meet(sketches(20))
+    first = known.new
+    known.note(first, np.zeros(4, np.bool_))
+    assert not len(known.new)
+    known.note(known.new, np.zeros(0, np.bool_))  # it holds nothing any more
+    assert np.array_equal(known.new, first)
+
+
 def test_state_goes_round():
     known = Introduction()
     known.meet(sketches(30))
