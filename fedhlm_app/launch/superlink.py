@@ -159,7 +159,7 @@ class PrivateSuperLink:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             # Looking for a task once a second, as is usual, makes one short run wait for it.
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Flower's actors have an environment of their own, so Ray could use none of these.
