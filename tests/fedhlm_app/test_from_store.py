@@ -346,6 +346,21 @@ def test_a_line_is_drawn_through_what_was_read(tmp_path, monkeypatch):
     assert not deployed.served[0].folder.read_policy().read
 
 
+def test_a_router_learns_from_served_texts(tmp_path, monkeypatch):
+    deployed = Deployed(
+        tmp_path, monkeypatch, rounds=2, policy="router", learning="balanced", router_rounds=1,
+        clients=2, clusters=1,
+    )  # fmt: skip
+    # The first round's texts were all escalated, so that all of their tokens tell.
+    assert {answer.stages["local"] for r, answer in deployed.answers if r == 1} == {0}
+    first = deployed.rounds[0]
+    assert sum(first["weights"].values()) == first["tokens"]
+    start = initial_policy(deployed.settings)
+    assert not np.array_equal(first["policy"][1:], start[1:])
+    served = deployed.served[0].folder.read_policy().parameters
+    assert served.shape == start.shape and served.tolist() == first["policy"]
+
+
 def test_a_resumed_run_goes_on_behind_what_was_learned(folder, tmp_path):
     context = next(iter(LocalGrid(settings_of(), None).contexts.values()))
     folder.write_policy(ServedPolicy(HERE, 3, consumed=8))
