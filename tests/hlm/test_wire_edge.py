@@ -172,3 +172,19 @@ def test_announcements_beyond_the_limits_are_refused():
         decode_edge_query(payload, Limits(max_rows=8))
     with pytest.raises(OversizedMessage, match="bytes"):
         decode_edge_query(payload, Limits(max_bytes=20))
+
+
+def test_a_reply_says_whether_nothing_of_others_is_held():
+    query = EdgeQuery(1, 2, 64, np.ones((2, 8), np.uint8), np.array([3, 4]))
+    nothing = np.zeros(2, np.int64), np.full(2, -1)
+    for empty in (False, True):
+        payload = encode_edge_reply(EdgeReply(*nothing, empty), query)
+        assert len(payload) == 2
+        assert decode_edge_reply(payload, query).empty is empty
+    with pytest.raises(InvalidField, match="holds nothing"):
+        encode_edge_reply(EdgeReply(np.array([1, 0]), np.array([3, -1]), empty=True), query)
+
+
+def test_keys_are_whole_words():
+    with pytest.raises(InvalidField, match="multiple of 8"):
+        encode_edge_query(EdgeQuery(1, 2, 64, np.ones((2, 12), np.uint8), np.array([3, 4])))
