@@ -1,20 +1,30 @@
 """Routed decoding against one prompt at a time, assisted generation, and the ideal.
 
-All variants make the same number of tokens for the same prompts with the built-in pair, in one
-process, on the same number of threads, interleaved, best of several repeats. Run:
+All sides make the same number of tokens for the same prompts with the built-in pair, in one
+process, on the same number of threads. Each repeat runs every side once, one after the other; a
+figure is the median over repeats, a ratio the median of the repeats' own ratios, so that a machine
+that is slow for a while slows down both sides of it. Run:
 
-    python -m benchmarks.routed_decode [--prompts 1 20 64] [--tokens 40] [--repeats 3]
+    python -m benchmarks.routed_decode [--prompts 1 20 64] [--tokens 40] [--repeats 7]
+
+Two sides take one prompt at a time, which is slow: with at least as many prompts as repeats, each
+repeat gives them another part of the prompts and every prompt is measured just once. Their ratios
+are over all prompts: the sum of their seconds against the median of the batched side.
 
 *Ideal* is the batched SLM alone making all tokens, plus one batched LLM forward a step over just
-the rows that are escalated in that step (one token each, on key-value caches of the right length).
+the rows that are escalated in that step (one token each, on key-value caches of the right length),
+both as Transformers runs them. It is a yardstick rather than a bound: it leaves out that the LLM
+has to read the kept tokens, but it does not have the engine's packed weights either.
 *Engine* compares the LLM engine with the bare model's batched forward on the same tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +33,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks._report import write_report
 from clients.policy import ThresholdPolicy
-from clients.records import TextBatch, TokenRecords, Traffic
+from clients.records import BoolArray, TextBatch, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig
 from clients.slm import LockstepDecoder
 from clients.uplink import LanguageModelUplink, UplinkConfig
@@ -41,41 +51,42 @@ PROMPT_TOKENS = 16
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def server(llm: PreTrainedModel, prompts: int, tokens: int) -> LanguageModelService:
+    """The LLM's server, which runs before the first device asks."""
+    return LanguageModelService(
+        Engine(llm, max_sessions=prompts, max_context=PROMPT_TOKENS + 1 + tokens)
+    )
+
+
 def routed(
     slm: PreTrainedModel,
-    llm: PreTrainedModel,
+    service: LanguageModelService,
     prompts: list[IntArray],
     tokens: int,
     threshold: float,
-) -> tuple[TokenRecords, TextBatch]:
-    """One routed decode of all prompts in lockstep."""
-    engine = Engine(llm, max_sessions=len(prompts), max_context=PROMPT_TOKENS + 1 + tokens)
+) -> TokenRecords:
+    """One routed decode of all prompts in lockstep; the server gets them whole every time."""
     verifier = VERIFIERS["greedy"]()
     vocab = int(slm.config.vocab_size)
-    uplink = LanguageModelUplink(
-        DirectLink(LanguageModelService(engine)), verifier, UplinkConfig(0, vocab, Sampling())
-    )
+    uplink = LanguageModelUplink(DirectLink(service), verifier, UplinkConfig(0, vocab, Sampling()))
     config = RouterConfig(
         Sampling(), lambda logits, draft, keys: closed_form(logits, draft, 1.0), 1, 0
     )
     router = Router(slm, config, ThresholdPolicy(threshold), verifier, [uplink])
     texts = TextBatch(prompts, np.arange(len(prompts)), room=tokens)
-    return router.generate(texts, tokens, Traffic()), texts
+    return router.generate(texts, tokens, Traffic())
 
 
-def assisted(
-    slm: PreTrainedModel, llm: PreTrainedModel, prompts: list[IntArray], tokens: int
-) -> None:
+def assisted(slm: PreTrainedModel, llm: PreTrainedModel, prompt: IntArray, tokens: int) -> None:
     """Transformers' assisted generation, which takes one prompt at a time."""
-    for prompt in prompts:
-        llm.generate(
-            torch.from_numpy(prompt)[None],
-            assistant_model=slm,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+    llm.generate(
+        torch.from_numpy(prompt)[None],
+        assistant_model=slm,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
 
 
 def slm_alone(slm: PreTrainedModel, prompts: list[IntArray], tokens: int) -> None:
@@ -87,7 +98,7 @@ def slm_alone(slm: PreTrainedModel, prompts: list[IntArray], tokens: int) -> Non
 
 
 @torch.inference_mode()
-def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: IntArray) -> None:
+def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: BoolArray) -> None:
     """Batched LLM forwards over just the escalated tokens, after reading the prompts."""
     read = torch.from_numpy(np.stack([prompt[:PROMPT_TOKENS] for prompt in prompts]))
     whole = DynamicCache(config=llm.config)
@@ -106,15 +117,38 @@ def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: I
         llm(torch.zeros(len(rows), 1, dtype=torch.int64), past_key_values=cache)
 
 
-def best(repeats: int, *variants: Callable[[], object]) -> list[float]:
-    """Seconds of each variant, the best of interleaved repeats."""
-    times = [[] for _ in variants]  # type: list[list[float]]
-    for _ in range(repeats):
-        for found, variant in zip(times, variants, strict=True):
-            begin = time.perf_counter()
-            variant()
-            found.append(time.perf_counter() - begin)
-    return [min(found) for found in times]
+def seconds(side: Callable[[], object]) -> float:
+    """Wall time of one call, in s."""
+    begin = time.perf_counter()
+    side()
+    return time.perf_counter() - begin
+
+
+class PromptByPrompt:
+    """Times of a side that takes one prompt at a time, spread over the repeats.
+
+    Parameters
+    ----------
+    side : callable
+        Decodes one prompt, given its number.
+    prompts, repeats : int
+        Their numbers, both >= 1.
+    """
+
+    def __init__(self, side: Callable[[int], object], prompts: int, repeats: int) -> None:
+        self._side = side
+        self._stride = repeats if prompts >= repeats else 1
+        self._times: list[list[float]] = [[] for _ in range(prompts)]
+
+    def run(self, repeat: int) -> None:
+        """Decode the part of the prompts that falls to this repeat."""
+        for number in range(repeat % self._stride, len(self._times), self._stride):
+            self._times[number].append(seconds(partial(self._side, number)))
+
+    @property
+    def total(self) -> float:
+        """Seconds for all prompts, each with its median time."""
+        return sum(float(np.median(times)) for times in self._times)
 
 
 @torch.inference_mode()
@@ -128,62 +162,78 @@ def engine_figures(llm: PreTrainedModel, rows: int, tokens: int, repeats: int) -
         for at in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
             llm(torch.from_numpy(texts[:, at : at + 1]), past_key_values=cache)
 
+    large = Engine(llm, max_sessions=rows, max_context=PROMPT_TOKENS + tokens)
+
     def engine() -> None:
-        made = Engine(llm, max_sessions=rows, max_context=PROMPT_TOKENS + tokens)
         end = np.array([PROMPT_TOKENS])
-        made.score([Feed(row, 0, texts[row, :PROMPT_TOKENS], end) for row in range(rows)])
+        large.score([Feed(row, 0, texts[row, :PROMPT_TOKENS], end) for row in range(rows)])
         for at in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
             end = np.array([at + 1])
-            made.score([Feed(row, at, texts[row, at : at + 1], end) for row in range(rows)])
+            large.score([Feed(row, at, texts[row, at : at + 1], end) for row in range(rows)])
 
-    bare_s, engine_s = best(repeats, bare, engine)
+    times = np.array([(seconds(bare), seconds(engine)) for _ in range(repeats)])
     made = rows * tokens
+    bare_s, engine_s = np.median(times, axis=0).tolist()
     return {
         "bare_tokens_per_second": made / bare_s,
         "engine_tokens_per_second": made / engine_s,
-        "ratio": bare_s / engine_s,
+        "ratio": float(np.median(times[:, 0] / times[:, 1])),
     }
 
 
 def figures(count: int, tokens: int, repeats: int, share: float) -> dict[str, object]:
-    """All variants for one number of prompts."""
+    """All sides for one number of prompts."""
     pair = load_pair()
     items = load_items("builtin")
     rows = np.arange(count) % len(items)
     made = make_prompts(items, pair.tokenizer, rows, "generate", PROMPT_TOKENS)
     prompts = [prompt.tokens[:PROMPT_TOKENS] for prompt in made]
+    service = server(pair.llm, count, tokens)
     # The threshold that escalates `share` of this text, found on the first decode.
-    probe, _ = routed(pair.slm, pair.llm, prompts, tokens, 1.0)
+    probe = routed(pair.slm, service, prompts, tokens, 1.0)
     threshold = float(np.quantile(probe.uncertainty[probe.present], 1 - share))
-    records, _ = routed(pair.slm, pair.llm, prompts, tokens, threshold)
+    records = routed(pair.slm, service, prompts, tokens, threshold)
+    # Everything runs once before it is measured.
+    llm_on_escalated(pair.llm, prompts, records.escalated)
+    assisted(pair.slm, pair.llm, prompts[0], tokens)
 
-    def alone() -> None:
-        for prompt in prompts:
-            routed(pair.slm, pair.llm, [prompt], tokens, threshold)
-
-    lockstep_s, alone_s, assisted_s, slm_s, llm_s = best(
-        repeats,
-        lambda: routed(pair.slm, pair.llm, prompts, tokens, threshold),
-        alone,
-        lambda: assisted(pair.slm, pair.llm, prompts, tokens),
-        lambda: slm_alone(pair.slm, prompts, tokens),
-        lambda: llm_on_escalated(pair.llm, prompts, records.escalated),
+    alone = PromptByPrompt(
+        lambda at: routed(pair.slm, service, [prompts[at]], tokens, threshold), count, repeats
     )
+    assistant = PromptByPrompt(
+        lambda at: assisted(pair.slm, pair.llm, prompts[at], tokens), count, repeats
+    )
+    times = np.empty((repeats, 3))  # lockstep, the ideal's two parts
+    for repeat in range(repeats):
+        times[repeat] = (
+            seconds(lambda: routed(pair.slm, service, prompts, tokens, threshold)),
+            seconds(lambda: slm_alone(pair.slm, prompts, tokens)),
+            seconds(lambda: llm_on_escalated(pair.llm, prompts, records.escalated)),
+        )
+        alone.run(repeat)
+        assistant.run(repeat)
+    ideal = times[:, 1] + times[:, 2]
+    to_ideal = ideal / times[:, 0]
+    lockstep_s = float(np.median(times[:, 0]))
     total = count * tokens
     return {
         "prompts": count,
         "tokens": tokens,
+        "repeats": repeats,
+        "times_each_prompt_was_measured_alone": repeats if count < repeats else 1,
         "escalated_share": float(records.escalated[records.present].mean()),
         "tokens_per_second": {
             "routed_lockstep": total / lockstep_s,
-            "routed_one_at_a_time": total / alone_s,
-            "assisted_generation": total / assisted_s,
-            "ideal": total / (slm_s + llm_s),
+            "routed_one_at_a_time": total / alone.total,
+            "assisted_generation": total / assistant.total,
+            "ideal": total / float(np.median(ideal)),
         },
         "ratio": {
-            "to_one_at_a_time": alone_s / lockstep_s,
-            "to_assisted_generation": assisted_s / lockstep_s,
-            "to_ideal": (slm_s + llm_s) / lockstep_s,
+            "to_one_at_a_time": alone.total / lockstep_s,
+            "to_assisted_generation": assistant.total / lockstep_s,
+            "to_ideal": float(np.median(to_ideal)),
+            "to_ideal_lowest": float(to_ideal.min()),
+            "to_ideal_highest": float(to_ideal.max()),
         },
         "engine": engine_figures(pair.llm, count, tokens, repeats),
     }
@@ -194,15 +244,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 20, 64])
     parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--share", type=float, default=0.25, help="share of tokens escalated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(f"{options.threads} threads")
     found = []
     for count in options.prompts:
         one = figures(count, options.tokens, options.repeats, options.share)
-        print(one)
+        print(json.dumps(one, indent=1), flush=True)
         found.append(one)
     print(write_report("routed_decode", {"threads": options.threads, "runs": found}))
 

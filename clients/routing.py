@@ -23,7 +23,7 @@ from clients.slm import LockstepDecoder, Step, read_texts
 from clients.trace import text_traces, trace_of
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling, law
-from hlm.verification import Draft
+from hlm.verification import Draft, Greedy
 
 
 class Drafter(Protocol):
@@ -215,7 +215,7 @@ class Router:
         keys = DrawKeys(
             self.config.seed, session_keys(self.config.client, texts.sessions[rows]), positions
         )
-        draft = self.drafter.draft(law(step.logits, self.config.sampling), keys)
+        draft = self._draft(step.logits, keys)
         uncertainty = self.config.uncertainty(step.logits, draft.tokens, keys).numpy()
         situation = self._situation(step, draft, keys, uncertainty, positions, texts, rows)
         kept = self.policy.keep(situation)
@@ -246,6 +246,11 @@ class Router:
         if texts.trace is not None and not texts.given:
             texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(tokens))
         return tokens
+
+    def _draft(self, logits: torch.Tensor, keys: DrawKeys) -> Draft:
+        if isinstance(self.drafter, Greedy) and self.config.sampling.decoding == "greedy":
+            return self.drafter.draft_top(logits)
+        return self.drafter.draft(law(logits, self.config.sampling), keys)
 
     def _situation(
         self,

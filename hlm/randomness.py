@@ -92,7 +92,12 @@ class DrawKeys:
     def select(self, rows: Tensor | npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> DrawKeys:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-        return DrawKeys(self.seed, self.sessions[index], self.positions[index])
+        # What was checked once needs no check again.
+        chosen = object.__new__(DrawKeys)
+        object.__setattr__(chosen, "seed", self.seed)
+        object.__setattr__(chosen, "sessions", self.sessions[index])
+        object.__setattr__(chosen, "positions", self.positions[index])
+        return chosen
 
 
 def _uniform_matrix(

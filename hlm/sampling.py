@@ -17,9 +17,11 @@ from torch import Tensor
 __all__ = [
     "Sampling",
     "check_law",
+    "checked_top_token",
     "draw",
     "law",
     "law_from_weights",
+    "probability_of",
     "quantise",
     "quantise_dithered",
     "top_token",
@@ -79,14 +81,76 @@ def top_token(scores: Tensor) -> Tensor:
     return scores.argmax(dim=-1)
 
 
-def _checked_logits(logits: Tensor) -> Tensor:
+def _check_shape(logits: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits has shape {tuple(logits.shape)}: it must be [rows, vocab]")
-    exact = logits.to(torch.float64)
-    highest = exact.amax(dim=-1)
-    # NaN spreads through amax, and a row of -inf has no law
+
+
+def _check_highest(highest: Tensor) -> None:
+    # NaN counts as the highest, and a row of -inf has no law
     if not bool(torch.isfinite(highest).all()):
         raise ValueError("logits: each row needs a finite maximum and no NaN or +inf")
+
+
+def checked_top_token(logits: Tensor) -> Tensor:
+    """`top_token` of logits that have a law: what greedy decoding draws, without the law itself.
+
+    Parameters
+    ----------
+    logits : Tensor [rows, vocab]
+        As for `law`.
+
+    Returns
+    -------
+    Tensor of int64 [rows]
+
+    Raises
+    ------
+    ValueError
+        As `law`.
+    """
+    _check_shape(logits)
+    tokens = top_token(logits)
+    _check_highest(logits.gather(1, tokens.unsqueeze(1)))
+    return tokens
+
+
+def probability_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Softmax probability of one token a row.
+
+    Parameters
+    ----------
+    logits : Tensor [rows, vocab]
+        As for `law`.
+    tokens : Tensor of int64 [rows]
+    temperature : float
+        > 0.
+
+    Returns
+    -------
+    Tensor of float64 [rows]
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        As `law` and `Sampling`.
+    """
+    Sampling("sampled", temperature)
+    _check_shape(logits)
+    highest = logits.amax(dim=-1, keepdim=True)
+    _check_highest(highest)
+    scaled = logits
+    if temperature != 1.0:
+        scaled = (logits.to(torch.float64) - highest) / temperature
+    probabilities = torch.softmax(scaled, dim=-1, dtype=torch.float64)
+    return probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def _checked_logits(logits: Tensor) -> Tensor:
+    _check_shape(logits)
+    exact = logits.to(torch.float64)
+    _check_highest(exact.amax(dim=-1))
     return exact
 
 
@@ -110,9 +174,11 @@ def law(logits: Tensor, sampling: Sampling) -> Tensor:
     ValueError
         If `logits` is not [rows, vocab] or a row has NaN, +inf, or nothing but -inf.
     """
-    exact = _checked_logits(logits)
     if sampling.decoding == "greedy":
-        return torch.zeros_like(exact).scatter_(1, top_token(exact).unsqueeze(1), 1.0)
+        tokens = checked_top_token(logits)
+        point_mass = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+        return point_mass.scatter_(1, tokens.unsqueeze(1), 1.0)
+    exact = _checked_logits(logits)
     # the maximum goes first: a tiny temperature would turn large logits into inf - inf
     exact = (exact - exact.amax(dim=-1, keepdim=True)) / sampling.temperature
     probabilities = torch.softmax(exact, dim=-1)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from hlm.sampling import Sampling, draw, law, top_token
+from hlm.sampling import Sampling, draw, law, probability_of, top_token
 
 __all__ = ["closed_form", "disagreement", "entropy", "temperature_sweep"]
 
@@ -53,8 +53,7 @@ def closed_form(logits: Tensor, draft: Tensor, temperature: float = 1.0) -> Tens
         If shapes do not fit or the temperature is not positive.
     """
     _check_draft(logits, draft)
-    drafted = _softmax(logits, temperature).gather(1, draft.unsqueeze(1)).squeeze(1)
-    return (1.0 - drafted).clamp(0.0, 1.0)
+    return (1.0 - probability_of(logits, draft, temperature)).clamp(0.0, 1.0)
 
 
 def disagreement(logits: Tensor, draft: Tensor, temperature: float, uniforms: Tensor) -> Tensor:

@@ -189,6 +189,9 @@ class Engine:
         """
         for feed in feeds:
             self._check(feed)
+        tokens = np.concatenate([feed.tokens for feed in feeds]) if feeds else np.empty(0)
+        if len(tokens) and not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocab):
+            raise EngineError(f"tokens: ids must lie in 0 .. {self.vocab - 1}")
         if len({feed.session for feed in feeds}) != len(feeds):
             raise EngineError("feeds: each session may appear only once")
         results: list[torch.Tensor | None] = []
@@ -205,22 +208,17 @@ class Engine:
                 f"tokens: session {feed.session!r} would hold {end} tokens, "
                 f"at most {self.max_context} are allowed"
             )
-        if len(feed.tokens) and not (
-            0 <= int(feed.tokens.min()) and int(feed.tokens.max()) < self.vocab
-        ):
-            raise EngineError(f"tokens: ids must lie in 0 .. {self.vocab - 1}")
         if len(feed.wanted) and not (
             1 <= int(feed.wanted[0])
             and int(feed.wanted[-1]) <= end
-            and bool((np.diff(feed.wanted) > 0).all())
+            and (len(feed.wanted) == 1 or bool((np.diff(feed.wanted) > 0).all()))
         ):
             raise EngineError(f"wanted: positions must increase within 1 .. {end}")
 
     def _score_wave(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
         current = {feed.session for feed in feeds}
-        results: list[torch.Tensor | None] = [
-            torch.empty(0, self.vocab, device=self.model.device) for _ in feeds
-        ]
+        nothing = torch.empty(0, self.vocab, device=self.model.device)
+        results: list[torch.Tensor | None] = [nothing] * len(feeds)
         work: list[tuple[int, _Work]] = []
         for index, feed in enumerate(feeds):
             if feed.start > self.held(feed.session):

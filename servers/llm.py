@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from hlm.randomness import DrawKeys, exponentials
-from hlm.sampling import Sampling, law, top_token
-from hlm.verification import VERIFIERS, ClaimError
+from hlm.sampling import Sampling, checked_top_token, law, top_token
+from hlm.verification import VERIFIERS, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
 from hlm.wire import (
     NO_TOKEN,
@@ -179,6 +179,9 @@ class LanguageModelService:
                     held = self.engine.held(item.session)
                     item.reply = RowReply(Status.PREFIX_NEEDED, held=held)
                     continue
+                if len(served) == 1:
+                    item.logits = [logits]
+                    continue
                 places = item.feedback
                 if item.asks:
                     places = np.append(places, item.end)
@@ -231,6 +234,9 @@ class LanguageModelService:
     def _verify(self, request: Request, sampling: Sampling, asking: list[_Asked]) -> None:
         """Decide each row as if the rows before it in its block stood."""
         logits = torch.stack([item.logits[0][-1] for item in asking])[:, : request.vocab]
+        if request.verifier == Greedy.name and sampling.decoding == "greedy":
+            _decide_greedily(logits, asking)
+            return
         target = law(logits, sampling).cpu()
         keys = _keys(request, asking, np.array([item.end for item in asking], np.int64))
         rows = [item.row for item in asking]
@@ -298,6 +304,17 @@ class LanguageModelService:
         return {id(item): part for item, part in zip(items, parts, strict=True)}
 
 
+def _decide_greedily(logits: torch.Tensor, asking: Sequence[_Asked]) -> None:
+    """Compare drafts with the most likely tokens; rows without a draft get theirs."""
+    tokens = checked_top_token(logits).tolist()
+    for item, token in zip(asking, tokens, strict=True):
+        if item.row.draft >= logits.shape[1]:
+            raise ClaimError(f"draft = {item.row.draft}: allowed are 0 to {logits.shape[1] - 1}")
+        item.decided = {"token": token}
+        if item.drafted:
+            item.decided["accepted"] = item.row.draft == token
+
+
 def feedback_bytes(log_prob: torch.Tensor, choice: torch.Tensor) -> NDArray[np.uint8]:
     """One byte a token: bit 7 is `choice`, bits 0-6 are ``round(-8 ln y)``, at most 127.
 
@@ -327,6 +344,10 @@ def _feed(session: SessionKey, items: list[_Asked]) -> Feed:
     """All rows of one text as one feed: later rows go on, or start over, from earlier ones."""
     start = items[0].row.start
     tokens: IntArray = items[0].row.tokens
+    if len(items) == 1:
+        only = items[0]
+        places = np.append(only.feedback, only.end) if only.asks else only.feedback
+        return Feed(session, start, tokens, places)
     for item in items[1:]:
         tokens = np.concatenate([tokens[: item.row.start - start], item.row.tokens])
     wanted = [item.feedback for item in items]

@@ -22,6 +22,9 @@ from servers.slots import Placement
 NAME = "sdpa_slots"
 """What the implementation is called in a model's configuration."""
 
+MOST_SCORES = 1 << 22
+"""Scores that are held at once (16 MB); beyond, fused attention, which holds none."""
+
 _active = threading.local()
 
 
@@ -54,7 +57,8 @@ def slot_attention(
     key, value : torch.Tensor
         [sessions, key heads, length, size], whole slots.
     attention_mask : torch.Tensor
-        bool [sessions, 1, longest, length], True where a query sees a key.
+        [sessions, 1, longest, length]: bool, True where a query sees a key, or float, what is added
+        to its scores (then `attention_of_few` does the work while it is small).
     **kwargs
         As for Transformers' `sdpa_attention_forward`.
 
@@ -77,10 +81,56 @@ def slot_attention(
         queries = tokens.new_zeros(len(placement.slots), longest, *tokens.shape[1:])
         queries[rows, offsets] = tokens
         queries = queries.transpose(1, 2)
-    kwargs["is_causal"] = False
-    found, _ = sdpa_attention_forward(module, queries, key, value, attention_mask, **kwargs)
+    scores = queries.shape[1] * key.shape[2] * queries.shape[0] * longest
+    is_few = scores <= MOST_SCORES
+    if is_few and attention_mask is not None and attention_mask.is_floating_point():
+        found = attention_of_few(queries, key, value, attention_mask, kwargs.get("scaling"))
+    else:
+        kwargs["is_causal"] = False
+        found, _ = sdpa_attention_forward(module, queries, key, value, attention_mask, **kwargs)
     # [sessions, longest, heads, size] back to one row of tokens
     return (found[:, 0] if longest == 1 else found[rows, offsets]).unsqueeze(0), None
+
+
+def attention_of_few(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of few queries as two batched products, on a processor faster than fused.
+
+    Parameters
+    ----------
+    queries : torch.Tensor
+        [sessions, heads, longest, size].
+    keys, values : torch.Tensor
+        [sessions, key heads, length, size]; `heads` is a multiple of `key heads`.
+    mask : torch.Tensor
+        [sessions, 1, longest, length], added to the scores; 0 or -inf.
+    scaling : float or None
+        Factor of the scores; 1 / sqrt(size) by default.
+
+    Returns
+    -------
+    torch.Tensor
+        [sessions, longest, heads, size].
+    """
+    sessions, heads, longest, size = queries.shape
+    groups, length = keys.shape[1], keys.shape[2]
+    shared = heads // groups
+    # Queries of heads that share a key head are queries of one head, just more of them.
+    flat = queries.reshape(sessions * groups, shared * longest, size)
+    bias = mask.expand(sessions, heads, longest, length).reshape(
+        sessions * groups, shared * longest, length
+    )
+    factor = size**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(
+        bias, flat, keys.reshape(sessions * groups, length, size).transpose(1, 2), alpha=factor
+    )
+    found = torch.bmm(scores.softmax(-1), values.reshape(sessions * groups, length, size))
+    return found.view(sessions, heads, longest, size).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, slot_attention)

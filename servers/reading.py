@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from servers.packed_attention import NAME as PACKED_ATTENTION
 from servers.packed_attention import packed
+from servers.packed_linear import packed_twin
 from servers.slots import Placement, SlotCache
 
 IntArray = NDArray[np.int64]
@@ -58,11 +59,14 @@ class Reader:
     """
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache, max_context: int) -> None:
+        model = packed_twin(model)
         self.model = model
         self.cache = cache
         self.max_context = max_context
         self.packed = use_packed_attention(model)
         self._additive_mask = model.config._attn_implementation == "eager"
+        # Half precision and accelerators are better off with fused attention.
+        self._few = model.dtype == torch.float32 and model.device.type == "cpu"
 
     def read(self, rows: Sequence[Pending], length: int) -> torch.Tensor:
         """Feed all rows in one pass.
@@ -112,7 +116,7 @@ class Reader:
         with packed(placement):
             output = self.model(
                 input_ids=torch.from_numpy(tokens)[None].to(device),
-                attention_mask=visible,
+                attention_mask=_added(visible) if self._few else visible,
                 position_ids=positions[None],
                 past_key_values=self.cache,
                 use_cache=True,
@@ -163,6 +167,11 @@ class Reader:
             return visible
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill(~visible, lowest)
+
+
+def _added(visible: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores of attention: 0 where a query sees a key, else -inf."""
+    return torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
 
 
 def use_packed_attention(model: PreTrainedModel) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys
-from hlm.sampling import check_law, top_token
+from hlm.sampling import check_law, checked_top_token, top_token
 from hlm.verification.interface import (
     Claim,
     Draft,
@@ -45,6 +45,17 @@ class Greedy:
         point_mass = _point_mass(check_law("law", law))
         tokens = top_token(point_mass)
         return drafted(point_mass, tokens, Claim(tokens))
+
+    def draft_top(self, logits: Tensor) -> Draft:
+        """Take the most likely token of logits [rows, vocab]; no law is made, and none kept.
+
+        Raises
+        ------
+        ValueError
+            As `hlm.sampling.law`.
+        """
+        tokens = checked_top_token(logits).cpu()
+        return Draft(tokens, torch.ones(len(tokens), dtype=torch.float64), None, Claim(tokens))
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Compare with the target's top token; see `Verifier.decide`."""

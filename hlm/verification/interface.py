@@ -91,15 +91,16 @@ class Draft:
         The drafts.
     probabilities : Tensor of float64 [rows]
         x_d, in (0, 1], under `law`.
-    law : Tensor of float64 [rows, vocab]
+    law : Tensor of float64 [rows, vocab] or None
         The law the drafts were really drawn from (quantised or truncated, where the method does).
+        None where the method has no further use for it.
     claim : Claim
         What goes up.
     """
 
     tokens: Tensor
     probabilities: Tensor
-    law: Tensor
+    law: Tensor | None
     claim: Claim
 
     def select(self, rows: Tensor) -> Draft:
@@ -107,7 +108,7 @@ class Draft:
         return Draft(
             tokens=self.tokens[rows],
             probabilities=self.probabilities[rows],
-            law=self.law[rows],
+            law=_select(self.law, rows),
             claim=self.claim.select(rows),
         )
 
@@ -196,6 +197,19 @@ def drafted(law: Tensor, tokens: Tensor, claim: Claim) -> Draft:
     """Assemble a draft whose tokens were drawn from `law`."""
     probabilities = law.gather(1, tokens.unsqueeze(1)).squeeze(1)
     return Draft(tokens=tokens, probabilities=probabilities, law=law, claim=claim)
+
+
+def kept_law(draft: Draft) -> Tensor:
+    """The law of drafts, for methods that resample on the device.
+
+    Raises
+    ------
+    ValueError
+        If the drafts come without.
+    """
+    if draft.law is None:
+        raise ValueError("law: this method needs the law that the drafts were drawn from")
+    return draft.law
 
 
 def checked_target(target: Tensor, claim: Claim) -> Tensor:

@@ -25,6 +25,7 @@ from hlm.verification.interface import (
     Verdict,
     checked_target,
     drafted,
+    kept_law,
     total_variation,
     verdict_on,
 )
@@ -125,9 +126,9 @@ class Scalar:
         open_rows = verdict.tokens == UNDECIDED
         if not bool(open_rows.any()):
             return verdict.tokens
-        weights = verdict.target_weights
-        if weights is None or weights.shape != draft.law.shape:
-            raise ClaimError(f"target_weights: needed as {tuple(draft.law.shape)} to resample")
+        weights, law = verdict.target_weights, kept_law(draft)
+        if weights is None or weights.shape != law.shape:
+            raise ClaimError(f"target_weights: needed as {tuple(law.shape)} to resample")
         try:
             target = law_from_weights(weights[open_rows], PROBABILITY_BITS)
         except ValueError as error:
@@ -135,7 +136,7 @@ class Scalar:
         # number 0 of this purpose is the server's dither
         numbers = uniforms(keys.select(open_rows), Purpose.RESAMPLE, 2)[:, 1]
         tokens = verdict.tokens.clone()
-        tokens[open_rows] = draw(speculative.residual(draft.law[open_rows], target), numbers)
+        tokens[open_rows] = draw(speculative.residual(law[open_rows], target), numbers)
         return tokens
 
     def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
@@ -229,10 +230,11 @@ class ScalarProposals:
         if verdict.proposals is None or verdict.bars is None:
             raise ClaimError("proposals and bars: needed to resample")
         proposals, bars = verdict.proposals[open_rows], verdict.bars[open_rows]
-        if bool(((proposals < 0) | (proposals >= draft.law.shape[1])).any()):
-            raise ClaimError(f"proposals: allowed are ids from 0 to {draft.law.shape[1] - 1}")
+        law = kept_law(draft)
+        if bool(((proposals < 0) | (proposals >= law.shape[1])).any()):
+            raise ClaimError(f"proposals: allowed are ids from 0 to {law.shape[1] - 1}")
         # the law was drawn from integer weights, so this product is an integer
-        weights = draft.law[open_rows].gather(1, proposals) * _UNITS
+        weights = law[open_rows].gather(1, proposals) * _UNITS
         passes = weights < bars
         first = passes.to(torch.uint8).argmax(dim=-1, keepdim=True)
         chosen = torch.where(passes.any(dim=-1), proposals.gather(1, first).squeeze(1), UNDECIDED)

@@ -24,6 +24,9 @@ allocate is bounded by a constant times the message's own length (about 80 bytes
 column, fewer for the rest).
 """
 
+import sys
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,6 +40,8 @@ MAX_WIDTH = 48
 
 _PLAIN, _DIFFERENCES, _SIGNED_DIFFERENCES, _CONSTANT = range(4)
 _ORDERS = np.arange(32, dtype=np.int64)
+_FEW = 32
+"""Up to so many values plain integers are faster than arrays: most columns have a row or ten."""
 
 
 def bits_needed(count: int) -> int:
@@ -107,6 +112,12 @@ class BitWriter:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >> width:
             raise InvalidField(f"values in [{low}, {high}] do not fit {width} bits")
+        if values.size <= _FEW:
+            run = 0
+            for value in values.tolist():
+                run = run << width | value
+            self.uint(run, width * values.size)
+            return
         container = 1 if width <= 8 else 2 if width <= 16 else 4 if width <= 32 else 8
         octets = np.ascontiguousarray(values, dtype=f">u{container}").view(np.uint8)
         expanded = np.unpackbits(octets).reshape(values.size, 8 * container)
@@ -119,9 +130,24 @@ class BitWriter:
         if int(values.min()) < 0 or int(values.max()) >> (MAX_WIDTH - 1):
             raise InvalidField(f"values must be in [0, 2**{MAX_WIDTH - 1})")
         shifted = values + (1 << order)
+        if values.size <= _FEW:
+            self._few_golomb(shifted.tolist(), order)
+            return
         widths = _bit_lengths(shifted) - 1
         self._unary(widths - order)
         self.ragged(shifted, widths)
+
+    def _few_golomb(self, shifted: list[int], order: int) -> None:
+        prefixes = rests = prefix_bits = rest_bits = 0
+        for value in shifted:
+            width = value.bit_length() - 1
+            zeros = width - order
+            prefixes = prefixes << (zeros + 1) | 1
+            prefix_bits += zeros + 1
+            rests = rests << width | (value - (1 << width))
+            rest_bits += width
+        self.uint(prefixes, prefix_bits)
+        self.uint(rests, rest_bits)
 
     def ragged(self, values: IntArray, widths: IntArray) -> None:
         """Write the low ``widths[i]`` bits of each ``values[i]`` (0 to 48 bits)."""
@@ -144,6 +170,9 @@ class BitWriter:
             self.uint(_CONSTANT, 2)
             self.golomb(int(column[0]), single_order)
             return
+        if column.size <= _FEW:
+            self._few(column.tolist())
+            return
         differences = np.diff(column, prepend=0)
         candidates = [(_PLAIN, column)]
         if int(differences.min()) >= 0:
@@ -155,6 +184,20 @@ class BitWriter:
         self.uint(form, 2)
         self.uint(order, 5)
         self.golomb_array(coded, order)
+
+    def _few(self, column: list[int]) -> None:
+        """`column` of a few values that are not all the same."""
+        differences = [column[0], *(b - a for a, b in pairwise(column))]
+        rising = min(differences) >= 0
+        form = _DIFFERENCES if rising else _SIGNED_DIFFERENCES
+        coded = differences if rising else [(d << 1) ^ (d >> 63) for d in differences]
+        plain_bits, plain_order = _few_best_order(column)
+        bits, order = _few_best_order(coded)
+        if plain_bits <= bits:
+            form, order, coded = _PLAIN, plain_order, column
+        self.uint(form, 2)
+        self.uint(order, 5)
+        self.golomb_array(np.array(coded, dtype=np.int64), order)
 
     def sorted_set(self, members: IntArray, universe: int) -> None:
         """Write strictly increasing members of [0, universe); the reader knows their number."""
@@ -172,9 +215,10 @@ class BitWriter:
 
     def getvalue(self) -> bytes:
         """Everything written so far, the last byte padded with zeros."""
-        self._flush()
         if not self._parts:
-            return b""
+            size = (self._pending_bits + 7) // 8
+            return (self._pending << (8 * size - self._pending_bits)).to_bytes(size, "big")
+        self._flush()
         return np.packbits(np.concatenate(self._parts)).tobytes()
 
     def _unary(self, zeros: IntArray) -> None:
@@ -280,6 +324,8 @@ class BitReader:
         """Read ``count`` exponential Golomb codes as int64."""
         if count == 0:
             return np.zeros(0, dtype=np.int64)
+        if count <= _FEW:
+            return np.array(self._few_golomb(count, order), dtype=np.int64)
         prefixes = self._unary(count, count * (MAX_WIDTH + 1))
         if int(prefixes.max()) + order >= MAX_WIDTH:
             raise InvalidField(f"a number is longer than {MAX_WIDTH} bits")
@@ -291,6 +337,26 @@ class BitReader:
             wide = widths > bit
             shifted[wide] = (shifted[wide] << 1) | rest[starts[wide] + bit]
         return shifted - (1 << order)
+
+    def _few_golomb(self, count: int, order: int) -> list[int]:
+        self._require(count)
+        longest = count * (MAX_WIDTH + 1)
+        stretch = min(longest, self.remaining)
+        run = format(self.peek(stretch), f"0{stretch}b")
+        widths = []
+        place = -1
+        for _ in range(count):
+            before, place = place, run.find("1", place + 1)
+            if place < 0:
+                if stretch == longest:
+                    raise InvalidField(f"{count} numbers take more than {longest} bits of prefix")
+                raise TruncatedMessage(f"a run of {count} numbers does not end in the message")
+            widths.append(place - before - 1 + order)
+        if max(widths) >= MAX_WIDTH:
+            raise InvalidField(f"a number is longer than {MAX_WIDTH} bits")
+        self._position += place + 1
+        unit = 1 << order
+        return [(1 << width) + self.uint(width) - unit for width in widths]
 
     def column(self, count: int, single_order: int = 2) -> IntArray:
         """Read a column of ``count`` values; the caller has bounded ``count``."""
@@ -382,6 +448,17 @@ def _best_order(values: IntArray) -> tuple[int, int]:
     totals = (2 * prefixes + 1 + _ORDERS[:, None]) @ counts
     order = int(totals.argmin())
     return int(totals[order]), order
+
+
+def _few_best_order(values: list[int]) -> tuple[int, int]:
+    """`_best_order` for a few plain integers."""
+    best = (sys.maxsize, 0)
+    # From the order at which no value has a prefix, one more only adds a bit to each.
+    for order in range(min(max(values).bit_length() + 1, len(_ORDERS))):
+        unit = 1 << order
+        bits = sum(2 * (value + unit).bit_length() for value in values)
+        best = min(best, (bits - len(values) * (1 + order), order))
+    return best
 
 
 def _cost(candidate: tuple[int, int, int, IntArray]) -> int:

@@ -8,9 +8,11 @@ from hypothesis.extra import numpy as st_numpy
 from hlm.sampling import (
     Sampling,
     check_law,
+    checked_top_token,
     draw,
     law,
     law_from_weights,
+    probability_of,
     quantise,
     quantise_dithered,
     top_token,
@@ -197,3 +199,28 @@ def test_weights_with_another_sum_are_refused():
         law_from_weights(torch.tensor([[3, 4]]), 3)
     with pytest.raises(ValueError, match="weights"):
         law_from_weights(torch.tensor([[9, -1]]), 3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0, 1e-300])
+def test_probability_of_a_token_is_its_entry_in_the_law(temperature):
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(5, 40)) * 4).float()
+    logits[0, 3] = -torch.inf
+    tokens = torch.tensor([3, 0, 1, 39, 7])
+    expected = law(logits, Sampling("sampled", temperature))[torch.arange(5), tokens]
+    found = probability_of(logits, tokens, temperature)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-15, rtol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_the_top_token_of_no_law_is_refused(bad):
+    logits = torch.zeros(2, 3)
+    logits[1, 1] = bad
+    with pytest.raises(ValueError, match="finite maximum"):
+        checked_top_token(logits)
+    with pytest.raises(ValueError, match="finite maximum"):
+        probability_of(logits, torch.tensor([0, 0]), 1.0)
+    with pytest.raises(ValueError, match="finite maximum"):
+        checked_top_token(torch.full((1, 3), -torch.inf))
+    with pytest.raises(ValueError, match="must be"):
+        checked_top_token(torch.zeros(3))

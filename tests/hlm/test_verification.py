@@ -351,3 +351,26 @@ def test_block_arguments_are_checked():
             block_verify(laws, targets, drafts, points)
     with pytest.raises(ValueError, match="drafts"):
         block_verify(x, y, good + 6, points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_greedy_draft_from_logits_is_that_from_their_law(dtype):
+    logits = torch.from_numpy(np.random.default_rng(3).normal(size=(40, 30))).to(dtype)
+    names = keys(40)
+    short = Greedy().draft_top(logits)
+    long = Greedy().draft(law(logits, Sampling()), names)
+    assert torch.equal(short.tokens, long.tokens)
+    assert torch.equal(short.claim.tokens, long.claim.tokens)
+    assert torch.equal(short.probabilities, long.probabilities)
+    assert short.select(torch.tensor([2, 5])).law is None
+
+
+def test_drafts_without_a_law_cannot_be_resampled():
+    names = keys(1)
+    draft = Greedy().draft_top(torch.tensor([[0.0, 1.0]]))
+    verdict = dataclasses.replace(
+        Greedy().decide(torch.tensor([[1.0, 0.0]]), draft.claim, names),
+        tokens=torch.tensor([UNDECIDED]),
+    )
+    with pytest.raises(ValueError, match="law: this method"):
+        Scalar().finish(draft, verdict, names)

@@ -13,6 +13,7 @@ from hlm.wire import (
     TruncatedMessage,
     bits_needed,
 )
+from hlm.wire import bits as codes
 
 quick = settings(max_examples=80, deadline=None)
 
@@ -178,3 +179,53 @@ def test_a_message_ends_where_it_ends() -> None:
         assert reader.uint(3) == 1
         with pytest.raises(TrailingData):
             reader.finish()
+
+
+@quick
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=codes._FEW),
+    st.integers(0, 47),
+    st.integers(0, 6),
+)
+def test_a_few_values_have_the_bytes_that_many_would(
+    values: list[int], shift: int, order: int
+) -> None:
+    column = np.array(values, np.int64) >> min(shift, 40)
+    width = int(column.max()).bit_length()
+    calls = (
+        ("uint", (5, 3)),
+        ("column", (column, order)),
+        ("golomb_array", (column, order)),
+        ("array", (column, width)),
+        ("flag", (True,)),
+    )
+    payload = written(*calls)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes, "_FEW", 0)
+        assert written(*calls) == payload
+    for few in (0, codes._FEW):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codes, "_FEW", few)
+            reader = BitReader(payload)
+            assert reader.uint(3) == 5
+            assert reader.column(column.size, order).tolist() == column.tolist()
+            assert reader.golomb_array(column.size, order).tolist() == column.tolist()
+            assert reader.array(column.size, width).tolist() == column.tolist()
+            assert reader.flag()
+
+
+@quick
+@given(st.binary(max_size=40), st.integers(1, codes._FEW), st.integers(0, 31))
+def test_a_few_values_are_refused_as_many_would_be(payload: bytes, count: int, order: int) -> None:
+    outcomes = []
+    for few in (0, codes._FEW):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codes, "_FEW", few)
+            reader = BitReader(payload)
+            try:
+                values = reader.golomb_array(count, order).tolist()
+            except (TruncatedMessage, InvalidField) as error:
+                outcomes.append((type(error), 0))
+            else:
+                outcomes.append((values, reader.remaining))
+    assert outcomes[0] == outcomes[1]

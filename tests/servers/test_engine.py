@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from servers import packed_attention
 from servers.engine import Engine, EngineError, Feed, context_limit
 from tests.models import ARCHITECTURES, VOCAB, random_model
 
@@ -152,3 +153,32 @@ def test_a_session_that_loses_its_place_within_a_call_is_reported():
     assert found[1] is not None
     assert found[2] is None
     assert engine.held("a") == 0
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_attention_of_few_queries_is_attention(key_heads):
+    generator = torch.Generator().manual_seed(4)
+    queries = torch.randn(3, 4, 5, 8, generator=generator)
+    keys, values = torch.randn(2, 3, key_heads, 12, 8, generator=generator)
+    mask = torch.zeros(3, 1, 5, 12)
+    mask[1, :, :3, 4:] = -torch.inf
+    shared = 4 // key_heads
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        queries,
+        keys.repeat_interleave(shared, 1),
+        values.repeat_interleave(shared, 1),
+        attn_mask=mask,
+        scale=0.3,
+    )
+    found = packed_attention.attention_of_few(queries, keys, values, mask, 0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
+
+
+def test_much_attention_is_fused_and_the_same(monkeypatch):
+    texts = np.random.default_rng(2).integers(1, VOCAB, (3, 20))
+    feeds = [feed(row, text[: 8 + 5 * row]) for row, text in enumerate(texts)]
+    few = Engine(random_model("qwen2"), max_context=32).score(feeds)
+    monkeypatch.setattr(packed_attention, "MOST_SCORES", 0)
+    fused = Engine(random_model("qwen2"), max_context=32).score(feeds)
+    for one, other in zip(few, fused, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
