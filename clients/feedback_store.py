@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from clients.feedback import COLUMN_DTYPES, Feedback
+from clients.feedback import Feedback
+from clients.feedback_reader import LAYOUT, FeedbackReader
 
 __all__ = ["FeedbackStore"]
 
-_LAYOUT = 1
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS text (number INTEGER PRIMARY KEY AUTOINCREMENT,"
     " tokens INTEGER NOT NULL, about TEXT NOT NULL)",
@@ -22,11 +19,11 @@ _TABLES = (
     " ratio_beta REAL, kept INTEGER NOT NULL, known INTEGER NOT NULL, weight REAL NOT NULL,"
     " prompt INTEGER NOT NULL, below INTEGER NOT NULL, features BLOB)",
     "CREATE INDEX IF NOT EXISTS token_prompt ON token (prompt)",
-    f"PRAGMA user_version = {_LAYOUT}",
+    f"PRAGMA user_version = {LAYOUT}",
 )
 
 
-class FeedbackStore:
+class FeedbackStore(FeedbackReader):
     """Feedback in one SQLite file on the device: serving writes it, ``train`` learns from it.
 
     Every call is one transaction, so a device that loses power keeps a readable store, and one
@@ -51,27 +48,16 @@ class FeedbackStore:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.max_rows = max_rows
-        self._lock = threading.Lock()
-        try:
-            # Requests come in several threads; the lock serialises them.
-            self._connection = sqlite3.connect(str(path), timeout=30.0, check_same_thread=False)
-        except sqlite3.OperationalError as error:
-            raise ValueError(f"{path} is not a feedback store: {error}") from error
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise ValueError(f"{path} is not a feedback store: {error}") from error
+        super().__init__(path)
 
     def _open(self) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
         (layout,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if layout not in (0, _LAYOUT):
-            raise sqlite3.DatabaseError(f"its layout is {layout}, known is {_LAYOUT}")
         if layout == 0:
             with self._connection:
                 for statement in _TABLES:
                     self._connection.execute(statement)
+        super()._open()
 
     def append(self, feedback: Feedback, about: str = "") -> int:
         """Add one text's tokens, then let the oldest texts go until ``max_rows`` are held.
@@ -110,60 +96,10 @@ class FeedbackStore:
             self._evict()
         return number
 
-    def read(self, after: int = 0) -> tuple[Feedback, dict[int, str]]:
-        """Whole texts in the order written.
-
-        Parameters
-        ----------
-        after : int
-            Only texts of a higher number (see :meth:`newest`); 0 reads everything.
-
-        Returns
-        -------
-        Feedback, dict
-            Tokens, ``prompt`` being the text's number; and what is known about each number.
-        """
-        # One transaction: a text that is written meanwhile is in both or in neither.
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN")
-            texts = self._connection.execute(
-                "SELECT number, about FROM text WHERE number > ? ORDER BY number", (after,)
-            ).fetchall()
-            rows = self._connection.execute(
-                "SELECT u, beta, ratio_beta, kept, known, weight, prompt, below, features"
-                " FROM token WHERE prompt > ? ORDER BY id",
-                (after,),
-            ).fetchall()
-        return _decode(rows), dict(texts)
-
-    def newest(self) -> int:
-        """Number of the newest text ever written, 0 if none: a bookmark for ``read(after=...)``."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT seq FROM sqlite_sequence WHERE name = 'text'"
-            ).fetchone()
-        return 0 if row is None else int(row[0])
-
     def __len__(self) -> int:
         """Number of tokens held."""
         with self._lock:
             return self._count()
-
-    def close(self) -> None:
-        """Close the file; further calls fail."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _count(self) -> int:
         total = self._connection.execute("SELECT SUM(tokens) FROM text").fetchone()[0]
@@ -213,18 +149,3 @@ def _encode(feedback: Feedback, number: int) -> list[tuple[Any, ...]]:
             strict=True,
         )
     )
-
-
-def _decode(rows: list[tuple[Any, ...]]) -> Feedback:
-    if not rows:
-        return Feedback.empty()
-    columns = list(zip(*rows, strict=True))
-    blobs = columns.pop()
-    features = None
-    if all(blob is not None for blob in blobs):
-        features = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1)
-    arrays: dict[str, Any] = {
-        name: np.array(column, dtype=dtype)
-        for (name, dtype), column in zip(COLUMN_DTYPES.items(), columns, strict=True)
-    }
-    return Feedback(**arrays, features=features)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clients.feedback_store import FeedbackStore
 from clients.records import FloatArray
 from fedhlm_app.settings.sources import Scalar
 
@@ -124,17 +123,8 @@ class FeedbackFolder:
                 f"feedback-store = {str(path)!r}: no such folder; "
                 "`fedhlm serve device --store` makes it"
             )
+        self.store_file = self.path / "feedback.sqlite"
         self.policy_file = self.path / "policy.json"
-
-    def store(self) -> FeedbackStore:
-        """Open the store; close it after use.
-
-        Raises
-        ------
-        ValueError
-            If the file is there and no store.
-        """
-        return FeedbackStore(self.path / "feedback.sqlite")
 
     def write_policy(self, policy: ServedPolicy) -> None:
         """Replace the policy file; who reads meanwhile sees the old one or the new one, whole."""

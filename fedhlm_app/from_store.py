@@ -10,6 +10,7 @@ import numpy as np
 from flwr.common.logger import log
 
 from clients.feedback import Feedback
+from clients.feedback_reader import FeedbackReader
 from clients.records import FloatArray, Traffic
 from fedhlm_app.calibrating import calibrates, is_sequential, reads_kept_tokens
 from fedhlm_app.feedback_folder import (
@@ -55,10 +56,13 @@ def told_since(
             f"workload = {settings.workload!r}: what a device serves is generated text; "
             "with feedback-store set workload=generate"
         )
-    with folder.store() as store:
-        # A store that was deleted counts from 1 again.
-        after = bookmark if bookmark <= store.newest() else 0
-        everything, lines = store.read(after)
+    everything, lines, after = Feedback.empty(), dict[int, str](), bookmark
+    # No file: nobody has asked for a text yet.
+    if folder.store_file.exists():
+        with FeedbackReader(folder.store_file) as store:
+            # A store that was deleted counts from 1 again.
+            after = bookmark if bookmark <= store.newest() else 0
+            everything, lines = store.read(after)
     notes = {number: TextNote.from_json(line) for number, line in lines.items()}
     ours = made_with(settings)
     fitting = {number for number, note in notes.items() if not difference(note.made, ours)}

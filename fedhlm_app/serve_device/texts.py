@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from clients.feedback_store import FeedbackStore
 from clients.records import IntArray, Stage, TextBatch
 from clients.uplink import Transport
 from fedhlm_app.calibrating import calibrates
@@ -126,7 +127,7 @@ class ServedTexts:
         # Without a store nobody learns from what the LLM would say of kept tokens.
         self.policy = first if folder is not None else replace(first, read=False)
         self._seen: object = None
-        self._store = None if folder is None else folder.store()
+        self._store = None if folder is None else FeedbackStore(folder.store_file)
         self._session = 0 if self._store is None else self._store.newest()
         self.take_up_policy()
 

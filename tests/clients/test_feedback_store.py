@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clients.feedback import Feedback
+from clients.feedback_reader import FeedbackReader
 from clients.feedback_store import FeedbackStore
 
 
@@ -101,8 +102,9 @@ def test_bad_files_and_bounds_are_refused(tmp_path) -> None:  # type: ignore[no-
     connection = sqlite3.connect(later)
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(ValueError, match="its layout is 7"):
-        FeedbackStore(later)
+    for kind in (FeedbackStore, FeedbackReader):
+        with pytest.raises(ValueError, match="its layout is 7"):
+            kind(later)
 
 
 def test_threads_and_connections_share_one_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -115,7 +117,7 @@ def test_threads_and_connections_share_one_file(tmp_path) -> None:  # type: igno
             store.append(sample(3, seed), "whole")
 
     def watch() -> None:
-        with FeedbackStore(path) as reader:
+        with FeedbackReader(path) as reader:
             while threading.active_count() > before + 1:
                 feedback, about = reader.read()
                 if set(feedback.prompt.tolist()) != set(about) or len(feedback) != 3 * len(about):

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import MetricRecord
 
 from clients.feedback import Feedback
+from clients.feedback_store import FeedbackStore
 from clients.records import Traffic
 from fedhlm_app import client_rounds
 from fedhlm_app.federation import Federation
@@ -40,7 +41,7 @@ def store(folder, settings, tokens=4, policy=HERE, read=False, seed=0) -> None:
     )
     sums = {**figures(Routed([], Traffic()), settings), "tokens": tokens, "local": int(kept.sum())}
     note = TextNote(made_with(settings), digest(policy), read, sums)
-    with folder.store() as opened:
+    with FeedbackStore(folder.store_file) as opened:
         opened.append(feedback, note.to_json())
 
 
@@ -256,7 +257,7 @@ def test_a_run_learns_from_what_was_served(tmp_path, monkeypatch):
     # The first step, by hand: eq. 7's mean over the two devices.
     steps = []
     for served in deployed.served:
-        with served.folder.store() as opened:
+        with FeedbackStore(served.folder.store_file) as opened:
             feedback, _ = opened.read()
         first = feedback.select(feedback.prompt <= 4)
         start = initial_policy(deployed.settings)
@@ -340,7 +341,7 @@ def test_a_line_is_drawn_through_what_was_read(tmp_path, monkeypatch):
     thresholds = [line["threshold"]["global"] for line in deployed.rounds]
     assert thresholds[0] != 0.5
     assert thresholds[1] == thresholds[2]
-    with deployed.served[0].folder.store() as opened:
+    with FeedbackStore(deployed.served[0].folder.store_file) as opened:
         _, lines = opened.read()
     assert [TextNote.from_json(line).read for line in lines.values()] == [True] * 12
     assert not deployed.served[0].folder.read_policy().read

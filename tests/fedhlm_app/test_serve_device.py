@@ -13,6 +13,7 @@ from http.client import HTTPConnection
 import numpy as np
 import pytest
 
+from clients.feedback_store import FeedbackStore
 from clients.records import Stage
 from clients.uplink import LinkDown
 from fedhlm_app.feedback_folder import FeedbackFolder, ServedPolicy, TextNote, digest, made_with
@@ -86,7 +87,7 @@ def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
     texts = served(llm, FeedbackFolder(tmp_path))
     answers = [texts.answer(f"{PROMPT} number {number}", 8) for number in range(3)]
     texts.close()
-    with FeedbackFolder(tmp_path).store() as store:
+    with FeedbackStore(FeedbackFolder(tmp_path).store_file) as store:
         feedback, lines = store.read()
     assert len(feedback) == sum(len(answer.tokens) for answer in answers)
     assert list(lines) == [1, 2, 3]
@@ -123,7 +124,7 @@ def test_numbers_of_texts_go_on_after_a_restart(llm, tmp_path):
     second.close()
     # Draws are keyed by the text's number: one that came twice would repeat a text.
     assert len(set(texts)) == 3
-    with folder.store() as store:
+    with FeedbackStore(folder.store_file) as store:
         assert list(store.read()[1]) == [1, 2, 3]
 
 
@@ -181,7 +182,7 @@ def test_rules_that_calibrate_have_kept_tokens_read(llm, tmp_path, rule):
         texts.folder.write_policy(ServedPolicy(np.array([0.9]), 1, read=True, made=made))
     answer = texts.answer(PROMPT, 12)
     assert answer.stages["local"] > 0
-    with texts.folder.store() as store:
+    with FeedbackStore(texts.folder.store_file) as store:
         feedback, lines = store.read(1 if rule == "certified" else 0)
     (line,) = lines.values()
     note = TextNote.from_json(line)
@@ -314,7 +315,7 @@ def test_questions_at_the_same_time_get_the_answers_they_would_get_alone(llm, tm
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(question, prompts)) == expected
-    with FeedbackFolder(tmp_path).store() as store:
+    with FeedbackStore(FeedbackFolder(tmp_path).store_file) as store:
         assert len(store.read()[1]) == len(prompts)
 
 
