@@ -52,7 +52,7 @@ def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
     root = Path(__file__).resolve().parents[2]
     folder.mkdir()
     with PrivateSuperLink(folder / "superlink.log", dict(os.environ)) as superlink:
-        subprocess.run(
+        done = subprocess.run(
             [
                 program("flwr"), "run", str(root), CONNECTION, "--stream",
                 "--run-config", f'{settings} run-dir="{folder}"',
@@ -62,11 +62,13 @@ def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
             cwd=superlink.folder / "work",
             env=superlink.environ,
             capture_output=True,
+            text=True,
             timeout=300,
             check=True,
         )  # fmt: skip
     found = latest_run(folder)
-    assert found is not None
+    # It exits 0 whatever happened.
+    assert found is not None and found.summary() is not None, done.stdout[-5000:]
     return found
 
 
