@@ -114,7 +114,7 @@ class BitWriter:
             raise InvalidField(f"values in [{low}, {high}] do not fit {width} bits")
         if values.size <= _FEW:
             run = 0
-            for value in values.tolist():
+            for value in values.astype(np.int64).tolist():
                 run = run << width | value
             self.uint(run, width * values.size)
             return
