@@ -25,7 +25,6 @@ from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns, policy_bounds
 from fedhlm_app.report import write_report
 from fedhlm_app.runs import RunFolder, versions
-from fedhlm_app.serving import LanguageModelHost
 from fedhlm_app.settings import Settings
 from fedhlm_app.summary import STAGES
 from fedhlm_app.token_columns import LoggingGrid
@@ -39,7 +38,8 @@ from strategies.records import RoundRecord
 from strategies.trained import TrainedThenCalibrated
 
 if TYPE_CHECKING:
-    from fedhlm_app.edge import EdgeHost
+    from fedhlm_app.edge_hosting import EdgeHost
+    from fedhlm_app.serving import LanguageModelHost
 
 
 class Federation:

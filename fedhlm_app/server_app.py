@@ -1,4 +1,9 @@
-"""The Flower ServerApp: one run from its settings to its folder."""
+"""The Flower ServerApp: one run from its settings to its folder.
+
+Actors of the LLM and of edge servers are imported where a run starts them: they are part of the
+installed package and not of the bundle that Flower sends around, and a run with `llm-address`
+needs neither.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,10 @@ from fedhlm_app import preflight
 from fedhlm_app.actor_names import llm_actor_name
 from fedhlm_app.federation import Federation
 from fedhlm_app.runs import RunFolder
-from fedhlm_app.serving import LanguageModelHost, wait_for_ray
 from fedhlm_app.settings import Settings
 
 if TYPE_CHECKING:
-    from fedhlm_app.edge import EdgeHost
+    from fedhlm_app.edge_hosting import EdgeHost
 
 app = ServerApp()
 
@@ -28,6 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder.create(settings)
     host = None
     if not settings.llm_address:
+        from fedhlm_app.serving import LanguageModelHost
+
         host = LanguageModelHost(settings, llm_actor_name(context.run_id))
         host.start()
     edges = _edges(settings, context.run_id)
@@ -44,8 +50,8 @@ def _edges(settings: Settings, run: int) -> EdgeHost | None:
     """The edge servers of the run; None where it has none."""
     if settings.peer_mode == "off":
         return None
-    # PyTorch comes along, which a run without peers is spared.
-    from fedhlm_app.edge import EdgeHost
+    from fedhlm_app.edge_hosting import EdgeHost
+    from fedhlm_app.serving import wait_for_ray
 
     wait_for_ray()
     return EdgeHost(settings, run)

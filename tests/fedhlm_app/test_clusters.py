@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.profile import Profile
 from clients.profile_making import make_profile
 from fedhlm_app import clusters as clusters_module
-from fedhlm_app import edge, profiles
+from fedhlm_app import edge_hosting, profiles
 from fedhlm_app.cluster_report import true_groups
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.profiles import PROFILE, profile_settings
@@ -412,14 +412,14 @@ def test_edge_servers_are_told_of_new_members(monkeypatch):
             self.remote = lambda found: members.__setitem__(name, frozenset(found))
 
     monkeypatch.setattr(
-        edge, "start_edge_actor", lambda build, name, namespace: Handle(build, name)
+        edge_hosting, "start_edge_actor", lambda build, name, namespace: Handle(build, name)
     )
-    host = edge.EdgeHost(settings_of(clients=4), 1)
+    host = edge_hosting.EdgeHost(settings_of(clients=4), 1)
     for assignment in ([0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]):
         host.ensure(assignment)
         for cluster in (0, 1):
             expected = {client for client in range(4) if assignment[client] == cluster}
-            assert members[edge.edge_actor_name(1, cluster)] == expected
+            assert members[edge_hosting.edge_actor_name(1, cluster)] == expected
 
 
 def test_an_edge_actor_serves_its_new_members():

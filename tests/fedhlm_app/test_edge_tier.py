@@ -11,7 +11,7 @@ from clients.routing import Router, RouterConfig
 from clients.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.data.items import load_items
 from fedhlm_app.device import Device
-from fedhlm_app.edge import build_edge
+from fedhlm_app.edge_hosting import build_edge
 from fedhlm_app.inference import end_tokens
 from fedhlm_app.links import DirectLink
 from fedhlm_app.serving import build_service

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -47,22 +47,41 @@ def test_defaults_are_allowed() -> None:
     Settings.from_run_config(Settings.defaults(), {})
 
 
-def _imported_by_the_apps() -> set[str]:
-    """Files of ours that the two apps import, also later on, found out in a process of its own."""
-    script = (
-        "import sys, fedhlm_app.client_app, fedhlm_app.server_app\n"
-        "import fedhlm_app.client_rounds, fedhlm_app.edge, fedhlm_app.serving\n"
-        "from fedhlm_app.settings import Settings\n"
-        "fedhlm_app.serving.build_service(Settings())\n"
-        "ours = ('hlm', 'clients', 'servers', 'strategies', 'fedhlm_app')\n"
-        "for name, module in sys.modules.items():\n"
-        "    if name.split('.')[0] in ours and getattr(module, '__file__', None):\n"
-        "        print(module.__file__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return {str(Path(line).relative_to(ROOT)) for line in done.stdout.split()}
+def _modules_imported_by(source: str) -> set[str]:
+    """Names that a file may import, inside functions too, but for type checking alone."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _reachable_from(module: str, packages: set[str]) -> set[str]:
+    """Files of `packages` that a module imports, be it at once or only when it needs them."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        parts = waiting.pop().split(".")
+        if parts[0] not in packages:
+            continue
+        for count in range(1, len(parts) + 1):
+            folder = ROOT.joinpath(*parts[:count])
+            file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            name = file.relative_to(ROOT).as_posix()
+            if file.is_file() and name not in found:
+                found.add(name)
+                waiting += _modules_imported_by(file.read_text("utf-8"))
+    return found
+
+
+BUNDLED = {"hlm", "clients", "strategies", "fedhlm_app"}
 
 
 def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
@@ -70,29 +89,25 @@ def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
 
     bundle = build_fab_from_disk(ROOT)
     assert len(bundle) < 1_000_000
-    names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
-    packages = {name.split("/")[0] for name in names if "/" in name} - {".info"}
-    assert packages == {"hlm", "clients", "servers", "strategies", "fedhlm_app"}
-    for module in ("fedhlm_app/server_app.py", "fedhlm_app/client_app.py", "fedhlm_app/runs.py"):
-        assert module in names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
-    assert _imported_by_the_apps() <= set(names)
+    names = {
+        name
+        for name in zipfile.ZipFile(io.BytesIO(bundle)).namelist()
+        if not name.startswith(".info/")
+    }
+    code = {name for name in names if name.endswith(".py")}
+    assert names - code == {"LICENSE", "pyproject.toml"}
+    wanted = _reachable_from("fedhlm_app.client_app", BUNDLED)
+    wanted |= _reachable_from("fedhlm_app.server_app", BUNDLED)
+    assert wanted == code
 
 
-def test_what_starts_a_run_imports_no_models_library() -> None:
-    # Before Ray is up, and beside the processes that do need it, it would cost seconds.
-    script = (
-        "import sys, fedhlm_app.client_app, fedhlm_app.server_app, fedhlm_app.cli.run\n"
-        "from fedhlm_app import preflight\n"
-        "from fedhlm_app.settings import Settings\n"
-        "preflight.check(Settings())\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'flwr_datasets', 'sklearn', 'scipy'}\n"
-        "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or 0)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_devices_import_nothing_of_servers() -> None:
+    everywhere = BUNDLED | {"servers"}
+    reached = _reachable_from("fedhlm_app.client_app", everywhere)
+    assert not [name for name in reached if name.startswith("servers/")]
+    # The check itself sees what is imported inside functions.
+    started = _reachable_from("fedhlm_app.server_app", everywhere)
+    assert {"servers/engine.py", "servers/edge.py"} <= started
 
 
 def test_the_wheel_names_its_packages_one_by_one(pyproject: dict[str, Any]) -> None:
