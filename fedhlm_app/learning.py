@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
 
 from clients.feedback import Feedback
 from clients.records import FloatArray
+from clients.router_model import adam_steps
 from clients.threshold import (
     BalancedLearning,
     PaperLearning,
@@ -43,6 +45,9 @@ FIRST_DUAL = 4.0
 
 STEP_SIZES = {"paper": (0.02, 1.0), "balanced": (0.1, 0.1), "primal-dual": (0.1, 0.1)}
 """First step and its decay by rule, where the settings leave them to the rule."""
+
+ROUTER_STEP_SIZES = {"sgd": 0.05, "adam": 0.01}
+"""First step of a router by optimizer, where the settings leave it to that."""
 
 
 def learns(settings: Settings) -> bool:
@@ -113,9 +118,8 @@ def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
 def step_size(settings: Settings, server_round: int) -> float:
     """Step size of a round, from 1."""
     if settings.policy == "router":
-        return settings.router_learning_rate / (
-            1 + settings.router_learning_rate_decay * (server_round - 1)
-        )
+        rate = settings.router_learning_rate or ROUTER_STEP_SIZES[settings.router_optimizer]
+        return rate / (1 + settings.router_learning_rate_decay * (server_round - 1))
     first, decay = settings.learning_rate, settings.learning_rate_decay
     if first == 0:
         first, decay = STEP_SIZES[settings.learning]
@@ -186,18 +190,28 @@ def learn_locally(
         return LocalStep(LocalResult(policy.copy(), zero, 0, change, client_control), 0, 0.0, 0.0)
     rate = step_size(settings, server_round)
     before = rule.loss(policy, feedback)
-    result = local_steps(
-        policy,
-        lambda at: rule.gradient(at, feedback),
-        settings.router_steps if settings.policy == "router" else settings.local_steps,
-        rate,
-        method=cast(Method, config.get("local-method", "fedavg")),
-        anchor=policy,
-        mu=float(cast(float, config.get("proximal-mu", 0.0))),
-        server_control=server_control,
-        client_control=client_control,
-        clip=rule.bounds,
-    )
+    steps = settings.router_steps if settings.policy == "router" else settings.local_steps
+    method = cast(Method, config.get("local-method", "fedavg"))
+    mu = float(cast(float, config.get("proximal-mu", 0.0)))
+    gradient = partial(rule.gradient, feedback=feedback)
+    if settings.router_optimizer == "adam" and escalates_all(settings, server_round):
+        pull = mu if method == "fedprox" else 0.0
+        moved = adam_steps(policy, lambda at: gradient(at) + pull * (at - policy), steps, rate)
+        moved = np.clip(moved, *rule.bounds)
+        result = LocalResult(moved, moved - policy, steps)
+    else:
+        result = local_steps(
+            policy,
+            gradient,
+            steps,
+            rate,
+            method=method,
+            anchor=policy,
+            mu=mu,
+            server_control=server_control,
+            client_control=client_control,
+            clip=rule.bounds,
+        )
     return LocalStep(result, examples, before, rule.loss(result.policy, feedback))
 
 

@@ -152,6 +152,11 @@ def _router(settings: Settings) -> list[str]:
             f"settings 'router-rounds' = {settings.router_rounds} and 'rounds' = "
             f"{settings.rounds}: no round is left for the router's threshold"
         )
+    if settings.router_optimizer == "adam" and settings.strategy in ("scaffold", "fednova"):
+        found.append(
+            f"settings 'router-optimizer' = 'adam' and 'strategy' = '{settings.strategy}': it "
+            "corrects plain gradient steps; set router-optimizer=sgd or strategy=fedavg"
+        )
     if not rule.startswith("certified"):
         return found
     if settings.personalisation in ("local", "shrunk"):

@@ -114,8 +114,16 @@ class LearningGroup(Group):
         at_least=1,
         at_most=10_000,
     )
+    router_optimizer: Literal["sgd", "adam"] = setting(
+        "sgd",
+        "what a router's steps are in its first rounds: plain, or Adam's, whose moments begin "
+        "anew each round",
+    )
     router_learning_rate: float = setting(
-        0.05, "step size of the router's first round", above=0, at_most=1e3
+        0.0,
+        "step size of the router's first round; 0: the optimizer's own (sgd .05, adam .01)",
+        at_least=0,
+        at_most=1e3,
     )
     router_learning_rate_decay: float = setting(
         0.1,

@@ -13,7 +13,7 @@ import torch
 from clients.feedback import Feedback
 from clients.router_model import RouterLearning, RouterModel, rescored
 from clients.threshold import BalancedLearning
-from fedhlm_app.learning import initial_policy, policy_bounds
+from fedhlm_app.learning import initial_policy, learn_locally, policy_bounds
 from fedhlm_app.pair.load import load_slm
 from fedhlm_app.router import (
     RouterRule,
@@ -145,6 +145,7 @@ def test_who_trains_when() -> None:
         {"learning": "certified", "rounds": 3, "router_rounds": 3},
         {"learning": "certified", "rounds": 30, "personalisation": "local"},
         {"learning": "certified", "rounds": 30, "privacy": "local"},
+        {"rounds": 30, "router_optimizer": "adam", "strategy": "scaffold"},
     ],
 )
 def test_what_a_router_cannot_do_is_refused(changes) -> None:
@@ -183,6 +184,39 @@ def test_certified_after_training(runner, tmp_path, strategy) -> None:
     np.testing.assert_array_equal(models[1], models[3])
     assert [line["threshold"]["global"] for line in lines[:2]] == [-1, -1]
     assert lines[3]["threshold"]["global"] == federation.strategy.calibration.result(0) > 0
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_adam_takes_its_steps_towards_less_loss(strategy) -> None:
+    chosen = settings_of(
+        learning="balanced",
+        rounds=9,
+        router_rounds=4,
+        router_optimizer="adam",
+        router_steps=25,
+        router_penalty=0.0,
+        strategy=strategy,
+    )
+    rows = feedback(features=router_columns(chosen).count)
+    start = initial_policy(chosen)
+    start[1:] = np.random.default_rng(2).standard_normal(len(start) - 1) / 10
+    config = {"round": 2, "local-method": strategy, "proximal-mu": 0.3}
+    step = learn_locally(chosen, start, rows, config, None, None)
+    pull = 0.3 if strategy == "fedprox" else 0.0
+    learning = RouterLearning(router_model(chosen), "loss", 0.0)
+    weights = torch.nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.Adam([weights], lr=0.01 / 1.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / 25)
+    for _ in range(25):
+        at = weights.detach().numpy()
+        weights.grad = torch.tensor(learning.gradient(at, rows) + pull * (at - start))
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(step.result.policy, weights.detach().numpy(), atol=1e-9)
+    assert step.result.policy[0] == start[0] and step.loss_after < step.loss_before
+    # Once the threshold learns too, both take plain steps: Adam would lose their proportion.
+    later = learn_locally(chosen, start, rows, {**config, "round": 5}, None, None)
+    assert later.result.policy[0] != start[0]
 
 
 def test_clusters_have_routers_of_their_own(runner, tmp_path) -> None:
