@@ -60,8 +60,12 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         ("transmission reduction", f"{summary['trr']:.2%}", "never reached the LLM"),
         ("agreement with the LLM", f"{summary['llm_agreement']:.2%}", "same token in that context"),
         ("certificate", f"{summary['certificate']:.4f}", "mean risk a token: kept and wrong"),
-        ("accuracy, tokens", _share(accuracy["token"]), "held-out"),
-        ("accuracy, labels", _share(accuracy["label"]), "held-out"),
+        # Generated text has no right answer to be held against.
+        *(
+            (f"accuracy, {what}s", f"{accuracy[what]:.2%}", "held-out")
+            for what in ("token", "label")
+            if accuracy[what] is not None
+        ),
         None,
         ("threshold", f"{summary['threshold']['global']:.4f}", "global"),
     ]
@@ -70,8 +74,7 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
         rows.insert(-2, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
     clusters = summary["threshold"]["clusters"]
-    if clusters:
-        # One decimal place per cluster tells whether they differ; the file has the rest.
+    if any(value != summary["threshold"]["global"] for value in clusters.values()):
         shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
         more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
         rows.append(("  by cluster", "", shown + more))
@@ -102,7 +105,3 @@ def privacy_words(spent: Mapping[str, Any]) -> str:
         f"at delta {spent['delta']:g}, per {spent['unit']}, {spent['releases']} releases; "
         f"{spent['mechanism']} noise on the {spent['where']}"
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"

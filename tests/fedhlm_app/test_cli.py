@@ -197,8 +197,15 @@ def test_the_result_table_counts_and_shares() -> None:
     assert rows["LLM: draft replaced"] == ("15", "15.00%")
     assert rows["transmission reduction"][0] == "60.00%"
     assert "from the device's cache" not in rows
-    assert rows["accuracy, tokens"][0] == "-"
+    assert "accuracy, tokens" not in rows and "by cluster" not in rows
     assert rows["bytes up"] == ("10", "0.10 per token")
+    judged = found | {
+        "accuracy": {"token": None, "label": 0.875},
+        "threshold": {"global": 0.5, "clusters": {"0": 0.25, "1": 0.75}, "clients": {}},
+    }
+    told = {row[0].strip(): row[1:] for row in figures(judged) if row is not None}
+    assert told["accuracy, labels"] == ("87.50%", "held-out")
+    assert told["by cluster"] == ("", "0: 0.2500  1: 0.7500")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
     console.print(result_table(found, "/somewhere"))
     assert "/somewhere" in console.export_text()
