@@ -5,7 +5,9 @@ the server decodes it, answers with a :class:`Reply`, and the device decodes tha
 request at hand. Everything that can be wrong with the bytes is a :class:`WireError`.
 """
 
-from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import bits_needed
 from hlm.wire.checks import check_request
 from hlm.wire.errors import (
     InvalidField,

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.messages import Limits
 from hlm.wire.request import check_kind

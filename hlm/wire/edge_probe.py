@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlm.fingerprints import FINGERPRINTS
-from hlm.wire.bits import BitReader, BitWriter
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.messages import Limits
 from hlm.wire.request import VERSION, check_kind

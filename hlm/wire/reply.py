@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.laws import read_probabilities, write_probabilities
 from hlm.wire.messages import (

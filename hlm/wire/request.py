@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hlm.wire.bits import BitReader, BitWriter, bits_needed
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import bits_needed
 from hlm.wire.checks import check_request
 from hlm.wire.errors import OversizedMessage, UnsupportedVersion
 from hlm.wire.laws import (

@@ -11,7 +11,9 @@ from bisect import bisect_right
 import numpy as np
 import numpy.typing as npt
 
-from hlm.wire.bits import BitReader, BitWriter, IntArray
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import IntArray
 from hlm.wire.errors import TruncatedMessage
 
 FINGERPRINT_BITS = 16

@@ -11,9 +11,11 @@ from hlm.wire import (
     InvalidField,
     TrailingData,
     TruncatedMessage,
+    bit_reader,
+    bit_writer,
     bits_needed,
 )
-from hlm.wire import bits as codes
+from hlm.wire.bits import FEW
 
 quick = settings(max_examples=80, deadline=None)
 
@@ -183,7 +185,7 @@ def test_a_message_ends_where_it_ends() -> None:
 
 @quick
 @given(
-    st.lists(st.integers(0, 2**40), min_size=1, max_size=codes._FEW),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=FEW),
     st.integers(0, 47),
     st.integers(0, 6),
 )
@@ -201,11 +203,11 @@ def test_a_few_values_have_the_bytes_that_many_would(
     )
     payload = written(*calls)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codes, "_FEW", 0)
+        patch.setattr(bit_writer, "FEW", 0)
         assert written(*calls) == payload
-    for few in (0, codes._FEW):
+    for few in (0, FEW):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(codes, "_FEW", few)
+            patch.setattr(bit_reader, "FEW", few)
             reader = BitReader(payload)
             assert reader.uint(3) == 5
             assert reader.column(column.size, order).tolist() == column.tolist()
@@ -215,12 +217,12 @@ def test_a_few_values_have_the_bytes_that_many_would(
 
 
 @quick
-@given(st.binary(max_size=40), st.integers(1, codes._FEW), st.integers(0, 31))
+@given(st.binary(max_size=40), st.integers(1, FEW), st.integers(0, 31))
 def test_a_few_values_are_refused_as_many_would_be(payload: bytes, count: int, order: int) -> None:
     outcomes = []
-    for few in (0, codes._FEW):
+    for few in (0, FEW):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(codes, "_FEW", few)
+            patch.setattr(bit_reader, "FEW", few)
             reader = BitReader(payload)
             try:
                 values = reader.golomb_array(count, order).tolist()
