@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation
 from clients.uplink import LanguageModelUplink, LinkDown, Transport, UplinkConfig
+from hlm.quantising import law_from_weights, quantise
 from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import draw, law_from_weights, quantise
+from hlm.sampling import draw
 from hlm.verification import VERIFIERS, Claim, Draft, Verdict, Verifier
 from hlm.wire import Row, RowReply, Status, following_row
 from hlm.wire.claims import claim_fields, verdict_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hlm.sampling import check_law, quantise
+from hlm.quantising import quantise
+from hlm.sampling import check_law
 
 __all__ = ["WEIGHT_BITS", "spread", "truncate"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from hlm.quantising import law_from_weights
 from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
-from hlm.sampling import draw, law_from_weights, top_token
+from hlm.sampling import draw, top_token
 from hlm.verification import ClaimError, block_verify
 from hlm.verification.coupled import exponential_race
 from hlm.wire import NO_TOKEN, Row

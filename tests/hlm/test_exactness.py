@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hlm.count_rules import FixedCount, OfflineBudget, OnlineCount
+from hlm.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.randomness import DrawKeys
-from hlm.sampling import law_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
 from hlm.verification.block import Outcomes, block_outcomes, tokenwise_outcomes
 from hlm.verification.coupled import Coupled, kept_loss, match_probability

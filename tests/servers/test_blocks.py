@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from hlm.quantising import quantise
 from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
-from hlm.sampling import Sampling, law, quantise
+from hlm.sampling import Sampling, law
 from hlm.verification import block_verify
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, Row, Status, decode_reply, encode_request, following_row
