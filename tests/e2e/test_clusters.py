@@ -13,7 +13,7 @@ def test_a_run_learns_its_clusters(tmp_path):
     words = [
         "--rounds", "2", "--set", "partition=by-class", "--set", "cluster-by=profile",
         "--set", "recluster-every=1", "--set", "tokens-per-round=10",
-        "--set", "peer-mode=context", "--set", "opportunistic=false",
+        "--set", "peer-mode=context", "--set", "opportunistic=false", "--set", "workers=1",
     ]  # fmt: skip
     done, folder = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ SMALL = {
     "evaluate-every": 0,
     "min-clients": CLIENTS,
     "seed": 3,
+    "workers": 1,
     # Most tokens are asked about, so that the link has something to carry.
     "initial-threshold": 0.3,
 }

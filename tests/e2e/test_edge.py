@@ -20,7 +20,10 @@ def test_a_run_outlives_an_edge_server(tmp_path):
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
 
-    words = ["--rounds", "5", "--set", "peer-mode=context", "--set", "opportunistic=false"]
+    words = [
+        "--rounds", "5", "--set", "peer-mode=context", "--set", "opportunistic=false",
+        "--set", "workers=1",
+    ]  # fmt: skip
     code, output, folder = follow(tmp_path, words, kill_edge)
     assert code == 0, output
     assert killed

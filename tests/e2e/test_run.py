@@ -132,7 +132,9 @@ def test_a_run_outlives_its_llm(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
 
     code, output, folder = follow(
-        tmp_path, ["--rounds", "6", "--set", "initial-threshold=0.1"], kill_llm
+        tmp_path,
+        ["--rounds", "6", "--set", "initial-threshold=0.1", "--set", "workers=1"],
+        kill_llm,
     )
     assert code == 0, output
     assert killed

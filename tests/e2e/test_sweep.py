@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 JOB = [
     "--clients", "2", "--rounds", "4", "--set", "clusters=1", "--set", "tokens-per-round=10",
     "--set", "tokens-per-prompt=5", "--set", "evaluate-every=4", "--set", "evaluate-prompts=1",
-    "--set", "learning=balanced",
+    "--set", "learning=balanced", "--set", "workers=1",
 ]  # fmt: skip
 
 

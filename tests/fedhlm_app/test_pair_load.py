@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -171,9 +172,14 @@ def test_the_builtin_pair_is_as_good_as_its_card_says():
     if not (data / "validation.csv.gz").exists():
         pytest.skip(f"AG News is not at {data}; set FEDHLM_SHARED to a folder with data/ag_news")
     pair = load_pair()
-    figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, load_items(str(data), "validation"))
-    assert round(figures.slm.perplexity, 1) <= 42.0
-    assert round(figures.llm.perplexity, 1) <= 19.9
-    assert round(figures.slm.label_accuracy, 3) >= 0.883
-    assert round(figures.llm.label_accuracy, 3) >= 0.912
-    assert round(figures.same_top1, 3) >= 0.511
+    items = load_items(str(data), "validation")
+    # Every tenth article; `fedhlm pair evaluate` takes them all, and minutes. The articles and the
+    # weights are always the same, so that the margins only make up for the sample being one: five
+    # standard errors of a share of 380, and of a perplexity whose articles differ by a third.
+    sample = items.subset(np.arange(0, len(items), 10))
+    figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, sample)
+    assert figures.slm.perplexity <= 38.5 * 1.09
+    assert figures.llm.perplexity <= 19.9 * 1.09
+    assert figures.slm.label_accuracy >= 0.891 - 0.08
+    assert figures.llm.label_accuracy >= 0.912 - 0.07
+    assert figures.same_top1 >= 0.541 - 0.02

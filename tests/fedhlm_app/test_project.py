@@ -66,17 +66,20 @@ def _modules_imported_by(source: str) -> set[str]:
 def _reachable_from(module: str, packages: set[str]) -> set[str]:
     """Files of `packages` that a module imports, be it at once or only when it needs them."""
     found: set[str] = set()
+    seen: set[str] = set()
     waiting = [module]
     while waiting:
-        parts = waiting.pop().split(".")
-        if parts[0] not in packages:
+        name = waiting.pop()
+        parts = name.split(".")
+        if name in seen or parts[0] not in packages:
             continue
+        seen.add(name)
         for count in range(1, len(parts) + 1):
             folder = ROOT.joinpath(*parts[:count])
             file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-            name = file.relative_to(ROOT).as_posix()
-            if file.is_file() and name not in found:
-                found.add(name)
+            path = file.relative_to(ROOT).as_posix()
+            if file.is_file() and path not in found:
+                found.add(path)
                 waiting += _modules_imported_by(file.read_text("utf-8"))
     return found
 
