@@ -54,7 +54,7 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         # Tiers that are switched off would only be noise.
         if count or stage in ("local", "llm_accepted", "llm_resampled"):
             rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
-    accuracy = summary["accuracy"]
+    accuracy, threshold = summary["accuracy"], summary["threshold"]["global"]
     rows += [
         None,
         ("transmission reduction", f"{summary['trr']:.2%}", "never reached the LLM"),
@@ -67,14 +67,14 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
             if accuracy[what] is not None
         ),
         None,
-        ("threshold", f"{summary['threshold']['global']:.4f}", "global"),
+        ("threshold", f"{threshold:.4f}", "global" if threshold >= 0 else "below 0: keeps nothing"),
     ]
     for tier, hits in summary.get("false_hits", {}).items():
         low, high = hits["interval"]
         remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
         rows.insert(-2, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
     clusters = summary["threshold"]["clusters"]
-    if any(value != summary["threshold"]["global"] for value in clusters.values()):
+    if any(value != threshold for value in clusters.values()):
         shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
         more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
         rows.append(("  by cluster", "", shown + more))

@@ -206,6 +206,10 @@ def test_the_result_table_counts_and_shares() -> None:
     told = {row[0].strip(): row[1:] for row in figures(judged) if row is not None}
     assert told["accuracy, labels"] == ("87.50%", "held-out")
     assert told["by cluster"] == ("", "0: 0.2500  1: 0.7500")
+    assert told["threshold"] == ("0.5000", "global")
+    careful = found | {"threshold": {"global": -1.0, "clusters": {}, "clients": {}}}
+    told = {row[0].strip(): row[1:] for row in figures(careful) if row is not None}
+    assert told["threshold"] == ("-1.0000", "below 0: keeps nothing")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
     console.print(result_table(found, "/somewhere"))
     assert "/somewhere" in console.export_text()
