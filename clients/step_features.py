@@ -162,15 +162,7 @@ class StepFeatures:
         ValueError
             On shapes that disagree.
         """
-        rows = len(logits)
-        if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ValueError(f"logits must be [rows, vocab >= 2], got {tuple(logits.shape)}")
-        if hidden.shape != (rows, self.hidden_size):
-            raise ValueError(
-                f"hidden must be [{rows}, {self.hidden_size}], got {tuple(hidden.shape)}"
-            )
-        if draft.shape != (rows,) or positions.shape != (rows,):
-            raise ValueError(f"draft and positions must be [{rows}]")
+        rows = self._checked_rows(logits, hidden, draft, positions)
         places = torch.as_tensor(positions, device=logits.device).float()
         log_law = torch.log_softmax(logits.float(), dim=1)
         columns = [_scalars(logits.float(), log_law, draft, places)]
@@ -194,6 +186,25 @@ class StepFeatures:
                 raise ValueError(f"embeddings must be [vocab, {self.embedding_size}]")
             columns.append(self._project(embeddings[draft].float(), 1))
         return torch.cat(columns, dim=1).cpu().numpy()
+
+    def _checked_rows(
+        self,
+        logits: Tensor,
+        hidden: Tensor,
+        draft: Tensor,
+        positions: Tensor | NDArray[np.int64],
+    ) -> int:
+        """Rows of a step, whose tensors must agree on them."""
+        rows = len(logits)
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise ValueError(f"logits must be [rows, vocab >= 2], got {tuple(logits.shape)}")
+        if hidden.shape != (rows, self.hidden_size):
+            raise ValueError(
+                f"hidden must be [{rows}, {self.hidden_size}], got {tuple(hidden.shape)}"
+            )
+        if draft.shape != (rows,) or positions.shape != (rows,):
+            raise ValueError(f"draft and positions must be [{rows}]")
+        return rows
 
     def _project(self, vectors: Tensor, stream: int) -> Tensor:
         # Root mean square 1 a row, so that models with other norms give features of one size.

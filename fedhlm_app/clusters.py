@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any, Protocol, cast
 
@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from clients.profile import Profile, ProfileError
+from fedhlm_app.introducing import IntroducingGrid
 from fedhlm_app.profiles import (
     learns_clusters,
     profile_settings,
@@ -297,32 +298,6 @@ class Clusters:
         self.silent = [int(client) for client in state["silent"]]
         self.bytes = int(state["bytes"])
         strategy.recluster(self.map)
-
-
-class IntroducingGrid:
-    """A grid that has `clusters` meet the nodes before anyone else hears of them.
-
-    Parameters
-    ----------
-    grid : Grid
-        Does the work.
-    clusters : Clusters
-    """
-
-    def __init__(self, grid: Grid, clusters: Clusters) -> None:
-        self._grid, self._clusters = grid, clusters
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Nodes that are connected."""
-        nodes = list(self._grid.get_node_ids())
-        self._clusters.meet(nodes)
-        return nodes
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send and wait."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def _assignment(settings: Settings) -> list[int]:

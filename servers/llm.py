@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hlm.randomness import DrawKeys, exponentials
+from hlm.randomness import exponentials
 from hlm.sampling import Sampling, checked_top_token, law, top_token
 from hlm.verification import VERIFIERS, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
@@ -25,7 +23,6 @@ from hlm.wire import (
     Limits,
     Reply,
     Request,
-    Row,
     RowReply,
     Status,
     TokenCode,
@@ -34,6 +31,7 @@ from hlm.wire import (
     encode_reply,
 )
 from hlm.wire.claims import claim_of, reply_fields
+from servers.asked import AskedRow, IntArray, SessionKey, asked_row, draw_keys, feed_of
 from servers.blocks import (
     BLOCK_VERIFIER,
     joint_fields,
@@ -43,38 +41,6 @@ from servers.blocks import (
     waves,
 )
 from servers.engine import Engine, Feed
-
-IntArray = NDArray[np.int64]
-SessionKey = tuple[int, int]
-
-
-@dataclass
-class _Asked:
-    """One row of one request on its way through the engine."""
-
-    request: Request
-    row: Row
-    session: SessionKey
-    end: int  # position after the row's tokens: that of the draft
-    feedback: IntArray  # positions of fed tokens whose law the device wants to hear about
-    logits: list[torch.Tensor] = field(default_factory=list)  # at `feedback`, then at `end`
-    decided: dict[str, Any] = field(default_factory=dict)  # fields of the reply
-    reply: RowReply | None = None
-
-    @property
-    def drafted(self) -> bool:
-        return self.row.draft != NO_TOKEN
-
-    @property
-    def asks(self) -> bool:
-        """Whether the law at `end` is needed; a row that ends a block asks for one more token."""
-        return self.drafted or self.row.block
-
-    @property
-    def stands(self) -> bool:
-        """Whether a row that goes on from this one's draft has something to go on from."""
-        served = self.reply is None or self.reply.status == Status.OK
-        return served and bool(self.decided.get("accepted"))
 
 
 class LanguageModelService:
@@ -144,7 +110,9 @@ class LanguageModelService:
         """Decide every row of every request, in order."""
         with self._lock, torch.inference_mode():
             passes = self.engine.stats.passes
-            asked = [[_asked(request, i) for i in range(len(request.rows))] for request in requests]
+            asked = [
+                [asked_row(request, i) for i in range(len(request.rows))] for request in requests
+            ]
             everything = [item for items in asked for item in items]
             wave_of = waves([(item.session, item.row) for item in everything])
             for wave in range(max(wave_of, default=-1) + 1):
@@ -162,16 +130,16 @@ class LanguageModelService:
             for items in asked
         ]
 
-    def _read_texts(self, asked: Sequence[_Asked]) -> None:
+    def _read_texts(self, asked: Sequence[AskedRow]) -> None:
         """Feed all new tokens, one pass for all texts; rows that cannot be served are answered."""
-        texts: dict[SessionKey, list[_Asked]] = {}
+        texts: dict[SessionKey, list[AskedRow]] = {}
         for item in asked:
             texts.setdefault(item.session, []).append(item)
         feeds, owners = [], []
         for session, items in texts.items():
             served = self._admit(session, items)
             if served:
-                feeds.append(_feed(session, served))
+                feeds.append(feed_of(session, served))
                 owners.append(served)
         for feed, served, logits in zip(feeds, owners, self.engine.score(feeds), strict=True):
             for item in served:
@@ -188,11 +156,11 @@ class LanguageModelService:
                 found = torch.from_numpy(np.searchsorted(feed.wanted, places))
                 item.logits = [logits[found]]
 
-    def _admit(self, session: SessionKey, items: list[_Asked]) -> list[_Asked]:
+    def _admit(self, session: SessionKey, items: list[AskedRow]) -> list[AskedRow]:
         """The rows of one text that can be served: no gap in the prefix, and not too long."""
         known = self.engine.held(session)
-        served: list[_Asked] = []
-        before: _Asked | None = None
+        served: list[AskedRow] = []
+        before: AskedRow | None = None
         for item in items:
             if item.row.block and (not served or served[-1] is not before):
                 item.reply = RowReply(Status.SKIPPED)
@@ -206,7 +174,7 @@ class LanguageModelService:
             before = item
         return served
 
-    def _decide(self, request: Request, items: list[_Asked]) -> None:
+    def _decide(self, request: Request, items: list[AskedRow]) -> None:
         """Verify the drafts of one request's rows and write the replies."""
         sampling = Sampling(request.decoding, request.temperature, request.top_p)
         asking = [item for item in items if item.asks and item.reply is None]
@@ -231,14 +199,14 @@ class LanguageModelService:
                 self.engine.append(item.session, token)
             item.reply = RowReply(Status.OK, feedback=opinions.get(id(item)), **item.decided)
 
-    def _verify(self, request: Request, sampling: Sampling, asking: list[_Asked]) -> None:
+    def _verify(self, request: Request, sampling: Sampling, asking: list[AskedRow]) -> None:
         """Decide each row as if the rows before it in its block stood."""
         logits = torch.stack([item.logits[0][-1] for item in asking])[:, : request.vocab]
         if request.verifier == Greedy.name and sampling.decoding == "greedy":
             _decide_greedily(logits, asking)
             return
         target = law(logits, sampling).cpu()
-        keys = _keys(request, asking, np.array([item.end for item in asking], np.int64))
+        keys = draw_keys(request, asking, np.array([item.end for item in asking], np.int64))
         rows = [item.row for item in asking]
         if request.verifier == BLOCK_VERIFIER:
             outcomes = verify_jointly(target, rows, keys, request.bits)
@@ -260,21 +228,21 @@ class LanguageModelService:
             for index, token in zip(further, tokens.tolist(), strict=True):
                 asking[index].decided = {"token": token}
 
-    def _drop_after(self, item: _Asked) -> None:
+    def _drop_after(self, item: AskedRow) -> None:
         """Forget drafts that the engine read after the row that ended its block."""
         if self.engine.held(item.session) > item.end:
             nothing = np.empty(0, np.int64)
             self.engine.score([Feed(item.session, item.end, nothing, nothing)])
 
     def _opinions(
-        self, request: Request, sampling: Sampling, items: list[_Asked]
+        self, request: Request, sampling: Sampling, items: list[AskedRow]
     ) -> dict[int, NDArray[np.uint8]]:
         """Feedback bytes about the tokens each row fed and drafted."""
         if not request.feedback or not items:
             return {}
         tokens: list[int] = []
         places: list[IntArray] = []
-        owners: list[_Asked] = []
+        owners: list[AskedRow] = []
         for item in items:
             own = item.row.tokens[item.feedback - item.row.start].tolist()
             at = item.feedback
@@ -296,7 +264,7 @@ class LanguageModelService:
         else:
             target, asked = law(logits, sampling).cpu(), asked.cpu()
             log_prob = target.gather(1, asked[:, None])[:, 0].log()
-            keys = _keys(request, owners, np.concatenate(places))
+            keys = draw_keys(request, owners, np.concatenate(places))
             choice = asked == exponential_race(target, exponentials(keys, request.vocab))
         code = feedback_bytes(log_prob, choice)
         lengths = [len(at) for at in places]
@@ -304,7 +272,7 @@ class LanguageModelService:
         return {id(item): part for item, part in zip(items, parts, strict=True)}
 
 
-def _decide_greedily(logits: torch.Tensor, asking: Sequence[_Asked]) -> None:
+def _decide_greedily(logits: torch.Tensor, asking: Sequence[AskedRow]) -> None:
     """Compare drafts with the most likely tokens; rows without a draft get theirs."""
     tokens = checked_top_token(logits).tolist()
     for item, token in zip(asking, tokens, strict=True):
@@ -329,34 +297,3 @@ def feedback_bytes(log_prob: torch.Tensor, choice: torch.Tensor) -> NDArray[np.u
     code = torch.round(-8.0 * log_prob.double()).clamp(0, 127).nan_to_num(127.0)
     packed = code.to(torch.uint8) | (choice.to(torch.uint8) << 7)
     return packed.cpu().numpy()
-
-
-def _asked(request: Request, index: int) -> _Asked:
-    row = request.rows[index]
-    end = row.start + len(row.tokens)
-    count = request.feedback_count(index) - int(row.draft != NO_TOKEN)
-    count = max(count, 0) if request.feedback else 0
-    feedback = np.arange(end - count, end, dtype=np.int64)
-    return _Asked(request, row, (request.client, row.session), end, feedback)
-
-
-def _feed(session: SessionKey, items: list[_Asked]) -> Feed:
-    """All rows of one text as one feed: later rows go on, or start over, from earlier ones."""
-    start = items[0].row.start
-    tokens: IntArray = items[0].row.tokens
-    if len(items) == 1:
-        only = items[0]
-        places = np.append(only.feedback, only.end) if only.asks else only.feedback
-        return Feed(session, start, tokens, places)
-    for item in items[1:]:
-        tokens = np.concatenate([tokens[: item.row.start - start], item.row.tokens])
-    wanted = [item.feedback for item in items]
-    wanted += [np.array([item.end]) for item in items if item.asks]
-    return Feed(session, start, tokens, np.unique(np.concatenate(wanted)).astype(np.int64))
-
-
-def _keys(request: Request, items: Sequence[_Asked], positions: IntArray) -> DrawKeys:
-    sessions = np.array(
-        [(request.client << 32) | item.row.session for item in items], dtype=np.uint64
-    )
-    return DrawKeys(request.seed, sessions, positions)

@@ -4,7 +4,6 @@ from strategies.clustering.features import ClientProfile, FeatureSpace, ProfileE
 from strategies.clustering.learned import LearnedClusters
 from strategies.clustering.methods import (
     METHODS,
-    ClusterResult,
     Method,
     cluster_clients,
     nearest_cluster,
@@ -17,6 +16,7 @@ from strategies.clustering.reports import (
     label_mapping,
     purity,
 )
+from strategies.clustering.result import ClusterResult
 
 __all__ = [
     "METHODS",

@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 
 from strategies.clustering.features import ClientProfile, IntArray
-from strategies.clustering.methods import (
-    ClusterResult,
-    nearest_cluster,
-    result_from_state,
-    result_state,
-)
+from strategies.clustering.methods import nearest_cluster
+from strategies.clustering.result import ClusterResult, result_from_state, result_state
 
 
 class LearnedClusters:

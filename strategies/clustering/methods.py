@@ -5,9 +5,9 @@ SciPy and scikit-learn are imported by what uses them: most runs assign clusters
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -22,88 +22,13 @@ from strategies.clustering.features import (
     content_order,
 )
 from strategies.clustering.pairwise import PairwiseTest, pairwise_test
-from strategies.clustering.reports import label_mapping
+from strategies.clustering.result import ClusterResult
 
 if TYPE_CHECKING:
     from sklearn.cluster import KMeans
 
 Method = Literal["classifier", "profile", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
-
-
-@dataclass(frozen=True, eq=False)
-class ClusterResult:
-    """Clusters, and what is needed to place another client.
-
-    Attributes
-    ----------
-    assignment : numpy.ndarray
-        int64 [clients], in [0, clusters).
-    clusters : int
-        Number of clusters; one may be empty in `random` only.
-    method : str
-    centroids : numpy.ndarray or None
-        float64 [clusters, features] in `space`; None for `random`.
-    distances : numpy.ndarray or None
-        float64 [clients], each client's distance to its own centroid; None for `random`.
-    silhouette : float or None
-        Mean silhouette in [-1, 1]; None where it is not defined (one cluster, one client each,
-        `random`).
-    space : FeatureSpace or None
-    test : PairwiseTest or None
-        Of the clients at `tested`, with `classifier` only.
-    tested : numpy.ndarray
-        int64, places of the clients that had samples enough for the test.
-    """
-
-    assignment: IntArray
-    clusters: int
-    method: str
-    centroids: FloatArray | None
-    distances: FloatArray | None
-    silhouette: float | None
-    space: FeatureSpace | None
-    test: PairwiseTest | None
-    tested: IntArray
-
-    def relabelled(self, mapping: Sequence[int] | IntArray) -> ClusterResult:
-        """Return the same clusters with cluster c named ``mapping[c]``, a permutation."""
-        names = np.asarray(mapping, np.int64)
-        if not np.array_equal(np.sort(names), np.arange(self.clusters)):
-            raise ValueError(
-                f"mapping: {names.tolist()}; allowed: a permutation of 0 to {self.clusters - 1}"
-            )
-        centroids = self.centroids
-        if centroids is not None:
-            moved = np.empty_like(centroids)
-            moved[names] = centroids
-            centroids = moved
-        return replace(self, assignment=names[self.assignment], centroids=centroids)
-
-    def aligned(self, old: Sequence[int] | IntArray) -> ClusterResult:
-        """Renumber so that as many clients as possible keep the cluster of `old` (-1: none).
-
-        With fewer clusters than `old` had, numbers are kept as far as they are still there.
-        """
-        before = np.asarray(old, np.int64)
-        before = np.where(before < self.clusters, before, -1)
-        # Every number once more, so that the mapping covers clusters that are empty.
-        padded_old = np.append(before, np.full(self.clusters, -1))
-        padded_new = np.append(self.assignment, np.arange(self.clusters))
-        return self.relabelled(label_mapping(padded_old, padded_new))
-
-    def apart(self, level: float = 0.05) -> dict[str, float] | None:
-        """Share of pairs told apart within and between clusters; None without a test."""
-        if self.test is None:
-            return None
-        where = self.assignment[self.tested]
-        same = where[:, None] == where[None, :]
-        told = self.test.told_apart(level)
-        pairs = np.triu(np.ones_like(same), 1)
-        shares = {}
-        for name, chosen in (("within", same & pairs), ("between", ~same & pairs)):
-            shares[name] = float(told[chosen].mean()) if chosen.any() else 0.0
-        return shares
 
 
 def cluster_clients(
@@ -244,30 +169,6 @@ def classical_scaling(squared: FloatArray, dims: int) -> FloatArray:
     sizes, axes = eigh(-0.5 * centred, subset_by_index=(first, count - 1))
     kept = sizes > 0
     return np.asarray(axes[:, kept] * np.sqrt(sizes[kept]), np.float64)
-
-
-def result_state(result: ClusterResult) -> dict[str, Any]:
-    """Everything of a result but the test: what a server keeps to place clients after a resume."""
-    state: dict[str, Any] = {
-        "assignment": result.assignment,
-        "clusters": result.clusters,
-        "method": result.method,
-        "silhouette": result.silhouette,
-    }
-    if result.space is not None:
-        state |= {"centroids": result.centroids, "distances": result.distances}
-        state["space"] = result.space.state_dict()
-    return state
-
-
-def result_from_state(state: Mapping[str, Any]) -> ClusterResult:
-    """Make the result of a `result_state`."""
-    space = FeatureSpace.from_state(state["space"]) if "space" in state else None
-    return ClusterResult(
-        state["assignment"], int(state["clusters"]), str(state["method"]),
-        state.get("centroids"), state.get("distances"), state["silhouette"],
-        space, None, np.empty(0, np.int64),
-    )  # fmt: skip
 
 
 def _k_means(features: FloatArray, weights: FloatArray, clusters: int, seed: int) -> IntArray:
