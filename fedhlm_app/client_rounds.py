@@ -93,14 +93,7 @@ def train(message: Message, context: Context) -> Message:
         "seconds-learning": time.perf_counter() - begin,
     }
     if calibrates(settings):
-        counted = told.counted
-        if not trains_router(settings, server_round):
-            # With noise on the device not even the number of tokens is told.
-            hidden = settings.privacy == "local"
-            counts = settings.tokens_per_round if hidden else int(counted.known.sum())
-            metrics["num-examples"] = counts
-        if calibrate:
-            metrics.update(sums_of(settings, counted, generator))
+        metrics.update(_calibration(settings, told, server_round, calibrate, generator))
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
@@ -116,6 +109,26 @@ def train(message: Message, context: Context) -> Message:
             next_policy(settings, after, server_round, told.newest, calibrating=calibrate)
         )
     return Message(content, reply_to=message)
+
+
+def _calibration(
+    settings: Settings,
+    told: Told,
+    server_round: int,
+    calibrate: bool,
+    generator: np.random.Generator,
+) -> Figures:
+    """What a rule of sums says of a round: its own count of tokens, and the sums if wanted."""
+    found: Figures = {}
+    if not trains_router(settings, server_round):
+        # With noise on the device not even the number of tokens is told.
+        hidden = settings.privacy == "local"
+        found["num-examples"] = (
+            settings.tokens_per_round if hidden else int(told.counted.known.sum())
+        )
+    if calibrate:
+        found.update(sums_of(settings, told.counted, generator))
+    return found
 
 
 def evaluate(message: Message, context: Context) -> Message:
