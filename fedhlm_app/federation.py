@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from logging import INFO, WARNING
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
@@ -17,12 +15,13 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedhlm_app import checkpoint
-from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
+from fedhlm_app.building import build_of
+from fedhlm_app.calibrating import calibrates
 from fedhlm_app.cluster_report import clustering_figures
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.data.items import Items
 from fedhlm_app.figures import accuracy, coverage, figures
-from fedhlm_app.learning import initial_policy, learns, policy_bounds
+from fedhlm_app.learning import initial_policy, learns
 from fedhlm_app.report import write_report
 from fedhlm_app.runs import RunFolder, versions
 from fedhlm_app.settings import Settings
@@ -31,11 +30,7 @@ from fedhlm_app.token_columns import LoggingGrid
 from fedhlm_app.token_log import TokenLog, write_events
 from hlm.privacy import gaussian_epsilon
 from strategies.certified import Calibrated
-from strategies.factory import build_method, build_strategy
-from strategies.hierarchical import Hierarchical
-from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
-from strategies.trained import TrainedThenCalibrated
 
 if TYPE_CHECKING:
     from fedhlm_app.edge_hosting import EdgeHost
@@ -77,7 +72,7 @@ class Federation:
         self._clusters = Clusters(settings)
         self._told = ConfigRecord()
         self._tokens: TokenLog | None = None
-        self.strategy = self._strategy()
+        self.strategy = build_of(settings, self._clusters.map, self._finish_round)
         if settings.resume:
             self._resume()
 
@@ -139,79 +134,6 @@ class Federation:
         self.strategy.load_state_dict(state)
         self.folder.reopen(self.strategy.rounds_done)
         log(INFO, "Going on after round %d", self.strategy.rounds_done)
-
-    def _strategy(self) -> Hierarchical:
-        settings = self.settings
-        low, high = policy_bounds(settings)
-        options: dict[str, Any] = {
-            "fraction_train": settings.fraction_train,
-            "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
-            "evaluate_every": max(1, settings.evaluate_every),
-            "min_clients": settings.min_clients,
-            "node_wait_s": settings.round_timeout,
-            "seed": settings.seed,
-            "bounds": (low, high),
-            # An evaluation may route more tokens than a round, and reports them as its weight.
-            "max_weight": float(
-                max(
-                    settings.tokens_per_round,
-                    settings.evaluate_prompts * settings.tokens_per_prompt,
-                )
-            ),
-            "on_round": self._finish_round,
-        }
-        if calibrates(settings) and settings.policy == "router":
-            return TrainedThenCalibrated(
-                calibration_of(settings),
-                self._clusters.map,
-                training_rounds=settings.router_rounds,
-                method=build_method(
-                    settings.strategy,
-                    proximal_mu=settings.proximal_mu,
-                    server_learning_rate=settings.server_learning_rate,
-                ),
-                edge_rule=settings.edge_rule,
-                cloud_rule="uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
-                # The settings refuse the personal tiers with a router.
-                tier=cast(Literal["global", "cluster"], settings.personalisation),
-                check=partial(problem_of, settings),
-                privacy=self._central_privacy(),
-                **options,
-            )
-        if calibrates(settings):
-            return Calibrated(
-                calibration_of(settings),
-                self._clusters.map,
-                tier=settings.personalisation,
-                pseudo=settings.shrinkage,
-                check=partial(problem_of, settings),
-                privacy=self._central_privacy(),
-                **options,
-            )
-        return build_strategy(
-            settings.strategy,
-            settings.edge_rule,
-            "uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
-            self._clusters.map,
-            proximal_mu=settings.proximal_mu,
-            server_learning_rate=settings.server_learning_rate,
-            personalisation=settings.personalisation,
-            shrink_weight=settings.shrinkage,
-            privacy=self._central_privacy(),
-            **options,
-        )
-
-    def _central_privacy(self) -> CentralPrivacy | None:
-        settings = self.settings
-        if settings.privacy != "central":
-            return None
-        # Whoever knows the seed of the noise can take it away: it is drawn, and kept nowhere.
-        return CentralPrivacy(
-            settings.privacy_clip,
-            settings.privacy_noise,
-            settings.privacy_delta,
-            seed=secrets.randbits(63),
-        )
 
     @property
     def epsilon(self) -> float | None:

@@ -1,0 +1,105 @@
+"""The strategy of a run, made from its settings."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, cast
+
+from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
+from fedhlm_app.learning import policy_bounds
+from fedhlm_app.settings import Settings
+from strategies.certified import Calibrated
+from strategies.cluster_map import ClusterMap
+from strategies.factory import build_method, build_strategy
+from strategies.hierarchical import Hierarchical
+from strategies.privacy import CentralPrivacy
+from strategies.records import RoundRecord
+from strategies.trained import TrainedThenCalibrated
+
+
+def build_of(
+    settings: Settings, clusters: ClusterMap, on_round: Callable[[RoundRecord], None]
+) -> Hierarchical:
+    """The strategy that the settings ask for, before its first round.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    clusters : ClusterMap
+        Which client is in which cluster.
+    on_round : callable
+        Called with each finished round.
+    """
+    low, high = policy_bounds(settings)
+    options: dict[str, Any] = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
+        "evaluate_every": max(1, settings.evaluate_every),
+        "min_clients": settings.min_clients,
+        "node_wait_s": settings.round_timeout,
+        "seed": settings.seed,
+        "bounds": (low, high),
+        # An evaluation may route more tokens than a round, and reports them as its weight.
+        "max_weight": float(
+            max(
+                settings.tokens_per_round,
+                settings.evaluate_prompts * settings.tokens_per_prompt,
+            )
+        ),
+        "on_round": on_round,
+    }
+    if calibrates(settings) and settings.policy == "router":
+        return TrainedThenCalibrated(
+            calibration_of(settings),
+            clusters,
+            training_rounds=settings.router_rounds,
+            method=build_method(
+                settings.strategy,
+                proximal_mu=settings.proximal_mu,
+                server_learning_rate=settings.server_learning_rate,
+            ),
+            edge_rule=settings.edge_rule,
+            cloud_rule="uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
+            # The settings refuse the personal tiers with a router.
+            tier=cast(Literal["global", "cluster"], settings.personalisation),
+            check=partial(problem_of, settings),
+            privacy=_central_privacy(settings),
+            **options,
+        )
+    if calibrates(settings):
+        return Calibrated(
+            calibration_of(settings),
+            clusters,
+            tier=settings.personalisation,
+            pseudo=settings.shrinkage,
+            check=partial(problem_of, settings),
+            privacy=_central_privacy(settings),
+            **options,
+        )
+    return build_strategy(
+        settings.strategy,
+        settings.edge_rule,
+        "uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
+        clusters,
+        proximal_mu=settings.proximal_mu,
+        server_learning_rate=settings.server_learning_rate,
+        personalisation=settings.personalisation,
+        shrink_weight=settings.shrinkage,
+        privacy=_central_privacy(settings),
+        **options,
+    )
+
+
+def _central_privacy(settings: Settings) -> CentralPrivacy | None:
+    if settings.privacy != "central":
+        return None
+    # Whoever knows the seed of the noise can take it away: it is drawn, and kept nowhere.
+    return CentralPrivacy(
+        settings.privacy_clip,
+        settings.privacy_noise,
+        settings.privacy_delta,
+        seed=secrets.randbits(63),
+    )
