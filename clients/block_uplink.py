@@ -207,7 +207,7 @@ class BlockUplink(LanguageModelUplink):
             traffic.failures += 1
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             texts.held[ahead.rows] = 0
-            self._fall_asleep()
+            self.back_off.failed()
             return unserved
         outcomes = [self._settle(escalation, ahead, i, answer) for i, answer in enumerate(answers)]
         served, accepted, tokens = (np.array(column) for column in zip(*outcomes, strict=True))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from clients.back_off import BackOff
 from clients.records import Traffic
 from hlm.wire import WireError
 
@@ -67,18 +67,12 @@ class EdgeLink:
 
     def __init__(self, transport: EdgeTransport, config: EdgeLinkConfig) -> None:
         self.transport = transport
-        self._config = config
-        self._pause = config.first_pause
-        self._asleep_until = 0.0
+        self.back_off = BackOff(config.first_pause, config.longest_pause)
 
     @property
     def asleep(self) -> bool:
         """Whether the edge server is left alone after a failure."""
-        return time.monotonic() < self._asleep_until
-
-    def wake(self) -> None:
-        """Try again at once."""
-        self._asleep_until = 0.0
+        return self.back_off.asleep
 
     def send(
         self, payload: bytes, decode: Callable[[bytes], Answer], traffic: Traffic
@@ -89,9 +83,8 @@ class EdgeLink:
             reply = decode(answer)
         except (ConnectionError, TimeoutError, WireError):
             traffic.failures += 1
-            self._asleep_until = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, self._config.longest_pause)
+            self.back_off.failed()
             return None
-        self._pause = self._config.first_pause
+        self.back_off.answered()
         traffic.edge += len(payload) + len(answer)
         return reply

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clients.back_off import BackOff
 from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolution
 from hlm.randomness import DrawKeys
@@ -28,6 +29,7 @@ from hlm.wire import (
     RowReply,
     Status,
     TokenCode,
+    WireError,
     decode_reply,
     encode_request,
 )
@@ -86,7 +88,7 @@ class UplinkConfig:
         Shorter code for token ids, which the server must know as well.
     first_pause, longest_pause : float
         Seconds for which the server is left alone after a failure; doubles with each further
-        failure.
+        one, and starts again after an answer.
     """
 
     client: int
@@ -119,13 +121,12 @@ class LanguageModelUplink:
         self.transport = transport
         self.verifier = verifier
         self.config = config
-        self._pause = config.first_pause
-        self._asleep_until = 0.0
+        self.back_off = BackOff(config.first_pause, config.longest_pause)
 
     @property
     def asleep(self) -> bool:
         """Whether the server is left alone after a failure."""
-        return time.monotonic() < self._asleep_until
+        return self.back_off.asleep
 
     def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
         """Have the rows verified; rows without an answer stay undecided."""
@@ -143,7 +144,7 @@ class LanguageModelUplink:
             traffic.failures += 1
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             escalation.texts.held[escalation.rows] = 0
-            self._fall_asleep()
+            self.back_off.failed()
         return resolution
 
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
@@ -185,7 +186,7 @@ class LanguageModelUplink:
                     replies[i] = reply
         except LinkDown:
             traffic.failures += 1
-            self._fall_asleep()
+            self.back_off.failed()
             return
         finally:
             if learned:
@@ -296,8 +297,12 @@ class LanguageModelUplink:
         begin = time.perf_counter()
         try:
             answer = self.transport.exchange(payload)
+        except WireError:
+            self.back_off.answered()  # a refusal is an answer too
+            raise
         finally:
             traffic.waited += time.perf_counter() - begin
+        self.back_off.answered()
         traffic.uplink += len(payload)
         traffic.downlink += len(answer)
         traffic.messages += 1
@@ -306,10 +311,6 @@ class LanguageModelUplink:
 
     def _plain_verifier(self) -> str:
         return "greedy" if self.config.sampling.decoding == "greedy" else "coupled"
-
-    def _fall_asleep(self) -> None:
-        self._asleep_until = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, self.config.longest_pause)
 
 
 def note_feedback(

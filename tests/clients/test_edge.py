@@ -115,7 +115,7 @@ def test_while_the_edge_is_down_tokens_go_to_the_llm_and_it_comes_back():
     first.flush(traffic)
     assert link.calls == 1 and first.link.asleep  # left alone
     link.down = False
-    first.link.wake()
+    first.link.back_off.wake()
     edge.clear()
     # It has lost its memory, and the tokens that waited refill it.
     run(first, contexts(1, 5), [0], [0], traffic)
