@@ -6,24 +6,51 @@ import json
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).resolve().parent / "out"
 
+_INSTRUCTIONS = (
+    "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve", "bf16",
+)  # fmt: skip
+"""Instruction sets that decide how fast, and with which rounding, matrices are multiplied."""
+
 
 def machine() -> str:
     """The machine in words: processor, cores available, operating system, Python."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    python = platform.python_version()
-    return f"{processor}, {cores} cores, {platform.system()} {platform.release()}, Python {python}"
+    facts = machine_facts()
+    cores, system, python = facts["cores"], facts["system"], facts["python"]
+    return f"{facts['processor']}, {cores} cores, {system}, Python {python}"
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a figure has to be read with: processor, its instruction sets, cores, versions."""
+    cpu = _cpuinfo()
+    flags = set((cpu.get("flags") or cpu.get("Features", "")).split())
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
+        # Virtual machines tend to hide a processor's name, not its family.
+        "family": "/".join(cpu.get(key, "?") for key in ("cpu family", "model", "stepping")),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def commit() -> str:
@@ -58,6 +85,12 @@ def write_report(name: str, figures: dict[str, Any]) -> Path:
     """
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{name}.json"
-    report = {"name": name, "machine": machine(), "commit": commit(), "figures": figures}
+    report = {
+        "name": name,
+        "machine": machine(),
+        "facts": machine_facts(),
+        "commit": commit(),
+        "figures": figures,
+    }
     path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return path

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhlm_app import client_app, client_rounds
+from fedhlm_app import client_app, client_rounds, edge_hosting
+from fedhlm_app.actor_names import edge_actor_name
 from fedhlm_app.device import Device
+from fedhlm_app.edge import has_edge
 from fedhlm_app.federation import Federation
 from fedhlm_app.links import DirectLink
 from fedhlm_app.runs import RunFolder
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
+from servers.edge import EdgeServer
 
 DEFAULTS = {
     "clients": 4,
@@ -65,13 +68,47 @@ class LocalGrid:
         return answers
 
 
+class LocalEdges:
+    """The edge servers of a run, in place of their actors."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.servers: dict[str, EdgeServer] = {}
+
+    def ensure(self, assignment: Sequence[int]) -> None:
+        clusters = self.settings.clusters
+        for cluster in range(clusters):
+            members = [client for client, own in enumerate(assignment) if own == cluster]
+            name = edge_actor_name(1, cluster)
+            if name not in self.servers:
+                self.servers[name] = edge_hosting.build_edge(
+                    self.settings, 1, cluster, members, clusters
+                )
+
+    def publish(self) -> None:
+        for server in self.servers.values():
+            server.publish()
+
+
+class EdgeLink:
+    """Reaches an edge server by its actor's name, once it is there."""
+
+    def __init__(self, edges: LocalEdges, name: str) -> None:
+        self.edges, self.name = edges, name
+
+    def exchange(self, payload: bytes) -> bytes:
+        return self.edges.servers[self.name].handle(payload)
+
+
 class Runner:
     """Builds devices once; runs share the LLM service."""
 
     def __init__(self, monkeypatch) -> None:
         self.service = build_service(settings_of())
         self.devices: dict[tuple[Settings, int], Device] = {}
+        self.edges: LocalEdges | None = None
         monkeypatch.setattr(client_rounds, "_device", self._device)
+        monkeypatch.setattr(edge_hosting, "RayLink", lambda name, _: EdgeLink(self.edges, name))
         # Flower's Message wants to know who writes it.
         for name in ("_task_id", "_run_id", "_node_id"):
             monkeypatch.setattr(TaskIdentity, name, 1)
@@ -79,7 +116,12 @@ class Runner:
     def _device(self, settings: Settings, client: int, run: int) -> Device:
         key = (settings, client)
         if key not in self.devices:
-            self.devices[key] = Device(settings, client, DirectLink(self.service))
+            self.devices[key] = Device(
+                settings,
+                client,
+                DirectLink(self.service),
+                lambda cluster: EdgeLink(self.edges, edge_actor_name(run, cluster)),
+            )
         return self.devices[key]
 
     def run(self, folder: Path, stop_after: int | None = None, **changes):
@@ -88,6 +130,7 @@ class Runner:
             settings = settings.model_copy(update={"run_dir": str(folder)})
         run_folder = RunFolder.create(settings, {})
         grid = LocalGrid(settings, self.service, stop_after)
-        federation = Federation(settings, None, run_folder, None)
+        self.edges = LocalEdges(settings) if has_edge(settings) else None
+        federation = Federation(settings, None, run_folder, None, self.edges)
         federation.run(grid)
         return federation, run_folder, grid

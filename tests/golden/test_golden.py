@@ -1,0 +1,78 @@
+"""What users get stays as it was: runs of every kind against a file of results.
+
+A change of behaviour on purpose is written down with `python -m tests.golden --write`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import get_args
+
+import pytest
+
+from fedhlm_app.settings import Settings
+from hlm.verification import VERIFIERS
+from tests.golden import store
+from tests.golden.cases import RUNS, covered
+from tests.golden.results import CASES, result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_ends_as_it_did(name):
+    file = store.load()
+    same = file["machine"] == store.machine_kind()
+    lines = store.differences(file["cases"][name], result(name), same)
+    assert not lines, f"{name}:\n" + "\n".join(lines)
+    if not same:
+        pytest.skip(
+            f"written on {file['machine']}; tokens may flip at ties here, so texts and thresholds "
+            "were not compared, only shapes and sums"
+        )
+
+
+def test_the_file_holds_every_case_and_no_other():
+    assert set(store.load()["cases"]) == set(CASES)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["learning", "strategy", "workload", "policy", "cache_mode", "peer_mode", "personalisation",
+     "decoding", "uncertainty", "router_optimizer"],
+)  # fmt: skip
+def test_every_value_is_covered(field):
+    allowed = set(get_args(Settings.model_fields[field].annotation)) - {"auto"}
+    assert covered(field) == allowed
+
+
+def test_every_verifier_and_tier_is_covered():
+    # Blocks of drafts are a matter of `fedhlm compare`.
+    assert covered("verification") == set(VERIFIERS) - {"block"}
+    assert covered("inter_cluster") == {True, False}
+
+
+def test_tokens_are_decided_at_every_stage():
+    cases = store.load()["cases"]
+    for stage in ("local", "cache", "peer", "edge", "llm_accepted", "llm_resampled"):
+        assert any(cases[name]["resolution"][stage] for name in RUNS), stage
+
+
+def test_a_change_is_named():
+    golden = store.load()["cases"]["paper"]
+    found = copy.deepcopy(golden)
+    assert store.differences(golden, found, True) == []
+    found["threshold"]["global"] += 1e-6
+    found["resolution"]["local"] += 1
+    found["texts"]["digest"] = "other"
+    lines = store.differences(golden, found, True)
+    assert [line.split(":")[0] for line in lines] == [
+        "resolution/local",
+        "texts/digest",
+        "threshold/global",
+    ]
+    # On another processor a token may flip, but nothing may be missing or grow without bound.
+    assert store.differences(golden, found, False) == []
+    found["bytes"]["uplink"] *= 2
+    del found["audited"]
+    lines = store.differences(golden, found, False)
+    assert [line.split(":")[0] for line in lines] == ["audited", "bytes/uplink"]
