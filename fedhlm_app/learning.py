@@ -32,6 +32,7 @@ __all__ = [
     "initial_policy",
     "learn_locally",
     "learns",
+    "own_step_sizes",
     "policy_bounds",
     "private_policy",
     "rule_of",
@@ -124,6 +125,17 @@ def step_size(settings: Settings, server_round: int) -> float:
     if first == 0:
         first, decay = STEP_SIZES[settings.learning]
     return first / (1 + decay * (server_round - 1))
+
+
+def own_step_sizes(settings: Settings) -> dict[str, float]:
+    """What settings of 0 stand for, by kebab-case key: the first step of a rule, an optimizer."""
+    found = {}
+    if settings.learning_rate == 0 and settings.learning in STEP_SIZES:
+        first, decay = STEP_SIZES[settings.learning]
+        found = {"learning-rate": first, "learning-rate-decay": decay}
+    if settings.policy == "router" and settings.router_learning_rate == 0:
+        found["router-learning-rate"] = ROUTER_STEP_SIZES[settings.router_optimizer]
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import fcntl
-import hashlib
 import io
-import itertools
 import json
 import os
 import signal
@@ -22,13 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedhlm_app.runs import RunFolder, cores, write_atomically
-from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.settings.sources import Scalar, without_settings
+from fedhlm_app.settings import Settings
+from fedhlm_app.settings.sources import without_settings
+from fedhlm_app.sweep_cells import Cell
 
 CHECKPOINT = "checkpoint.json"
-_PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log")
-"""Settings that do not change a result, so cells that differ in them are the same cell."""
-
 _POLL_SECONDS = 0.2
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 60.0
@@ -41,28 +37,6 @@ class SweepBusyError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a sweep.
-
-    Attributes
-    ----------
-    varied : dict
-        The settings that make this cell, as they were written.
-    settings : Settings
-        All of them.
-    """
-
-    varied: dict[str, str]
-    settings: Settings
-
-    @property
-    def key(self) -> str:
-        """Eight hexadecimal digits that depend on everything that can change the result."""
-        counted = {k: v for k, v in self.settings.to_run_config().items() if k not in _PLACE}
-        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How one cell ended: its run folder (None when nothing was started) and error (or "")."""
 
@@ -72,9 +46,9 @@ class Outcome:
     seconds: float
 
     def row(self) -> dict[str, Any]:
-        """One line of the table: the varied settings, then figures; None where there are none."""
+        """One line of the table: what makes the cell, then figures; None where there are none."""
         summary = None if self.folder is None or self.error else self.folder.summary()
-        row: dict[str, Any] = dict(self.cell.varied)
+        row: dict[str, Any] = dict(self.cell.shown)
         row |= dict.fromkeys(FIGURES)
         if summary is not None:
             row |= {name: read(summary) for name, read in FIGURES.items()}
@@ -96,42 +70,6 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "seconds": lambda s: s["seconds"]["total"],
 }
 """Columns of the table and where they are in a summary."""
-
-
-def cells_of(base: Mapping[str, Scalar], grids: Sequence[str], lists: Sequence[str]) -> list[Cell]:
-    """Every combination of the grids, once for each entry of the list.
-
-    Parameters
-    ----------
-    base : mapping
-        Settings of all cells, by kebab-case key.
-    grids : sequence of str
-        ``key=value,value,...`` each.
-    lists : sequence of str
-        ``key=value key=value ...`` each: settings that go together.
-
-    Raises
-    ------
-    SettingsError
-        Naming a word that is not understood, or the cell whose settings are wrong.
-    """
-    axes = [_axis(grid) for grid in grids]
-    keys = [axis[0][0] for axis in axes]
-    if repeated := {key for key in keys if keys.count(key) > 1}:
-        raise SettingsError(f"--grid {sorted(repeated)[0]}: given twice")
-    bundles: list[dict[str, str]] = [_bundle(entry) for entry in lists] or [{}]
-    cells: dict[str, Cell] = {}
-    points = list(itertools.product(*axes))
-    for bundle, point in itertools.product(bundles, points):
-        varied = {**bundle, **dict(point)}
-        try:
-            settings = Settings.from_sources({**base, **varied})
-            settings.check_paths()
-        except SettingsError as error:
-            raise SettingsError(f"cell {_words(varied)}: {error}") from None
-        cell = Cell(varied, settings)
-        cells.setdefault(cell.key, cell)
-    return list(cells.values())
 
 
 def run_sweep(
@@ -306,32 +244,3 @@ def _write(folder: Path, outcomes: Sequence[Outcome]) -> None:
     writer.writerows(table)
     write_atomically(folder / "sweep.csv", text.getvalue())
     write_atomically(folder / "sweep.json", json.dumps(table, indent=2) + "\n")
-
-
-def _axis(grid: str) -> list[tuple[str, str]]:
-    key, equals, values = grid.partition("=")
-    found = [value.strip() for value in values.split(",")]
-    if not equals or not key.strip() or not all(found):
-        raise SettingsError(
-            f"--grid {grid!r}: must be key=value,value,..., for example --grid seed=0,1,2"
-        )
-    return [(key.strip(), value) for value in dict.fromkeys(found)]
-
-
-def _bundle(entry: str) -> dict[str, str]:
-    found = {}
-    for word in entry.split():
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise SettingsError(
-                f"--cell {entry!r}: must be key=value words, "
-                "for example --cell 'strategy=fedprox proximal-mu=1'"
-            )
-        found[key] = value
-    if not found:
-        raise SettingsError("--cell: empty")
-    return found
-
-
-def _words(varied: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in varied.items()) or "(defaults)"

@@ -20,7 +20,8 @@ from fedhlm_app.cli.run import (
     terminated_as_interrupted,
 )
 from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, cells_of, run_sweep
+from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, run_sweep
+from fedhlm_app.sweep_cells import cells_of
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,7 +59,8 @@ def sweep(
     - `fedhlm sweep --cell "learning=paper" --cell "learning=balanced cost-transmit=0.3"`
 
     The same command again runs only what is not finished; a run that was cut off goes on from its
-    checkpoint. Exit status as of `fedhlm run`; 1 when any cell failed.
+    checkpoint. `learning=auto` means one rule for all cells, and the table has a column for every
+    setting in which cells differ. Exit status as of `fedhlm run`; 1 when any cell failed.
     """
     errors = Console(stderr=True, highlight=False)
     try:
@@ -77,7 +79,9 @@ def sweep(
         state = outcome.error or (f"{outcome.seconds:.0f} s" if outcome.seconds else "was finished")
         errors.print(f"[{ended}/{len(cells)}] {words}: {state}", markup=False, soft_wrap=True)
 
-    errors.print(f"{len(cells)} cells in {directory}", markup=False, soft_wrap=True)
+    rules = {c.settings.learning for c in cells}
+    rule = f", learning={rules.pop()} in all" if len(rules) == 1 else ""
+    errors.print(f"{len(cells)} cells in {directory}{rule}", markup=False, soft_wrap=True)
     try:
         with terminated_as_interrupted():
             outcomes = run_sweep(cells, directory, jobs, report)
@@ -91,7 +95,7 @@ def sweep(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(_table(rows, [c.varied for c in cells]))
+        Console().print(_table(rows, [c.shown for c in cells]))
     failed = any(outcome.error for outcome in outcomes)
     raise typer.Exit(FAILED if failed else COMPLETED)
 
@@ -102,17 +106,17 @@ def _folder_name(name: str) -> str:
     return name
 
 
-def _table(rows: list[dict[str, Any]], varied: list[dict[str, str]]) -> Table:
+def _table(rows: list[dict[str, Any]], shown: list[dict[str, str]]) -> Table:
     table = Table()
-    keys = list(dict.fromkeys(key for entry in varied for key in entry))
+    keys = list(dict.fromkeys(key for entry in shown for key in entry))
     figures = [name for name in FIGURES if any(row[name] is not None for row in rows)]
     for key in keys:
         table.add_column(key)
     for figure in figures:
         table.add_column(figure.replace("_", " "), justify="right")
     for row in rows:
-        shown = [_shown(name, row[name]) for name in figures]
-        table.add_row(*(str(row.get(key, "")) for key in keys), *shown)
+        cells = [_shown(name, row[name]) for name in figures]
+        table.add_row(*(str(row.get(key, "")) for key in keys), *cells)
     return table
 
 

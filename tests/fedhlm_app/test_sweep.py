@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from fedhlm_app import sweep
 from fedhlm_app.cli.app import app
 from fedhlm_app.settings import SettingsError
-from fedhlm_app.sweep import FIGURES, cells_of, run_sweep
+from fedhlm_app.sweep import FIGURES, run_sweep
+from fedhlm_app.sweep_cells import cells_of
 
 SUMMARY = {
     "tokens": 10,
@@ -66,6 +67,37 @@ def test_grids_multiply_and_lists_add():
 
 def test_cells_that_give_the_same_result_are_one():
     assert len(cells_of({}, ["seed=0,1"], ["name=a", "name=b"])) == 2
+
+
+def test_strategies_are_compared_under_one_learning_rule():
+    cells = cells_of({}, ["strategy=fedavg,fedprox,scaffold"], [])
+    assert {cell.settings.learning for cell in cells} == {"balanced"}
+    assert [cell.shown for cell in cells] == [
+        {"strategy": name} for name in ("fedavg", "fedprox", "scaffold")
+    ]
+
+
+def test_a_rule_that_all_cells_agree_on_stays():
+    cells = cells_of({}, ["seed=0,1"], [])
+    assert {cell.settings.learning for cell in cells} == {"certified-high-probability"}
+
+
+def test_rules_that_cannot_be_one_are_refused_with_what_to_set():
+    with pytest.raises(SettingsError, match=r"linear in policy=u-hlm.*--set learning=balanced"):
+        cells_of({}, ["policy=threshold,u-hlm"], [])
+    cells = cells_of({"learning": "balanced"}, ["policy=threshold,u-hlm"], [])
+    assert {cell.settings.learning for cell in cells} == {"balanced"}
+
+
+def test_the_table_shows_what_differs_beside_what_was_varied():
+    cells = cells_of({}, ["learning=paper,balanced"], ["seed=1", "decoding=sampled"])
+    shown = [cell.shown for cell in cells]
+    assert [row["verification"] for row in shown] == ["greedy"] * 2 + ["coupled"] * 2
+    assert [row["learning"] for row in shown] == ["paper", "balanced"] * 2
+    assert len({row["learning-rate"] for row in shown}) == 2  # each rule's own
+    assert [row["decoding"] for row in shown] == ["greedy"] * 2 + ["sampled"] * 2
+    assert [row["seed"] for row in shown] == ["1"] * 2 + ["0"] * 2
+    assert "clients" not in shown[0]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +160,7 @@ def test_runs_end_with_a_sweep_that_is_killed(tmp_path):
     """A run notes its number and would go on for a minute; its sweep kills itself."""
     script = f"""
 import os, pathlib, signal, sys, threading, time
-from fedhlm_app import sweep
+from fedhlm_app import sweep, sweep_cells
 folder = pathlib.Path({str(tmp_path)!r})
 run = "import os, pathlib, sys, time; p = pathlib.Path(sys.argv[1]); " \
     "p.write_text(str(os.getpid())); time.sleep(60)"
@@ -138,7 +170,7 @@ def kill():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 threading.Thread(target=kill).start()
-sweep.run_sweep(sweep.cells_of({{}}, ["seed=1"], []), folder)
+sweep.run_sweep(sweep_cells.cells_of({{}}, ["seed=1"], []), folder)
 """
     done = subprocess.run([sys.executable, "-c", script], timeout=50, check=False)
     assert done.returncode == -signal.SIGKILL
