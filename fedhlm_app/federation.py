@@ -92,6 +92,9 @@ class Federation:
             self.edges.ensure(self._cluster_of_clients())
         if self.host is not None:
             self.host.wait()
+        if settings.resume:
+            self.folder.go_on(settings, self.strategy.rounds_done)
+            log(INFO, "Going on after round %d", self.strategy.rounds_done)
         self._write_progress(self.strategy.rounds_done)
         with self._token_log(self._clusters.watch(grid)) as listening:
             self.strategy.start(
@@ -128,12 +131,10 @@ class Federation:
             yield cast(Grid, LoggingGrid(grid, self._tokens))
 
     def _resume(self) -> None:
-        """Go on from the folder's checkpoint."""
+        """Take up the folder's checkpoint; the folder itself is not touched yet."""
         state, clusters, self.progress = checkpoint.load(self.folder.path)
         self._clusters.load_state_dict(clusters, self.strategy)
         self.strategy.load_state_dict(state)
-        self.folder.reopen(self.strategy.rounds_done)
-        log(INFO, "Going on after round %d", self.strategy.rounds_done)
 
     @property
     def epsilon(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedhlm_app import resuming
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.data.prompts import TEXT_TOKENS
@@ -37,6 +38,8 @@ def check(settings: Settings) -> Items:
         `SettingsError`).
     """
     settings.check_paths()
+    if settings.resume:
+        resuming.check(settings)
     items = items_of(settings)
     partition(items, settings.clients, settings.partition, settings.dirichlet_alpha, settings.seed)
     check_same_tokenizer(settings.slm, settings.llm)

@@ -105,7 +105,8 @@ class RunFolder:
         """Make the folder of a new run and write its `config.json`.
 
         The folder is `<run-dir>/<UTC time>-<name>`, the one that the launcher made and named in
-        FEDHLM_RUN_FOLDER, or the one that `resume` names.
+        FEDHLM_RUN_FOLDER, or the one that `resume` names, in which nothing is changed: see
+        `go_on`.
 
         Parameters
         ----------
@@ -130,12 +131,15 @@ class RunFolder:
                     "machine": machine(),
                 },
             )
-        elif settings.resume:
-            folder._note_changes(settings)
         return folder
 
-    def _note_changes(self, settings: Settings) -> None:
-        """Make `settings` those of `config.json`: the next resumption has to start from them."""
+    def go_on(self, settings: Settings, last_round: int) -> None:
+        """Take up a run again after its first `last_round` rounds, once every check has passed.
+
+        `config.json` takes these settings, which the next resumption starts from, and lines of
+        later rounds go, since they will be written again. Summary and report of a run that had
+        ended stay until the longer run replaces them; `summary.json` says of how many rounds it is.
+        """
         config = self.config()
         told = settings.to_run_config() | {"resume": ""}
         before = config["settings"]
@@ -144,6 +148,8 @@ class RunFolder:
             since = {key: before.get(key) for key in changed}
             config.setdefault("resumed", []).append({"at": _now(), "settings_before": since})
             self._write_json(CONFIG, config | {"settings": told})
+        kept = [line for line in self.metrics() if line["round"] <= last_round]
+        write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def config(self) -> dict[str, Any]:
         """Return `config.json`: start, settings, versions, machine."""
@@ -165,17 +171,6 @@ class RunFolder:
             return []
         complete = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in complete if line]
-
-    def reopen(self, last_round: int) -> None:
-        """Make the folder that of a run under way whose first `last_round` rounds are over.
-
-        Lines of later rounds go, since they will be written again, and so do summary and report
-        of a run that had ended: whoever looks must not take them for those of the longer run.
-        """
-        for name in (SUMMARY, REPORT):
-            (self.path / name).unlink(missing_ok=True)
-        kept = [line for line in self.metrics() if line["round"] <= last_round]
-        write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_progress(self, round_: int, rounds: int, counts: Mapping[str, int]) -> None:
         """Tell a watching launcher how far the run is."""

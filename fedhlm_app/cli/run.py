@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from fedhlm_app import resuming
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
@@ -61,11 +62,7 @@ def _resumed(given: Mapping[str, bool | int | float | str]) -> dict[str, bool | 
     folder = RunFolder(Path(resume).expanduser())
     if not resume or not folder.path.is_dir():
         return {}
-    # Strategies, and with them Flower, take a second to load that other commands are spared.
-    from fedhlm_app import checkpoint
-
-    checkpoint.load(folder.path)
-    return dict(folder.config()["settings"])
+    return resuming.settings_of(folder)
 
 
 def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -> int:
@@ -83,7 +80,8 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     errors = Console(stderr=True, highlight=False)
     try:
         settings = collect(options, pairs)
-        _check_before_start(settings)
+        if (result := _finished(settings)) is None:
+            _check_before_start(settings)
     except (ValueError, OSError) as error:
         # OSError: a hub name that is not in the cache and cannot be fetched.
         say(errors, str(error))
@@ -91,8 +89,9 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     except KeyboardInterrupt:
         return INTERRUPTED
     try:
-        with terminated_as_interrupted(), watch(errors, settings) as on_progress:
-            result = launch(settings, on_progress=on_progress)
+        if result is None:
+            with terminated_as_interrupted(), watch(errors, settings) as on_progress:
+                result = launch(settings, on_progress=on_progress)
     except KeyboardInterrupt:
         say(errors, "interrupted; every process of the run has been ended")
         return INTERRUPTED
@@ -107,6 +106,17 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     if not as_json and result.summary is not None:
         Console().print(result_table(result.summary, str(result.folder.path)))
     return COMPLETED
+
+
+def _finished(settings: Settings) -> RunResult | None:
+    """The result of a resumed run that has no round left; None where there is one to run."""
+    if not settings.resume:
+        return None
+    summary = resuming.result(settings, resuming.check(settings))
+    if summary is None:
+        return None
+    folder = RunFolder(Path(settings.resume))
+    return RunResult(folder, "finished:completed", "", (), summary, summary["seconds"]["total"])
 
 
 def _check_before_start(settings: Settings) -> None:

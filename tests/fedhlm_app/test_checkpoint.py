@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from fedhlm_app.checkpoint import CHECKPOINT, CheckpointError, Progress, load, save
-from fedhlm_app.cli.run import collect
-from fedhlm_app.runs import RunFolder
-from fedhlm_app.settings import Settings, SettingsError
 
 PROGRESS = Progress(
     Counter({"tokens": 30, "kept-loss": 1.5}),
@@ -53,16 +50,3 @@ def test_a_folder_without_a_readable_checkpoint_is_refused(tmp_path, text, messa
         (tmp_path / CHECKPOINT).write_text(text)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
-
-
-def test_a_resumed_run_keeps_its_settings_unless_told_otherwise(tmp_path):
-    before = Settings.from_sources({"run-dir": str(tmp_path), "seed": 7, "clients": 5}, {})
-    folder = RunFolder.create(before, {})
-    with pytest.raises(CheckpointError):
-        collect({"resume": str(folder.path)}, [])
-    save(folder.path, {"round": 1}, [0], PROGRESS)
-    settings = collect({"resume": str(folder.path), "rounds": 9}, [])
-    assert (settings.seed, settings.clients, settings.rounds) == (7, 5, 9)
-    assert settings.resume == str(folder.path)
-    with pytest.raises(SettingsError, match="resume"):
-        collect({"resume": str(tmp_path / "gone")}, [])

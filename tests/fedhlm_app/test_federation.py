@@ -166,6 +166,18 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(runner, tmp_path, changes)
         assert first[key] == second[key]
 
 
+def test_a_longer_run_that_is_cut_leaves_the_result_of_the_shorter_one(runner, tmp_path):
+    _, folder, _ = runner.run(tmp_path, rounds=1)
+    before = folder.summary()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tmp_path, rounds=3, resume=str(folder.path), stop_after=2)
+    assert folder.summary() == before and (folder.path / "report.html").exists()
+    assert [line["round"] for line in folder.metrics()] == [1, 2]
+    assert folder.config()["settings"]["rounds"] == 3
+    _, longer, _ = runner.run(tmp_path, rounds=3, resume=str(folder.path))
+    assert longer.summary()["rounds"] == 3
+
+
 def test_the_token_log_holds_every_token_and_no_text(runner, tmp_path):
     _, folder, _ = runner.run(tmp_path, token_log=True)
     table = read_tokens(folder)

@@ -57,8 +57,10 @@ def test_a_resumed_run_keeps_its_folder_and_says_what_was_changed(folder: RunFol
     again = settings_in(folder.path.parent).model_copy(
         update={"resume": str(folder.path), "rounds": 9}
     )
-    for _ in range(2):  # by the launcher, then by the ServerApp
+    for _ in range(2):  # by the launcher, then by the ServerApp: nothing is touched yet
         assert RunFolder.create(again, {}).path == folder.path
+    assert folder.config()["settings"]["rounds"] == 30
+    folder.go_on(again, last_round=0)
     config = folder.config()
     # A second resumption starts from these: the rounds asked for last, not those asked for first.
     assert config["settings"] == again.to_run_config() | {"resume": ""}
@@ -88,8 +90,9 @@ def test_metrics_are_lines_and_a_cut_one_is_left_out(folder: RunFolder) -> None:
     ]
     folder.write_summary(good())
     (folder.path / "report.html").write_text("old")
-    folder.reopen(last_round=1)
-    assert folder.summary() is None and not (folder.path / "report.html").exists()
+    folder.go_on(settings_in(folder.path.parent), last_round=1)
+    # Of the shorter run, until the longer one has its own.
+    assert folder.summary() == good() and (folder.path / "report.html").exists()
     folder.append_metrics({"round": 2})
     assert [line["round"] for line in folder.metrics()] == [1, 2]
     with pytest.raises(ValueError, match="round"):
