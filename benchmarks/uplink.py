@@ -20,28 +20,23 @@ import copy
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks._report import write_report
-from benchmarks._teacher_forced import corpus, shared_folder
+from benchmarks._teacher_forced import shared_folder
 from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
 from fedhlm_app.compare.calibration import Calibration
 from fedhlm_app.device import items_of
 from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.channels import LINKS
-from hlm.wire import TokenCode
 
 PUBLISHED_COUNT = 30
 """k of CU-HLM's own table."""
 
 PUBLISHED_SPEED_UP = 206
 """CU-HLM's throughput over HLM's, at most, in its own paper."""
-
-CODED = ", coded ids"
-CODE_TEXTS = 20_000
 
 AIMS = {"uplink": 6.0, "payload": 30.0}
 """How many times less than CU-HLM coupled draws should send up."""
@@ -82,25 +77,16 @@ def dataset() -> tuple[str, str]:
     return str(folder / "data" / "ag_news" / "validation.csv.gz"), "AG News validation"
 
 
-def token_code(vocab: int) -> TokenCode:
-    """Code for ids by how often each occurs in training text, for both sides to have."""
-    tokenizer: Any = load_tokenizer("builtin")
-    texts = [text for _, text in corpus("train", CODE_TEXTS)[1]]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return TokenCode(np.bincount(np.concatenate(encoded).astype(np.int64), minlength=vocab))
-
-
 def measure(options: argparse.Namespace, vocab: int) -> list[dict[str, Any]]:
     """Results of all methods, and of CU-HLM with its published k, at one vocabulary."""
     results: list[dict[str, Any]] = []
     slm, llm = padded(load_slm("builtin"), vocab), padded(load_llm("builtin"), vocab)
-    variants: tuple[tuple[str, int, TokenCode | None, list[str]], ...] = (
-        ("", 0, None, list(DEFAULT_METHODS)),
-        (f" k={PUBLISHED_COUNT}", PUBLISHED_COUNT, None, ["cu-hlm"]),
-        (CODED, 0, token_code(vocab), ["cu-hlm", "coupled", "fedhlm"]),
+    variants: tuple[tuple[str, int, list[str]], ...] = (
+        ("", 0, list(DEFAULT_METHODS)),
+        (f" k={PUBLISHED_COUNT}", PUBLISHED_COUNT, ["cu-hlm"]),
     )
     calibration: Calibration | None = None
-    for suffix, count, code, names in variants:
+    for suffix, count, names in variants:
         settings = Settings.from_sources(
             {
                 "decoding": "sampled",
@@ -118,7 +104,6 @@ def measure(options: argparse.Namespace, vocab: int) -> list[dict[str, Any]]:
             share=options.share,
             equal_share=True,
             accuracy=False,
-            token_code=code,
             clock=time.process_time,
         )
         comparison = Comparison(

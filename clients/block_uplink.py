@@ -3,100 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation
 from clients.uplink import LanguageModelUplink, LinkDown, Transport, UplinkConfig
-from hlm.quantising import law_from_weights, quantise
-from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import draw
-from hlm.verification import VERIFIERS, Claim, Draft, Verdict, Verifier
+from hlm.randomness import DrawKeys
+from hlm.verification import Draft, Verifier
 from hlm.wire import Row, RowReply, Status, following_row
-from hlm.wire.claims import claim_fields, verdict_of
 
-JOINT = "block"
-"""Name of block verification; any other name is a verifier that decides token by token."""
-
-JOINT_BITS = 8
-"""Precision of device laws under block verification. Any is exact, for drafts are drawn from what
-is sent; 16 would double the bytes."""
-
-
-class BlockMethod(Protocol):
-    """How drafts are drawn and finished when several of a text travel together."""
-
-    name: str
-
-    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
-        """Draw one draft a row.
-
-        Parameters
-        ----------
-        law : torch.Tensor
-            float64 [rows, vocab].
-        keys : DrawKeys
-            Of the drafts' places.
-        first : numpy.ndarray
-            int64 [rows], the place at which each row's block begins.
-        """
-        ...
-
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
-        """Tokens int64 [rows], resampled on the device where the server left that to it."""
-        ...
-
-
-class _TokenByToken:
-    """A place's draws depend on the place alone: what comes after a rejection was never used."""
-
-    def __init__(self, verifier: Verifier) -> None:
-        self.name = verifier.name
-        self._verifier = verifier
-
-    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
-        del first
-        return self._verifier.draft(law, keys)
-
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
-        return self._verifier.finish(draft, verdict, keys)
-
-
-class _Jointly:
-    """Block verification looks at all drafts before it keeps some, so a place that is drafted
-    again needs new numbers: those of the block's first place, which no two blocks share.
-    """
-
-    name = JOINT
-
-    def draft(self, law: torch.Tensor, keys: DrawKeys, first: IntArray) -> Draft:
-        weights = quantise(law, JOINT_BITS)
-        seen = law_from_weights(weights, JOINT_BITS)
-        tokens = draw(seen, uniforms(keys, Purpose.DRAFT, 1, first)[:, 0])
-        probabilities = seen.gather(1, tokens[:, None])[:, 0]
-        return Draft(tokens, probabilities, seen, Claim(tokens, weights=weights))
-
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
-        del draft, keys
-        return verdict.tokens
-
-
-def block_method(name: str) -> BlockMethod:
-    """The method of a name: a verifier's, or `JOINT`.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, or a verifier that may need several messages for one token.
-    """
-    allowed = [JOINT, *(known for known in VERIFIERS if known != "scalar-proposals")]
-    if name not in allowed:
-        raise ValueError(f"verifier = {name!r}: for blocks one of {', '.join(allowed)} is needed")
-    return _Jointly() if name == JOINT else _TokenByToken(VERIFIERS[name]())
+DECIDED_BY_ID = ("greedy", "coupled")
+"""Verifiers whose drafts are their ids alone, and that leave nothing to the device."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +32,8 @@ class Ahead:
         bool [n]: the token after the block is wanted if all drafts stand.
     drafts : list of Draft
         [depth], each of n rows; what is past a row's count means nothing.
-    keys : list of DrawKeys
-        [depth], each of n rows.
+    keys : DrawKeys
+        Of the first drafts, n rows.
     """
 
     rows: IntArray
@@ -123,7 +42,7 @@ class Ahead:
     counts: IntArray
     more: BoolArray
     drafts: list[Draft]
-    keys: list[DrawKeys]
+    keys: DrawKeys
 
 
 @dataclass(frozen=True)
@@ -152,15 +71,23 @@ class BlockUplink(LanguageModelUplink):
     ----------
     transport : Transport
         Carries bytes.
-    method : BlockMethod
-        See `block_method`.
+    verifier : Verifier
+        One of `DECIDED_BY_ID`; draws the drafts and says how they are decided.
     config : UplinkConfig
         As for `LanguageModelUplink`.
+
+    Raises
+    ------
+    ValueError
+        For a verifier that claims more about a draft than its id.
     """
 
-    def __init__(self, transport: Transport, method: BlockMethod, config: UplinkConfig) -> None:
-        super().__init__(transport, method, config)
-        self.method = method
+    def __init__(self, transport: Transport, verifier: Verifier, config: UplinkConfig) -> None:
+        if verifier.name not in DECIDED_BY_ID:
+            allowed = ", ".join(DECIDED_BY_ID)
+            raise ValueError(f"verifier = {verifier.name!r}: for blocks one of {allowed} is needed")
+        super().__init__(transport, verifier, config)
+        self.drafter = verifier
 
     def verify(
         self, texts: TextBatch, records: TokenRecords, ahead: Ahead, traffic: Traffic
@@ -191,7 +118,7 @@ class BlockUplink(LanguageModelUplink):
             steps=ahead.steps,
             positions=ahead.positions,
             draft=ahead.drafts[0],
-            keys=ahead.keys[0],
+            keys=ahead.keys,
             hidden=None,
             uncertainty=np.full(count, np.nan),
         )
@@ -216,8 +143,7 @@ class BlockUplink(LanguageModelUplink):
     def _block(self, escalation: Escalation, ahead: Ahead, i: int) -> list[Row]:
         rows = [self._row(escalation, i, ahead.drafts[0].claim)]
         for draft in ahead.drafts[1 : ahead.counts[i]]:
-            fields = claim_fields(draft.claim, i)
-            rows.append(following_row(rows[-1], int(draft.tokens[i]), **fields))
+            rows.append(following_row(rows[-1], int(draft.tokens[i])))
         if ahead.more[i]:
             rows.append(following_row(rows[-1]))
         return rows
@@ -225,7 +151,7 @@ class BlockUplink(LanguageModelUplink):
     def _ask(self, blocks: list[list[Row]], traffic: Traffic) -> list[list[RowReply]]:
         rows = [row for block in blocks for row in block]
         feedback = self.config.feedback or self.config.draft_feedback
-        replies = iter(self._exchange(rows, self.method.name, feedback, traffic))
+        replies = iter(self._exchange(rows, self.verifier.name, feedback, traffic))
         return [[next(replies) for _ in block] for block in blocks]
 
     def _settle(
@@ -243,11 +169,6 @@ class BlockUplink(LanguageModelUplink):
         token = -1 if served[-1].accepted else served[-1].token
         known = accepted + int(token >= 0)
         escalation.texts.held[ahead.rows[i]] = ahead.positions[i] + known
-        if token < 0 and not served[-1].accepted:
-            only = torch.tensor([i])
-            draft = ahead.drafts[accepted].select(only)
-            verdict = verdict_of([served[-1]], draft.claim.tokens, self.config.vocab)
-            token = int(self.method.finish(draft, verdict, ahead.keys[accepted].select(only))[0])
         return True, accepted, token
 
     def _note_drafts(

@@ -35,7 +35,7 @@ class SpeculativeDecoder:
         Sampling, seed, client, end tokens and the uncertainty that is recorded; audits and
         features play no part.
     uplink : BlockUplink
-        Its method draws and decides.
+        Its verifier draws and decides.
     draft_tokens : int
         Most drafts of one text in one message, >= 1.
 
@@ -125,14 +125,12 @@ class SpeculativeDecoder:
         ends = list(self.config.end_tokens)
         ended = np.zeros(len(running), np.bool_)
         drafts: list[Draft] = []
-        keys: list[DrawKeys] = []
         logits = step.logits
         while True:
             depth = len(drafts)
             place = DrawKeys(self.config.seed, sessions, positions + depth)
-            draft = self.uplink.method.draft(law(logits, self.config.sampling), place, positions)
+            draft = self.uplink.drafter.draft(law(logits, self.config.sampling), place)
             drafts.append(draft)
-            keys.append(place)
             self._note(records, running, steps + depth, counts > depth, logits, draft, place)
             tokens = draft.tokens.numpy()
             # Nothing follows the end of a text.
@@ -140,9 +138,9 @@ class SpeculativeDecoder:
             counts[stops], ended[stops] = depth + 1, True
             further = counts > depth + 1
             if not further.any():
-                return Ahead(
-                    running, steps, positions, counts, ~ended & (counts < left), drafts, keys
-                )
+                keys = DrawKeys(self.config.seed, sessions, positions)
+                more = ~ended & (counts < left)
+                return Ahead(running, steps, positions, counts, more, drafts, keys)
             logits = decoder.read(tokens[:, None], further.astype(np.int64)).logits
 
     def _note(
@@ -171,7 +169,7 @@ class SpeculativeDecoder:
         self, texts: TextBatch, records: TokenRecords, ahead: Ahead, verified: Verified
     ) -> None:
         """Add to each text what stands of its block, and the token after it."""
-        shared = self.config.sampling.decoding == "greedy" or self.uplink.method.name == "coupled"
+        shared = self.config.sampling.decoding == "greedy" or self.uplink.verifier.name == "coupled"
         for i, row in enumerate(ahead.rows):
             served, count = bool(verified.served[i]), int(ahead.counts[i])
             stand = int(verified.accepted[i]) if served else count

@@ -28,7 +28,6 @@ from hlm.wire import (
     Row,
     RowReply,
     Status,
-    TokenCode,
     WireError,
     decode_reply,
     encode_request,
@@ -84,8 +83,6 @@ class UplinkConfig:
         Ask for a byte about each kept token the server reads (free feedback).
     draft_feedback : bool
         Ask for a byte about each escalated draft; always so with `feedback`.
-    token_code : TokenCode, optional
-        Shorter code for token ids, which the server must know as well.
     first_pause, longest_pause : float
         Seconds for which the server is left alone after a failure; doubles with each further
         one, and starts again after an answer.
@@ -97,7 +94,6 @@ class UplinkConfig:
     seed: int = 0
     feedback: bool = True
     draft_feedback: bool = True
-    token_code: TokenCode | None = None
     first_pause: float = 0.5
     longest_pause: float = 30.0
 
@@ -293,7 +289,7 @@ class LanguageModelUplink:
             top_p=sampling.top_p,
             bits=16 if verifier == "full" else 8,
         )
-        payload = encode_request(request, self.config.token_code)
+        payload = encode_request(request)
         begin = time.perf_counter()
         try:
             answer = self.transport.exchange(payload)

@@ -25,21 +25,13 @@ from hlm.wire import (
     Request,
     RowReply,
     Status,
-    TokenCode,
     WireError,
     decode_request,
     encode_reply,
 )
 from hlm.wire.claims import claim_of, reply_fields
 from servers.asked import AskedRow, IntArray, SessionKey, asked_row, draw_keys, feed_of
-from servers.blocks import (
-    BLOCK_VERIFIER,
-    joint_fields,
-    own_tokens,
-    skipped,
-    verify_jointly,
-    waves,
-)
+from servers.blocks import own_tokens, skipped, waves
 from servers.engine import Engine, Feed
 
 
@@ -52,16 +44,11 @@ class LanguageModelService:
         The large model.
     limits : Limits
         Largest message that is read.
-    token_code : TokenCode, optional
-        Shorter code for token ids, for devices that use it.
     """
 
-    def __init__(
-        self, engine: Engine, limits: Limits | None = None, token_code: TokenCode | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self.engine = engine
         self.limits = Limits() if limits is None else limits
-        self.token_code = token_code
         self._lock = threading.Lock()
 
     def handle(self, payload: bytes) -> bytes:
@@ -96,14 +83,11 @@ class LanguageModelService:
         WireError
             When the bytes are no valid request, or not for this model's vocabulary.
         """
-        request = decode_request(payload, self.limits, self.token_code)
+        request = decode_request(payload, self.limits)
         if request.vocab > self.engine.vocab:
             raise WireError(
                 f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
             )
-        known = (*VERIFIERS, BLOCK_VERIFIER)
-        if request.verifier not in known:
-            raise WireError(f"verifier={request.verifier!r}: this server knows {', '.join(known)}")
         return request
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
@@ -208,11 +192,6 @@ class LanguageModelService:
         target = law(logits, sampling).cpu()
         keys = draw_keys(request, asking, np.array([item.end for item in asking], np.int64))
         rows = [item.row for item in asking]
-        if request.verifier == BLOCK_VERIFIER:
-            outcomes = verify_jointly(target, rows, keys, request.bits)
-            for item, fields in zip(asking, joint_fields(rows, outcomes), strict=True):
-                item.decided = fields
-            return
         drafted = np.flatnonzero([item.drafted for item in asking])
         further = np.flatnonzero([not item.drafted for item in asking])
         if len(drafted):

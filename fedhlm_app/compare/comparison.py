@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clients.block_uplink import BlockUplink, block_method
+from clients.block_uplink import BlockUplink
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
 from clients.routing import Router, RouterConfig
@@ -41,7 +41,6 @@ from fedhlm_app.verifiers import build_verifier
 from fedhlm_app.workload import WorkMaker
 from hlm.channels import LINKS, Link
 from hlm.verification import Verifier
-from hlm.wire import TokenCode
 from servers.engine import Engine, context_limit
 from servers.llm import LanguageModelService
 
@@ -81,8 +80,6 @@ class Plan:
         Most drafts in one message of `speculative`, >= 1.
     accuracy : bool
         Also take token accuracy (`score`) and label accuracy (`classify`) of the same items.
-    token_code : TokenCode, optional
-        For ids on the wire.
     clock : callable
         Measures compute, in s: wall time, unless a benchmark on a busy machine asks for processor
         time.
@@ -98,7 +95,6 @@ class Plan:
     risk_prone: bool = False
     draft_tokens: int = 4
     accuracy: bool = True
-    token_code: TokenCode | None = None
     clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -235,7 +231,7 @@ class Comparison:
     def _speculative(self, routed: Routed) -> Speculative:
         """The same with a decoder that drafts in blocks."""
         verifier, recorder = routed.router.drafter, routed.recorder
-        uplink = BlockUplink(recorder, block_method(self._plain().name), routed.uplink.config)
+        uplink = BlockUplink(recorder, self._plain(), routed.uplink.config)
         decoder = SpeculativeDecoder(self.slm, routed.router.config, uplink, self.plan.draft_tokens)
         router = Router(self.slm, routed.router.config, FixedPolicy(False), verifier, [uplink])
         return Speculative(decoder, routed.method, router, uplink, recorder)
@@ -250,7 +246,7 @@ class Comparison:
                 self.calibration.draft_line if method.verifier.startswith("truncated") else None,
             )
         engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
-        service = LanguageModelService(engine, token_code=self.plan.token_code)
+        service = LanguageModelService(engine)
         recorder = Recorder(DirectLink(service), self.plan.clock)
         config = UplinkConfig(
             client=client,
@@ -260,7 +256,6 @@ class Comparison:
             feedback=method.free_feedback,
             # Only FedHLM asks for it; the others' papers have no such byte.
             draft_feedback=method.free_feedback,
-            token_code=self.plan.token_code,
         )
         uplink = LanguageModelUplink(recorder, verifier, config)
         router_config = self._config(client, method.measure)

@@ -120,8 +120,7 @@ class Routed:
             # Text of the small model alone is tied to no draw of the large one.
             race = self.method.verifier == "coupled" and self.method.escalates != "nothing"
             self.tally.add_text(records, traffic, seconds, greedy, race)
-            code = self.uplink.config.token_code
-            self.tally.payload += sum(payload_bytes(request, code) for request in requests)
+            self.tally.payload += sum(payload_bytes(request) for request in requests)
         return records
 
     def answer(self, workload: str, work: Work) -> None:

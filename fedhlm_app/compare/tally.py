@@ -10,24 +10,24 @@ import numpy as np
 
 from clients.records import Stage, TokenRecords, Traffic
 from hlm.channels import LINKS, Link, Trace
-from hlm.wire import NO_TOKEN, TokenCode, decode_request, encode_request
+from hlm.wire import NO_TOKEN, decode_request, encode_request
 
 __all__ = ["Tally", "payload_bytes"]
 
 
-def payload_bytes(message: bytes, token_code: TokenCode | None = None) -> int:
+def payload_bytes(message: bytes) -> int:
     """Bytes of a request that are there because of its drafts and what is claimed about them.
 
     The length of the request, less its length if it only fed the same tokens; a byte more or less
     for the padding at the end.
     """
-    request = decode_request(message, token_code=token_code)
+    request = decode_request(message)
     rows = [
         replace(row, draft=NO_TOKEN, weight=None, support=None, weights=None, attempt=0)
         for row in request.rows
         if not row.block
     ]
-    return len(message) - len(encode_request(replace(request, rows=tuple(rows)), token_code))
+    return len(message) - len(encode_request(replace(request, rows=tuple(rows))))
 
 
 @dataclass

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from hlm.verification.block import block_verify, tokenwise_verify
 from hlm.verification.coupled import Coupled
 from hlm.verification.full import Full
 from hlm.verification.greedy import Greedy
@@ -36,8 +35,6 @@ __all__ = [
     "TruncatedExact",
     "Verdict",
     "Verifier",
-    "block_verify",
-    "tokenwise_verify",
     "total_variation",
 ]
 

@@ -38,7 +38,6 @@ from hlm.wire.request import (
     decode_request,
     encode_request,
 )
-from hlm.wire.tokens import TokenCode
 
 __all__ = [
     "NO_TOKEN",
@@ -58,7 +57,6 @@ __all__ = [
     "RowReply",
     "Shape",
     "Status",
-    "TokenCode",
     "TrailingData",
     "TruncatedMessage",
     "UnsupportedVersion",

@@ -58,11 +58,6 @@ class BitReader:
         value = int.from_bytes(window, "big") << (8 * missing)
         return (value >> (-stop & 7)) & ((1 << width) - 1)
 
-    def skip(self, width: int) -> None:
-        """Read on without looking."""
-        self._require(width)
-        self._position += width
-
     def flag(self) -> bool:
         """Read one bit."""
         return self.uint(1) == 1

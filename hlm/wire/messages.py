@@ -42,7 +42,6 @@ VERIFIER_SHAPES: dict[str, Shape] = {
     "greedy": Shape.NOTHING,
     "truncated-exact": Shape.SUPPORT,
     "scalar-proposals": Shape.WEIGHT,
-    "block": Shape.LAW,
 }
 """Verifiers the wire knows; a name's place is its code, so new names go at the end (16 at most)."""
 

@@ -33,28 +33,25 @@ from hlm.wire.messages import (
     Shape,
     following_row,
 )
-from hlm.wire.tokens import FINGERPRINT_BITS, TokenCode
 
 VERSION = 1
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
 
 _VERIFIERS = tuple(VERIFIER_SHAPES)
-_FIXED_IDS, _CODED_IDS = range(2)
+_FIXED_IDS = 0
 _DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
 _DECIMALS = 10_000
 _DEFAULT_LIMITS = Limits()
 
 
-def encode_request(request: Request, token_code: TokenCode | None = None) -> bytes:
+def encode_request(request: Request) -> bytes:
     """Bytes of ``request``.
 
     Parameters
     ----------
     request
         What to say.
-    token_code
-        Code for token ids that the server has as well; used where it is shorter.
 
     Raises
     ------
@@ -68,7 +65,6 @@ def encode_request(request: Request, token_code: TokenCode | None = None) -> byt
     drafted = [row.draft != NO_TOKEN for row in rows]
     asking = [row for row in rows if row.draft != NO_TOKEN]
     ids = _joined([*(row.tokens for row in leading), np.array([row.draft for row in asking])])
-    coded = token_code if _shortens(token_code, ids, request.vocab) else None
     law = _law_form(request)
     any_quiet = any(row.quiet for row in leading)
 
@@ -80,7 +76,7 @@ def encode_request(request: Request, token_code: TokenCode | None = None) -> byt
     writer.flag(request.decoding == "sampled")
     writer.uint(law, 2)
     writer.flag(request.bits == 16)
-    writer.uint(_FIXED_IDS if coded is None else _CODED_IDS, 2)
+    writer.uint(_FIXED_IDS, 2)
     writer.flag(any_quiet)
     writer.flag(all(drafted))
     writer.flag(len(leading) < len(rows))
@@ -98,19 +94,13 @@ def encode_request(request: Request, token_code: TokenCode | None = None) -> byt
         writer.column([row.quiet for row in leading], 5)
     if not all(drafted):
         writer.bits(drafted)
-    if coded is None:
-        writer.array(ids, bits_needed(request.vocab))
-    else:
-        writer.uint(coded.fingerprint, FINGERPRINT_BITS)
-        coded.write(writer, ids)
+    writer.array(ids, bits_needed(request.vocab))
     if asking:
         _write_claims(writer, request, asking, shape)
     return writer.getvalue()
 
 
-def decode_request(
-    payload: bytes, limits: Limits = _DEFAULT_LIMITS, token_code: TokenCode | None = None
-) -> Request:
+def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     """The request that ``payload`` holds.
 
     Parameters
@@ -119,8 +109,6 @@ def decode_request(
         The bytes.
     limits
         Largest request that is read.
-    token_code
-        Code for token ids, for devices that use it.
 
     Raises
     ------
@@ -147,7 +135,9 @@ def decode_request(
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
     columns = _read_columns(reader, sessions, leads, any_quiet, all_drafted, limits)
-    ids = _read_ids(reader, columns.ids, vocab, coding, token_code)
+    if coding != _FIXED_IDS:
+        raise UnsupportedVersion(f"token id coding {coding}; known is {_FIXED_IDS}")
+    ids = reader.array(columns.ids, bits_needed(vocab))
     rows = _rows(columns, ids)
     _read_claims(reader, rows, _VERIFIERS[code], vocab, bits, limits)
     reader.finish()
@@ -255,26 +245,6 @@ def _read_columns(
     count = sessions.size
     drafted = np.ones(count, dtype=bool) if all_drafted else reader.bits(count).astype(bool)
     return _Columns(sessions, leads, drafted, starts, lengths, quiet)
-
-
-def _shortens(token_code: TokenCode | None, ids: IntArray, vocab: int) -> bool:
-    if token_code is None or token_code.vocab != vocab:
-        return False
-    return token_code.bits(ids) + FINGERPRINT_BITS < ids.size * bits_needed(vocab)
-
-
-def _read_ids(
-    reader: BitReader, count: int, vocab: int, coding: int, token_code: TokenCode | None
-) -> IntArray:
-    if coding == _FIXED_IDS:
-        return reader.array(count, bits_needed(vocab))
-    if coding != _CODED_IDS:
-        raise UnsupportedVersion(f"token id coding {coding}; known are 0 to {_CODED_IDS}")
-    fingerprint = reader.uint(FINGERPRINT_BITS)
-    if token_code is None or (token_code.fingerprint, token_code.vocab) != (fingerprint, vocab):
-        mine = None if token_code is None else hex(token_code.fingerprint)
-        raise UnsupportedVersion(f"token code {fingerprint:#x} of {vocab} ids; this is {mine}")
-    return token_code.read(reader, count)
 
 
 def _rows(columns: _Columns, ids: IntArray) -> list[Row]:

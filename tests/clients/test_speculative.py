@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from clients.block_uplink import BlockUplink, block_method
+from clients.block_uplink import BlockUplink
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.rollback import RollbackDecoder
@@ -18,6 +18,7 @@ from clients.speculative import SpeculativeDecoder
 from clients.uplink import UplinkConfig
 from hlm.sampling import Sampling, law
 from hlm.uncertainty import closed_form
+from hlm.verification import VERIFIERS
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from tests.models import ARCHITECTURES, VOCAB, random_model
@@ -48,7 +49,7 @@ class Setup:
         vocab = slm.config.vocab_size
         self.uplink = BlockUplink(
             self.link,
-            block_method(name),
+            VERIFIERS[name](),
             UplinkConfig(0, vocab, sampling, seed=seed, first_pause=pause),
         )
         config = RouterConfig(
@@ -112,15 +113,14 @@ def small_vocabulary(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "scalar", "coupled", "block"])
-def test_the_law_of_texts_is_the_llms(method):
-    """4,000 texts of three tokens against their exact law; false alarm 1e-4 a method."""
+def test_the_law_of_texts_is_the_llms():
+    """4,000 texts of three tokens against their exact law; false alarm 1e-4."""
     slm, llm = small_vocabulary(1), small_vocabulary(2)
     prompt = np.array([1, 3])
     texts_made, batch = 4000, 1000
     made, resampled = [], []
     for first in range(0, texts_made, batch):
-        setup = Setup(slm, llm, SAMPLED, method, draft_tokens=2, context=16, sessions=batch)
+        setup = Setup(slm, llm, SAMPLED, draft_tokens=2, context=16, sessions=batch)
         sessions = np.arange(first, first + batch)
         texts, records, _ = setup.generate([prompt] * batch, 3, sessions)
         made.append(texts.tokens[:, 2:5] @ np.array([25, 5, 1]))
@@ -160,14 +160,11 @@ def test_no_more_is_drafted_than_is_wanted():
     assert (texts.lengths - texts.prompt_lengths == 3).all()
 
 
-@pytest.mark.parametrize(
-    ("sampling", "method"),
-    [(GREEDY, "greedy"), (SAMPLED, "coupled"), (SAMPLED, "scalar"), (SAMPLED, "block")],
-)
-def test_the_device_knows_what_the_server_holds(sampling, method):
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_the_device_knows_what_the_server_holds(sampling):
     slm = random_model("llama", 1)
     llm = relative(slm, 0.1)
-    setup = Setup(slm, llm, sampling, method)
+    setup = Setup(slm, llm, sampling)
     prefixes = []
     exchange = setup.uplink.transport.exchange
 
@@ -277,9 +274,9 @@ def test_feedback_tells_of_every_draft_that_was_reached():
 
 
 def test_unknown_methods_and_empty_blocks_are_refused():
-    with pytest.raises(ValueError, match="scalar-proposals"):
-        block_method("scalar-proposals")
     slm = random_model("llama", 1)
+    with pytest.raises(ValueError, match=r"verifier = 'full'.*greedy, coupled"):
+        Setup(slm, slm, SAMPLED, "full")
     with pytest.raises(ValueError, match="draft_tokens = 0"):
         Setup(slm, slm, draft_tokens=0)
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from fedhlm_app.verifiers import build_verifier, count_rule, verifier_of
 from hlm.count_rules import FixedCount, OfflineBudget, OnlineCount
 from hlm.line import UncertaintyLine
 from hlm.verification import VERIFIERS, ScalarProposals, Truncated
-from hlm.wire import TokenCode, decode_request
+from hlm.wire import decode_request
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts
 
@@ -120,18 +118,3 @@ def test_wrong_parameters_are_refused_by_name():
         build_verifier("truncated", 0, -0.5)
     with pytest.raises(ValueError, match=r"theta_tv = -0.5"):
         build_verifier("truncated-exact", 0, -0.5, budget="offline")
-
-
-def test_a_token_code_shortens_requests_and_changes_nothing_else():
-    prompts = [np.full(30, 5), np.full(20, 9)]
-    setups = [
-        build(random_model("llama", 1), random_model("llama", 2), RandomPolicy(0.5), SAMPLED)
-        for _ in range(2)
-    ]
-    code = TokenCode(np.bincount([5] * 99 + [9] * 99, minlength=VOCAB))
-    setups[1].link.service.token_code = code
-    setups[1].uplink.config = replace(setups[1].uplink.config, token_code=code)
-    (plain, _, longer), (coded, _, shorter) = (setup.generate(prompts, STEPS) for setup in setups)
-    assert np.array_equal(plain.tokens, coded.tokens)
-    assert shorter.uplink < longer.uplink
-    assert shorter.downlink == longer.downlink

@@ -10,7 +10,6 @@ from hlm.count_rules import FixedCount, OfflineBudget, OnlineCount
 from hlm.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.randomness import DrawKeys
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
-from hlm.verification.block import Outcomes, block_outcomes, tokenwise_outcomes
 from hlm.verification.coupled import Coupled, kept_loss, match_probability
 from hlm.verification.scalar import proposal_probability
 from hlm.verification.speculative import accept_probability, output_law, residual
@@ -336,69 +335,6 @@ def test_speculative_loss_is_beta_of_the_paper():
     loss = 1 - accept_probability(x, y)
     assert torch.allclose(loss[possible], beta[possible], atol=1e-15)
     assert torch.allclose((x * loss).sum(-1), total_variation(x, y), atol=1e-12)
-
-
-# ---- blocks ----------------------------------------------------------------------------------
-
-
-def block_text_law(small, large, outcomes_of, block):
-    """Law of texts of block + 1 tokens that verification and then the target produce."""
-    vocab = small.vocab
-    drafts = torch.tensor(list(itertools.product(range(vocab), repeat=block)))
-    x = torch.stack(
-        [
-            torch.cat([small.laws[tuple(draft[:i].tolist())] for i in range(block)])
-            for draft in drafts
-        ]
-    )
-    y = torch.stack(
-        [
-            torch.cat([large.laws[tuple(draft[:i].tolist())] for i in range(block + 1)])
-            for draft in drafts
-        ]
-    )
-    outcomes = outcomes_of(x, y, drafts)
-    chance = x.gather(2, drafts.unsqueeze(2)).squeeze(2).prod(1)
-    result = {}
-    for text in itertools.product(range(vocab), repeat=block + 1):
-        for row in range(drafts.shape[0]):
-            for count in range(block + 1):
-                if tuple(drafts[row, :count].tolist()) != text[:count]:
-                    continue
-                share = chance[row] * outcomes.accepted[row, count]
-                share = share * outcomes.next_laws[row, count, text[count]]
-                for size in range(count + 1, block + 1):
-                    share = share * large.laws[text[:size]][0, text[size]]
-                result[text] = result.get(text, 0.0) + float(share)
-    mean = float((chance.unsqueeze(1) * outcomes.accepted * torch.arange(block + 1)).sum())
-    return torch.tensor([result[text] for text in sorted(result)], dtype=torch.float64), mean
-
-
-@pytest.mark.parametrize(("vocab", "block"), [(2, 1), (3, 1), (2, 2), (3, 2), (2, 3)])
-def test_blocks_have_the_target_law_and_stand_longer(vocab, block):
-    longer = 0
-    for seed in range(8):
-        small = Model(seed, vocab, block + 1)
-        large = Model(seed + 70, vocab, block + 1)
-        expected = large.text_law()
-        by_block, mean_block = block_text_law(small, large, block_outcomes, block)
-        by_token, mean_token = block_text_law(small, large, tokenwise_outcomes, block)
-        assert float((by_block - expected).abs().max()) < 1e-9
-        assert float((by_token - expected).abs().max()) < 1e-9
-        assert mean_block >= mean_token - 1e-12
-        longer += mean_block > mean_token + 1e-3
-    assert longer > 0 if block > 1 else longer == 0
-
-
-def test_block_of_equal_laws_stands_whole():
-    small = Model(3, 3, 3)
-    outcomes = block_outcomes(
-        torch.cat([small.laws[()], small.laws[(1,)]])[None],
-        torch.cat([small.laws[()], small.laws[(1,)], small.laws[(1, 2)]])[None],
-        torch.tensor([[1, 2]]),
-    )
-    assert isinstance(outcomes, Outcomes)
-    assert outcomes.accepted[0, 2] == pytest.approx(1.0)
 
 
 def test_dither_slices_cover_every_rounding():

@@ -26,8 +26,6 @@ from hlm.verification import (
     Truncated,
     TruncatedExact,
     Verifier,
-    block_verify,
-    tokenwise_verify,
     total_variation,
 )
 from hlm.verification.coupled import exponential_race
@@ -99,22 +97,6 @@ def test_tokens_follow_the_stated_law_and_rejections_the_stated_rate(verifier):
 def test_biased_method_is_seen_to_be_biased():
     _, _, tokens = run(Truncated(FixedCount(1)), X.expand(ROWS, -1), Y.expand(ROWS, -1), keys(ROWS))
     assert chi_square(tokens.clamp(max=4), Y[0, :5]) < FALSE_ALARM
-
-
-@pytest.mark.parametrize("verify", [block_verify, tokenwise_verify])
-def test_blocks_as_sampled_follow_the_target(verify):
-    # laws without context: the first token of every outcome has law y
-    from hlm.randomness import Purpose, uniforms
-    from hlm.sampling import draw
-
-    points = uniforms(keys(ROWS), Purpose.DRAFT, 2)
-    drafts = draw(X.expand(ROWS, -1), points)
-    x = X.expand(ROWS, 2, -1)
-    y = Y.expand(ROWS, 3, -1)
-    counts, following = verify(x, y, drafts, uniforms(keys(ROWS), Purpose.ACCEPT, 2))
-    first = torch.where(counts > 0, drafts[:, 0], following)
-    assert chi_square(first, Y[0]) > FALSE_ALARM
-    assert set(counts.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
@@ -339,18 +321,6 @@ def test_mean_number_of_proposals_looked_at_is_one():
     distance = total_variation(draft.law[:1], Y).item()
     deviation = ((2 - distance) / distance - 1) ** 0.5 / ROWS**0.5
     assert abs(mean - 1) < 5 * deviation  # false alarm 6e-7
-
-
-def test_block_arguments_are_checked():
-    x, y = X.expand(2, 3, -1), Y.expand(2, 4, -1)
-    points = torch.full((2, 2), 0.5)
-    good = torch.zeros(2, 3, dtype=torch.int64)
-    assert block_verify(x, y, good, points)[0].shape == (2,)
-    for laws, targets, drafts in ((X, y, good), (x, y[:, :3], good), (x, y, good[:, :2])):
-        with pytest.raises(ValueError, match="must be"):
-            block_verify(laws, targets, drafts, points)
-    with pytest.raises(ValueError, match="drafts"):
-        block_verify(x, y, good + 6, points)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

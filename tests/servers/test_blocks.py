@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from hlm.quantising import quantise
-from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
+from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law
-from hlm.verification import block_verify
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, Row, Status, decode_reply, encode_request, following_row
-from servers.blocks import joint_fields, runs, skipped, verify_jointly, waves
+from servers.blocks import skipped, waves
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from tests.models import VOCAB, random_model
@@ -136,69 +135,6 @@ def test_a_block_is_decided_as_its_drafts_one_by_one(verifier):
         assert service.engine.held((0, session)) == other.engine.held((0, session))
         lengths.append(len(alone))
     assert len(set(lengths)) == 3
-
-
-def random_laws(generator, *shape):
-    return generator.dirichlet(np.full(VOCAB, 0.3), shape)
-
-
-def test_joint_verification_groups_blocks_of_any_size():
-    generator = np.random.default_rng(0)
-    rows, expected, start = [], [], 0
-    sizes = [(3, True), (1, False), (3, False), (2, True), (1, True)]
-    total = sum(size + more for size, more in sizes)
-    target = torch.from_numpy(random_laws(generator, total))
-    for session, (size, more) in enumerate(sizes):
-        device = 0.5 * target[start : start + size].numpy() + 0.5 / VOCAB
-        drafts = [int(generator.choice(VOCAB, p=row / row.sum())) for row in device]
-        rows += block(drafts, session=session, more=more, claims=law_claims(device, 8))
-        weights = torch.from_numpy(np.stack([r.weights for r in rows[start : start + size]]))
-        after = target[start + size] if more else target[start]
-        laws = torch.cat([target[start : start + size], after[None]])
-        draws = [uniforms(keys_at(3, session), p, 1) for p in (Purpose.ACCEPT, Purpose.RESAMPLE)]
-        count, token = block_verify(
-            weights[None] / 256.0, laws[None], torch.tensor([drafts]), torch.cat(draws, 1)
-        )
-        asked = count < size or more
-        expected.append((int(count), int(token) if asked else -1))
-        start += size + more
-    sessions = np.array([row.session for row in rows], np.uint64)
-    positions = np.array([row.start + len(row.tokens) for row in rows])
-    found = verify_jointly(target, rows, DrawKeys(SEED, sessions, positions), 8)
-    assert found == expected
-    fields = joint_fields(rows, found)
-    for group, (count, token) in zip(runs(rows), found, strict=True):
-        assert [fields[i]["accepted"] for i in group[:count]] == [True] * count
-        if count < len(group):
-            assert (fields[group[count]]["accepted"], fields[group[count]]["token"]) == (
-                False,
-                token,
-            )
-
-
-def test_block_verification_over_the_wire_keeps_what_stands():
-    generator = np.random.default_rng(1)
-    counts = []
-    for session in range(40):
-        context, drafts, laws = list(PREFIX), [], []
-        for _ in range(3):
-            target = law(logits_after(context), Sampling("sampled"))[0].numpy()
-            laws.append(0.8 * target + 0.2 / VOCAB)
-            drafts.append(int(generator.choice(VOCAB, p=laws[-1] / laws[-1].sum())))
-            context.append(drafts[-1])
-        claims = law_claims(np.stack(laws) / np.sum(laws, 1, keepdims=True), 8)
-        if any(claim["weights"][d] == 0 for claim, d in zip(claims, drafts, strict=True)):
-            continue
-        service = make_service()
-        rows = block(drafts, session=session, more=True, claims=claims)
-        replies = ask(service, rows, "block", "sampled")
-        served = [reply for reply in replies if reply.status == Status.OK]
-        accepted = [reply.accepted for reply in served]
-        assert accepted == [True] * (len(served) - 1) + [False]
-        assert 0 <= served[-1].token < VOCAB
-        assert service.engine.held((0, session)) == len(PREFIX) + len(served)
-        counts.append(len(served))
-    assert {1, 4} <= set(counts)
 
 
 def test_without_the_prefix_the_first_row_asks_for_it_and_the_rest_is_skipped():
