@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, forced, pair_name
 from clients.feedback import Feedback
+from clients.minibatches import minibatch_gradient
 from clients.router_model import (
     AdamMemory,
     RouterLearning,
     RouterModel,
     adam_steps,
-    minibatch_gradient,
 )
 from clients.step_features import StepFeatures
 from fedhlm_app.pair.load import load_slm

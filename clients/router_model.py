@@ -22,7 +22,6 @@ __all__ = [
     "RouterLearning",
     "RouterModel",
     "adam_steps",
-    "minibatch_gradient",
     "rescored",
 ]
 
@@ -193,29 +192,6 @@ class RouterLearning:
         return feedback.features[rows], beta[rows], feedback.weight[rows]
 
 
-def minibatch_gradient(
-    learning: RouterLearning, feedback: Feedback, batch_size: int, generator: np.random.Generator
-) -> Callable[[Vector], Vector]:
-    """Gradient on ``batch_size`` >= 1 tokens at a time, reshuffled after each pass over them.
-
-    Returns a function float64 [size] -> float64 [size] that moves on with every call: what a
-    client's local SGD steps take as gradient.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    known = feedback.select(feedback.known)
-    order = np.zeros(0, np.int64)
-
-    def gradient(policy: Vector) -> Vector:
-        nonlocal order
-        if not len(order):
-            order = generator.permutation(len(known)).astype(np.int64)
-        rows, order = order[:batch_size], order[batch_size:]
-        return learning.gradient(policy, known.select(rows))
-
-    return gradient
-
-
 @dataclass
 class AdamMemory:
     """What a client keeps of its gradients between rounds; it never leaves the device.
@@ -252,7 +228,7 @@ def adam_steps(
     policy : float64 [size]
         Start; not modified.
     gradient : callable
-        float64 [size] -> float64 [size], e.g. from :func:`minibatch_gradient`.
+        float64 [size] -> float64 [size], e.g. from :func:`clients.minibatches.minibatch_gradient`.
     steps : int
         >= 0.
     learning_rate : float

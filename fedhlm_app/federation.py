@@ -24,7 +24,7 @@ from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns
 from fedhlm_app.report import write_report
 from fedhlm_app.runs import RunFolder, versions
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, advice
 from fedhlm_app.summary import STAGES
 from fedhlm_app.token_columns import LoggingGrid
 from fedhlm_app.token_log import TokenLog, write_events
@@ -86,6 +86,8 @@ class Federation:
         """
         settings = self.settings
         self._began = time.monotonic()
+        for line in advice(settings):
+            log(WARNING, line)
         self._clusters.introduce(grid, self.strategy)
         self._tell_sizes()
         if self.edges is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from clients.feedback import Feedback
+from clients.minibatches import minibatch_gradient
 from clients.records import FloatArray
 from clients.router_model import adam_steps
 from clients.threshold import (
@@ -205,7 +206,11 @@ def learn_locally(
     steps = settings.router_steps if settings.policy == "router" else settings.local_steps
     method = cast(Method, config.get("local-method", "fedavg"))
     mu = float(cast(float, config.get("proximal-mu", 0.0)))
-    gradient = partial(rule.gradient, feedback=feedback)
+    gradient: Callable[[FloatArray], FloatArray] = partial(rule.gradient, feedback=feedback)
+    if 0 < settings.local_batch < len(feedback):
+        shuffle = np.random.default_rng([settings.seed, server_round])
+        gradient = minibatch_gradient(rule, feedback, settings.local_batch, shuffle)
+        steps *= -(-len(feedback) // settings.local_batch)
     if settings.router_optimizer == "adam" and escalates_all(settings, server_round):
         pull = mu if method == "fedprox" else 0.0
         moved = adam_steps(policy, lambda at: gradient(at) + pull * (at - policy), steps, rate)

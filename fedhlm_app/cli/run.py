@@ -16,7 +16,7 @@ from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
 from fedhlm_app.runs import RunFolder
-from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings import Settings, SettingsError, advice
 
 COMPLETED, FAILED, BAD_SETTINGS, INTERRUPTED = 0, 1, 2, 130
 
@@ -82,6 +82,7 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
         settings = collect(options, pairs)
         if (result := _finished(settings)) is None:
             _check_before_start(settings)
+            warn(errors, settings)
     except (ValueError, OSError) as error:
         # OSError: a hub name that is not in the cache and cannot be fetched.
         say(errors, str(error))
@@ -124,6 +125,12 @@ def _check_before_start(settings: Settings) -> None:
     from fedhlm_app import preflight
 
     preflight.check(settings)
+
+
+def warn(console: Console, settings: Settings) -> None:
+    """Say which choices make no difference."""
+    for line in advice(settings):
+        console.print(f"fedhlm: {line}", style="yellow", markup=False, soft_wrap=True)
 
 
 def say(console: Console, message: str) -> None:

@@ -18,8 +18,9 @@ from fedhlm_app.cli.run import (
     parse_overrides,
     say,
     terminated_as_interrupted,
+    warn,
 )
-from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, run_sweep
 from fedhlm_app.sweep_cells import cells_of
 
@@ -82,6 +83,8 @@ def sweep(
     rules = {c.settings.learning for c in cells}
     rule = f", learning={rules.pop()} in all" if len(rules) == 1 else ""
     errors.print(f"{len(cells)} cells in {directory}{rule}", markup=False, soft_wrap=True)
+    for found in {tuple(advice(c.settings)): c.settings for c in cells}.values():
+        warn(errors, found)
     try:
         with terminated_as_interrupted():
             outcomes = run_sweep(cells, directory, jobs, report)

@@ -38,7 +38,18 @@ class LearningGroup(Group):
         at_most=1e4,
     )
     local_steps: int = setting(
-        1, "gradient steps of a client in a round", unit="steps", at_least=1, at_most=10_000
+        1,
+        "gradient steps of a client in a round, or passes over its tokens with local-batch",
+        unit="steps",
+        at_least=1,
+        at_most=10_000,
+    )
+    local_batch: int = setting(
+        0,
+        "tokens of one gradient step, so that clients with more tokens take more steps; 0: all",
+        unit="tokens",
+        at_least=0,
+        at_most=1_000_000,
     )
     cost_transmit: float = setting(
         0.2, "balanced: cost of sending one token", unit="cost", at_least=0, at_most=1e9

@@ -26,8 +26,8 @@ from fedhlm_app.settings.words import allowed_values
 
 # pydantic collects fields from the last base to the first.
 GRADIENT_SETTINGS = (
-    "strategy", "edge-rule", "cloud-rule", "local-steps", "learning-rate", "privacy",
-    "initial-threshold", "cost-transmit", "cost-error",
+    "strategy", "edge-rule", "cloud-rule", "local-steps", "local-batch", "learning-rate",
+    "privacy", "initial-threshold", "cost-transmit", "cost-error",
 )  # fmt: skip
 """Settings that mean nothing to a certified rule: whoever gives one wants gradients."""
 

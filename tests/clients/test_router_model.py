@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.feedback import Feedback
+from clients.minibatches import minibatch_gradient
 from clients.router_model import (
     AdamMemory,
     RouterLearning,
     RouterModel,
     adam_steps,
-    minibatch_gradient,
     rescored,
 )
 from clients.threshold import ThresholdLearning
