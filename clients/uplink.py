@@ -9,6 +9,7 @@ server is not asked at all.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -175,7 +176,7 @@ class LanguageModelUplink:
         try:
             replies = self._exchange(measured, self._plain_verifier(), True, counted)
             again = [i for i, r in enumerate(replies) if r.status == Status.PREFIX_NEEDED]
-            whole = [_whole(measured[i], texts, places[i][0]) for i in again]
+            whole = _resent(measured, again, texts, [row for row, _ in places])
             if whole:
                 resent = self._exchange(whole, self._plain_verifier(), True, counted)
                 for i, reply in zip(again, resent, strict=True):
@@ -211,7 +212,7 @@ class LanguageModelUplink:
         replies = self._exchange(rows, self.verifier.name, feedback, traffic)
         again = [i for i, reply in enumerate(replies) if reply.status == Status.PREFIX_NEEDED]
         if again:
-            whole = [_whole(rows[i], escalation.texts, escalation.rows[pending[i]]) for i in again]
+            whole = _resent(rows, again, escalation.texts, escalation.rows[pending])
             resent = self._exchange(whole, self.verifier.name, feedback, traffic)
             for i, row, reply in zip(again, whole, resent, strict=True):
                 rows[i], replies[i] = row, reply
@@ -333,7 +334,19 @@ def note_feedback(
     records.draft_choice[row, steps[same]] = choice[same]
 
 
-def _whole(row: Row, texts: TextBatch, index: int) -> Row:
-    """The same question with the whole prefix; feedback is wanted for what it was before."""
-    end = row.start + len(row.tokens)
-    return replace(row, start=0, tokens=texts.tokens[index, :end], quiet=row.start + row.quiet)
+def _resent(
+    rows: Sequence[Row], again: Sequence[int], texts: TextBatch, owners: Sequence[int] | IntArray
+) -> list[Row]:
+    """The same questions, and the whole prefix in the first of each text.
+
+    Feedback is wanted for what it was before.
+    """
+    found: list[Row] = []
+    for i in again:
+        row = rows[i]
+        if not found or found[-1].session != row.session:
+            end = row.start + len(row.tokens)
+            whole = texts.tokens[owners[i], :end]
+            row = replace(row, start=0, tokens=whole, quiet=row.start + row.quiet)
+        found.append(row)
+    return found

@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from hlm.wire import WireError, encode_reply
-
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
     from servers.edge import EdgeServer
@@ -67,7 +65,7 @@ class RequestBatcher:
             while len(batch) < self.most and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             payloads = [payload for payload, _ in batch]
-            answers = await loop.run_in_executor(self._thread, self._answer, payloads)
+            answers = await loop.run_in_executor(self._thread, self.service.handle_each, payloads)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the caller has given up
                     continue
@@ -75,24 +73,6 @@ class RequestBatcher:
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
-
-    def _answer(self, payloads: list[bytes]) -> list[bytes | BaseException]:
-        """Answer each; a bad request spoils no other."""
-        answers: list[bytes | BaseException] = [WireError("not answered")] * len(payloads)
-        good = []
-        for index, payload in enumerate(payloads):
-            try:
-                good.append((index, self.service.read(payload)))
-            except WireError as error:
-                answers[index] = error
-        try:
-            replies = self.service.answer([request for _, request in good])
-            for (index, request), reply in zip(good, replies, strict=True):
-                answers[index] = encode_reply(reply, request)
-        except Exception as error:  # the callers must hear of it, whatever it is
-            for index, _ in good:
-                answers[index] = error
-        return answers
 
 
 class LanguageModelActor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -17,23 +16,6 @@ from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
 from hlm.sampling import draw, top_token
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Row
-
-
-def waves(rows: Sequence[tuple[Any, Row]]) -> list[int]:
-    """In which forward pass each row of (session, row) can be read at the earliest, from 0.
-
-    What a row after a block goes on from depends on how the block was decided, so it has to wait.
-    """
-    last: dict[Any, tuple[int, Row]] = {}
-    found = []
-    for session, row in rows:
-        wave = 0
-        if session in last:
-            wave, before = last[session]
-            wave += int(before.block and not row.block)
-        last[session] = (wave, row)
-        found.append(wave)
-    return found
 
 
 def own_tokens(target: torch.Tensor, decoding: str, verifier: str, keys: DrawKeys) -> torch.Tensor:

@@ -30,8 +30,17 @@ from hlm.wire import (
     encode_reply,
 )
 from hlm.wire.claims import claim_of, reply_fields
-from servers.asked import AskedRow, IntArray, SessionKey, asked_row, draw_keys, feed_of
-from servers.blocks import own_tokens, skipped, waves
+from servers.asked import (
+    AskedRow,
+    IntArray,
+    SessionKey,
+    asked_row,
+    check_askable,
+    draw_keys,
+    feed_of,
+    turns,
+)
+from servers.blocks import own_tokens, skipped
 from servers.engine import Engine, Feed
 
 
@@ -67,7 +76,7 @@ class LanguageModelService:
         Raises
         ------
         WireError
-            When any of them is no valid request; check untrusted ones with `read` first.
+            When any of them is no valid request; `handle_each` tells their callers apart.
         """
         requests = [self.read(payload) for payload in payloads]
         replies = self.answer(requests)
@@ -75,40 +84,59 @@ class LanguageModelService:
             encode_reply(reply, request) for reply, request in zip(replies, requests, strict=True)
         ]
 
+    def handle_each(self, payloads: Sequence[bytes]) -> list[bytes | Exception]:
+        """Answer several requests of different callers from shared forward passes.
+
+        Returns
+        -------
+        list of bytes or Exception
+            A reply each; what was wrong where there is none. One caller's error is its own: should
+            it come up in a shared pass, all are answered one by one. (They can be: a request says
+            itself where its tokens belong, so a second time does no harm.)
+        """
+        answers: dict[int, bytes | Exception] = {}
+        good: list[tuple[int, Request]] = []
+        for index, payload in enumerate(payloads):
+            try:
+                good.append((index, self.read(payload)))
+            except WireError as error:
+                answers[index] = error
+        try:
+            replies = self.answer([request for _, request in good])
+            for (index, request), reply in zip(good, replies, strict=True):
+                answers[index] = encode_reply(reply, request)
+        except Exception as error:  # the callers must hear of it, whatever it is
+            if len(good) == 1:
+                answers[good[0][0]] = error
+            else:
+                for index, _ in good:
+                    (answers[index],) = self.handle_each([payloads[index]])
+        return [answers[index] for index in range(len(payloads))]
+
     def read(self, payload: bytes) -> Request:
         """Decode a request and check it against the model.
 
         Raises
         ------
         WireError
-            When the bytes are no valid request, or not for this model's vocabulary.
+            When the bytes are no valid request, or none that this model can serve.
         """
         request = decode_request(payload, self.limits)
         if request.vocab > self.engine.vocab:
             raise WireError(
                 f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
             )
+        check_askable(request)
         return request
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Decide every row of every request, in order."""
+        asked = [[asked_row(request, i) for i in range(len(request.rows))] for request in requests]
         with self._lock, torch.inference_mode():
-            passes = self.engine.stats.passes
-            asked = [
-                [asked_row(request, i) for i in range(len(request.rows))] for request in requests
-            ]
-            everything = [item for items in asked for item in items]
-            wave_of = waves([(item.session, item.row) for item in everything])
-            for wave in range(max(wave_of, default=-1) + 1):
-                chosen = {
-                    id(item): item
-                    for item, number in zip(everything, wave_of, strict=True)
-                    if number == wave
-                }
-                self._read_texts(list(chosen.values()))
-                for request, items in zip(requests, asked, strict=True):
-                    self._decide(request, [item for item in items if id(item) in chosen])
-            passes = self.engine.stats.passes - passes
+            for together in turns(asked):
+                self._read_texts([item for index in together for item in asked[index]])
+                for index in together:
+                    self._decide(requests[index], asked[index])
         return [
             Reply(tuple(item.reply or RowReply(Status.REFUSED) for item in items), passes=None)
             for items in asked

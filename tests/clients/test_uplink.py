@@ -142,3 +142,18 @@ def test_a_text_too_long_for_the_server_goes_on_locally():
     counts = records.stage_counts()
     assert counts["unresolved"] > 0
     assert counts["llm_accepted"] + counts["llm_resampled"] > 0
+
+
+def test_several_rows_of_a_dropped_text_bring_its_prefix_once():
+    slm, llm = pair()
+    prompts = make_prompts(VOCAB, 4, least=10, most=16)
+    found = []
+    for sessions in (64, 2):
+        setup = build(slm, llm, RandomPolicy(0.4), sessions=sessions)
+        texts = TextBatch(prompts, np.arange(4), given=True)
+        records = setup.router.score(texts, np.full(4, 2), Traffic())
+        setup.uplink.measure(texts, records, Traffic())
+        assert (records.choice[records.present] >= 0).all()
+        found.append(records.token[records.present])
+    assert np.array_equal(*found)
+    assert setup.engine.stats.evictions > 0

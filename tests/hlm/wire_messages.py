@@ -44,10 +44,13 @@ def claim(random: Generator, verifier: str, vocab: int, bits: int) -> dict[str, 
 
 
 def random_request(
-    random: Generator, verifier: str | None = None, most_sessions: int = 8
+    random: Generator,
+    verifier: str | None = None,
+    most_sessions: int = 8,
+    vocabs: tuple[int, ...] = (2, 3, 10, 100, 257, 4096),
 ) -> Request:
     verifier = verifier or str(random.choice(list(VERIFIER_SHAPES)))
-    vocab = int(random.choice([2, 3, 10, 100, 257, 4096]))
+    vocab = int(random.choice(vocabs))
     bits = int(random.choice([8, 16]))
     count = int(random.integers(1, most_sessions + 1))
     if random.random() < 0.5:

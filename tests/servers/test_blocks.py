@@ -9,7 +9,7 @@ from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, Row, Status, decode_reply, encode_request, following_row
-from servers.blocks import skipped, waves
+from servers.blocks import skipped
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from tests.models import VOCAB, random_model
@@ -152,21 +152,6 @@ def test_a_block_too_long_for_the_context_is_served_as_far_as_it_goes():
     assert [reply.status for reply in replies] == [ok, skip, skip, skip, skip]
 
 
-def test_a_row_after_a_block_goes_on_from_what_stands():
-    service, own = make_service(), own_text(6)
-    wrong = (own[0] + 1) % VOCAB
-    rows = block([wrong, 7, 8])
-    # In the same message: the text as the device has it, whatever became of the drafts.
-    kept = [own[0], 17]
-    rows.append(Row(0, len(PREFIX), np.array(kept), own_token([*PREFIX, *kept])))
-    replies = ask(service, rows)
-    assert [r.status for r in replies] == [Status.OK, Status.SKIPPED, Status.SKIPPED, Status.OK]
-    assert replies[0].token == own[0]
-    assert replies[3].accepted
-    assert service.engine.held((0, 0)) == len(PREFIX) + 3
-    assert service.engine.stats.passes == 2
-
-
 def test_blocks_of_several_texts_share_one_pass():
     service = make_service()
     texts = [(0, [5, 9, 2]), (1, [8]), (2, [4, 4, 4, 4, 6])]
@@ -195,15 +180,6 @@ def test_a_claim_that_cannot_be_is_refused_and_the_drafts_are_forgotten():
 def test_a_flush_is_not_asked_for_a_token():
     (reply,) = ask(make_service(), [Row(0, 0, np.array(PREFIX))])
     assert (reply.status, reply.token) == (Status.OK, -1)
-
-
-def test_waves_wait_for_blocks_alone():
-    first, second = block([1, 2]), block([3])
-    lone = Row(0, 3, np.array([4]), 5)
-    rows = [(row.session, row) for row in [*first, lone, *second]]
-    assert waves(rows) == [0, 0, 1, 1]
-    other = [(1, row) for row in block([1, 2], session=1)]
-    assert waves([*rows, *other]) == [0, 0, 1, 1, 0, 0]
 
 
 def test_skipping_ends_with_the_block():
