@@ -108,7 +108,7 @@ class Tally:
 class Recorder:
     """Last but one in a chain: writes down what the LLM decided, decides nothing."""
 
-    needs_hidden = True
+    needs_hidden, verifies = True, False
 
     def __init__(self) -> None:
         self.steps: list[tuple[Any, Any, Any]] = []
@@ -164,7 +164,7 @@ class Federation:
         chain: list[Resolver] = []
         if setup.cache_size:
             cache = TokenCache(self.embeddings, CacheConfig(capacity=setup.cache_size))
-            chain.append(CacheResolver(cache, setup.audit_rate))
+            chain.append(CacheResolver(cache, setup.audit_rate, before_peers=setup.peer_mode != "off"))
         if setup.peer_mode != "off":
             rule = None
             if setup.unit is not None:

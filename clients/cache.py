@@ -270,12 +270,22 @@ class CacheResolver:
         Share of hits that the LLM decides all the same.
     max_false_hits : float
         Share of wrong hits that closes the cache; 1: never.
+    before_peers : bool
+        Peers are asked next. While the cache is closed they get what it would have decided,
+        apart from audited rows.
     """
 
+    verifies = False
+
     def __init__(
-        self, cache: TokenCache, audit_rate: float = 0.0, max_false_hits: float = 1.0
+        self,
+        cache: TokenCache,
+        audit_rate: float = 0.0,
+        max_false_hits: float = 1.0,
+        before_peers: bool = False,
     ) -> None:
         self.cache = cache
+        self.before_peers = before_peers
         self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_CACHE)
         self.needs_hidden = cache.config.mode == "context"
 
@@ -283,10 +293,12 @@ class CacheResolver:
         """Tokens the cache knows, apart from those that are audited."""
         drafts = escalation.draft.tokens.cpu().numpy()
         tokens = self.cache.look_up(_contexts(escalation), drafts)
+        if self.before_peers and self.tier.closed:
+            tokens = np.where(self.tier.audited(escalation.keys), tokens, -1)
         held = self.tier.hold_back(escalation, tokens)
         tokens = np.where(held, -1, tokens)
         stages = np.where(tokens >= 0, Stage.CACHE, Stage.UNRESOLVED).astype(np.int8)
-        return Resolution(tokens, stages)
+        return Resolution(tokens, stages, held)
 
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
         """Remember what the LLM decided, and count wrong hits."""

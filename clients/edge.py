@@ -10,7 +10,7 @@ a while.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,8 @@ class EdgeResolver:
         If there is no `sketches` in `context` mode.
     """
 
+    verifies = False
+
     def __init__(
         self,
         transport: EdgeTransport,
@@ -136,7 +138,7 @@ class EdgeResolver:
         held = self.tier.hold_back(escalation, resolution.tokens)
         resolution.tokens[held] = -1
         resolution.stages[held] = Stage.UNRESOLVED
-        return resolution
+        return replace(resolution, audited=held)
 
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
         """Share what the LLM decided, count wrong hits, learn what asking is worth."""
@@ -157,6 +159,8 @@ class EdgeResolver:
                 self._introduce(traffic)
         if verified.any():
             self._note_verified(escalation.select(verified), resolution.tokens[verified])
+        # A step whose rows all pass by this tier must not find the questions of another one.
+        self._asked.clear()
         if len(self._waiting) >= self.config.flush_rows:
             self._share_waiting(traffic)
 

@@ -104,11 +104,14 @@ class AuditedTier:
     def hold_back(self, escalation: Escalation, tokens: IntArray) -> BoolArray:
         """Remember the proposals (int64 [n], -1 where none) of rows to be audited, return them.
 
-        While the tier is closed all of its proposals are audited: they cost nothing there, since
-        the LLM decides these rows in any case.
+        While the tier is closed all of its proposals are audited: they cost nothing where the LLM
+        decides these rows in any case. Rows held back must reach the LLM whatever tiers are in
+        between (`Resolution.audited`), or the rate is that of those rows that others left.
         """
         proposed = tokens >= 0
         held = proposed if self.closed else proposed & self.audited(escalation.keys)
+        # What an evaluation held back is never judged, and says nothing about these rows.
+        self._proposed.clear()
         for i in np.flatnonzero(held).tolist():
             place = int(escalation.rows[i]), int(escalation.positions[i])
             self._proposed[place] = int(tokens[i])

@@ -79,10 +79,13 @@ class Resolution:
         int64 [n], -1 where undecided.
     stages : numpy.ndarray
         int8 [n], a `Stage`; `Stage.UNRESOLVED` where undecided.
+    audited : numpy.ndarray or None
+        bool [n], rows that only who verifies may decide from here on; None: no row.
     """
 
     tokens: IntArray
     stages: NDArray[np.int8]
+    audited: BoolArray | None = None
 
     @classmethod
     def none(cls, rows: int) -> Resolution:
@@ -91,9 +94,18 @@ class Resolution:
 
 
 class Resolver(Protocol):
-    """Cache, edge server or LLM, as the router sees it."""
+    """Cache, edge server or LLM, as the router sees it.
+
+    Attributes
+    ----------
+    needs_hidden : bool
+        It looks at the small model's last hidden state.
+    verifies : bool
+        What it decides is the LLM's own word, so audits may end there.
+    """
 
     needs_hidden: bool
+    verifies: bool
 
     def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
         """Decide what it can; never raises because someone else is down."""
@@ -109,19 +121,26 @@ def resolve_in_turn(
 ) -> Resolution:
     """Ask each resolver about what is still open.
 
+    Audited rows, of kept drafts (`TokenRecords.audited`) as well as of hits that a tier held back,
+    pass by every tier that does not verify. A later tier decides just the easy ones among them,
+    and what the others say of the rate of errors would be far from it.
+
     Returns
     -------
     Resolution
         Tokens int64 [n] (the device's own draft where nobody decided) and stages.
     """
     total = Resolution.none(len(escalation.rows))
+    audited = escalation.records.audited[escalation.rows, escalation.steps]
     for resolver in resolvers:
-        pending = total.tokens < 0
+        pending = (total.tokens < 0) & (~audited | resolver.verifies)
         if not pending.any():
-            break
+            continue
         part = resolver.resolve(escalation.select(pending), traffic)
         total.tokens[pending] = part.tokens
         total.stages[pending] = part.stages
+        if part.audited is not None:
+            audited[pending] |= part.audited
     drafts = escalation.draft.tokens.numpy()
     final = Resolution(np.where(total.tokens < 0, drafts, total.tokens), total.stages)
     for resolver in resolvers:

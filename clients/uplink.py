@@ -113,6 +113,7 @@ class LanguageModelUplink:
     """
 
     needs_hidden = False
+    verifies = True
 
     def __init__(self, transport: Transport, verifier: Finisher, config: UplinkConfig) -> None:
         self.transport = transport

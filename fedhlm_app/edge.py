@@ -83,7 +83,12 @@ class EdgeSide:
                 ),
                 self._hidden,
             )
-            self.cache = CacheResolver(cache, settings.audit_rate, settings.max_false_hits)
+            self.cache = CacheResolver(
+                cache,
+                settings.audit_rate,
+                settings.max_false_hits,
+                before_peers=settings.peer_mode != "off",
+            )
             if "cache" in state:
                 cache.restore(dict(state["cache"]))
         if settings.peer_mode != "off":
@@ -152,7 +157,7 @@ class _ReadOnly:
 
     def __init__(self, tier: Resolver) -> None:
         self._tier = tier
-        self.needs_hidden = tier.needs_hidden
+        self.needs_hidden, self.verifies = tier.needs_hidden, tier.verifies
 
     def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
         return self._tier.resolve(escalation, traffic)

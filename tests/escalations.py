@@ -34,7 +34,7 @@ def escalate(hidden, drafts, uncertainty=0.8, step=0, seed=0):
 class Oracle:
     """Stands for the LLM: knows the right token of each row, and counts its bytes."""
 
-    needs_hidden = False
+    needs_hidden, verifies = False, True
 
     def __init__(self, truth, bytes_each=10):
         self.truth = np.asarray(truth, np.int64)
