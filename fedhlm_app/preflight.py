@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from fedhlm_app import resuming
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.data.prompts import TEXT_TOKENS
 from fedhlm_app.dataset import items_of
 from fedhlm_app.pair.vocabulary import (
+    BUILTIN,
     check_context,
+    check_folder,
     check_same_tokenizer,
     label_tokens,
     load_tokenizer,
 )
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.errors import closest
 
 
 def longest_context(settings: Settings) -> int:
@@ -23,8 +29,15 @@ def longest_context(settings: Settings) -> int:
     return 1 + settings.prompt_tokens + settings.tokens_per_prompt
 
 
-def check(settings: Settings) -> Items:
-    """Check data, tokenizers and context lengths; loads no weights.
+def check(settings: Settings, *, simulated: bool = True) -> Items:
+    """Check folders, devices, rules, data, tokenizers and context lengths; loads no weights.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    simulated : bool
+        The devices are processes of this machine, so that it must have what they run on.
 
     Returns
     -------
@@ -40,6 +53,11 @@ def check(settings: Settings) -> Items:
     settings.check_paths()
     if settings.resume:
         resuming.check(settings)
+    check_writable(settings)
+    check_devices(settings, simulated=simulated)
+    check_rules(settings)
+    check_folder(settings.slm, "slm")
+    check_folder(settings.llm, "llm", weights=not settings.llm_address)
     items = items_of(settings)
     partition(items, settings.clients, settings.partition, settings.dirichlet_alpha, settings.seed)
     check_same_tokenizer(settings.slm, settings.llm)
@@ -48,4 +66,45 @@ def check(settings: Settings) -> Items:
     check_context(settings.llm, longest, "llm")
     if settings.workload == "classify":
         label_tokens(load_tokenizer(settings.llm), items.label_names)
+    elif settings.llm != BUILTIN:
+        load_tokenizer(settings.llm)
     return items
+
+
+def check_writable(settings: Settings) -> None:
+    """Refuse a folder of runs, or a run to go on with, that cannot be written to."""
+    name = "resume" if settings.resume else "run-dir"
+    wanted = Path(settings.resume or settings.run_dir)
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is not a folder"
+        raise SettingsError(
+            f"setting {name!r} = '{wanted}': '{there}' {why}; give a folder that can be written to"
+        )
+
+
+def check_devices(settings: Settings, *, simulated: bool = True) -> None:
+    """Refuse devices that this machine does not have, of the models that it runs."""
+    wanted = [("device", settings.device)] if simulated else []
+    if not settings.llm_address:
+        wanted.append(("llm-device", settings.llm_device))
+    for setting, device in wanted:
+        if device != "cpu":  # PyTorch takes seconds to import
+            from fedhlm_app.torch_names import torch_device
+
+            torch_device(device, setting)
+
+
+def check_rules(settings: Settings) -> None:
+    """Refuse rules of edge and cloud that do not exist."""
+    for setting, rule in (("edge-rule", settings.edge_rule), ("cloud-rule", settings.cloud_rule)):
+        if rule == "mean":  # the strategies, and with them Flower, take a second to import
+            continue
+        from strategies import RULES
+
+        if rule not in RULES:
+            near = closest(rule, RULES)
+            raise SettingsError(
+                f"setting {setting!r} = {rule!r} is not allowed: one of {', '.join(sorted(RULES))}"
+                + (f"; did you mean {near!r}?" if near else "")
+            )

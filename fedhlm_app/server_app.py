@@ -28,7 +28,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Check everything, start the LLM, run the rounds, write the run folder."""
     settings = Settings.from_run_config(context.run_config)
-    items = preflight.check(settings)
+    # Real devices are other machines, and reach the LLM by its address.
+    items = preflight.check(settings, simulated=not settings.llm_address)
     folder = RunFolder.create(settings)
     host = None
     if not settings.llm_address:

@@ -23,7 +23,9 @@ def build_service(settings: Settings) -> LanguageModelService:
     from servers.llm import LanguageModelService
 
     model = load_llm(
-        settings.llm, torch_dtype(settings.llm_dtype), torch_device(settings.llm_device)
+        settings.llm,
+        torch_dtype(settings.llm_dtype),
+        torch_device(settings.llm_device, "llm-device"),
     )
     context = min(settings.llm_context, context_limit(model))
     return LanguageModelService(Engine(model, settings.llm_sessions, context))

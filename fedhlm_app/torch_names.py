@@ -19,10 +19,32 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def torch_device(name: str) -> str:
-    """A device name, ``auto`` resolved to the best one there is."""
-    if name != "auto":
+def torch_device(name: str, setting: str = "device") -> str:
+    """A device name, ``auto`` resolved to the best one there is.
+
+    Parameters
+    ----------
+    name : str
+        ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``auto``.
+    setting : str
+        Named in the message.
+
+    Raises
+    ------
+    ValueError
+        When this machine has no such device.
+    """
+    if name == "cpu":
         return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    metal = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if count else "mps" if metal else "cpu"
+    kind, _, index = name.partition(":")
+    if metal if kind == "mps" else int(index or 0) < count:
+        return name
+    here = ["cpu", "auto", *(f"cuda:{i}" for i in range(count)), *(["mps"] if metal else [])]
+    raise ValueError(
+        f"setting {setting!r} = {name!r}: PyTorch finds no such device here; allowed on this "
+        f"machine: {', '.join(here)}"
+    )

@@ -96,7 +96,7 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     except KeyboardInterrupt:
         say(errors, "interrupted; every process of the run has been ended")
         return INTERRUPTED
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:
         say(errors, str(error))
         return FAILED
     if as_json:

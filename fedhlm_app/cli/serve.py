@@ -90,9 +90,14 @@ def llm(
         "llm-batch-wait-ms": batch_wait_ms,
         "reproducible": reproducible,
     }
+    from fedhlm_app import preflight
+    from fedhlm_app.pair.vocabulary import check_folder
+
     errors = Console(stderr=True, highlight=False)
     try:
         settings = collect(given, overrides or [])
+        check_folder(settings.llm, "llm")
+        preflight.check_devices(settings, simulated=False)
     except ValueError as error:
         say(errors, str(error))
         raise typer.Exit(BAD_SETTINGS) from None
@@ -199,6 +204,9 @@ def device(
     stop, 1 when address, folder or model cannot be used, 2 when a setting is wrong.
     """  # noqa: E501
     given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
+    from fedhlm_app import preflight
+    from fedhlm_app.pair.vocabulary import check_folder
+
     errors = Console(stderr=True, highlight=False)
     try:
         settings = collect(given, overrides or [])
@@ -206,6 +214,8 @@ def device(
             raise ValueError(
                 "setting 'llm-address' is empty: give --llm-address host:port of `fedhlm serve llm`"
             )
+        check_folder(settings.slm, "slm")
+        preflight.check_devices(settings)
     except ValueError as error:
         say(errors, str(error))
         raise typer.Exit(BAD_SETTINGS) from None

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedhlm_app import preflight
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
@@ -70,8 +71,10 @@ def sweep(
         if not grid and not cell:
             raise SettingsError("nothing to vary: give --grid key=a,b or --cell 'key=a'")
         cells = cells_of(base, grid or [], cell or [])
+        for one in cells:
+            preflight.check(one.settings)
         directory = Path(Settings.from_sources(base).run_dir) / _folder_name(name)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         say(errors, str(error))
         raise typer.Exit(BAD_SETTINGS) from None
 

@@ -159,7 +159,9 @@ class Comparison:
         """
         slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
         llm = load_llm(
-            settings.llm, torch_dtype(settings.llm_dtype), torch_device(settings.llm_device)
+            settings.llm,
+            torch_dtype(settings.llm_dtype),
+            torch_device(settings.llm_device, "llm-device"),
         )
         check_same_tokenizer(settings.slm, settings.llm)
         return cls(settings, plan, slm, llm, load_tokenizer(settings.slm), items_of(settings))

@@ -6,24 +6,27 @@ what is allowed. Local data needs no network.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fedhlm_app.data.files import (
+    AG_NEWS_COLUMNS,
+    NEAREST,
+    DataError,
+    is_local,
+    read_hub,
+    read_local,
+)
 from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
 from fedhlm_assets import asset_path
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 __all__ = [
     "BUILTIN",
@@ -41,18 +44,6 @@ BUILTIN = "builtin"
 Split = Literal["train", "validation", "test"]
 
 _TOPICS = ("world", "sports", "business", "scitech")
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
-_AG_NEWS_COLUMNS = ["class", "title", "description"]
-# Without a file of its own, a split is read from the one that stands nearest to it.
-_NEAREST = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "dev", "test"),
-    "test": ("test", "validation", "valid", "dev"),
-}
-
-
-class DataError(ValueError):
-    """A dataset cannot be read as the settings say."""
 
 
 # Compared by identity, so that it can be the key of a cache.
@@ -145,21 +136,21 @@ def _load_items(
     dataset: str, split: str, text_column: str, label_column: str, label_names: tuple[str, ...]
 ) -> Items:
     """Read, find the columns, and clean."""
-    if split not in _NEAREST:
-        raise DataError(f"split = {split!r} is unknown; allowed are {', '.join(_NEAREST)}")
+    if split not in NEAREST:
+        raise DataError(f"split = {split!r} is unknown; allowed are {', '.join(NEAREST)}")
     if dataset == BUILTIN:
         return _load_builtin(text_column, label_column, label_names)
     name, is_ag_news = f"{dataset} ({split})", False
-    if _is_local(dataset):
-        raw, is_ag_news = _read_local(Path(dataset).expanduser(), split)
+    if is_local(dataset):
+        raw, is_ag_news = read_local(Path(dataset).expanduser(), split)
         label_names = label_names or (_TOPICS if is_ag_news else ())
     else:
-        raw = _read_hub(dataset, split)
+        raw = read_hub(dataset, split)
     texts, label = _columns_of(list(raw.column_names), text_column, label_column)
     if not label_names:
         label_names = tuple(getattr(raw.features[label], "names", None) or ())
     values = list(raw[label])
-    if is_ag_news and label == _AG_NEWS_COLUMNS[0]:
+    if is_ag_news and label == AG_NEWS_COLUMNS[0]:
         values = [value - 1 for value in values]  # its classes count from 1
     labels, names = _encode_labels(values, label_names, name)
     # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
@@ -225,106 +216,10 @@ def _clean_batch(
     return {"text": [join_text([str(value or "") for value in row]) for row in rows]}
 
 
-def _is_local(dataset: str) -> bool:
-    """Tell a path from a hub name: it exists, or it can only be meant as a path."""
-    return (
-        Path(dataset).expanduser().exists()
-        or dataset.startswith((".", "/", "~"))
-        or dataset.endswith(_SUFFIXES)
-    )
-
-
-def _read_local(path: Path, split: str) -> tuple[Dataset, bool]:
-    """Read a file, or a folder's file for the split, and tell whether it is AG News' own."""
-    if not path.exists():
-        raise DataError(
-            f"dataset = {str(path)!r} does not exist; give a file, a folder or a hub name"
-        )
-    file = path if path.is_file() else _file_of_split(path, split)
-    kind = _suffix(file)
-    if kind in (".jsonl", ".jsonl.gz"):
-        return _read_files("json", [str(file)]), False
-    if kind == ".parquet":
-        return _read_files("parquet", [str(file)]), False
-    separator = "\t" if kind.startswith(".tsv") else ","
-    options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
-    if _is_ag_news(file, separator):
-        raw = _read_files("csv", [str(file)], column_names=_AG_NEWS_COLUMNS, **options)
-        return raw, True
-    return _read_files("csv", [str(file)], **options), False
-
-
-def _file_of_split(folder: Path, split: str) -> Path:
-    """Find the one file of a folder whose name begins with the split's."""
-    readable = sorted(file for file in folder.iterdir() if _suffix(file))
-    for word in _NEAREST[split]:
-        named = [file for file in readable if file.name.lower().startswith(word)]
-        if len(named) == 1:
-            return named[0]
-        if named:
-            raise DataError(
-                f"dataset = {str(folder)!r} holds several files for split {split!r}: "
-                f"{', '.join(file.name for file in named)}; keep one"
-            )
-    raise DataError(
-        f"dataset = {str(folder)!r} holds no file for split {split!r}; allowed are files named "
-        f"{' or '.join(_NEAREST[split])} with one of {', '.join(_SUFFIXES)}"
-    )
-
-
-def _suffix(file: Path) -> str:
-    """Give the known suffix of a file, empty if unknown."""
-    matching = [suffix for suffix in _SUFFIXES if file.name.lower().endswith(suffix)]
-    return max(matching, key=len, default="")
-
-
-def _is_ag_news(file: Path, separator: str) -> bool:
-    """Recognise AG News' own layout: no header, class 1 to 4, title, description."""
-    with _open_text(file) as opened:
-        first = next(csv.reader(opened, delimiter=separator), [])
-    return len(first) == len(_AG_NEWS_COLUMNS) and first[0] in {"1", "2", "3", "4"}
-
-
-def _open_text(file: Path) -> Any:
-    """Open a text file that may be gzipped."""
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8", newline="")
-    return file.open("r", encoding="utf-8", newline="")
-
-
-def _read_files(kind: str, files: list[str], **options: Any) -> Dataset:
-    """Read local files with one of the readers of `datasets`, without a progress bar."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(kind, data_files=files, split="train", **options)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        raise DataError(f"dataset files {', '.join(files)} cannot be read: {error}") from error
-
-
-def _read_hub(dataset: str, split: str) -> Dataset:
-    """Read a dataset of the hub; the only branch that may use the network."""
-    import datasets
-
-    for word in _NEAREST[split]:
-        try:
-            return datasets.load_dataset(dataset, split=word)
-        except ValueError as error:
-            if "split" not in str(error):
-                raise DataError(f"dataset = {dataset!r} cannot be read: {error}") from error
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(
-                f"dataset = {dataset!r} is neither a file or folder here nor readable from the "
-                f"hub: {error}; allowed are 'builtin', a path, or a hub name"
-            ) from error
-    raise DataError(f"dataset = {dataset!r} has no split for {split!r}; tried {_NEAREST[split]}")
-
-
 def _columns_of(present: list[str], text_column: str, label_column: str) -> tuple[list[str], str]:
     """Find the columns of the text and the one of the label."""
     texts = _find_columns(
-        present, "text-column", text_column, ("text", "title,description", "title,text")
+        present, "text-columns", text_column, ("text", "title,description", "title,text")
     )
     label = _find_columns(present, "label-column", label_column, ("label", "topic", "class"))
     if len(label) != 1:

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from fedhlm_app.pair.recipe import PairTraining
 
 __all__ = ["pair_app"]
 
-pair_app = typer.Typer(help="Train, distil, evaluate and pack a model pair.", no_args_is_help=True)
+_BAD_SETTINGS = 2
+
+
+class _Commands(TyperGroup):
+    """Commands that end in one line and exit status 2 where data, models or options are wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            logging.getLogger(__name__).debug("fedhlm pair", exc_info=error)
+            typer.secho(f"fedhlm: {' '.join(str(error).split())}", fg="red", err=True)
+            raise typer.Exit(_BAD_SETTINGS) from None
+
+
+pair_app = typer.Typer(
+    cls=_Commands,
+    help="Train, distil, evaluate and pack a model pair. Exit status: 2 when data, a model or an "
+    "option cannot be used.",
+    no_args_is_help=True,
+)
 
 _Dataset = Annotated[str, typer.Option(help="builtin, a file, a folder, or a hub name.")]
 _Out = Annotated[Path, typer.Option(help="Folder to write; an unfinished one is resumed.")]
-_Text = Annotated[str, typer.Option(help="Text columns, comma separated; found by default.")]
+_Text = Annotated[
+    str,
+    typer.Option(
+        "--text-columns", "--text-column", help="Text columns, comma separated; found by default."
+    ),
+]
 _Label = Annotated[str, typer.Option(help="Label column; found by default.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of weights and order of articles.")]
 _Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorch's choice.")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhlm_assets import asset_path
@@ -21,6 +22,7 @@ __all__ = [
     "TOPIC_PROMPT",
     "PairError",
     "check_context",
+    "check_folder",
     "check_same_tokenizer",
     "from_transformers",
     "has_topic_token",
@@ -121,6 +123,41 @@ def check_context(name: str, longest: int, role: str = "llm") -> None:
         )
 
 
+def check_folder(name: str, role: str, *, weights: bool = True) -> None:
+    """Refuse a local folder that is no model's; says nothing about ``"builtin"`` and hub names.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"``, a folder, or a hub name.
+    role : str
+        ``"slm"`` or ``"llm"``: the setting.
+    weights : bool
+        Its weights are needed here.
+
+    Raises
+    ------
+    PairError
+        Naming what is missing.
+    """
+    folder = Path(name)
+    if name == BUILTIN or not folder.exists():
+        return
+    wanted = {"config": ("config.json",), "tokenizer": ("tokenizer*", "vocab*", "*.model")}
+    if weights:
+        wanted["weights"] = ("*.safetensors", "*.bin")
+    missing = [
+        f"{what} ({' or '.join(patterns)})"
+        for what, patterns in wanted.items()
+        if not any(any(folder.glob(pattern)) for pattern in patterns)
+    ]
+    if missing:
+        raise PairError(
+            f"setting {role!r} = {name!r} is no model: it has no {', no '.join(missing)}; "
+            "allowed are 'builtin', a folder written by save_pretrained, or a hub name"
+        )
+
+
 def _positions(name: str, role: str) -> int | None:
     """Tokens a model can tell apart by position; None where its config names no limit."""
     if name == BUILTIN:
@@ -215,7 +252,9 @@ def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
+        # Transformers explains itself over several lines.
+        reason = " ".join(str(error).split())
         raise PairError(
-            f"cannot load the {what}: {error}; allowed are 'builtin', a folder written by "
+            f"cannot load the {what}: {reason}; allowed are 'builtin', a folder written by "
             f"save_pretrained, or a hub name"
         ) from error

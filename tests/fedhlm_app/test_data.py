@@ -197,7 +197,7 @@ class TestErrors:
 
     def test_missing_text_column(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "label": "a"}\n')
-        with pytest.raises(DataError, match=r"text-column = 'body'.*columns are text, label"):
+        with pytest.raises(DataError, match=r"text-columns = 'body'.*columns are text, label"):
             load_items(path, text_column="body")
 
     def test_missing_label_column(self, tmp_path):
