@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -32,10 +33,8 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.token_columns import TOKENS, token_columns
 from hlm.local_steps import Personalisation, starting_point
 
-OWN_POLICY, OWN_CONTROL, OWN_WEIGHT = "own-policy", "own-control", "own-weight"
-"""Keys of what a client keeps in `context.state` between rounds."""
 BOOKMARK = "feedback-bookmark"
-"""Key of the number of the last stored text that a round has had."""
+"""Key, in `context.state`, of how far into its stored texts the client has told the server."""
 FEEDBACK_STORE = "feedback-store"
 """Node config: the folder that `fedhlm serve device --store` writes to."""
 EDGE_STATE = "edge-tier-"
@@ -54,13 +53,16 @@ def train(message: Message, context: Context) -> Message:
         name: array.numpy().astype(np.float64)
         for name, array in message.content.array_records["arrays"].items()
     }
-    start = _start(arrays, config, context)
+    start = _start(arrays, config)
     calibrate = bool(config.get("calibrate", False))
     if folder is None:
         told = _route_round(settings, start, calibrate, config, context)
     else:
-        told = told_since(folder, settings, start, _bookmark(folder, settings, context))
-        context.state[BOOKMARK] = MetricRecord({"text": told.newest})
+        bookmark = _bookmark(folder, settings, config, context)
+        told = told_since(folder, settings, start, bookmark)
+        context.state[BOOKMARK] = MetricRecord(
+            {"text": bookmark, "round": server_round, "text-of-round": told.newest}
+        )
     begin = time.perf_counter()
     step = learn_locally(
         settings,
@@ -68,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
         told.feedback,
         config,
         arrays.get("control"),
-        _own_control(arrays, context),
+        arrays.get("client_control"),
     )
     # Seeded by the operating system: noise from a seed the server knows could be taken away.
     generator = np.random.default_rng()
@@ -80,7 +82,6 @@ def train(message: Message, context: Context) -> Message:
         reply["start"] = start
     if step.result.control_delta is not None:
         reply["control_delta"] = step.result.control_delta
-    _keep(context, step.result.policy, step.result.new_client_control, step.examples)
     metrics: Figures = {
         **told.figures,
         "num-examples": step.examples,
@@ -103,10 +104,11 @@ def train(message: Message, context: Context) -> Message:
     if told.columns:
         content[TOKENS] = ConfigRecord({**told.columns})
     if folder is not None:
-        # What was learned is its own by now; a copy that the server sent back is older.
-        after = _start({key: arrays[key] for key in arrays if key != "own"}, config, context)
+        # It serves with what it has learned, although the next round may bring the older one back.
+        learned = {**arrays, "own": step.result.policy}
+        after = _start(learned, {**config, "own-weight": step.examples})
         folder.write_policy(
-            next_policy(settings, after, server_round, told.newest, calibrating=calibrate)
+            next_policy(settings, after, server_round, told.newest, bookmark, calibrating=calibrate)
         )
     return Message(content, reply_to=message)
 
@@ -139,7 +141,7 @@ def evaluate(message: Message, context: Context) -> Message:
         name: array.numpy().astype(np.float64)
         for name, array in message.content.array_records["arrays"].items()
     }
-    start, server_round = _start(arrays, config, context), int(cast(int, config["round"]))
+    start, server_round = _start(arrays, config), int(cast(int, config["round"]))
     folder = served_folder(context)
     if folder is None:
         device = _device(settings, client, context.run_id)
@@ -149,9 +151,9 @@ def evaluate(message: Message, context: Context) -> Message:
         routed = Routed([], Traffic())
         # While a threshold is under test, the texts of a device must be made with it.
         if not calibrates(settings) or server_round >= settings.rounds:
-            consumed = _bookmark(folder, settings, context)
+            told = _bookmark(folder, settings, config, context)
             folder.write_policy(
-                next_policy(settings, start, server_round, consumed, calibrating=False)
+                next_policy(settings, start, server_round, told, told, calibrating=False)
             )
     metrics = figures(routed, settings)
     identity: Figures = {
@@ -253,13 +255,23 @@ def _route_round(
     )
 
 
-def _bookmark(folder: FeedbackFolder, settings: Settings, context: Context) -> int:
-    """Number of the last stored text that a round of this run has had."""
+def _bookmark(
+    folder: FeedbackFolder, settings: Settings, config: ConfigRecord, context: Context
+) -> int:
+    """Number of the last stored text that a round of this run has had and the server accepted.
+
+    What a lost or refused reply told is told again.
+    """
+    accepted = int(cast(int, config.get("accepted-round", 0)))
     if BOOKMARK in context.state.metric_records:
-        return int(cast(int, context.state.metric_records[BOOKMARK]["text"]))
+        kept = context.state.metric_records[BOOKMARK]
+        key = "text-of-round" if kept["round"] == accepted else "text"
+        return int(cast(int, kept[key]))
     # To Flower a run that goes on is a new one: what it has learned from stands in the folder.
     before = folder.read_policy() if settings.resume else None
-    return 0 if before is None else before.consumed
+    if before is None:
+        return 0
+    return before.consumed if before.server_round == accepted else before.consumed_before
 
 
 def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:
@@ -276,32 +288,13 @@ def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> Non
     device.edge.join(cluster, sizes[cluster] if cluster < len(sizes) else 1, state)
 
 
-def _start(arrays: dict[str, FloatArray], config: ConfigRecord, context: Context) -> FloatArray:
-    """Where this client starts from: what it was sent, or its own policy."""
-    own, weight = arrays.get("own"), float(cast(float, config.get("own-weight", 0.0)))
-    if own is None and OWN_POLICY in context.state.array_records:
-        own = context.state.array_records[OWN_POLICY]["value"].numpy()
-        weight = float(cast(float, context.state.metric_records[OWN_WEIGHT]["value"]))
+def _start(arrays: Mapping[str, FloatArray], config: Mapping[str, object]) -> FloatArray:
+    """Where this client starts from: what it was sent, or its own policy as last accepted."""
     return starting_point(
         cast(Personalisation, config["personalisation"]),
         arrays["policy"],
         arrays.get("cluster"),
-        own,
-        weight,
+        arrays.get("own"),
+        float(cast(float, config.get("own-weight", 0.0))),
         float(cast(float, config.get("shrink-weight", 0.0))),
     )
-
-
-def _own_control(arrays: dict[str, FloatArray], context: Context) -> FloatArray | None:
-    if "client_control" in arrays:
-        return arrays["client_control"]
-    if OWN_CONTROL in context.state.array_records:
-        return context.state.array_records[OWN_CONTROL]["value"].numpy()
-    return None
-
-
-def _keep(context: Context, policy: FloatArray, control: FloatArray | None, weight: float) -> None:
-    context.state[OWN_POLICY] = ArrayRecord({"value": Array(policy)})
-    context.state[OWN_WEIGHT] = MetricRecord({"value": float(weight)})
-    if control is not None:
-        context.state[OWN_CONTROL] = ArrayRecord({"value": Array(control)})

@@ -91,6 +91,9 @@ class ServedPolicy:
         Kept tokens go to the LLM for reading, since the next round calibrates on them.
     consumed : int
         Number of the newest text that a round has learned from.
+    consumed_before : int
+        The same without `server_round` itself: where a run goes on whose server never accepted
+        that round's reply.
     made : dict
         See `made_with`.
     """
@@ -99,6 +102,7 @@ class ServedPolicy:
     server_round: int = 0
     read: bool = False
     consumed: int = 0
+    consumed_before: int = 0
     made: dict[str, Scalar] = field(default_factory=dict)
 
 

@@ -115,6 +115,7 @@ def next_policy(
     parameters: FloatArray,
     server_round: int,
     consumed: int,
+    consumed_before: int = 0,
     *,
     calibrating: bool,
 ) -> ServedPolicy:
@@ -128,8 +129,8 @@ def next_policy(
         float64 [d], what the client would start from if the next round came now.
     server_round : int
         The present round, from 1.
-    consumed : int
-        Number of the newest text that was learned from.
+    consumed, consumed_before : int
+        Number of the newest text that was learned from, and of that before this round.
     calibrating : bool
         The server has asked for sums: `parameters` may hold a threshold that is under test.
     """
@@ -139,4 +140,4 @@ def next_policy(
         # A threshold that nobody will test any more has no guarantee to give.
         placed[0] = ESCALATE_ALL
     read = calibrating and not last and reads_kept_tokens(settings)
-    return ServedPolicy(placed, server_round, read, consumed, made_with(settings))
+    return ServedPolicy(placed, server_round, read, consumed, consumed_before, made_with(settings))

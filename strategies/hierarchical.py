@@ -6,8 +6,10 @@ classes: (edge rule, cloud rule, cluster map, local method). Flat is one cluster
 
 What goes down to a client, in messages of their own: an ArrayRecord ``arrays`` with the policy to
 start from (and what the local method needs), a ConfigRecord ``config`` with ``round``,
-``cluster``, ``personalisation`` and the caller's own keys. What comes back: one ArrayRecord with
-the policy's arrays, and one MetricRecord with ``num-examples``, ``round`` and ``client``.
+``cluster``, ``personalisation``, ``accepted-round`` (of the client's last accepted reply) and the
+caller's own keys. A client keeps nothing that depends on whether its reply was accepted. What comes
+back: one ArrayRecord with the policy's arrays, and one MetricRecord with ``num-examples``,
+``round`` and ``client``.
 """
 
 from __future__ import annotations
@@ -53,9 +55,8 @@ class Hierarchical(Strategy):
         `FedProx`, `Scaffold`, `FedNova`; by default plain local steps.
     personalisation : str
         What a client starts from: ``global`` the global policy, ``cluster`` its cluster's;
-        ``local`` and ``shrunk`` its own (kept by the client), the cluster's being sent for the
-        first time and, with ``shrunk``, for drawing the own one towards it:
-        (n_k own + m cluster) / (n_k + m).
+        ``local`` and ``shrunk`` its own, as last accepted, or the cluster's the first time;
+        ``shrunk`` draws the own one towards the cluster's: (n_k own + m cluster) / (n_k + m).
     shrink_weight : float
         m above, in tokens, >= 0.
     fraction_train, fraction_evaluate : float
@@ -227,7 +228,8 @@ class Hierarchical(Strategy):
         heard = np.zeros(self.state.tiers.num_clusters, dtype=np.bool_)
         if counted:
             heard = self._aggregate(server_round, updates)
-            self.state.memory.remember(updates)
+            for update in updates:
+                self.state.memory.remember(self._asked[update.node_id].name, update, server_round)
         sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
         self.state.rounds_done = server_round
         self.history.append(
@@ -273,7 +275,9 @@ class Hierarchical(Strategy):
             replies = np.bincount(batch.clusters, minlength=tiers.num_clusters).astype(np.float64)
             clusters = self.privacy.add_noise(clusters, heard, replies, server_round)
             self.state.releases += 1
-        self.method.absorb(raw, [u.client for u in updates], tiers.combine_statelessly)
+        self.method.absorb(
+            raw, [self._asked[u.node_id].name for u in updates], tiers.combine_statelessly
+        )
         tiers.cloud_step(clusters, heard)
         return heard
 
@@ -334,6 +338,7 @@ class Hierarchical(Strategy):
         return self.state.tiers.clusters.copy()
 
     def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
+        memory = self.state.memory
         arrays = self.state.layout.unflatten(self._sent[node.cluster])
         settings: dict[str, Any] = {
             **config,
@@ -342,17 +347,18 @@ class Hierarchical(Strategy):
             "server-round": server_round,
             "cluster": node.cluster,
             "personalisation": self.personalisation,
+            "accepted-round": memory.accepted_round(node.name),
         }
         shared = self.personalisation == "global"
         extras = self.method.arrays_down(node.cluster, shared) if kind == "train" else {}
         if self.personalisation in ("local", "shrunk"):
             extras["cluster"] = self.state.tiers.clusters[node.cluster]
             settings["shrink-weight"] = float(self.shrink_weight)
-        if self.state.memory.must_restore(node.client):
-            extras |= self.method.client_arrays(node.client) if kind == "train" else {}
-            if self.personalisation in ("local", "shrunk"):
-                extras["own"] = self.state.memory.values[node.client]
-                settings["own-weight"] = self.state.memory.weights[node.client]
+            if node.name in memory.values:
+                extras["own"] = memory.values[node.name]
+                settings["own-weight"] = memory.weights[node.name]
+        if kind == "train":
+            extras |= self.method.client_arrays(node.name)
         arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
         content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
         return Message(content, node.node_id, kind, group_id=str(server_round))
@@ -391,8 +397,7 @@ class Hierarchical(Strategy):
     def state_dict(self) -> State:
         """Everything needed to continue identically: arrays, numbers, lists and dicts.
 
-        `strategies.state` writes it to bytes. What clients keep for themselves is included as far
-        as the server has seen it, and goes back to them with the first message after a resume.
+        `strategies.state` writes it to bytes.
         """
         return self.state.state_dict()
 

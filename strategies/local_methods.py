@@ -84,7 +84,7 @@ class LocalMethod(Protocol):
         ...
 
     def client_arrays(self, client: int) -> dict[str, FloatArray]:
-        """Arrays [d] that give a restarted client its own state back."""
+        """Arrays [d] of the client's own state, as far as its replies were accepted."""
         ...
 
     def prepare(self, batch: Batch) -> Batch:
@@ -136,7 +136,7 @@ class FedAvgSteps:
         return {}
 
     def client_arrays(self, client: int) -> dict[str, FloatArray]:
-        """Clients keep nothing."""
+        """Clients have no state."""
         return {}
 
     def prepare(self, batch: Batch) -> Batch:

@@ -1,8 +1,8 @@
-"""What the server remembers of each client, so that a resumed run can give it back."""
+"""What the server remembers of each client: it is the server that says what was accepted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,24 +13,26 @@ from strategies.validation import Update
 
 
 class ClientMemory:
-    """Last accepted value and weight of every client whose index is known."""
+    """Last accepted value, weight and round of every client, by `strategies.sampling.Node.name`.
+
+    A client cannot know whether its reply arrived and was accepted. What it starts from, and how
+    far it has come, is therefore told to it in every message rather than kept by itself.
+    """
 
     def __init__(self) -> None:
         self.values: dict[int, FloatArray] = {}
         self.weights: dict[int, float] = {}
-        self._to_restore: set[int] = set()
+        self.rounds: dict[int, int] = {}
 
-    def remember(self, updates: Iterable[Update]) -> None:
-        """Store what was accepted; these clients know their own state, so nothing is restored."""
-        for update in updates:
-            if update.client >= 0:
-                self.values[update.client] = update.values
-                self.weights[update.client] = update.weight
-                self._to_restore.discard(update.client)
+    def remember(self, name: int, update: Update, server_round: int) -> None:
+        """Store what was accepted."""
+        self.values[name] = update.values
+        self.weights[name] = update.weight
+        self.rounds[name] = server_round
 
-    def must_restore(self, client: int) -> bool:
-        """Tell whether the client has been silent since the state was loaded."""
-        return client in self._to_restore
+    def accepted_round(self, name: int) -> int:
+        """Round of the client's last accepted reply; 0 before the first."""
+        return self.rounds.get(name, 0)
 
     def means(self, members: Mapping[int, int], default: FloatArray) -> FloatArray:
         """Weighted mean of the members' values per cluster.
@@ -57,16 +59,20 @@ class ClientMemory:
         )
 
     def state_dict(self) -> State:
-        """Values and weights by client index as a string."""
+        """Value, weight and round by the client's name as a string."""
         return {
-            str(client): {"value": value.copy(), "weight": self.weights[client]}
+            str(client): {
+                "value": value.copy(),
+                "weight": self.weights[client],
+                "round": self.rounds[client],
+            }
             for client, value in self.values.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s value; every client in it is to be restored."""
+        """Continue from `state_dict`'s value."""
         self.values = {
             int(client): np.array(kept["value"], dtype=np.float64) for client, kept in state.items()
         }
         self.weights = {int(client): float(kept["weight"]) for client, kept in state.items()}
-        self._to_restore = set(self.values)
+        self.rounds = {int(client): int(kept["round"]) for client, kept in state.items()}

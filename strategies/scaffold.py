@@ -20,8 +20,10 @@ class Scaffold(FedAvgSteps):
     (c_i+ - c_i, with c_i+ = c_i - c + (x - y_i)/(K lr)). Then, per cluster with N_c clients of
     which S_c replied, c_c <- c_c + S_c/N_c * mean(control_delta), and c is the mean of the c_c
     (eq. 8); with one cluster that is the paper. Clients that share a start get c, clients that
-    start from their cluster get c_c. The client keeps c_i in its own state; the server adds the
-    accepted differences up, so that it can give c_i back to a client that was restarted.
+    start from their cluster get c_c. The server adds the accepted differences of each client
+    up and sends it c_i, ``client_control``, with every message. A client that kept c_i+ by itself
+    would step along the wrong line for good after a reply that was lost or refused: its c_i would
+    have moved, and c, their mean, would not.
 
     Parameters
     ----------
@@ -81,7 +83,7 @@ class Scaffold(FedAvgSteps):
         return {"control": self.control if shared else self.controls[cluster]}
 
     def client_arrays(self, client: int) -> dict[str, FloatArray]:
-        """``client_control``: c_i, where the server has heard of it."""
+        """``client_control``: c_i; none, which is zero, before the first accepted reply."""
         own = self.client_controls.get(client)
         return {} if own is None else {"client_control": own}
 
@@ -105,10 +107,9 @@ class Scaffold(FedAvgSteps):
         moved = combine(deltas, np.ones(len(deltas)), batch.clusters, np.zeros_like(self.controls))
         self.controls = self.controls + share[:, None] * moved
         for client, delta in zip(clients, deltas, strict=True):
-            if client >= 0:
-                self.client_controls[client] = (
-                    self.client_controls.get(client, np.zeros_like(delta)) + delta
-                )
+            self.client_controls[client] = (
+                self.client_controls.get(client, np.zeros_like(delta)) + delta
+            )
 
     def state_dict(self) -> State:
         """The controls of clusters and clients."""

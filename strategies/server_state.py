@@ -16,7 +16,7 @@ from strategies.rules import State
 from strategies.tiers import RuleSource, Tiers, make_rule
 
 Bounds = tuple[float | FloatArray, float | FloatArray]
-_VERSION = 1
+_VERSION = 2
 
 
 class ServerState:

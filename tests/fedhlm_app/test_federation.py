@@ -57,6 +57,15 @@ def test_certified_needs_one_round_of_sums(runner, tmp_path, workload):
     assert federation.strategy.calibration.sums[0][0] <= 4 * prompts
 
 
+def test_clients_keep_nothing_that_the_server_may_refuse(runner, tmp_path):
+    for number, changes in enumerate(({"strategy": "scaffold"}, {"personalisation": "local"})):
+        _, folder, grid = runner.run(
+            tmp_path / str(number), learning="balanced", tokens_per_round=10, **changes
+        )
+        assert len(folder.metrics()) == 2
+        assert all(len(context.state) == 0 for context in grid.contexts.values())
+
+
 def test_candidates_of_generation_are_certified_one_by_one(runner, tmp_path):
     federation, folder, _ = runner.run(
         tmp_path,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 
 from clients.feedback import Feedback
 from clients.feedback_store import FeedbackStore
@@ -150,17 +150,18 @@ def test_a_guarantee_counts_whole_texts(folder):
 def test_what_a_device_serves_with_next(changes, server_round, calibrating, threshold, read):
     settings = settings_of(rounds=4, **changes)
     given = HERE.copy()
-    policy = next_policy(settings, given, server_round, 9, calibrating=calibrating)
+    policy = next_policy(settings, given, server_round, 9, 6, calibrating=calibrating)
     assert policy.parameters.tolist() == [threshold]
     assert given == HERE
-    assert (policy.read, policy.server_round, policy.consumed) == (read, server_round, 9)
+    assert (policy.read, policy.server_round) == (read, server_round)
+    assert (policy.consumed, policy.consumed_before) == (9, 6)
     assert policy.made == made_with(settings)
 
 
 def test_a_policy_comes_back_bit_for_bit(folder):
     assert folder.read_policy() is None
     parameters = np.random.default_rng(0).standard_normal(50)
-    policy = ServedPolicy(parameters, 3, True, 12, made_with(settings_of()))
+    policy = ServedPolicy(parameters, 3, True, 12, 8, made_with(settings_of()))
     folder.write_policy(policy)
     found = folder.read_policy()
     assert digest(found.parameters) == digest(parameters)
@@ -364,12 +365,37 @@ def test_a_router_learns_from_served_texts(tmp_path, monkeypatch):
 
 def test_a_resumed_run_goes_on_behind_what_was_learned(folder, tmp_path):
     context = next(iter(LocalGrid(settings_of(), None).contexts.values()))
-    folder.write_policy(ServedPolicy(HERE, 3, consumed=8))
+    folder.write_policy(ServedPolicy(HERE, 3, consumed=8, consumed_before=5))
     new, resumed = settings_of(), settings_of(resume=str(tmp_path))
-    assert client_rounds._bookmark(folder, new, context) == 0
-    assert client_rounds._bookmark(folder, resumed, context) == 8
-    context.state[client_rounds.BOOKMARK] = MetricRecord({"text": 11})
-    assert client_rounds._bookmark(folder, resumed, context) == 11
+    accepted, lost = ConfigRecord({"accepted-round": 3}), ConfigRecord({"accepted-round": 2})
+    assert client_rounds._bookmark(folder, new, accepted, context) == 0
+    assert client_rounds._bookmark(folder, resumed, accepted, context) == 8
+    assert client_rounds._bookmark(folder, resumed, lost, context) == 5
+    kept = {"text": 11, "round": 3, "text-of-round": 14}
+    context.state[client_rounds.BOOKMARK] = MetricRecord(kept)
+    assert client_rounds._bookmark(folder, resumed, accepted, context) == 14
+    assert client_rounds._bookmark(folder, resumed, lost, context) == 11
+
+
+def test_texts_of_a_reply_that_was_lost_are_learned_from_in_the_next_round(tmp_path, monkeypatch):
+    class Lossy(ServingGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            config = messages[0].content.config_records.get("config", {})
+            if config.get("round") == 2 and messages[0].metadata.message_type == "train":
+                replies = [r for r in replies if r.metadata.src_node_id != 100]
+            return replies
+
+    monkeypatch.setitem(globals(), "ServingGrid", Lossy)
+    deployed = Deployed(
+        tmp_path, monkeypatch, texts=2, rounds=3, learning="balanced", clients=2, clusters=1
+    )
+    assert list(deployed.rounds[1]["failed"]) == ["0"]
+    tokens = [sum(len(a.tokens) for r, a in deployed.answers if r == n) for n in (1, 2, 3)]
+    first, second, third = deployed.rounds
+    assert first["tokens"] == tokens[0]
+    assert second["tokens"] + third["tokens"] == tokens[1] + tokens[2]
+    assert third["weights"]["0"] > third["weights"]["1"]
 
 
 def test_profiles_need_texts(tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Message
 
 from hlm.local_steps import local_steps
 from strategies import (
@@ -31,7 +32,7 @@ TWO = [0, 0, 0, 0, 1, 1]
 
 @dataclass
 class Device:
-    """A client that really trains; SCAFFOLD's variate lives here as in `context.state`."""
+    """A client that really trains; it keeps SCAFFOLD's variate where the server sends it none."""
 
     index: int
     steps: int
@@ -235,6 +236,72 @@ def test_a_resumed_scaffold_equals_an_uninterrupted_one() -> None:
     second.start(_grid(STEPS), initial(0.0, 0.0), num_rounds=12)  # type: ignore[arg-type]
     # The server adds differences up, so c_i differs from the client's own in the last bits.
     np.testing.assert_allclose(second.policy, whole.policy, rtol=1e-13)
+
+
+def _scaffold_after(trouble: Callable[[Message, Message], Message | None], rounds: int) -> float:
+    """Distance to the optimum after 200 rounds of `trouble` with replies and 60 without."""
+    grid = _grid(STEPS)
+    table = AssignedClusters(NODES, FLAT)
+    strategy = build_strategy("scaffold", cluster_map=table, fraction_evaluate=0)
+    honest = dict(grid.clients)
+
+    def troubled(node: int) -> Callable[[Message], Message | None]:
+        return lambda message: trouble(message, honest[node](message))  # type: ignore[arg-type]
+
+    grid.clients = {node: troubled(node) for node in honest}
+    strategy.start(grid, initial(0.0, 0.0), num_rounds=200)  # type: ignore[arg-type]
+    grid.clients = honest
+    strategy.start(grid, initial(0.0, 0.0), num_rounds=200 + rounds)  # type: ignore[arg-type]
+    return float(np.abs(strategy.policy - _optimum(FLAT)).max())
+
+
+def test_scaffold_forgets_replies_that_were_lost() -> None:
+    rng = np.random.default_rng(7)
+    lost = _scaffold_after(lambda _, reply: None if rng.random() < 0.2 else reply, 60)
+    assert lost < 1e-9
+
+
+def test_scaffold_forgets_replies_that_were_refused() -> None:
+    rng = np.random.default_rng(8)
+
+    def broken(message: Message, reply: Message) -> Message:
+        if rng.random() < 0.2:
+            reply.content.array_records["arrays"]["policy"] = Array(np.array([np.nan, 0.0]))
+        return reply
+
+    assert _scaffold_after(broken, 60) < 1e-9
+
+
+def test_a_resumed_scaffold_forgets_what_its_clients_did_meanwhile() -> None:
+    """The server dies before it has the replies of round 7; the clients live on."""
+    grid, table = _grid(STEPS), AssignedClusters(NODES, TWO)
+    first = _train("scaffold", 6, TWO, grid)
+    state = state_to_bytes(first.state_dict())
+    first.start(grid, initial(0.0, 0.0), num_rounds=7)  # type: ignore[arg-type]
+    second = build_strategy("scaffold", cluster_map=table, fraction_evaluate=0)
+    second.load_state_dict(state_from_bytes(state))
+    second.start(grid, initial(0.0, 0.0), num_rounds=12)  # type: ignore[arg-type]
+    whole = _train("scaffold", 12, TWO, _grid(STEPS))
+    np.testing.assert_allclose(second.policy, whole.policy, rtol=1e-13)
+
+
+def test_own_policies_are_those_last_accepted() -> None:
+    """A reply that was lost leaves no trace in where the client starts from."""
+    lost, sent = {2, 3}, []
+
+    def client(message: Message) -> Message | None:
+        config, arrays = settings(message), message.content.array_records["arrays"]
+        sent.append(
+            (config["accepted-round"], received(message, "own")[0] if "own" in arrays else 0)
+        )
+        step = float(config["round"])  # type: ignore[arg-type]
+        return None if config["round"] in lost else answer(message, [step], client=0)
+
+    strategy = build_strategy("fedavg", personalisation="local", fraction_evaluate=0)
+    others = {2: lambda message: answer(message, [0.5], client=1)}
+    grid = FakeGrid({1: client, **others})
+    strategy.start(grid, initial(0.0), num_rounds=5)  # type: ignore[arg-type]
+    assert [(a, float(own)) for a, own in sent] == [(0, 0), (1, 1), (1, 1), (1, 1), (4, 4)]
 
 
 def test_scaffold_personalised_by_cluster_reaches_each_clusters_optimum() -> None:
