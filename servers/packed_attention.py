@@ -84,7 +84,8 @@ def slot_attention(
     scores = queries.shape[1] * key.shape[2] * queries.shape[0] * longest
     is_few = scores <= MOST_SCORES
     if is_few and attention_mask is not None and attention_mask.is_floating_point():
-        found = attention_of_few(queries, key, value, attention_mask, kwargs.get("scaling"))
+        bias = bias_of_heads(attention_mask, queries.shape[1], key.shape[1])
+        found = attention_of_few(queries, key, value, bias, kwargs.get("scaling"))
     else:
         kwargs["is_causal"] = False
         found, _ = sdpa_attention_forward(module, queries, key, value, attention_mask, **kwargs)
@@ -96,7 +97,7 @@ def attention_of_few(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor,
+    bias: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
     """Attention of few queries as two batched products, on a processor faster than fused.
@@ -107,8 +108,8 @@ def attention_of_few(
         [sessions, heads, longest, size].
     keys, values : torch.Tensor
         [sessions, key heads, length, size]; `heads` is a multiple of `key heads`.
-    mask : torch.Tensor
-        [sessions, 1, longest, length], added to the scores; 0 or -inf.
+    bias : torch.Tensor
+        Added to the scores, from `bias_of_heads`.
     scaling : float or None
         Factor of the scores; 1 / sqrt(size) by default.
 
@@ -119,18 +120,34 @@ def attention_of_few(
     """
     sessions, heads, longest, size = queries.shape
     groups, length = keys.shape[1], keys.shape[2]
-    shared = heads // groups
     # Queries of heads that share a key head are queries of one head, just more of them.
-    flat = queries.reshape(sessions * groups, shared * longest, size)
-    bias = mask.expand(sessions, heads, longest, length).reshape(
-        sessions * groups, shared * longest, length
-    )
+    flat = queries.reshape(sessions * groups, heads // groups * longest, size)
     factor = size**-0.5 if scaling is None else scaling
     scores = torch.baddbmm(
         bias, flat, keys.reshape(sessions * groups, length, size).transpose(1, 2), alpha=factor
     )
     found = torch.bmm(scores.softmax(-1), values.reshape(sessions * groups, length, size))
     return found.view(sessions, heads, longest, size).transpose(1, 2)
+
+
+def bias_of_heads(mask: torch.Tensor, heads: int, groups: int) -> torch.Tensor:
+    """A mask as `attention_of_few` adds it: the same for all heads.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        [sessions, 1, longest, length], 0 or -inf.
+    heads, groups : int
+        Heads of queries, and of keys.
+
+    Returns
+    -------
+    torch.Tensor
+        [sessions * groups, heads / groups * longest, length].
+    """
+    sessions, _, longest, length = mask.shape
+    shape = (sessions * groups, heads // groups * longest, length)
+    return mask.expand(sessions, heads, longest, length).reshape(shape)
 
 
 AttentionInterface.register(NAME, slot_attention)

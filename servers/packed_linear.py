@@ -8,6 +8,7 @@ the default reads it row by row, and a row's result does not depend on how many 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,30 @@ class PackedLinear(nn.Module):
         # The plain weight stays for whoever asks for its dtype, shape or device.
         self.weight = linear.weight
         self.bias = linear.bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
+        self._product = packed_product(linear.weight.detach(), linear.bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """``rows @ weight.T + bias``: float32 [..., in_features] to [..., out_features]."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self._packed, self.bias, "none", [], ""
-        )
+        return self._product(rows)
+
+
+def packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The product with a weight float32 [out, in] on the CPU, read from a packed copy of it.
+
+    Returns
+    -------
+    callable
+        float32 [..., in] to [..., out].
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+    # The overload itself: looking it up costs as much as a small product.
+    product = torch.ops.mkldnn._linear_pointwise.default
+
+    def linear(rows: Tensor) -> Tensor:
+        result: Tensor = product(rows, packed, bias, "none", [], "")
         return result
+
+    return linear
 
 
 def can_pack(model: PreTrainedModel) -> bool:

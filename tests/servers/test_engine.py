@@ -170,7 +170,8 @@ def test_attention_of_few_queries_is_attention(key_heads):
         attn_mask=mask,
         scale=0.3,
     )
-    found = packed_attention.attention_of_few(queries, keys, values, mask, 0.3)
+    bias = packed_attention.bias_of_heads(mask, 4, key_heads)
+    found = packed_attention.attention_of_few(queries, keys, values, bias, 0.3)
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 
