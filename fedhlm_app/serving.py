@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
+from logging import WARNING
 from typing import TYPE_CHECKING, Any
+
+from flwr.common.logger import log
 
 from fedhlm_app.actor_names import NAMESPACE
 from fedhlm_app.settings import Settings
@@ -34,7 +38,8 @@ def build_service(settings: Settings) -> LanguageModelService:
 def wait_for_ray(seconds: float = 60.0) -> None:
     """Wait until Flower's simulation has started Ray in this process.
 
-    Calling `ray.init` here instead would crash the simulation.
+    Calling `ray.init` here instead would crash the simulation. A cluster that asks for no token is
+    named in the log: `fedhlm run` starts none, but `flwr run` alone does.
 
     Raises
     ------
@@ -51,6 +56,12 @@ def wait_for_ray(seconds: float = 60.0) -> None:
                 "(`fedhlm serve llm`) and named by the setting llm-address = 'host:port'"
             )
         time.sleep(0.05)
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        log(
+            WARNING,
+            "Ray asks for no token: whoever reaches its ports can run code here. `fedhlm run` sets "
+            'one; for `flwr run` see "Who may use Ray" in docs/deploy.md',
+        )
 
 
 class LanguageModelHost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ CONNECTION = "private"
 """Name of the SuperLink in its own Flower configuration."""
 
 _START_SECONDS = 60.0
+_RAY_TOKEN = "ray-token"
 
 
 class LaunchError(RuntimeError):
@@ -36,6 +38,11 @@ class PrivateSuperLink:
 
     Flower's own local SuperLink is a daemon on a fixed port that outlives the command and keeps
     the folder, environment and Ray cluster of its first call. This one has everything to itself.
+
+    Its Ray listens on loopback only and answers nobody without a token drawn for this launch:
+    whoever reaches a Ray cluster as it comes may run any code in it. The token is in a file of
+    mode 0600 in the launch's own folder (0700) and goes with it, so that no environment, log or
+    run folder holds it.
 
     Parameters
     ----------
@@ -52,6 +59,7 @@ class PrivateSuperLink:
         # a long TMPDIR would leave no room.
         parent = "/tmp" if os.access("/tmp", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="fedhlm-", dir=parent))
+        _write_private(self.folder / _RAY_TOKEN, secrets.token_hex(32))
         self.environ = self._environment(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._handle: IO[bytes] | None = None
@@ -148,8 +156,9 @@ class PrivateSuperLink:
     def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         # The run-config is complete: a variable must not override it a second time.
         kept = without_settings(environ, Settings.defaults())
-        # A cluster that happens to run here must not be joined.
-        for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID"):
+        # A cluster that happens to run here must not be joined; a token that is set here would
+        # be taken instead of the launch's own.
+        for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID", "RAY_AUTH_TOKEN"):
             kept.pop(name, None)
         paths = [str(code_root()), *filter(None, [kept.get("PYTHONPATH")])]
         return kept | {
@@ -162,6 +171,11 @@ class PrivateSuperLink:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / _RAY_TOKEN),
+            # Off, Ray's node has the address 127.0.0.1 on every system and listens nowhere else.
+            # Flower hands `ray.init` no address, and Ray has no other variable for it.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             # Flower's actors have an environment of their own, so Ray could use none of these.
             "RAY_enable_worker_prestart": "0",
             "RAY_prestart_worker_first_driver": "0",
@@ -189,6 +203,12 @@ def program(name: str) -> str:
     if found is None:
         raise LaunchError(f"the command {name!r} is missing: is flwr[simulation] installed?")
     return found
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only this user may read, from its first byte on."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)
 
 
 def _scripts() -> Path:
