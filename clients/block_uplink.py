@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.llm_link import LinkDown, Transport
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation
-from clients.uplink import LanguageModelUplink, LinkDown, Transport, UplinkConfig
+from clients.uplink import LanguageModelUplink, UplinkConfig
 from hlm.randomness import DrawKeys
 from hlm.verification import Draft, Verifier
 from hlm.wire import Row, RowReply, Status, following_row
@@ -109,7 +110,7 @@ class BlockUplink(LanguageModelUplink):
         unserved = Verified(
             np.zeros(count, np.bool_), np.zeros(count, np.int64), np.full(count, -1, np.int64)
         )
-        if self.asleep:
+        if self.link.asleep:
             return unserved
         escalation = Escalation(
             texts=texts,
@@ -131,10 +132,8 @@ class BlockUplink(LanguageModelUplink):
                 for i, answer in zip(again, self._ask(whole, traffic), strict=True):
                     answers[i] = answer
         except LinkDown:
-            traffic.failures += 1
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             texts.held[ahead.rows] = 0
-            self.back_off.failed()
             return unserved
         outcomes = [self._settle(escalation, ahead, i, answer) for i, answer in enumerate(answers)]
         served, accepted, tokens = (np.array(column) for column in zip(*outcomes, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -204,6 +204,9 @@ class Traffic:
         Bytes both ways between the device and its edge server.
     failures : int
         Exchanges that brought no answer.
+    refused, untrusted : int
+        Those of them in which the LLM server refused the device's token, or its certificate was
+        not accepted.
     waited : float
         Seconds spent waiting for the LLM server.
     slm : float
@@ -218,6 +221,8 @@ class Traffic:
     messages: int = 0
     edge: int = 0
     failures: int = 0
+    refused: int = 0
+    untrusted: int = 0
     waited: float = 0.0
     slm: float = 0.0
     measured: int = 0
@@ -225,3 +230,12 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         """Sum field by field."""
         return Traffic(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def include(self, other: Traffic) -> None:
+        """Add another's counts to these, in place."""
+        vars(self).update(vars(self + other))
+
+    def as_measured(self) -> Traffic:
+        """The same exchanges, made for the report alone."""
+        both = self.uplink + self.downlink
+        return replace(self, uplink=0, downlink=0, messages=0, waited=0.0, measured=both)

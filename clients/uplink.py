@@ -8,7 +8,6 @@ server is not asked at all.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from clients.back_off import BackOff
+from clients.llm_link import LinkDown, LlmLink, Transport
 from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolution
 from hlm.randomness import DrawKeys
@@ -29,31 +29,12 @@ from hlm.wire import (
     Row,
     RowReply,
     Status,
-    WireError,
     decode_reply,
     encode_request,
 )
 from hlm.wire.claims import claim_fields, verdict_of
 
 MOST_ATTEMPTS = 16
-
-
-class LinkDown(ConnectionError):
-    """No answer from the LLM server: not reachable, too late, or it failed."""
-
-
-class Transport(Protocol):
-    """One way of reaching the LLM server: in-process, Ray actor or network."""
-
-    def exchange(self, payload: bytes) -> bytes:
-        """Send a request, return the reply.
-
-        Raises
-        ------
-        LinkDown
-            When no answer comes.
-        """
-        ...
 
 
 class Finisher(Protocol):
@@ -110,26 +91,25 @@ class LanguageModelUplink:
         How escalated tokens are decided.
     config : UplinkConfig
         See there.
+
+    Attributes
+    ----------
+    link : LlmLink
+        Sends the requests.
     """
 
     needs_hidden = False
     verifies = True
 
     def __init__(self, transport: Transport, verifier: Finisher, config: UplinkConfig) -> None:
-        self.transport = transport
         self.verifier = verifier
         self.config = config
-        self.back_off = BackOff(config.first_pause, config.longest_pause)
-
-    @property
-    def asleep(self) -> bool:
-        """Whether the server is left alone after a failure."""
-        return self.back_off.asleep
+        self.link = LlmLink(transport, BackOff(config.first_pause, config.longest_pause))
 
     def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
         """Have the rows verified; rows without an answer stay undecided."""
         resolution = Resolution.none(len(escalation.rows))
-        if self.asleep:
+        if self.link.asleep:
             return resolution
         try:
             pending, claim = np.arange(len(escalation.rows)), escalation.draft.claim
@@ -139,10 +119,8 @@ class LanguageModelUplink:
                     break
                 claim = claim.ask_again()
         except LinkDown:
-            traffic.failures += 1
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             escalation.texts.held[escalation.rows] = 0
-            self.back_off.failed()
         return resolution
 
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
@@ -161,7 +139,7 @@ class LanguageModelUplink:
         """
         unread = np.isnan(records.log_prob) if learned else records.choice < 0
         missing = records.present & unread
-        if not missing.any() or self.asleep:
+        if not missing.any() or self.link.asleep:
             return
         places = list(zip(*(axis.tolist() for axis in np.nonzero(missing)), strict=True))
         measured: list[Row] = []
@@ -183,17 +161,9 @@ class LanguageModelUplink:
                 for i, reply in zip(again, resent, strict=True):
                     replies[i] = reply
         except LinkDown:
-            traffic.failures += 1
-            self.back_off.failed()
             return
         finally:
-            if learned:
-                traffic.uplink += counted.uplink
-                traffic.downlink += counted.downlink
-                traffic.messages += counted.messages
-                traffic.waited += counted.waited
-            else:
-                traffic.measured += counted.uplink + counted.downlink
+            traffic.include(counted if learned else counted.as_measured())
         for (row, step), reply in zip(places, replies, strict=True):
             if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback):
                 note_feedback(records, row, np.array([step]), reply.feedback[-1:])
@@ -292,19 +262,7 @@ class LanguageModelUplink:
             bits=16 if verifier == "full" else 8,
         )
         payload = encode_request(request)
-        begin = time.perf_counter()
-        try:
-            answer = self.transport.exchange(payload)
-        except WireError:
-            self.back_off.answered()  # a refusal is an answer too
-            raise
-        finally:
-            traffic.waited += time.perf_counter() - begin
-        self.back_off.answered()
-        traffic.uplink += len(payload)
-        traffic.downlink += len(answer)
-        traffic.messages += 1
-        reply: Reply = decode_reply(answer, request)
+        reply: Reply = decode_reply(self.link.exchange(payload, traffic), request)
         return list(reply.rows)
 
     def _plain_verifier(self) -> str:

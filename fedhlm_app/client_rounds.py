@@ -10,15 +10,16 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from clients.llm_link import Transport
 from clients.records import FloatArray, Traffic
-from clients.uplink import Transport
 from fedhlm_app.actor_names import edge_actor_name, llm_actor_name
 from fedhlm_app.calibrating import calibrates, sums_of
 from fedhlm_app.device import Device
 from fedhlm_app.feedback_folder import FeedbackFolder
 from fedhlm_app.from_store import next_policy, told_since
 from fedhlm_app.learning import learn_locally, private_policy
-from fedhlm_app.links import HttpLink, RayLink
+from fedhlm_app.links import RayLink
+from fedhlm_app.llm_access import llm_link
 from fedhlm_app.profiles import PROFILE, profile_record, requested
 from fedhlm_app.routed import (
     Figures,
@@ -219,7 +220,7 @@ def _device(settings: Settings, client: int, run: int) -> Device:
     torch.set_num_threads(1)
     transport: Transport
     if settings.llm_address:
-        transport = HttpLink(settings.llm_address, settings.llm_timeout)
+        transport = llm_link(settings)
     else:
         transport = RayLink(llm_actor_name(run), settings.llm_timeout)
     return Device(

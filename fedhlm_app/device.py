@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 
 from clients.edge_link import EdgeTransport
+from clients.llm_link import Transport
 from clients.policy import Policy
 from clients.records import BoolArray, IntArray, Traffic
-from clients.uplink import Transport
 from fedhlm_app.calibrating import calibrates, is_sequential, reads_kept_tokens
 from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client

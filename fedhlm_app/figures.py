@@ -36,6 +36,8 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
         "read": int(sums.get("read", 0)),
         "false_hits": {tier: hits for tier in ("cache", "edge") if (hits := _hits(sums, tier))},
         "link_failures": int(sums.get("link-failures", 0)),
+        "link_refused": int(sums.get("link-refused", 0)),
+        "link_untrusted": int(sums.get("link-untrusted", 0)),
     }
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from clients.edge_link import EdgeTransport
+from clients.llm_link import Transport
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure
-from clients.uplink import LanguageModelUplink, Transport, UplinkConfig
+from clients.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.edge import EdgeSide, has_edge
 from fedhlm_app.pair.load import load_slm
 from fedhlm_app.router import router_columns, router_features, router_model

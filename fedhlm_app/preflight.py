@@ -10,6 +10,7 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.data.prompts import TEXT_TOKENS
 from fedhlm_app.dataset import items_of
+from fedhlm_app.llm_access import check_llm
 from fedhlm_app.pair.vocabulary import (
     BUILTIN,
     check_context,
@@ -30,7 +31,7 @@ def longest_context(settings: Settings) -> int:
 
 
 def check(settings: Settings, *, simulated: bool = True) -> Items:
-    """Check folders, devices, rules, data, tokenizers and context lengths; loads no weights.
+    """Check folders, devices, rules, data, tokenizers, contexts and the served LLM; no weights.
 
     Parameters
     ----------
@@ -68,6 +69,8 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
         label_tokens(load_tokenizer(settings.llm), items.label_names)
     elif settings.llm != BUILTIN:
         load_tokenizer(settings.llm)
+    if settings.llm_address:
+        check_llm(settings)
     return items
 
 

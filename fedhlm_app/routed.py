@@ -116,6 +116,8 @@ def figures(routed: Routed, settings: Settings) -> Figures:
         "read": routed.read,
         "messages": traffic.messages,
         "link-failures": traffic.failures,
+        "link-refused": traffic.refused,
+        "link-untrusted": traffic.untrusted,
         "seconds-waited": traffic.waited,
         "seconds-slm": traffic.slm,
     }

@@ -9,8 +9,9 @@ a status and a sentence, and costs no more memory than the bound on its body.
 ``GET /v1/stats``         model, limits and counters as JSON
 ========================  =========================================================================
 
-Statuses of ``/v1/exchange``: 400 no valid request, 408 the body did not come, 413 body too large,
-500 the engine failed, 503 too many requests wait (``Retry-After`` says for how long to stay away).
+Statuses of ``/v1/exchange``: 400 no valid request, 401 without the token that is wanted, 408 the
+body did not come, 413 body too large, 500 the engine failed, 503 too many requests wait
+(``Retry-After`` says for how long to stay away).
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from hlm.wire import WireError
+from servers.access import BearerToken
 from servers.actors import RequestBatcher
 from servers.llm import LanguageModelService
 
@@ -94,10 +98,16 @@ class ServedLanguageModel:
         See there.
     model : str
         Name of the model, for ``/v1/stats``.
+    token : str
+        Bearer token that callers of ``/v1`` must bring; empty: none.
     """
 
     def __init__(
-        self, service: LanguageModelService, options: ServiceOptions, model: str = ""
+        self,
+        service: LanguageModelService,
+        options: ServiceOptions,
+        model: str = "",
+        token: str = "",
     ) -> None:
         self.service = service
         self.options = options
@@ -107,12 +117,14 @@ class ServedLanguageModel:
         self.held = 0
         self._batcher = RequestBatcher(service, options.wait, options.most)
         self._began = time.monotonic()
+        count = partial(self.counts.update, ["401"])
         self.app = Starlette(
             routes=[
                 Route(EXCHANGE, self._exchange, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/v1/stats", self._stats),
-            ]
+            ],
+            middleware=[Middleware(BearerToken, token, count)] if token else [],
         )
 
     async def _exchange(self, request: Request) -> Response:
@@ -215,7 +227,12 @@ class _Server(uvicorn.Server):
             self.on_ready()
 
 
-def make_server(app: Starlette, on_ready: Callable[[], None] | None = None) -> uvicorn.Server:
+def make_server(
+    app: Starlette,
+    on_ready: Callable[[], None] | None = None,
+    certificate: str = "",
+    key: str = "",
+) -> uvicorn.Server:
     """The HTTP server of an application; ``run(sockets=[...])`` serves until it is told to stop.
 
     SIGTERM, SIGINT or ``should_exit = True`` stop it: no new connections, and open requests get
@@ -227,9 +244,14 @@ def make_server(app: Starlette, on_ready: Callable[[], None] | None = None) -> u
         What is served.
     on_ready : callable
         Called once requests are accepted.
+    certificate, key : str
+        PEM files, with which it speaks TLS only; the key may be in the certificate's file. Without
+        a certificate it does not speak TLS.
     """
     config = uvicorn.Config(
         app,
+        ssl_certfile=certificate or None,
+        ssl_keyfile=key or None,
         log_level="warning",
         access_log=False,
         # A reply of ten bytes needs no hundred of headers.

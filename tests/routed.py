@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clients.llm_link import LinkDown
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
 from clients.routing import Router, RouterConfig
-from clients.uplink import LanguageModelUplink, LinkDown, UplinkConfig
+from clients.uplink import LanguageModelUplink, UplinkConfig
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fedhlm_app.cli.listening import Access, read_access, run_until_stopped
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, collect, say
-from fedhlm_app.settings import Settings
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
+from fedhlm_app.settings import Settings, SettingsError
 
 DEFAULT_PORT = 8471
 DEVICE_PORT = 8472
@@ -66,6 +60,20 @@ def llm(
     threads: Annotated[
         int, typer.Option(min=1, help="Processor threads of the model; 1 repeats bit for bit.")
     ] = 1,
+    tls_cert: Annotated[
+        str, typer.Option(metavar="FILE", help="Speak TLS with this certificate chain (PEM).")
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option(metavar="FILE", help="Its key (PEM), unless it is in the same file.")
+    ] = "",
+    token_file: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Answer only who brings the bearer token in this file; without it, that of "
+            "FEDHLM_LLM_TOKEN, if there is one.",
+        ),
+    ] = "",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Settings such as llm-device."),
@@ -79,9 +87,10 @@ def llm(
 
     - `flwr run . my-superlink --run-config 'llm-address="10.0.0.5:8471"'`
 
-    Serve one run at a time. There is no encryption and no access control: listen on networks that
-    you trust only. Exit status: 0 after a stop, 1 when the address cannot be listened on or the
-    model cannot be loaded, 2 when a setting is wrong.
+    Serve one run at a time. Without --tls-cert nothing is encrypted, and without a token whoever
+    reaches the address is answered: listen on networks that you trust only. Exit status: 0 after a
+    stop, 1 when the address cannot be listened on or the model cannot be loaded, 2 when a setting,
+    the certificate or the token is wrong.
     """
     given: dict[str, object] = {
         "llm": model,
@@ -98,18 +107,26 @@ def llm(
         settings = collect(given, overrides or [])
         check_folder(settings.llm, "llm")
         preflight.check_devices(settings, simulated=False)
+        access = read_access(tls_cert, tls_key, token_file)
     except ValueError as error:
         say(errors, str(error))
         raise typer.Exit(BAD_SETTINGS) from None
     try:
-        serve(settings, host, port, queue, threads)
+        serve(settings, host, port, queue, threads, access)
     except (OSError, ValueError) as error:
         say(errors, str(error))
         raise typer.Exit(FAILED) from None
     raise typer.Exit(COMPLETED)
 
 
-def serve(settings: Settings, host: str, port: int, queue: int, threads: int) -> None:
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    queue: int,
+    threads: int,
+    access: Access,
+) -> None:
     """Load the model and serve it until the process is asked to stop.
 
     Raises
@@ -132,25 +149,27 @@ def serve(settings: Settings, host: str, port: int, queue: int, threads: int) ->
         most=1 if settings.reproducible else 64,
         queue=queue,
     )
-    served = ServedLanguageModel(build_service(settings), options, settings.llm)
+    service = build_service(settings)
+    served = ServedLanguageModel(service, options, settings.llm, access.token)
     engine = served.service.engine
 
     def ready(at: str) -> None:
+        where = f"https://{at}" if access.certificate else at
         print(
-            f"serving {settings.llm} at {at} "
+            f"serving {settings.llm} at {where} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
-            f"{engine.max_sessions} sessions)",
+            f"{engine.max_sessions} sessions{', with a token' if access.token else ''})",
             flush=True,
         )
 
-    run_until_stopped(served.app, listener, ready)
+    run_until_stopped(served.app, listener, ready, access)
 
 
 @serve_app.command()
 def device(
     llm_address: Annotated[
         str | None,
-        typer.Option(help="host:port of `fedhlm serve llm`; needed here or as a setting."),
+        typer.Option(help="host:port or URL of `fedhlm serve llm`; needed here or as a setting."),
     ] = None,
     store: Annotated[
         Path | None,
@@ -221,6 +240,9 @@ def device(
         raise typer.Exit(BAD_SETTINGS) from None
     try:
         serve_device(settings, host, port, client, store, queue, threads)
+    except SettingsError as error:
+        say(errors, str(error))
+        raise typer.Exit(BAD_SETTINGS) from None
     except (OSError, ValueError) as error:
         say(errors, str(error))
         raise typer.Exit(FAILED) from None
@@ -249,18 +271,18 @@ def serve_device(
     import torch
 
     from fedhlm_app.feedback_folder import FeedbackFolder
-    from fedhlm_app.links import HttpLink
+    from fedhlm_app.llm_access import require_access
     from fedhlm_app.serve_device.service import DeviceService
     from fedhlm_app.serve_device.texts import ServedTexts
     from servers.service import listen
 
     listener = listen(host, port)
+    link = require_access(settings)
     torch.set_num_threads(threads)
     folder = None
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
         folder = FeedbackFolder(store.resolve())
-    link = HttpLink(settings.llm_address, settings.llm_timeout)
     texts = ServedTexts(settings, client, link, folder)
     service = DeviceService(texts, queue)
 
@@ -276,32 +298,3 @@ def serve_device(
         run_until_stopped(service.app, listener, ready)
     finally:
         service.close()
-
-
-def run_until_stopped(
-    app: Starlette, listener: socket.socket, on_ready: Callable[[str], None]
-) -> None:
-    """Serve an application until SIGTERM or SIGINT.
-
-    Parameters
-    ----------
-    app : Starlette
-        What is served.
-    listener : socket.socket
-        Bound and listening.
-    on_ready : callable
-        Called with host and port once requests are accepted.
-    """
-    from servers.service import make_server
-
-    def ready() -> None:
-        name, number = listener.getsockname()[:2]
-        on_ready(f"[{name}]:{number}" if ":" in name else f"{name}:{number}")
-
-    # The server raises the signal that stopped it once more: being stopped is no failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    server = make_server(app, ready)
-    server.run(sockets=[listener])
-    if not server.started:
-        sys.exit(FAILED)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from clients.llm_link import Transport
 from clients.records import Stage, TokenRecords, Traffic
 from clients.routing import Router
 from clients.speculative import SpeculativeDecoder
-from clients.uplink import LanguageModelUplink, Transport
+from clients.uplink import LanguageModelUplink
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.workload import Work, correct

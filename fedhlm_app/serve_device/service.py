@@ -106,8 +106,10 @@ class DeviceService:
         return 200, as_json(answer)
 
     async def _health(self, request: Request) -> JSONResponse:
-        llm = "not reached" if self.texts.routed.uplink.asleep else "ok"
-        return JSONResponse({"status": "ok", "llm": llm})
+        link = self.texts.routed.uplink.link
+        if not link.asleep:
+            return JSONResponse({"status": "ok", "llm": "ok"})
+        return JSONResponse({"status": "ok", "llm": "not reached", "why": link.problem})
 
     async def _stats(self, request: Request) -> JSONResponse:
         texts, counts = self.texts, self.texts.counts

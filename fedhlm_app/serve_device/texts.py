@@ -13,8 +13,8 @@ from typing import NoReturn
 import numpy as np
 
 from clients.feedback_store import FeedbackStore
+from clients.llm_link import Transport
 from clients.records import IntArray, Stage, TextBatch
-from clients.uplink import Transport
 from fedhlm_app.calibrating import calibrates
 from fedhlm_app.feedback_folder import (
     FeedbackFolder,

@@ -6,11 +6,12 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from fedhlm_app.settings.address import parse_address
+
 if TYPE_CHECKING:
     from fedhlm_app.settings.model import Settings
 
 _DEVICE = re.compile(r"cpu|auto|mps|cuda(:\d+)?")
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -24,6 +25,7 @@ def conflicts(settings: Settings) -> list[str]:
         *_learning(settings),
         *_privacy(settings),
         *_text(settings),
+        *_address(settings),
     ]
 
 
@@ -220,9 +222,29 @@ def _text(settings: Settings) -> list[str]:
             found.append(
                 f"setting {name!r} = {value!r} is not allowed: cpu, cuda, cuda:N, mps or auto"
             )
-    if settings.llm_address and not _ADDRESS.fullmatch(settings.llm_address):
-        found.append(f"setting 'llm-address' = {settings.llm_address!r} is not allowed: host:port")
     for name in ("slm", "llm", "dataset", "run_dir", "edge_rule", "cloud_rule"):
         if not getattr(settings, name).strip():
             found.append(f"setting '{name.replace('_', '-')}' is empty")
+    return found
+
+
+def _address(settings: Settings) -> list[str]:
+    """Where the LLM is, and what its server is to be trusted and given."""
+    secure = False
+    if settings.llm_address:
+        try:
+            secure = parse_address(settings.llm_address).secure
+        except ValueError as error:
+            return [str(error)]
+    found = []
+    if settings.llm_ca_file and not secure:
+        found.append(
+            f"settings 'llm-ca-file' = {settings.llm_ca_file!r} and 'llm-address' = "
+            f"{settings.llm_address!r}: only an https:// address has a certificate to check"
+        )
+    if settings.llm_token_file and not settings.llm_address:
+        found.append(
+            f"settings 'llm-token-file' = {settings.llm_token_file!r} and 'llm-address' = '': "
+            "there is no server to give the token to"
+        )
     return found

@@ -66,7 +66,14 @@ class ModelGroup(Group):
     llm_device: str = setting("cpu", "where the large model runs: cpu, cuda, cuda:N, mps or auto")
     llm_dtype: Dtype = setting("float32", "number format of the large model")
     llm_address: str = setting(
-        "", "host:port of a served large model; empty: an actor inside the simulation"
+        "",
+        "host:port or http(s) URL of a served large model; empty: an actor inside the simulation",
+    )
+    llm_ca_file: str = setting(
+        "", "PEM file of the authorities trusted for an https llm-address; empty: the system's"
+    )
+    llm_token_file: str = setting(
+        "", "file with the served model's bearer token; empty: FEDHLM_LLM_TOKEN in the environment"
     )
     llm_sessions: int = setting(
         256, "prompts whose key-value cache the large model keeps", unit="sessions", at_least=1

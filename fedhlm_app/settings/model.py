@@ -151,6 +151,8 @@ class Settings(
                 "slm": absolute(self.slm, base),
                 "llm": absolute(self.llm, base),
                 "dataset": absolute(self.dataset, base),
+                "llm_ca_file": absolute(self.llm_ca_file, base, always=True),
+                "llm_token_file": absolute(self.llm_token_file, base, always=True),
             }
         )
 
@@ -164,9 +166,9 @@ class Settings(
         """
         missing = [
             f"setting {name!r} = {value!r}: no such file or folder"
-            for name in ("slm", "llm", "dataset", "resume")
-            if (value := getattr(self, name))
-            and (name == "resume" or looks_like_path(value))
+            for name in ("slm", "llm", "dataset", "resume", "llm-ca-file", "llm-token-file")
+            if (value := getattr(self, name.replace("-", "_")))
+            and (name not in ("slm", "llm", "dataset") or looks_like_path(value))
             and not Path(value).exists()
         ]
         if missing:

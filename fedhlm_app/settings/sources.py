@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from fedhlm_app.settings.address import TOKEN_VARIABLE
 from fedhlm_app.settings.errors import ENVIRONMENT_PREFIX, SettingsError, closest
 
 Scalar = bool | int | float | str
@@ -33,8 +34,10 @@ def from_environment(environ: Mapping[str, str], keys: Collection[str]) -> dict[
     for variable, value in environ.items():
         if variable in names:
             values[names[variable]] = value
+        elif variable == TOKEN_VARIABLE:
+            continue  # a secret, and so no setting: settings are written down
         elif variable.startswith(ENVIRONMENT_PREFIX) and (
-            near := closest(variable, names, cutoff=_NEAR_MISS)
+            near := closest(variable, [*names, TOKEN_VARIABLE], cutoff=_NEAR_MISS)
         ):
             raise SettingsError(
                 f"unknown environment variable {variable!r}; did you mean {near!r}?"

@@ -55,7 +55,7 @@ def test_pauses_double_up_to_the_longest_and_start_again_after_an_answer():
 def test_after_an_answer_of_the_llm_the_next_failure_starts_at_the_first_pause():
     slm, llm = random_model("llama", 1), random_model("llama", 2)
     setup = build(slm, llm, FixedPolicy(kept=False), pause=0.5)
-    back_off = setup.uplink.back_off
+    back_off = setup.uplink.link.back_off
     back_off.clock = clock = Clock()
     prompts = make_prompts(VOCAB, 1)
 
@@ -75,7 +75,7 @@ def test_after_an_answer_of_the_llm_the_next_failure_starts_at_the_first_pause()
 def test_a_refusal_of_the_llm_is_an_answer():
     slm, llm = random_model("llama", 1), random_model("llama", 2)
     setup = build(slm, llm, FixedPolicy(kept=False), pause=0.5)
-    back_off = setup.uplink.back_off
+    back_off = setup.uplink.link.back_off
     back_off.clock = clock = Clock()
     setup.link.down = True
     for _ in range(3):
@@ -88,7 +88,7 @@ def test_a_refusal_of_the_llm_is_an_answer():
             raise WireError("no")
 
     back_off.wake()
-    setup.uplink.transport = Refusing()
+    setup.uplink.link.transport = Refusing()
     with pytest.raises(WireError):
         setup.generate(make_prompts(VOCAB, 1), 1)
     back_off.failed()

@@ -5,10 +5,10 @@ import pytest
 
 from clients.edge import EdgeResolver
 from clients.edge_link import EdgeLinkConfig
+from clients.llm_link import LinkDown
 from clients.opportunistic import OpportunisticConfig, OpportunisticRule, Price
 from clients.records import Stage, Traffic
 from clients.resolving import resolve_in_turn
-from clients.uplink import LinkDown
 from hlm.peers import SketchMaker
 from servers.edge import EdgeServer
 from servers.edge_config import EdgeConfig

@@ -166,7 +166,7 @@ def test_the_device_knows_what_the_server_holds(sampling):
     llm = relative(slm, 0.1)
     setup = Setup(slm, llm, sampling)
     prefixes = []
-    exchange = setup.uplink.transport.exchange
+    exchange = setup.uplink.link.transport.exchange
 
     def watched(payload):
         answer = exchange(payload)
@@ -207,7 +207,7 @@ def test_a_forgotten_text_is_sent_again():
             setup.engine.forget((0, 1))
         return exchange(payload)
 
-    setup.uplink.transport = type("Forgetful", (), {"exchange": staticmethod(forgetful)})
+    setup.uplink.link.transport = type("Forgetful", (), {"exchange": staticmethod(forgetful)})
     prompts = make_prompts(VOCAB, 3)
     texts, _, traffic = setup.generate(prompts, STEPS)
     for row, prompt in enumerate(prompts):

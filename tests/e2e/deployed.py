@@ -119,9 +119,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def start_llm(deployed: Deployment) -> Callable[[], str]:
+def start_llm(deployed: Deployment, *words: str) -> Callable[[], str]:
     """Start the LLM server; what waits until it is ready and tells its address."""
-    log = deployed.start("llm", sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0")
+    log = deployed.start(
+        "llm", sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", *words
+    )
 
     def address() -> str:
         deployed.wait_for(lambda: b"serving builtin at" in log.read_bytes(), "llm")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import pytest
 
 from fedhlm_app.launch import launch
 from fedhlm_app.runs import RunFolder, latest_run
 from fedhlm_app.settings import Settings
+from tests.certificates import Authority
 from tests.e2e.deployed import deployment, run_on, start_flower, start_llm
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -43,18 +46,35 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path):
     base = {**SMALL, "run-dir": str(tmp_path / "simulation")}
     simulated = launch(Settings.from_sources(base, environ={}))
     assert simulated.ok, simulated.errors
+    authority, token = Authority(tmp_path / "authority"), "a-token-of-a-test-0123456789"
+    certificate, key = authority.issue("127.0.0.1")
+    (tmp_path / "token").write_text(token)
     with deployment() as deployed:
-        llm_address = start_llm(deployed)
+        # The devices have the token in their environment, the server in a file.
+        llm_address = start_llm(
+            deployed, "--tls-cert", certificate, "--tls-key", key,
+            "--token-file", str(tmp_path / "token"),
+        )  # fmt: skip
+        deployed.environ["FEDHLM_LLM_TOKEN"] = token
         start_flower(
             deployed, [f"partition-id={i} num-partitions={CLIENTS}" for i in range(CLIENTS)]
         )
         address = llm_address()
+        assert address.startswith("https://127.0.0.1:")
+        served = {"llm-address": address, "llm-ca-file": str(authority.file)}
         settings = Settings.from_sources(
-            {**base, "run-dir": str(tmp_path / "deployed"), "llm-address": address}, environ={}
+            {**base, "run-dir": str(tmp_path / "deployed"), **served}, environ={}
         )
         status = run_on(deployed, settings)
         assert status == "finished:completed", deployed.logs("superlink", "supernode-0", "run")
-        stats = httpx.get(f"http://{address}/v1/stats", trust_env=False).json()
+        stats = httpx.get(
+            f"{address}/v1/stats",
+            trust_env=False,
+            verify=ssl.create_default_context(cafile=str(authority.file)),
+            headers={"authorization": f"Bearer {token}"},
+        ).json()
+        written = [*deployed.folder.rglob("*.log"), *(tmp_path / "deployed").rglob("*")]
+        assert all(token.encode() not in path.read_bytes() for path in written if path.is_file())
     found = learned(latest_run(tmp_path / "deployed"))
     assert found == learned(simulated.folder)
     assert found["tokens"] == 2 * CLIENTS * 12

@@ -25,11 +25,12 @@ import httpx
 import numpy as np
 import pytest
 
+from clients.llm_link import LinkDown, Transport
 from clients.policy import FixedPolicy
-from clients.uplink import LinkDown, Transport
 from fedhlm_app.device import Device
+from fedhlm_app.http_link import HttpLink
 from fedhlm_app.launch.app_folder import code_root
-from fedhlm_app.links import DirectLink, HttpLink
+from fedhlm_app.links import DirectLink
 from fedhlm_app.routed import Routed
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings

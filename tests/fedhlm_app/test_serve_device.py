@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clients.feedback_store import FeedbackStore
+from clients.llm_link import LinkDown
 from clients.records import Stage
-from clients.uplink import LinkDown
 from fedhlm_app.feedback_folder import FeedbackFolder, ServedPolicy, TextNote, digest, made_with
 from fedhlm_app.links import DirectLink
 from fedhlm_app.pair.load import load_tokenizer
@@ -80,7 +80,7 @@ def test_without_the_llm_text_goes_on_and_says_so():
     answer = texts.answer(PROMPT, 12)
     assert answer.stages["unresolved"] > 0 == answer.stages["llm_accepted"]
     assert len(answer.tokens) == sum(answer.stages.values())
-    assert texts.routed.uplink.asleep
+    assert texts.routed.uplink.link.asleep
 
 
 def test_the_store_holds_feedback_and_no_text(llm, tmp_path):

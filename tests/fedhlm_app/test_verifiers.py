@@ -35,7 +35,7 @@ def routed(method, sampling=SAMPLED, *, seed=7):
             requests.append(decode_request(payload))
             return super().exchange(payload)
 
-    setup.uplink.transport = Recorder(setup.link.service)
+    setup.uplink.link.transport = Recorder(setup.link.service)
     texts, records, traffic = setup.generate(make_prompts(VOCAB, 6), STEPS)
     return texts, records, traffic, requests
 

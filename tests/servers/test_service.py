@@ -17,43 +17,19 @@ from http.client import HTTPConnection
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from clients.llm_link import LinkDown
 from clients.policy import FixedPolicy
-from clients.uplink import LinkDown
-from fedhlm_app.links import DirectLink, HttpLink, parse_address
-from hlm.wire import Limits, Request, Row, Status, WireError, decode_reply, encode_request
-from servers.engine import Engine
+from fedhlm_app.cli import app
+from fedhlm_app.http_link import HttpLink
+from fedhlm_app.links import DirectLink
+from hlm.wire import Request, Row, Status, WireError, decode_reply, encode_request
 from servers.llm import LanguageModelService
-from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
+from servers.service import ServiceOptions
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts, new_part
-
-LIMITS = Limits(max_bytes=4096)
-
-
-def make_service(sessions: int = 64) -> LanguageModelService:
-    engine = Engine(random_model("llama", 2), max_sessions=sessions, max_context=64)
-    return LanguageModelService(engine, LIMITS)
-
-
-@contextmanager
-def serving(
-    service: LanguageModelService, port: int = 0, **options
-) -> Iterator[tuple[int, ServedLanguageModel]]:
-    """A server in a thread of this process, on its port; stopped at the end."""
-    served = ServedLanguageModel(service, ServiceOptions(**options), "random")
-    listener = listen("127.0.0.1", port)
-    ready = threading.Event()
-    server = make_server(served.app, ready.set)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield listener.getsockname()[1], served
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+from tests.served import LIMITS, make_service, payload, serving
 
 
 @contextmanager
@@ -64,11 +40,6 @@ def linked(service: LanguageModelService, **options) -> Iterator[HttpLink]:
             yield link
         finally:
             link.close()
-
-
-def payload(session: int = 0, tokens=(5, 9, 2), draft: int = 7, start: int = 0, client: int = 0):
-    row = Row(session, start, np.asarray(tokens, np.int64), draft)
-    return encode_request(Request("greedy", VOCAB, (row,), client=client, feedback=True))
 
 
 def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, str]:
@@ -102,7 +73,7 @@ class BrokenService(LanguageModelService):
 def routed(transport, policy, prompts, count):
     """A device whose way to the LLM is the given transport."""
     setup = build(random_model("llama", 1), random_model("llama", 2), policy)
-    setup.uplink.transport = transport
+    setup.uplink.link.transport = transport
     return setup.generate(prompts, count)
 
 
@@ -405,25 +376,6 @@ def test_a_stopped_server_answers_what_it_has_taken_in():
 
 
 @pytest.mark.parametrize(
-    ("address", "parts"),
-    [
-        ("127.0.0.1:8471", (False, "127.0.0.1", 8471, "/v1/exchange")),
-        ("[::1]:80", (False, "::1", 80, "/v1/exchange")),
-        ("http://edge.example", (False, "edge.example", 80, "/v1/exchange")),
-        ("https://edge.example/llm/", (True, "edge.example", 443, "/llm/v1/exchange")),
-    ],
-)
-def test_addresses(address, parts):
-    assert parse_address(address) == parts
-
-
-@pytest.mark.parametrize("address", ["localhost", ":80", "h:0", "h:70000", "ftp://h:1", "h:x", ""])
-def test_what_is_no_address_is_refused(address):
-    with pytest.raises(ValueError, match="llm-address"):
-        parse_address(address)
-
-
-@pytest.mark.parametrize(
     "wrong",
     [
         {"wait": -1},
@@ -476,8 +428,12 @@ def test_the_command_refuses_what_it_cannot_do():
         )
     assert done.returncode == 1
     assert "in use" in done.stderr
-    done = subprocess.run(
-        command("--sessions", "0"), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2
-    assert "llm-sessions" in done.stderr
+    for words, names in (
+        (("--sessions", "0"), "llm-sessions"),
+        (("--tls-cert", "/no/file"), "--tls-cert = '/no/file'"),
+        (("--tls-key", "/no/file"), "--tls-key = '/no/file': needs the certificate too"),
+        (("--token-file", "/no/file"), "--token-file = '/no/file': cannot be read"),
+    ):
+        refused = CliRunner().invoke(app, ["serve", "llm", *words])
+        assert refused.exit_code == 2
+        assert names in refused.stderr

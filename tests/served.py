@@ -1,0 +1,63 @@
+"""A served LLM in a thread of this process, on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from starlette.applications import Starlette
+
+from hlm.wire import Limits, Request, Row, encode_request
+from servers.engine import Engine
+from servers.llm import LanguageModelService
+from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
+from tests.models import VOCAB, random_model
+
+LIMITS = Limits(max_bytes=4096)
+
+
+def make_service(sessions: int = 64) -> LanguageModelService:
+    engine = Engine(random_model("llama", 2), max_sessions=sessions, max_context=64)
+    return LanguageModelService(engine, LIMITS)
+
+
+@contextmanager
+def serving(
+    service: LanguageModelService,
+    port: int = 0,
+    *,
+    token: str = "",
+    certificate: str = "",
+    key: str = "",
+    **options,
+) -> Iterator[tuple[int, ServedLanguageModel]]:
+    """A server in a thread of this process, on its port; stopped at the end."""
+    served = ServedLanguageModel(service, ServiceOptions(**options), "random", token)
+    with serving_app(served.app, port, certificate, key) as found:
+        yield found, served
+
+
+@contextmanager
+def serving_app(
+    app: Starlette, port: int = 0, certificate: str = "", key: str = ""
+) -> Iterator[int]:
+    """The same of any web application; yields the port."""
+    listener = listen("127.0.0.1", port)
+    ready = threading.Event()
+    server = make_server(app, ready.set, certificate, key)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def payload(session: int = 0, tokens=(5, 9, 2), draft: int = 7, start: int = 0, client: int = 0):
+    row = Row(session, start, np.asarray(tokens, np.int64), draft)
+    return encode_request(Request("greedy", VOCAB, (row,), client=client, feedback=True))
