@@ -164,7 +164,9 @@ class Federation:
         chain: list[Resolver] = []
         if setup.cache_size:
             cache = TokenCache(self.embeddings, CacheConfig(capacity=setup.cache_size))
-            chain.append(CacheResolver(cache, setup.audit_rate, before_peers=setup.peer_mode != "off"))
+            chain.append(
+                CacheResolver(cache, setup.audit_rate, before_peers=setup.peer_mode != "off")
+            )
         if setup.peer_mode != "off":
             rule = None
             if setup.unit is not None:

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from clients.lockstep import lockstep_decoder
 from clients.policy import Policy, Situation
 from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolver, resolve_in_turn
-from clients.slm import LockstepDecoder, Step, read_texts
+from clients.slm import Step, read_texts
 from clients.trace import text_traces, trace_of
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling, law
@@ -139,7 +140,7 @@ class Router:
         records = TokenRecords(len(texts.lengths), new_tokens, self.config.feature_count)
         prompts = [texts.text(row) for row in range(len(texts.lengths))]
         begin = time.perf_counter()
-        decoder = LockstepDecoder(self.model, prompts, self._hidden)
+        decoder = lockstep_decoder(self.model, prompts, self._hidden)
         step = decoder.start()
         traffic.slm += time.perf_counter() - begin
         running = np.arange(len(prompts))
