@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import lru_cache
+from logging import WARNING
 from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
 
 from clients.llm_link import Transport
 from clients.records import FloatArray, Traffic
@@ -32,6 +34,7 @@ from fedhlm_app.routed import (
 from fedhlm_app.router import trains_router
 from fedhlm_app.settings import Settings
 from fedhlm_app.token_columns import TOKENS, token_columns
+from fedhlm_app.unresolved import lost_words
 from hlm.local_steps import Personalisation, starting_point
 
 BOOKMARK = "feedback-bookmark"
@@ -64,6 +67,7 @@ def train(message: Message, context: Context) -> Message:
         context.state[BOOKMARK] = MetricRecord(
             {"text": bookmark, "round": server_round, "text-of-round": told.newest}
         )
+    _warn_of_lost(client, server_round, told.figures)
     begin = time.perf_counter()
     step = learn_locally(
         settings,
@@ -157,6 +161,7 @@ def evaluate(message: Message, context: Context) -> Message:
                 next_policy(settings, start, server_round, told, told, calibrating=False)
             )
     metrics = figures(routed, settings)
+    _warn_of_lost(client, server_round, metrics)
     identity: Figures = {
         "num-examples": metrics["tokens"],
         "round": server_round,
@@ -181,6 +186,11 @@ def introduce(message: Message, context: Context) -> Message:
         device = _device(settings, client, context.run_id)
         content[PROFILE] = profile_record(device, release)
     return Message(content, reply_to=message)
+
+
+def _warn_of_lost(client: int, server_round: int, sums: Figures) -> None:
+    if lost := lost_words(sums):
+        log(WARNING, "client %d, round %d: %s", client, server_round, lost)
 
 
 def opened(context: Context) -> tuple[Settings, int]:

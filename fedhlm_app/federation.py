@@ -28,6 +28,7 @@ from fedhlm_app.settings import Settings, advice
 from fedhlm_app.summary import STAGES
 from fedhlm_app.token_columns import LoggingGrid
 from fedhlm_app.token_log import TokenLog, write_events
+from fedhlm_app.unresolved import RunFailed, failure, lost_words
 from hlm.privacy import gaussian_epsilon
 from strategies.certified import Calibrated
 from strategies.records import RoundRecord
@@ -83,6 +84,9 @@ class Federation:
         ------
         RoundFailed
             When a round had no usable reply.
+        RunFailed
+            When the LLM never answered, or too many tokens stayed unresolved; the folder is
+            complete, and `error` in its summary says why.
         """
         settings = self.settings
         self._began = time.monotonic()
@@ -112,6 +116,8 @@ class Federation:
         write_report(self.folder)
         write_events(self.folder)
         log(INFO, "Run folder: %s", self.folder.path)
+        if summary["error"]:
+            raise RunFailed(summary["error"])
 
     def _cluster_of_clients(self) -> list[int]:
         """Cluster of each client, by its index."""
@@ -211,6 +217,8 @@ class Federation:
         self._write_progress(record.round)
         for refusal in record.refused:
             log(WARNING, "client %s refused: %s", refusal.client, refusal.reason)
+        if lost := lost_words(sums):
+            log(WARNING, "round %d: %s", record.round, lost)
         if self.host is not None:
             self.host.ensure()
         if self.edges is not None:
@@ -258,9 +266,12 @@ class Federation:
             "tokens": int(totals["tokens"]),
             "resolution": total["resolution"],
             "trr": total["trr"],
+            "unresolved": total["unresolved"],
+            "error": failure(settings, totals),
             "llm_agreement": total["llm_agreement"],
             "accuracy": right,
             "certificate": total["certificate"],
+            "measured_tokens": total["measured_tokens"],
             "bytes": total["bytes"],
             "threshold": {
                 "global": float(policy[0]),

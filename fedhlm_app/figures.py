@@ -22,6 +22,7 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": int(sums.get("tokens", 0)),
         "resolution": resolution,
         "trr": transmission_reduction(resolution) if sum(resolution.values()) else 0.0,
+        "unresolved": _share(sums, "unresolved", "tokens"),
         "llm_agreement": _share(sums, "agreement", "agreement-known"),
         "certificate": _share(sums, "kept-loss", "kept-loss-known"),
         "measured_tokens": int(sums.get("agreement-known", 0)),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 MAY_CHANGE = (
     "rounds", "workers", "token-log", "checkpoint", "device", "llm-device", "llm-address",
     "llm-timeout", "llm-sessions", "llm-context", "llm-batch-wait-ms", "reproducible",
-    "round-timeout", "min-clients", "evaluate-every", "evaluate-prompts", "fraction-evaluate",
+    "round-timeout", "min-clients", "max-unresolved", "evaluate-every", "evaluate-prompts",
+    "fraction-evaluate",
 )  # fmt: skip
 """Settings that a run may go on with at another value: how long, where, and with what patience.
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 STAGES = ("local", "cache", "peer", "edge", "llm_accepted", "llm_resampled", "unresolved")
 """Where a token can be decided, in the order in which the stages are tried."""
 
+SAVED = ("local", "cache", "peer", "edge")
+"""Stages that decide a token without the LLM. What stayed unresolved was not saved."""
+
 Count = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -94,7 +97,7 @@ class Summary(_Open):
 
 
 def transmission_reduction(resolution: Mapping[str, int]) -> float:
-    """Return the transmission reduction rate: share of tokens that never reached the LLM.
+    """Return the transmission reduction rate: share of tokens decided without the LLM.
 
     Parameters
     ----------
@@ -109,7 +112,7 @@ def transmission_reduction(resolution: Mapping[str, int]) -> float:
     tokens = sum(resolution.values())
     if tokens == 0:
         raise SummaryError("resolution holds no tokens: there is no transmission rate of nothing")
-    return 1 - (resolution["llm_accepted"] + resolution["llm_resampled"]) / tokens
+    return sum(resolution[stage] for stage in SAVED) / tokens
 
 
 def check_summary(summary: Mapping[str, Any]) -> Summary:
@@ -124,7 +127,7 @@ def check_summary(summary: Mapping[str, Any]) -> Summary:
     ------
     SummaryError
         A key is missing or of the wrong kind, `resolution` does not sum to `tokens`, or `trr`
-        is not 1 - (llm_accepted + llm_resampled) / tokens.
+        is not (local + cache + peer + edge) / tokens.
     """
     try:
         checked = Summary.model_validate(dict(summary))

@@ -60,6 +60,7 @@ class Outcome:
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "threshold": lambda s: s["threshold"]["global"],
     "trr": lambda s: s["trr"],
+    "unresolved": lambda s: s.get("unresolved"),
     "llm_agreement": lambda s: s["llm_agreement"],
     "certificate": lambda s: s["certificate"],
     "worst_client": lambda s: s.get("coverage", {}).get("worst"),
@@ -214,7 +215,12 @@ def _command(cell: Cell, folder: Path, jobs: int) -> list[str]:
     settings |= {"name": f"cell-{cell.key}", "run-dir": str(folder), "checkpoint": True}
     if not settings["workers"]:
         settings["workers"] = max(1, cores() // jobs)
-    cut = [f for f in _folders(folder, cell) if (f.path / CHECKPOINT).exists()]
+    # One that failed at its end has no round left to go on with.
+    cut = [
+        found
+        for found in _folders(folder, cell)
+        if (found.path / CHECKPOINT).exists() and found.summary() is None
+    ]
     if cut:
         settings["resume"] = str(cut[-1].path)
     words = [sys.executable, "-m", "fedhlm_app", "run"]
@@ -230,7 +236,8 @@ def _folders(folder: Path, cell: Cell) -> list[RunFolder]:
 
 def _finished(folder: Path, cell: Cell) -> RunFolder | None:
     for found in _folders(folder, cell):
-        if found.summary() is not None:
+        summary = found.summary()
+        if summary is not None and not summary.get("error"):
             return found
     return None
 

@@ -102,8 +102,8 @@ def run(
     A run that is resumed keeps its settings. May change: `rounds`, `workers`, `token-log`,
     `checkpoint`, `device`, `llm-device`, `llm-address`, `llm-timeout`, `llm-sessions`,
     `llm-context`, `llm-batch-wait-ms`, `reproducible`, `round-timeout`, `min-clients`,
-    `evaluate-every`, `evaluate-prompts`, `fraction-evaluate`. Anything else is refused before the
-    folder is touched; a run with no round left just shows its result.
+    `max-unresolved`, `evaluate-every`, `evaluate-prompts`, `fraction-evaluate`. Anything else is
+    refused before the folder is touched; a run with no round left just shows its result.
 
     Exit status: 0 when the run completed, 1 when it
     failed, 2 when a setting is wrong (nothing is started then), 130 when it was interrupted.

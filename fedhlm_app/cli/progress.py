@@ -45,10 +45,15 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
     )
     with bar:
         task = bar.add_task("", total=settings.rounds)
+        lost = 0
 
         def listen(progress: Progress | None) -> None:
+            nonlocal lost
             if progress is not None:
                 bar.update(task, completed=progress["round"], description=shares(progress))
+                if warning := lost_since(lost, progress):
+                    bar.console.print(warning, style="yellow")
+                lost = progress["counts"].get("unresolved", 0)
 
         yield listen
 
@@ -60,16 +65,29 @@ def shares(progress: Progress) -> str:
     if total == 0:
         return "no tokens yet"
     asked = counts.get("llm_accepted", 0) + counts.get("llm_resampled", 0)
-    return f"{total:,} tokens, {asked / total:.1%} asked the LLM"
+    lost = counts.get("unresolved", 0)
+    words = f"{total:,} tokens, {asked / total:.1%} asked the LLM"
+    return f"{words}, {lost:,} unresolved" if lost else words
+
+
+def lost_since(before: int, progress: Progress) -> str:
+    """A warning for tokens that stayed unresolved beyond the `before` earlier ones; or empty."""
+    lost = progress["counts"].get("unresolved", 0) - before
+    if lost <= 0:
+        return ""
+    return f"round {progress['round']}: {lost:,} tokens stayed unresolved, the LLM was not reached"
 
 
 def _lines(console: Console) -> Listener:
-    last = 0
+    last = lost = 0
 
     def listen(progress: Progress | None) -> None:
-        nonlocal last
+        nonlocal last, lost
         if progress is not None and progress["round"] != last:
             last = progress["round"]
             console.print(f"round {last}/{progress['rounds']}: {shares(progress)}")
+            if warning := lost_since(lost, progress):
+                console.print(warning, style="yellow")
+            lost = progress["counts"].get("unresolved", 0)
 
     return listen

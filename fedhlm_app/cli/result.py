@@ -1,4 +1,4 @@
-"""The result table of a run."""
+"""The result table of a run, on a terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-STAGE_WORDS = {
-    "local": "kept on the device",
-    "cache": "from the device's cache",
-    "peer": "from peers",
-    "edge": "from neighbouring clusters",
-    "llm_accepted": "LLM: draft accepted",
-    "llm_resampled": "LLM: draft replaced",
-    "unresolved": "LLM not reached",
-}
+from fedhlm_app.report.rows import figures
 
 
 def result_table(summary: Mapping[str, Any], folder: str) -> Table:
@@ -41,67 +33,3 @@ def result_table(summary: Mapping[str, Any], folder: str) -> Table:
         else:
             table.add_row(*row)
     return table
-
-
-def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
-    """Return the rows of the table: what, figure, remark; None where a new part begins."""
-    tokens = summary["tokens"]
-    rows: list[tuple[str, str, str] | None] = [
-        ("tokens", f"{tokens:,}", f"{summary['clients']} clients, {summary['rounds']} rounds")
-    ]
-    for stage, words in STAGE_WORDS.items():
-        count = summary["resolution"][stage]
-        # Tiers that are switched off would only be noise.
-        if count or stage in ("local", "llm_accepted", "llm_resampled"):
-            rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
-    accuracy, threshold = summary["accuracy"], summary["threshold"]["global"]
-    rows += [
-        None,
-        ("transmission reduction", f"{summary['trr']:.2%}", "never reached the LLM"),
-        ("agreement with the LLM", f"{summary['llm_agreement']:.2%}", "same token in that context"),
-        ("certificate", f"{summary['certificate']:.4f}", "mean risk a token: kept and wrong"),
-        # Generated text has no right answer to be held against.
-        *(
-            (f"accuracy, {what}s", f"{accuracy[what]:.2%}", "held-out")
-            for what in ("token", "label")
-            if accuracy[what] is not None
-        ),
-        None,
-        ("threshold", f"{threshold:.4f}", "global" if threshold >= 0 else "below 0: keeps nothing"),
-    ]
-    for tier, hits in summary.get("false_hits", {}).items():
-        low, high = hits["interval"]
-        remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
-        rows.insert(-2, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
-    clusters = summary["threshold"]["clusters"]
-    if any(value != threshold for value in clusters.values()):
-        shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
-        more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
-        rows.append(("  by cluster", "", shown + more))
-    if spent := summary.get("privacy"):
-        rows.append(("privacy, epsilon", f"{spent['epsilon']:.3g}", privacy_words(spent)))
-    traffic, seconds = summary["bytes"], summary["seconds"]
-    rows += [
-        None,
-        ("bytes up", f"{traffic['uplink']:,}", f"{traffic['uplink'] / tokens:.2f} per token"),
-        ("bytes down", f"{traffic['downlink']:,}", f"{traffic['downlink'] / tokens:.2f} per token"),
-    ]
-    if traffic["edge"]:
-        rows.append(("bytes at the edge", f"{traffic['edge']:,}", ""))
-    rows.append(
-        (
-            "seconds",
-            f"{seconds['total']:.1f}",
-            f"small model {seconds['slm']:.1f}, large {seconds['llm']:.1f}, "
-            f"Flower {seconds['flower']:.1f}",
-        )
-    )
-    return rows
-
-
-def privacy_words(spent: Mapping[str, Any]) -> str:
-    """What an epsilon is about, from the summary's ``privacy``."""
-    return (
-        f"at delta {spent['delta']:g}, per {spent['unit']}, {spent['releases']} releases; "
-        f"{spent['mechanism']} noise on the {spent['where']}"
-    )

@@ -101,11 +101,11 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
         return FAILED
     if as_json:
         print(json.dumps(_as_json(result), indent=2))
+    if not as_json and result.summary is not None:
+        Console().print(result_table(result.summary, str(result.folder.path)))
     if not result.ok:
         _explain(errors, result)
         return FAILED
-    if not as_json and result.summary is not None:
-        Console().print(result_table(result.summary, str(result.folder.path)))
     return COMPLETED
 
 
@@ -116,8 +116,9 @@ def _finished(settings: Settings) -> RunResult | None:
     summary = resuming.result(settings, resuming.check(settings))
     if summary is None:
         return None
-    folder = RunFolder(Path(settings.resume))
-    return RunResult(folder, "finished:completed", "", (), summary, summary["seconds"]["total"])
+    folder, error = RunFolder(Path(settings.resume)), summary.get("error", "")
+    status = "finished:failed" if error else "finished:completed"
+    return RunResult(folder, status, error, (), summary, summary["seconds"]["total"])
 
 
 def _check_before_start(settings: Settings) -> None:

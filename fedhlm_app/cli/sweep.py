@@ -27,7 +27,7 @@ from fedhlm_app.sweep_cells import cells_of
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_SHARES = ("trr", "llm_agreement", "token_accuracy", "label_accuracy")
+_SHARES = ("trr", "unresolved", "llm_agreement", "token_accuracy", "label_accuracy")
 
 
 @sweep_app.command()

@@ -36,8 +36,8 @@ class Tally:
 
     Attributes
     ----------
-    tokens, sent : int
-        Tokens made, and those the LLM decided.
+    tokens, sent, unresolved : int
+        Tokens made, those the LLM decided, and those it should have decided and did not.
     agreement, certificate : float
         Sums over the tokens that are known about, which `known` counts.
     known : int
@@ -52,6 +52,7 @@ class Tally:
 
     tokens: int = 0
     sent: int = 0
+    unresolved: int = 0
     agreement: float = 0.0
     certificate: float = 0.0
     known: int = 0
@@ -88,6 +89,7 @@ class Tally:
         decided = np.isin(records.stage, (Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)) & present
         self.tokens += records.tokens
         self.sent += int(decided.sum())
+        self.unresolved += int(((records.stage == Stage.UNRESOLVED) & present).sum())
         agrees = records.agreement(greedy)[present]
         loss = records.kept_loss(greedy or race)[present]
         known = np.isfinite(agrees) & np.isfinite(loss)
@@ -132,7 +134,8 @@ class Tally:
         return {
             "tokens": self.tokens,
             "sent_to_llm": self.sent,
-            "trr": 1 - self.sent / self.tokens,
+            "unresolved": self.unresolved,
+            "trr": (self.tokens - self.sent - self.unresolved) / self.tokens,
             "llm_agreement": self.agreement / known if self.known else None,
             "accuracy": {"token": self.accuracy("score"), "label": self.accuracy("classify")},
             "certificate": self.certificate / known if self.known else None,

@@ -34,7 +34,7 @@ class RunResult:
     status: str  # Flower's: finished:completed, finished:failed or finished:stopped
     details: str  # what Flower says about a failure; empty when there was none
     errors: tuple[str, ...]  # last lines of the log that name an error
-    summary: dict[str, Any] | None  # summary.json; None when the run wrote none
+    summary: dict[str, Any] | None  # the summary.json it wrote, if it did
     seconds: float  # wall clock, start and end of Flower and Ray included
 
     @property
@@ -80,21 +80,33 @@ def launch(
     settings.check_paths()
     started = time.monotonic()
     folder = RunFolder.create(settings, {})
+    before = folder.summary()
     base = dict(os.environ if environ is None else environ)
     base[RUN_FOLDER_VARIABLE] = str(folder.path)
     with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
         app = write_app(superlink.folder / "fedhlm", components)
         run_id = _follow(superlink, app, settings, folder, on_progress)
         status, details = _status(superlink, run_id)
-    return _result(folder, status, details, time.monotonic() - started)
+    return _result(folder, status, details, time.monotonic() - started, before)
 
 
-def _result(folder: RunFolder, status: str, details: str, seconds: float) -> RunResult:
-    """Judge a finished run by Flower's word and by what lies in its folder."""
+def _result(
+    folder: RunFolder,
+    status: str,
+    details: str,
+    seconds: float,
+    before: dict[str, Any] | None = None,
+) -> RunResult:
+    """Judge a finished run by Flower's word and by what lies in its folder.
+
+    A resumed run that fails leaves the summary of its earlier end, `before`, as it was.
+    """
     completed = status == "finished:completed"
-    summary = folder.summary() if completed else None
-    if summary is not None:
+    summary = folder.summary()
+    if completed and summary is not None:
         return RunResult(folder, status, details, (), summary, seconds)
+    if summary is not None and summary != before and summary["error"]:
+        return RunResult(folder, status, summary["error"], (), summary, seconds)
     log = (folder.path / LOG).read_text("utf-8", errors="replace")
     reason = "the run ended without a summary" if completed else details
     return RunResult(folder, status, reason, tuple(last_errors(log)), None, seconds)

@@ -70,7 +70,9 @@ def render(
     body = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="dim">{escape(what)}; started {escape(str(config["started"]))}</p>',
-        _unfinished() if summary is None else _cards(summary) + _decided(summary),
+        _unfinished()
+        if summary is None
+        else _failed(summary) + _cards(summary) + _decided(summary),
         '<div class="grid2">',
         *(_section(title, note, chart) for title, note, chart in _charts(metrics)),
         "</div>",
@@ -86,15 +88,20 @@ def render(
     )
 
 
+def _failed(summary: Mapping[str, Any]) -> str:
+    error = summary.get("error")
+    return f'<p class="note">The run failed: {escape(error)}</p>' if error else ""
+
+
 def _cards(summary: Mapping[str, Any]) -> str:
     accuracy, traffic = summary["accuracy"], summary["bytes"]
     spent = summary.get("privacy") or {}
     tokens = summary["tokens"]
     cards = [
         (f"{tokens:,}", "tokens routed"),
-        (f"{summary['trr']:.2%}", "never reached the LLM"),
-        (f"{summary['llm_agreement']:.2%}", "agree with the LLM"),
-        (f"{summary['certificate']:.4f}", "certificate: kept and wrong"),
+        (f"{summary['trr']:.2%}", "decided without the LLM"),
+        (f"{lost:.2%}" if (lost := summary.get("unresolved", 0)) else "", "unresolved: no LLM"),
+        *_fidelity(summary),
         (f"{summary['threshold']['global']:.4f}", "global threshold"),
         (_share(accuracy["token"]), "token accuracy, held-out"),
         (_share(accuracy["label"]), "label accuracy, held-out"),
@@ -112,6 +119,15 @@ def _cards(summary: Mapping[str, Any]) -> str:
         )
         + "</div>"
     )
+
+
+def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if summary.get("measured_tokens") == 0:
+        return [("unknown", "agreement, certificate: the LLM told of no token")]
+    return [
+        (f"{summary['llm_agreement']:.2%}", "agree with the LLM"),
+        (f"{summary['certificate']:.4f}", "certificate: kept and wrong"),
+    ]
 
 
 def _decided(summary: Mapping[str, Any]) -> str:

@@ -191,6 +191,9 @@ class ServedTexts:
             ended=chosen[-1] in self.routed.config.end_tokens,
         )
         self.counts.update(answer.stages)
+        if lost := answer.stages[Stage.UNRESOLVED.key]:
+            words = "%d of %d tokens of a text stayed unresolved: the LLM was not reached"
+            logger.warning(words, lost, len(answer.tokens))
         self.counts.update(texts=1, uplink=answer.uplink, downlink=answer.downlink)
         return answer
 

@@ -172,6 +172,13 @@ class FederationGroup(Group):
     min_clients: int = setting(
         1, "a round with fewer good replies fails", unit="clients", at_least=1
     )
+    max_unresolved: float = setting(
+        0.05,
+        "a run that leaves a larger share of its tokens unresolved, or whose large model never "
+        "answers, fails; 1: never",
+        at_least=0,
+        at_most=1,
+    )
     round_timeout: float = setting(
         300.0, "wait for a round's replies before it goes on without", unit="s", above=0
     )

@@ -19,8 +19,8 @@ from fedhlm_app.calibrating import (
     release_of,
     sums_of,
 )
-from fedhlm_app.cli.result import figures as table_rows
 from fedhlm_app.report.page import render
+from fedhlm_app.report.rows import figures as table_rows
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.line import LineSums
 from hlm.privacy import gaussian_epsilon
