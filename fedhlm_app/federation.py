@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedhlm_app import checkpoint
+from fedhlm_app import checkpoint, preflight
 from fedhlm_app.building import build_of
 from fedhlm_app.calibrating import calibrates
 from fedhlm_app.cluster_report import clustering_figures
@@ -23,6 +23,7 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns
 from fedhlm_app.report import write_report
+from fedhlm_app.run_log import log_result, log_round
 from fedhlm_app.runs import RunFolder, versions
 from fedhlm_app.settings import Settings, advice
 from fedhlm_app.summary import STAGES
@@ -97,7 +98,7 @@ class Federation:
         if self.edges is not None:
             self.edges.ensure(self._cluster_of_clients())
         if self.host is not None:
-            self.host.wait()
+            preflight.require_model(settings, self.host.wait())
         if settings.resume:
             self.folder.go_on(settings, self.strategy.rounds_done)
             log(INFO, "Going on after round %d", self.strategy.rounds_done)
@@ -115,7 +116,7 @@ class Federation:
         self.folder.write_summary(summary)
         write_report(self.folder)
         write_events(self.folder)
-        log(INFO, "Run folder: %s", self.folder.path)
+        log_result(summary, self.folder.path)
         if summary["error"]:
             raise RunFailed(summary["error"])
 
@@ -215,6 +216,7 @@ class Federation:
         if self.settings.checkpoint:
             self._save()
         self._write_progress(record.round)
+        log_round(line, self.settings.rounds)
         for refusal in record.refused:
             log(WARNING, "client %s refused: %s", refusal.client, refusal.reason)
         if lost := lost_words(sums):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedhlm_app import resuming
 from fedhlm_app.data.items import Items
@@ -16,11 +18,14 @@ from fedhlm_app.pair.vocabulary import (
     check_context,
     check_folder,
     check_same_tokenizer,
+    fingerprint,
     label_tokens,
     load_tokenizer,
+    vocabulary_size,
 )
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.errors import closest
+from fedhlm_app.unresolved import needs_llm
 
 
 def longest_context(settings: Settings) -> int:
@@ -69,9 +74,49 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
         label_tokens(load_tokenizer(settings.llm), items.label_names)
     elif settings.llm != BUILTIN:
         load_tokenizer(settings.llm)
-    if settings.llm_address:
-        check_llm(settings)
+    if settings.llm_address and needs_llm(settings):
+        require_model(settings, check_llm(settings))
     return items
+
+
+def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
+    """Refuse an LLM that is not the one the settings name, or too short of sight for the run.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    told : mapping
+        What the LLM says of itself: ``vocab`` and ``max_context``, and where it is served
+        ``model`` and ``tokenizer``.
+
+    Raises
+    ------
+    SettingsError
+        Naming both models.
+    """
+    served = f"the LLM at '{settings.llm_address}'" if settings.llm_address else "the LLM's actor"
+    if told.get("model"):
+        served += f" ('{told['model']}')"
+    expected = vocabulary_size(settings.llm)
+    if expected is not None and told.get("vocab") != expected:
+        raise SettingsError(
+            f"setting 'llm' = {settings.llm!r} has a vocabulary of {expected} tokens, and "
+            f"{served} one of {told.get('vocab')}; serve the model that the run names"
+        )
+    # A server of an earlier version does not tell.
+    if told.get("tokenizer") and told["tokenizer"] != fingerprint(settings.llm):
+        raise SettingsError(
+            f"setting 'llm' = {settings.llm!r}: {served} has another tokenizer, so that its token "
+            "ids mean other text; serve the model that the run names"
+        )
+    # A text's last token is decided, and never read.
+    longest = longest_context(settings) - 1
+    if told.get("max_context", longest) < longest:
+        raise SettingsError(
+            f"setting 'llm-context': {served} reads texts of at most {told['max_context']} tokens, "
+            f"and the run's have up to {longest}; raise it where the LLM is served (--context)"
+        )
 
 
 def check_writable(settings: Settings) -> None:

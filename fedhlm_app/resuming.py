@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = (
     "rounds", "workers", "token-log", "checkpoint", "device", "llm-device", "llm-address",
+    "llm-ca-file", "llm-token-file",
     "llm-timeout", "llm-sessions", "llm-context", "llm-batch-wait-ms", "reproducible",
     "round-timeout", "min-clients", "max-unresolved", "evaluate-every", "evaluate-prompts",
     "fraction-evaluate",
@@ -87,16 +88,15 @@ def check(settings: Settings) -> int:
     return done
 
 
-def result(settings: Settings, done: int) -> dict[str, Any] | None:
-    """The summary of a run that has no round left to do; None for one that has to go on.
+def finished(settings: Settings) -> dict[str, Any] | None:
+    """The summary of a resumed run that has no round left to do; None for one that has to go on.
 
-    Parameters
-    ----------
-    settings : Settings
-        That `check` has passed.
-    done : int
-        What it returned.
+    Raises
+    ------
+    SettingsError, CheckpointError
+        As `check`.
     """
+    done = check(settings)
     summary = RunFolder(Path(settings.resume)).summary()
-    finished = summary is not None and summary["rounds"] == done == settings.rounds
-    return summary if finished else None
+    ended = summary is not None and summary["rounds"] == done == settings.rounds
+    return summary if ended else None

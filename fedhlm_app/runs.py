@@ -200,6 +200,20 @@ class RunFolder:
         return loaded
 
 
+def runs_base() -> Path:
+    """Folder that a relative `run-dir` starts from where Flower chooses the working folder.
+
+    A ServerApp runs in the folder that its SuperLink was started in: for Flower's local one, which
+    outlives the command, that is wherever the first `flwr run` was typed. The home folder's
+    `fedhlm` is the same for all of them.
+    """
+    try:
+        return Path.home() / "fedhlm"
+    except RuntimeError:
+        # A user without a home folder, as in some containers: the log names the folder.
+        return Path.cwd()
+
+
 def runs_in(directory: Path) -> list[RunFolder]:
     """Return the run folders of a directory, oldest first."""
     if not directory.is_dir():

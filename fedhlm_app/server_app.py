@@ -7,16 +7,20 @@ needs neither.
 
 from __future__ import annotations
 
+from logging import INFO
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedhlm_app import preflight
+from fedhlm_app import preflight, resuming
 from fedhlm_app.actor_names import llm_actor_name
 from fedhlm_app.federation import Federation
-from fedhlm_app.runs import RunFolder
+from fedhlm_app.run_log import log_result
+from fedhlm_app.runs import RunFolder, runs_base
 from fedhlm_app.settings import Settings
+from fedhlm_app.unresolved import RunFailed
 
 if TYPE_CHECKING:
     from fedhlm_app.edge_hosting import EdgeHost
@@ -27,10 +31,16 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Check everything, start the LLM, run the rounds, write the run folder."""
-    settings = Settings.from_run_config(context.run_config)
+    settings = Settings.from_run_config(context.run_config, runs=runs_base())
     # Real devices are other machines, and reach the LLM by its address.
     items = preflight.check(settings, simulated=not settings.llm_address)
+    if settings.resume and (done := resuming.finished(settings)) is not None:
+        log_result(done, settings.resume)
+        if done.get("error"):
+            raise RunFailed(done["error"])
+        return
     folder = RunFolder.create(settings)
+    log(INFO, "Run folder: %s", folder.path)
     host = None
     if not settings.llm_address:
         from fedhlm_app.serving import LanguageModelHost

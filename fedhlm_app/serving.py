@@ -85,11 +85,12 @@ class LanguageModelHost:
         wait_for_ray()
         self.ensure()
 
-    def wait(self) -> None:
-        """Wait until the model is loaded."""
+    def wait(self) -> dict[str, Any]:
+        """Wait until the model is loaded; what it says of itself."""
         import ray
 
-        ray.get(self._actor.stats.remote())
+        found: dict[str, Any] = ray.get(self._actor.describe.remote())
+        return found
 
     def ensure(self) -> None:
         """Find the actor, or start it again if it is gone for good."""

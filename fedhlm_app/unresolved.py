@@ -32,9 +32,11 @@ def lost_words(sums: Mapping[str, Any]) -> str:
     if not lost:
         return ""
     failures = int(sums.get("link-failures", 0))
+    refused = int(sums.get("link-refused", 0)) + int(sums.get("link-untrusted", 0))
     return (
         f"{lost:,} of {tokens:,} tokens stayed unresolved: the LLM was not reached "
-        f"({failures} failed requests)"
+        f"({failures} failed requests"
+        + (f", {refused} of them for a token or certificate)" if refused else ")")
     )
 
 

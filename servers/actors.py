@@ -106,6 +106,11 @@ class LanguageModelActor:
         """Answer one request (see `RequestBatcher.exchange`)."""
         return await self._batcher.exchange(payload)
 
+    async def describe(self) -> dict[str, int]:
+        """What the model is, once it is loaded: size of its vocabulary, longest text."""
+        engine = self._batcher.service.engine
+        return {"vocab": engine.vocab, "max_context": engine.max_context}
+
     async def stats(self) -> dict[str, float]:
         """Counters of the engine since this process started."""
         return dict(vars(self._batcher.service.engine.stats))

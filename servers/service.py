@@ -100,6 +100,8 @@ class ServedLanguageModel:
         Name of the model, for ``/v1/stats``.
     token : str
         Bearer token that callers of ``/v1`` must bring; empty: none.
+    tokenizer : str
+        Fingerprint of the model's vocabulary, for ``/v1/stats``; empty: not told.
     """
 
     def __init__(
@@ -108,10 +110,12 @@ class ServedLanguageModel:
         options: ServiceOptions,
         model: str = "",
         token: str = "",
+        tokenizer: str = "",
     ) -> None:
         self.service = service
         self.options = options
         self.model = model
+        self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
         self.waiting = 0
         self.held = 0
@@ -184,6 +188,7 @@ class ServedLanguageModel:
             {
                 "model": self.model,
                 "vocab": engine.vocab,
+                "tokenizer": self.tokenizer,
                 "max_context": engine.max_context,
                 "max_sessions": engine.max_sessions,
                 "max_bytes": self.service.limits.max_bytes,

@@ -113,7 +113,7 @@ def _finished(settings: Settings) -> RunResult | None:
     """The result of a resumed run that has no round left; None where there is one to run."""
     if not settings.resume:
         return None
-    summary = resuming.result(settings, resuming.check(settings))
+    summary = resuming.finished(settings)
     if summary is None:
         return None
     folder, error = RunFolder(Path(settings.resume)), summary.get("error", "")

@@ -138,6 +138,7 @@ def serve(
     """
     import torch
 
+    from fedhlm_app.pair.vocabulary import fingerprint
     from fedhlm_app.serving import build_service
     from servers.service import ServedLanguageModel, ServiceOptions, listen
 
@@ -150,7 +151,8 @@ def serve(
         queue=queue,
     )
     service = build_service(settings)
-    served = ServedLanguageModel(service, options, settings.llm, access.token)
+    tokenizer = fingerprint(settings.llm)
+    served = ServedLanguageModel(service, options, settings.llm, access.token, tokenizer)
     engine = served.service.engine
 
     def ready(at: str) -> None:

@@ -105,7 +105,7 @@ def _result(
     summary = folder.summary()
     if completed and summary is not None:
         return RunResult(folder, status, details, (), summary, seconds)
-    if summary is not None and summary != before and summary["error"]:
+    if summary is not None and summary != before and summary.get("error"):
         return RunResult(folder, status, summary["error"], (), summary, seconds)
     log = (folder.path / LOG).read_text("utf-8", errors="replace")
     reason = "the run ended without a summary" if completed else details

@@ -5,6 +5,7 @@ PyTorch and Transformers take seconds to import, so they come with the first cal
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,12 +25,14 @@ __all__ = [
     "check_context",
     "check_folder",
     "check_same_tokenizer",
+    "fingerprint",
     "from_transformers",
     "has_topic_token",
     "label_token",
     "label_tokens",
     "load_tokenizer",
     "topic_tokens",
+    "vocabulary_size",
 ]
 
 BUILTIN = "builtin"
@@ -98,6 +101,24 @@ def check_same_tokenizer(slm: str, llm: str) -> None:
     )
 
 
+@lru_cache(maxsize=8)
+def fingerprint(name: str) -> str:
+    """16 hexadecimal digits that differ where two models read text as other token ids.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"``, a folder, or a hub name.
+
+    Raises
+    ------
+    PairError
+        If there is no tokenizer under that name.
+    """
+    pairs = sorted(load_tokenizer(name).get_vocab().items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
 def check_context(name: str, longest: int, role: str = "llm") -> None:
     """Refuse a context that is longer than a model's positions, from its config alone.
 
@@ -115,7 +136,7 @@ def check_context(name: str, longest: int, role: str = "llm") -> None:
     PairError
         If ``longest`` exceeds ``max_position_embeddings``.
     """
-    positions = _positions(name, role)
+    positions = _config_value(name, role, "max_position_embeddings")
     if positions is not None and longest > positions:
         raise PairError(
             f"{role} {name!r} has {positions} positions, but a context of {longest} tokens was "
@@ -158,17 +179,22 @@ def check_folder(name: str, role: str, *, weights: bool = True) -> None:
         )
 
 
-def _positions(name: str, role: str) -> int | None:
-    """Tokens a model can tell apart by position; None where its config names no limit."""
+def vocabulary_size(name: str, role: str = "llm") -> int | None:
+    """Token ids a model has logits for, from its config; None where that does not say."""
+    return _config_value(name, role, "vocab_size")
+
+
+def _config_value(name: str, role: str, key: str) -> int | None:
+    """An entry of a model's config; None where it has none."""
     if name == BUILTIN:
         # Written by us and known to be good: no need for Transformers to read it.
         config = json.loads(asset_path(f"pair/{role}/config.json").read_text(encoding="utf-8"))
-        return int(config["max_position_embeddings"])
+        return int(config[key])
     from transformers import AutoConfig
 
-    found = from_transformers(AutoConfig, name, f"config of {role} {name!r}")
-    positions: int | None = getattr(found, "max_position_embeddings", None)
-    return positions
+    found = from_transformers(AutoConfig, name, f"config of {role} {name!r}").get_text_config()
+    value: int | None = getattr(found, key, None)
+    return value
 
 
 def has_topic_token(tokenizer: PreTrainedTokenizerBase) -> bool:

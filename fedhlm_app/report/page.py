@@ -70,9 +70,7 @@ def render(
     body = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="dim">{escape(what)}; started {escape(str(config["started"]))}</p>',
-        _unfinished()
-        if summary is None
-        else _failed(summary) + _cards(summary) + _decided(summary),
+        _unfinished() if summary is None else _error(summary) + _cards(summary) + _decided(summary),
         '<div class="grid2">',
         *(_section(title, note, chart) for title, note, chart in _charts(metrics)),
         "</div>",
@@ -88,9 +86,9 @@ def render(
     )
 
 
-def _failed(summary: Mapping[str, Any]) -> str:
+def _error(summary: Mapping[str, Any]) -> str:
     error = summary.get("error")
-    return f'<p class="note">The run failed: {escape(error)}</p>' if error else ""
+    return f'<section class="failed">The run failed: {escape(error)}</section>' if error else ""
 
 
 def _cards(summary: Mapping[str, Any]) -> str:

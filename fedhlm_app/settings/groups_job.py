@@ -13,7 +13,10 @@ class JobGroup(Group):
     """How large the run is and where it is written."""
 
     name: str = setting("fedhlm", "name of the run, part of its folder's name")
-    run_dir: str = setting("runs", "folder of the run folders; relative to the caller's folder")
+    run_dir: str = setting(
+        "runs",
+        "folder of the run folders; relative: to the caller's folder, in `flwr run` to ~/fedhlm",
+    )
     resume: str = setting("", "run folder to continue from its last checkpoint; empty: start anew")
     seed: int = setting(0, "seed of everything drawn in the run", at_least=0, at_most=2**31 - 1)
     clients: int = setting(20, "simulated devices", unit="clients", at_least=1, at_most=1_000_000)

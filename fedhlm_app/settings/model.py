@@ -97,6 +97,7 @@ class Settings(
         run_config: Mapping[str, Scalar],
         environ: Mapping[str, str] | None = None,
         base: Path | None = None,
+        runs: Path | None = None,
     ) -> Self:
         """Build the settings inside a Flower app, from `context.run_config`.
 
@@ -112,13 +113,15 @@ class Settings(
             Environment; `os.environ` when None.
         base : Path | None
             Folder that relative paths start from; the working folder when None.
+        runs : Path | None
+            Folder that a relative `run-dir` or `resume` starts from; `base` when None.
 
         Raises
         ------
         SettingsError
             Unknown key, value out of range, or settings in conflict.
         """
-        return cls.from_sources(given_by_user(run_config, cls.defaults()), environ, base)
+        return cls.from_sources(given_by_user(run_config, cls.defaults()), environ, base, runs)
 
     @classmethod
     def from_sources(
@@ -126,6 +129,7 @@ class Settings(
         overrides: Mapping[str, Scalar],
         environ: Mapping[str, str] | None = None,
         base: Path | None = None,
+        runs: Path | None = None,
     ) -> Self:
         """Build the settings of a command line: every override wins over the environment.
 
@@ -140,14 +144,18 @@ class Settings(
         except ValidationError as error:
             ranges = {kebab(name): allowed_values(f) for name, f in cls.model_fields.items()}
             raise from_validation(error, ranges) from None
-        return settings.with_absolute_paths(Path.cwd() if base is None else base)
+        return settings.with_absolute_paths(Path.cwd() if base is None else base, runs)
 
-    def with_absolute_paths(self, base: Path) -> Self:
-        """Return a copy in which every path is absolute, relative ones starting from `base`."""
+    def with_absolute_paths(self, base: Path, runs: Path | None = None) -> Self:
+        """Return a copy in which every path is absolute.
+
+        Relative ones start from `base`; `run-dir` and `resume` from `runs`, where it is given.
+        """
+        runs = base if runs is None else runs
         return self.model_copy(
             update={
-                "run_dir": absolute(self.run_dir, base, always=True),
-                "resume": absolute(self.resume, base, always=True),
+                "run_dir": absolute(self.run_dir, runs, always=True),
+                "resume": absolute(self.resume, runs, always=True),
                 "slm": absolute(self.slm, base),
                 "llm": absolute(self.llm, base),
                 "dataset": absolute(self.dataset, base),

@@ -131,9 +131,10 @@ def test_a_run_outlives_its_llm(tmp_path):
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
 
+    wishes = ["initial-threshold=0.1", "workers=1", "max-unresolved=1"]
     code, output, folder = follow(
         tmp_path,
-        ["--rounds", "6", "--set", "initial-threshold=0.1", "--set", "workers=1"],
+        ["--rounds", "6", *(word for wish in wishes for word in ("--set", wish))],
         kill_llm,
     )
     assert code == 0, output
@@ -141,7 +142,9 @@ def test_a_run_outlives_its_llm(tmp_path):
     summary = folder.summary()
     assert summary["rounds"] == 6
     assert summary["tokens"] == 4 * 6 * 30
-    assert summary["resolution"]["unresolved"] > 0
+    lost = summary["resolution"]["unresolved"]
+    assert lost > 0 and f"{lost:,} unresolved" in output
+    assert "tokens stayed unresolved" in (folder.path / "flower.log").read_text()
     # It is started again: the last round asks the LLM as before.
     last = folder.metrics()[-1]["resolution"]
     assert last["unresolved"] == 0

@@ -231,6 +231,22 @@ def test_progress_is_a_line_per_round_where_there_is_no_terminal() -> None:
     ]
 
 
+def test_progress_warns_in_every_round_that_lost_tokens() -> None:
+    for terminal in (False, True):
+        console = Console(
+            width=120, record=True, force_terminal=terminal, file=open("/dev/null", "w")
+        )
+        with watch(console, Settings()) as listen:
+            for number, lost in ((1, 2), (2, 2), (3, 5)):
+                counts = {"local": 10 * number, "llm_accepted": 1, "unresolved": lost}
+                listen({"round": number, "rounds": 3, "counts": counts})
+        text = console.export_text()
+        assert "round 1: 2 tokens stayed unresolved, the LLM was not reached" in text
+        assert "round 2: " not in text
+        assert "round 3: 3 tokens stayed unresolved" in text
+    assert shares({"round": 1, "rounds": 1, "counts": counts}).endswith("LLM, 5 unresolved")
+
+
 def test_progress_is_a_bar_on_a_terminal() -> None:
     console = Console(width=120, record=True, force_terminal=True, file=open("/dev/null", "w"))
     with watch(console, Settings()) as listen:

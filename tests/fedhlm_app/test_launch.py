@@ -138,6 +138,19 @@ def test_a_run_without_a_summary_has_not_succeeded(tmp_path: Path) -> None:
     assert not _result(folder, "finished:failed", "x", 1.0).ok
 
 
+def test_a_failed_run_that_wrote_a_summary_shows_it_and_its_cause(tmp_path: Path) -> None:
+    folder = RunFolder.create(small(tmp_path), {})
+    (folder.path / "flower.log").write_text("RunFailed: the LLM never answered\n")
+    failed = summary(small(tmp_path)) | {"error": "the LLM never answered"}
+    folder.write_summary(failed)
+    result = _result(folder, "finished:failed", "x", 1.0)
+    assert not result.ok and result.summary == failed
+    assert result.details == "the LLM never answered"
+    # Not if it is of an earlier end of a resumed run.
+    stale = _result(folder, "finished:failed", "x", 1.0, before=failed)
+    assert stale.summary is None and stale.details == "x"
+
+
 def test_the_guard_cleans_up_when_its_launcher_dies(tmp_path: Path) -> None:
     number, folder = uuid.uuid4().hex, tmp_path / "scratch"
     folder.mkdir()

@@ -147,6 +147,16 @@ def test_a_failed_cell_is_named_and_tried_again(runs, tmp_path):
     assert starts.count(f"cell-{good.cell.key}") == 1
 
 
+def test_a_cell_whose_run_failed_at_its_end_is_run_anew(tmp_path):
+    (cell,) = cells_of({}, ["seed=5"], [])
+    failed = tmp_path / f"2026-cell-{cell.key}"
+    failed.mkdir()
+    (failed / "checkpoint.json").write_text("{}")
+    (failed / "summary.json").write_text(json.dumps(SUMMARY | {"error": "the LLM never answered"}))
+    assert sweep._finished(tmp_path, cell) is None
+    assert "resume=" in sweep._command(cell, tmp_path, 1)
+
+
 def test_two_sweeps_do_not_share_a_folder(runs, tmp_path, monkeypatch):
     cells = cells_of({}, ["seed=1"], [])
     monkeypatch.setattr(sweep, "_PATIENCE_SECONDS", 0.3)
