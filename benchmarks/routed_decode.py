@@ -5,7 +5,7 @@ process, on the same number of threads. Each repeat runs every side once, one af
 figure is the median over repeats, a ratio the median of the repeats' own ratios, so that a machine
 that is slow for a while slows down both sides of it. Run:
 
-    python -m benchmarks.routed_decode [--prompts 1 20 64] [--tokens 40] [--repeats 7]
+    python -m benchmarks.routed_decode [--prompts 1 20 64] [--tokens 40] [--repeats 7] [--cpu]
 
 Two sides take one prompt at a time, which is slow: with at least as many prompts as repeats, each
 repeat gives them another part of the prompts and every prompt is measured just once. Their ratios
@@ -16,14 +16,19 @@ the rows that are escalated in that step (one token each, on key-value caches of
 both as Transformers runs them. It is a yardstick rather than a bound: it leaves out that the LLM
 has to read the kept tokens, but it does not have the engine's packed weights either.
 *Engine* compares the LLM engine with the bare model's batched forward on the same tokens.
+*Overhead* is both sides' time on a pair of the same layers, heads and vocabulary whose matrices are
+too thin to cost anything. The rest is products, which another processor does faster or slower:
+*to_ideal_if_products_cost_half* is what the ratio would be where they take half the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +38,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks._report import write_report
 from clients.policy import ThresholdPolicy
-from clients.records import BoolArray, TextBatch, TokenRecords, Traffic
+from clients.records import BoolArray, FloatArray, TextBatch, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig
 from clients.slm import LockstepDecoder
 from clients.uplink import LanguageModelUplink, UplinkConfig
@@ -117,11 +122,15 @@ def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: B
         llm(torch.zeros(len(rows), 1, dtype=torch.int64), past_key_values=cache)
 
 
+_clock = [time.perf_counter]
+"""Wall time; processor time with `--cpu`, for a busy machine and one thread."""
+
+
 def seconds(side: Callable[[], object]) -> float:
-    """Wall time of one call, in s."""
-    begin = time.perf_counter()
+    """Time of one call, in s."""
+    begin = _clock[0]()
     side()
-    return time.perf_counter() - begin
+    return _clock[0]() - begin
 
 
 class PromptByPrompt:
@@ -181,6 +190,66 @@ def engine_figures(llm: PreTrainedModel, rows: int, tokens: int, repeats: int) -
     }
 
 
+def thin(model: PreTrainedModel) -> PreTrainedModel:
+    """A random model with the same layers, heads and vocabulary, and heads of 8 entries."""
+    config = copy.deepcopy(model.config)
+    config.head_dim = 8
+    config.hidden_size = 8 * config.num_attention_heads
+    config.intermediate_size = 2 * config.hidden_size
+    torch.manual_seed(0)
+    made: PreTrainedModel = type(model)(config).eval()
+    return made
+
+
+@dataclass
+class Sides:
+    """A pair, its server, and what is decoded: ready to be timed."""
+
+    slm: PreTrainedModel
+    llm: PreTrainedModel
+    prompts: list[IntArray]
+    tokens: int
+    share: float
+
+    def __post_init__(self) -> None:
+        self.service = server(self.llm, len(self.prompts), self.tokens)
+        # The threshold that escalates `share` of this text, found on the first decode.
+        probe = routed(self.slm, self.service, self.prompts, self.tokens, 1.0)
+        self.threshold = float(np.quantile(probe.uncertainty[probe.present], 1 - self.share))
+        # Everything runs once before it is measured.
+        self.records = self.route(self.prompts)
+        llm_on_escalated(self.llm, self.prompts, self.records.escalated)
+
+    def route(self, prompts: list[IntArray]) -> TokenRecords:
+        """One routed decode."""
+        return routed(self.slm, self.service, prompts, self.tokens, self.threshold)
+
+    def times(self) -> tuple[float, float, float]:
+        """Seconds of the routed decode, and of the ideal's two parts."""
+        return (
+            seconds(lambda: self.route(self.prompts)),
+            seconds(lambda: slm_alone(self.slm, self.prompts, self.tokens)),
+            seconds(lambda: llm_on_escalated(self.llm, self.prompts, self.records.escalated)),
+        )
+
+
+def overhead_figures(real: Sides, times: FloatArray, repeats: int) -> dict[str, float]:
+    """What of both sides is not products, and the ratio where products cost less."""
+    thin_pair = Sides(thin(real.slm), thin(real.llm), real.prompts, real.tokens, real.share)
+    bare = np.median([thin_pair.times() for _ in range(repeats)], axis=0)
+    whole = np.median(times, axis=0)
+    half = (whole + bare) / 2
+    steps = real.tokens / 1000
+    return {
+        "routed_ms_a_step": float(bare[0]) / steps,
+        "ideal_ms_a_step": float(bare[1] + bare[2]) / steps,
+        "routed_with_products_ms_a_step": float(whole[0]) / steps,
+        "ideal_with_products_ms_a_step": float(whole[1] + whole[2]) / steps,
+        "to_ideal_if_products_cost_half": float((half[1] + half[2]) / half[0]),
+        "to_ideal_if_products_cost_nothing": float((bare[1] + bare[2]) / bare[0]),
+    }
+
+
 def figures(count: int, tokens: int, repeats: int, share: float) -> dict[str, object]:
     """All sides for one number of prompts."""
     pair = load_pair()
@@ -188,28 +257,17 @@ def figures(count: int, tokens: int, repeats: int, share: float) -> dict[str, ob
     rows = np.arange(count) % len(items)
     made = make_prompts(items, pair.tokenizer, rows, "generate", PROMPT_TOKENS)
     prompts = [prompt.tokens[:PROMPT_TOKENS] for prompt in made]
-    service = server(pair.llm, count, tokens)
-    # The threshold that escalates `share` of this text, found on the first decode.
-    probe = routed(pair.slm, service, prompts, tokens, 1.0)
-    threshold = float(np.quantile(probe.uncertainty[probe.present], 1 - share))
-    records = routed(pair.slm, service, prompts, tokens, threshold)
-    # Everything runs once before it is measured.
-    llm_on_escalated(pair.llm, prompts, records.escalated)
+    sides = Sides(pair.slm, pair.llm, prompts, tokens, share)
+    records = sides.records
     assisted(pair.slm, pair.llm, prompts[0], tokens)
 
-    alone = PromptByPrompt(
-        lambda at: routed(pair.slm, service, [prompts[at]], tokens, threshold), count, repeats
-    )
+    alone = PromptByPrompt(lambda at: sides.route([prompts[at]]), count, repeats)
     assistant = PromptByPrompt(
         lambda at: assisted(pair.slm, pair.llm, prompts[at], tokens), count, repeats
     )
     times = np.empty((repeats, 3))  # lockstep, the ideal's two parts
     for repeat in range(repeats):
-        times[repeat] = (
-            seconds(lambda: routed(pair.slm, service, prompts, tokens, threshold)),
-            seconds(lambda: slm_alone(pair.slm, prompts, tokens)),
-            seconds(lambda: llm_on_escalated(pair.llm, prompts, records.escalated)),
-        )
+        times[repeat] = sides.times()
         alone.run(repeat)
         assistant.run(repeat)
     ideal = times[:, 1] + times[:, 2]
@@ -235,6 +293,7 @@ def figures(count: int, tokens: int, repeats: int, share: float) -> dict[str, ob
             "to_ideal_lowest": float(to_ideal.min()),
             "to_ideal_highest": float(to_ideal.max()),
         },
+        "overhead": overhead_figures(sides, times, repeats),
         "engine": engine_figures(pair.llm, count, tokens, repeats),
     }
 
@@ -247,8 +306,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--share", type=float, default=0.25, help="share of tokens escalated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.cpu:
+        _clock[0] = time.process_time
     print(f"{options.threads} threads")
     found = []
     for count in options.prompts:
