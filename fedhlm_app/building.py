@@ -50,6 +50,9 @@ def build_of(
             )
         ),
         "on_round": on_round,
+        "require_echo": True,
+        # Thresholds of single clients are part of the report.
+        "keep_values": True,
     }
     if calibrates(settings) and settings.policy == "router":
         return TrainedThenCalibrated(

@@ -185,17 +185,19 @@ class Federation:
         evaluation = self._evaluation(record)
         if evaluation:
             progress.evaluation = {"round": record.round, **evaluation}
+        policy, clusters = self.strategy.policy, self.strategy.cluster_policies
+        values = self.strategy.client_sent(record)
         line: dict[str, Any] = {
             "round": record.round,
             "threshold": {
-                "global": float(record.policy[0]),
-                "clusters": {str(i): float(value[0]) for i, value in enumerate(record.clusters)},
-                "clients": {str(client): float(v[0]) for client, v in record.values.items()},
+                "global": float(policy[0]),
+                "clusters": {str(i): float(value[0]) for i, value in enumerate(clusters)},
+                "clients": {str(client): float(value[0]) for client, value in values.items()},
             },
-            "policy": record.policy.tolist(),
+            "policy": policy.tolist(),
             "weights": {str(client): weight for client, weight in record.weights.items()},
             "loss": record.means.get("loss-before"),
-            "replies": len(record.values),
+            "replies": len(record.weights),
             "counted": record.counted,
             "refused": {str(refusal.client): refusal.reason for refusal in record.refused},
             "failed": {str(failure.client): failure.reason for failure in record.failed},

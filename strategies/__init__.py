@@ -1,12 +1,15 @@
 """What runs on the server between rounds: Flower strategies and their aggregation rules."""
 
 from strategies.cluster_map import AssignedClusters, ClusterMap, OneCluster, contiguous, round_robin
+from strategies.drop_in import HierarchicalFedAvg, HierarchicalFedNova, HierarchicalFedProx
 from strategies.factory import METHODS, build_strategy
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.flower_rule import FlowerRule
-from strategies.hierarchical import Hierarchical, HierarchicalFedAvg
+from strategies.hierarchical import Hierarchical
+from strategies.node_clusters import NodeClusters, ReplyClusters
 from strategies.privacy import CentralPrivacy
+from strategies.record_options import RecordOptions
 from strategies.records import Failure, NotEnoughNodes, RoundFailed, RoundRecord
 from strategies.rules import RULES, AggregationRule, build_rule
 from strategies.scaffold import Scaffold
@@ -26,9 +29,14 @@ __all__ = [
     "FlowerRule",
     "Hierarchical",
     "HierarchicalFedAvg",
+    "HierarchicalFedNova",
+    "HierarchicalFedProx",
+    "NodeClusters",
     "NotEnoughNodes",
     "OneCluster",
+    "RecordOptions",
     "Refusal",
+    "ReplyClusters",
     "ReplySchema",
     "RoundFailed",
     "RoundRecord",

@@ -34,6 +34,11 @@ class FedNova(FedAvgSteps):
         self.max_local_steps = max_local_steps
 
     @property
+    def adds_up(self) -> bool:
+        """All replies of a round are needed at once."""
+        return False
+
+    @property
     def needs_start(self) -> bool:
         """Differences are scaled, so the start matters."""
         return True

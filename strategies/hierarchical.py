@@ -16,30 +16,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import INFO
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy.strategy_utils import log_strategy_start_info
 from flwr.supercore import log
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
+from strategies.node_clusters import ReplyClusters, in_words
+from strategies.outbox import Outbox, Personalisation
 from strategies.privacy import CentralPrivacy
-from strategies.records import RoundFailed, RoundRecord, add_up, as_metrics
-from strategies.replies import as_batch, sort_replies, why_failed
+from strategies.record_options import RecordOptions
+from strategies.records import RoundFailed, RoundRecord, add_up
+from strategies.replies import as_batch, log_replies, sort_replies, why_failed
 from strategies.rules import State
 from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
 from strategies.server_state import Bounds, ServerState
 from strategies.tiers import RuleSource
-from strategies.validation import Refusal, ReplySchema, Update
+from strategies.validation import Refusal, Update
 
-Personalisation = Literal["global", "cluster", "local", "shrunk"]
-DEFAULT_BOUNDS: Bounds = (-1e6, 1e6)
+UNBOUNDED: Bounds = (-np.inf, np.inf)
 
 
 class Hierarchical(Strategy):
@@ -60,7 +64,7 @@ class Hierarchical(Strategy):
     shrink_weight : float
         m above, in tokens, >= 0.
     fraction_train, fraction_evaluate : float
-        Share of the connected nodes asked, in (0, 1] and [0, 1].
+        Share of the connected nodes asked, in [0, 1]; 0: that leg is left out.
     evaluate_every : int
         Federated evaluation in every such round, >= 1.
     min_clients : int
@@ -68,13 +72,15 @@ class Hierarchical(Strategy):
         the run fails.
     min_nodes : int, optional
         Fewest connected nodes to ask; by default `min_clients`.
+    min_train_nodes, min_evaluate_nodes : int
+        Fewest nodes to ask, whatever the fraction says, >= 0.
     node_wait_s, poll_s : float
         How long to wait for them, and how often to look, in seconds.
     seed : int
         Of the choice of clients.
     bounds : (low, high)
-        Allowed range of every parameter, scalars or float64 [d]. Replies outside are refused,
-        results clamped.
+        Allowed range of every parameter, scalars or float64 [d]; by default any finite number.
+        Replies outside are refused, results clamped.
     max_weight : float
         Largest believable n_k.
     require_echo : bool
@@ -87,6 +93,12 @@ class Hierarchical(Strategy):
         noise to the global policy only.
     on_round : callable, optional
         Called with each finished `RoundRecord`, after its evaluation.
+    records : RecordOptions, optional
+        Names in messages, and functions that sum metrics up; by default Flower's own.
+    keep_values : bool
+        Keep each client's last accepted value: for `client_values`, for `recluster`, and always
+        with ``local`` and ``shrunk``. Without it the server holds one model, and one for each
+        cluster, whatever the number of clients and rounds.
 
     Raises
     ------
@@ -108,21 +120,22 @@ class Hierarchical(Strategy):
         evaluate_every: int = 1,
         min_clients: int = 1,
         min_nodes: int | None = None,
+        min_train_nodes: int = 1,
+        min_evaluate_nodes: int = 1,
         node_wait_s: float = 120.0,
         poll_s: float = 0.2,
         seed: int = 0,
-        bounds: Bounds = DEFAULT_BOUNDS,
+        bounds: Bounds = UNBOUNDED,
         max_weight: float = 1e9,
-        require_echo: bool = True,
+        require_echo: bool = False,
         cloud_weights: str = "uniform",
         privacy: CentralPrivacy | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        records: RecordOptions | None = None,
+        keep_values: bool = False,
     ) -> None:
         self.cluster_map: ClusterMap = OneCluster() if cluster_map is None else cluster_map
-        self.edge_rule, self.cloud_rule = edge_rule, cloud_rule
         self.method: LocalMethod = FedAvgSteps() if method is None else method
-        self.personalisation: Personalisation = personalisation
-        self.shrink_weight = shrink_weight
         self.participation = Participation(
             fraction_train,
             fraction_evaluate,
@@ -132,10 +145,21 @@ class Hierarchical(Strategy):
             node_wait_s,
             poll_s,
             seed,
+            min_train_nodes,
+            min_evaluate_nodes,
         )
-        self.state = ServerState(self.method, edge_rule, cloud_rule, cloud_weights, bounds)
-        self.max_weight = max_weight
-        self.require_echo = require_echo
+        self.state = ServerState(
+            self.method,
+            edge_rule,
+            cloud_rule,
+            cloud_weights,
+            bounds,
+            keep_values or personalisation in ("local", "shrunk"),
+        )
+        self.records = RecordOptions() if records is None else records
+        self.outbox = Outbox(
+            self.state, personalisation, shrink_weight, max_weight, require_echo, self.records
+        )
         self.privacy = privacy
         self.on_round = on_round
         self._check_options()
@@ -146,16 +170,21 @@ class Hierarchical(Strategy):
         self._asked_at = 0.0
 
     def _check_options(self) -> None:
-        allowed = get_args(Personalisation)
-        if self.personalisation not in allowed:
-            raise ValueError(f"personalisation: {self.personalisation!r}; allowed: {allowed}")
-        if not self.shrink_weight >= 0:
-            raise ValueError(f"shrink_weight: {self.shrink_weight}; allowed: >= 0")
-        if not self.max_weight > 0:
-            raise ValueError(f"max_weight: {self.max_weight}; allowed: > 0")
+        out, allowed = self.outbox, get_args(Personalisation)
+        if out.personalisation not in allowed:
+            raise ValueError(f"personalisation: {out.personalisation!r}; allowed: {allowed}")
+        if out.personalisation != "global" and isinstance(self.cluster_map, ReplyClusters):
+            raise ValueError(
+                f"clusters: {self.cluster_map.key!r}; allowed with personalisation='global' only: "
+                "a client's cluster is known from its reply"
+            )
+        if not out.shrink_weight >= 0:
+            raise ValueError(f"shrink_weight: {out.shrink_weight}; allowed: >= 0")
+        if not out.max_weight > 0:
+            raise ValueError(f"max_weight: {out.max_weight}; allowed: > 0")
         if self.privacy is not None:
-            if self.edge_rule not in ("mean", "fedavg", "uniform"):
-                raise ValueError(f"edge_rule: {self.edge_rule!r}; allowed with privacy: mean")
+            if self.state.edge_rule not in ("mean", "fedavg", "uniform"):
+                raise ValueError(f"edge_rule: {self.state.edge_rule!r}; allowed with privacy: mean")
             if self.method.reply_extras or self.method.reply_metrics:
                 raise ValueError(
                     f"method: {self.method.name}; allowed with privacy: fedavg, fedprox"
@@ -180,8 +209,13 @@ class Hierarchical(Strategy):
 
     @property
     def client_values(self) -> dict[int, FloatArray]:
-        """Last accepted value of every client, by client index."""
+        """Last accepted value of every client, by client index; empty without `keep_values`."""
         return dict(sorted(self.state.memory.values.items()))
+
+    def client_sent(self, record: RoundRecord) -> dict[int, FloatArray]:
+        """What clients sent in the round that has just ended; empty without `keep_values`."""
+        values = self.state.memory.values if record.counted else {}
+        return {client: values[client] for client in record.weights if client in values}
 
     @property
     def epsilon(self) -> float | None:
@@ -198,14 +232,17 @@ class Hierarchical(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose clients and write each its own message."""
+        self._asked = {}
+        if self.participation.fraction_train == 0:
+            return []
         self.state.adopt(arrays, self.cluster_map.num_clusters)
         nodes, picks = self._pick(grid, server_round, TRAIN_STREAM)
         clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
         self._cluster_sizes = np.bincount(clusters, minlength=self.state.tiers.num_clusters)
         self.method.open(self.state.tiers.policy.size, self.state.tiers.num_clusters)
-        self._sent = self._starting_points()
+        self._sent = self.outbox.starting_points()
         self._asked_at = time.monotonic()
-        return [self._message(server_round, node, config, "train") for node in picks]
+        return self._messages(server_round, picks, config, "train")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -217,11 +254,16 @@ class Hierarchical(Strategy):
         RoundFailed
             When no reply could be used.
         """
+        if not self._asked:
+            self.state.rounds_done = server_round
+            return None, None
         updates, refused, failed = sort_replies(
-            replies, self._schema(server_round, train=True), self._asked
+            replies, self.outbox.schema(server_round, self._asked, train=True), self._asked
         )
-        updates, odd = self._inspect(updates)
-        refused += odd
+        for look in (self._inspect, self._learn_clusters):
+            updates, odd = look(updates)
+            refused += odd
+        log_replies("aggregate_train", updates, refused, failed)
         if not updates:
             raise RoundFailed(why_failed("training", server_round, refused, failed))
         counted = len(updates) >= self.participation.min_clients
@@ -235,12 +277,9 @@ class Hierarchical(Strategy):
         self.history.append(
             RoundRecord(
                 round=server_round,
-                policy=self.policy.copy(),
-                clusters=self.cluster_policies.copy(),
                 heard=heard.tolist(),
                 counted=counted,
                 asked=[node.name for node in self._asked.values()],
-                values={_name(u): u.values for u in updates},
                 weights={_name(u): u.weight for u in updates},
                 clients={_name(u): self._asked[u.node_id].cluster for u in updates},
                 refused=refused,
@@ -251,21 +290,49 @@ class Hierarchical(Strategy):
                 seconds=time.monotonic() - self._asked_at,
             )
         )
-        return (self.arrays() if counted else None), as_metrics(sums, means)
+        metrics = self.records.summed_up(updates, train=True)
+        return (self.arrays() if counted else None), metrics
 
     def _inspect(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
         """Refuse more; for strategies that read metrics as well."""
         return updates, []
 
+    def _learn_clusters(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
+        """Where clients name their clusters, take them from the replies."""
+        if not isinstance(self.cluster_map, ReplyClusters):
+            return updates, []
+        kept, refused = self.cluster_map.learn(updates)
+        clusters = self.cluster_map.clusters_of(list(self._asked))
+        self._asked = {
+            node_id: replace(node, cluster=cluster)
+            for (node_id, node), cluster in zip(self._asked.items(), clusters, strict=True)
+        }
+        tiers = self.state.tiers
+        tiers.add_clusters(self.cluster_map.num_clusters)
+        self._cluster_sizes = np.bincount(clusters, minlength=tiers.num_clusters)
+        self.method.open(tiers.policy.size, tiers.num_clusters)
+        self._sent = self.outbox.starting_points()
+        return kept, refused
+
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
         tiers = self.state.tiers
+        nodes = [self._asked[update.node_id] for update in updates]
+        if tiers.adds_up and self.method.adds_up and self.privacy is None:
+            clusters, heard = tiers.edge_sum(
+                (update.values for update in updates),
+                np.array([update.weight for update in updates], dtype=np.float64),
+                np.array([node.cluster for node in nodes], dtype=np.int64),
+            )
+            tiers.cloud_step(clusters, heard)
+            return heard
         raw = batch = as_batch(
             updates,
-            [self._asked[update.node_id].cluster for update in updates],
+            [node.cluster for node in nodes],
             self._sent,
             self._cluster_sizes,
             self.method,
-            self.personalisation == "global",
+            self.outbox.personalisation == "global",
+            self.outbox.own_starts,
         )
         if self.privacy is not None:
             batch = self.privacy.bound(batch)
@@ -275,9 +342,7 @@ class Hierarchical(Strategy):
             replies = np.bincount(batch.clusters, minlength=tiers.num_clusters).astype(np.float64)
             clusters = self.privacy.add_noise(clusters, heard, replies, server_round)
             self.state.releases += 1
-        self.method.absorb(
-            raw, [self._asked[u.node_id].name for u in updates], tiers.combine_statelessly
-        )
+        self.method.absorb(raw, [node.name for node in nodes], tiers.combine_statelessly)
         tiers.cloud_step(clusters, heard)
         return heard
 
@@ -292,8 +357,8 @@ class Hierarchical(Strategy):
             return []
         self.state.adopt(arrays, self.cluster_map.num_clusters)
         _, picks = self._pick(grid, server_round, EVALUATE_STREAM)
-        self._sent = self._starting_points()
-        return [self._message(server_round, node, config, "evaluate") for node in picks]
+        self._sent = self.outbox.starting_points()
+        return self._messages(server_round, picks, config, "evaluate")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -307,14 +372,17 @@ class Hierarchical(Strategy):
         """
         metrics = None
         record = self.history[-1] if self.history else None
+        if record is not None and record.round != server_round:
+            record = None
         if self._asked:
             updates, refused, failed = sort_replies(
-                replies, self._schema(server_round, train=False), self._asked
+                replies, self.outbox.schema(server_round, self._asked, train=False), self._asked
             )
+            log_replies("aggregate_evaluate", updates, refused, failed)
             if not updates:
                 raise RoundFailed(why_failed("evaluation", server_round, refused, failed))
             sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
-            metrics = as_metrics(sums, means)
+            metrics = self.records.summed_up(updates, train=False)
             if record is not None:
                 record.evaluation_sums, record.evaluation_means = sums, means
                 record.evaluation_replies = {_name(u): u.metrics for u in updates}
@@ -332,52 +400,15 @@ class Hierarchical(Strategy):
         self._asked = {node.node_id: node for node in picks}
         return nodes, picks
 
-    def _starting_points(self) -> FloatArray:
-        if self.personalisation == "global":
-            return np.tile(self.state.tiers.policy, (self.state.tiers.num_clusters, 1))
-        return self.state.tiers.clusters.copy()
+    def _messages(
+        self, server_round: int, nodes: list[Node], config: ConfigRecord, kind: str
+    ) -> list[Message]:
+        messages = [self._message(server_round, node, config, kind) for node in nodes]
+        self.outbox.close()
+        return messages
 
     def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
-        memory = self.state.memory
-        arrays = self.state.layout.unflatten(self._sent[node.cluster])
-        settings: dict[str, Any] = {
-            **config,
-            **self.method.config(),
-            "round": server_round,
-            "server-round": server_round,
-            "cluster": node.cluster,
-            "personalisation": self.personalisation,
-            "accepted-round": memory.accepted_round(node.name),
-        }
-        shared = self.personalisation == "global"
-        extras = self.method.arrays_down(node.cluster, shared) if kind == "train" else {}
-        if self.personalisation in ("local", "shrunk"):
-            extras["cluster"] = self.state.tiers.clusters[node.cluster]
-            settings["shrink-weight"] = float(self.shrink_weight)
-            if node.name in memory.values:
-                extras["own"] = memory.values[node.name]
-                settings["own-weight"] = memory.weights[node.name]
-        if kind == "train":
-            extras |= self.method.client_arrays(node.name)
-        arrays |= {key: Array(np.array(value)) for key, value in extras.items()}
-        content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(settings)})
-        return Message(content, node.node_id, kind, group_id=str(server_round))
-
-    def _schema(self, server_round: int, train: bool) -> ReplySchema:
-        extras = dict(self.method.reply_extras) if train else {}
-        if train and self.method.needs_start and self.personalisation in ("local", "shrunk"):
-            extras["start"] = float(np.max(np.abs([self.state.tiers.low, self.state.tiers.high])))
-        return ReplySchema(
-            layout=self.state.layout if train else None,
-            low=self.state.tiers.low,
-            high=self.state.tiers.high,
-            server_round=server_round,
-            clients={node_id: node.client for node_id, node in self._asked.items()},
-            extras=extras,
-            metric_ranges=self.method.reply_metrics if train else {},
-            max_weight=self.max_weight,
-            require_echo=self.require_echo,
-        )
+        return self.outbox.message(server_round, node, config, kind, self._sent)
 
     # --- state ---------------------------------------------------------------------------
 
@@ -389,7 +420,7 @@ class Hierarchical(Strategy):
         cluster_map : ClusterMap
         members : mapping of client to new cluster, optional
             A new cluster starts at the n_k-weighted mean of its members' last values; without
-            any it starts at the global policy.
+            any, or without `keep_values`, it starts at the global policy.
         """
         self.cluster_map = cluster_map
         self.state.recluster(cluster_map.num_clusters, members)
@@ -399,20 +430,34 @@ class Hierarchical(Strategy):
 
         `strategies.state` writes it to bytes.
         """
-        return self.state.state_dict()
+        state = self.state.state_dict()
+        if isinstance(self.cluster_map, ReplyClusters):
+            state["labels"] = list(self.cluster_map.labels)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value; `start` then begins with the round after it."""
+        if isinstance(self.cluster_map, ReplyClusters):
+            self.cluster_map.labels = [int(label) for label in state["labels"]]
         self.state.load_state_dict(state)
 
     # --- the run -------------------------------------------------------------------------
 
     def summary(self) -> None:
         """Log what was chosen."""
-        log(INFO, "\t├──> edge rule: %s | cloud rule: %s", self.edge_rule, self.cloud_rule)
+        part, records, state = self.participation, self.records, self.state
+        log(INFO, "\t├──> Sampling:")
+        shares = part.fraction_train, part.fraction_evaluate
+        log(INFO, "\t│\t├──Fraction: train (%.2f) | evaluate (%.2f)", *shares)
+        least = part.min_train_nodes, part.min_evaluate_nodes
+        log(INFO, "\t│\t├──Minimum nodes: train (%d) | evaluate (%d)", *least)
+        log(INFO, "\t│\t└──Minimum available nodes: %d", part.min_nodes)
+        keys = records.arrays_key, records.config_key, records.weight_key
+        log(INFO, "\t├──> Keys in records: '%s', '%s', weighted by '%s'", *keys)
+        log(INFO, "\t├──> edge rule: %s | cloud rule: %s", state.edge_rule, state.cloud_rule)
         log(INFO, "\t├──> local method: %s", self.method.name)
-        log(INFO, "\t├──> clusters: %d", self.cluster_map.num_clusters)
-        log(INFO, "\t└──> personalisation: %s", self.personalisation)
+        log(INFO, "\t├──> clusters: %s", in_words(self.cluster_map))
+        log(INFO, "\t└──> personalisation: %s", self.outbox.personalisation)
 
     def start(
         self,
@@ -436,7 +481,10 @@ class Hierarchical(Strategy):
             `load_state_dict`, which also replaces `initial_arrays` by the policy of then.
         """
         first = self.state.rounds_done + 1 if first_round is None else first_round
+        log(INFO, "Starting %s strategy:", type(self).__name__)
+        log_strategy_start_info(num_rounds, initial_arrays, train_config, evaluate_config)
         self.summary()
+        log(INFO, "")
         if first == 1 or not self.state.is_open:
             self.state.adopt(initial_arrays, self.cluster_map.num_clusters)
         arrays = self.arrays() if first > 1 else initial_arrays
@@ -450,13 +498,6 @@ class Hierarchical(Strategy):
             ConfigRecord() if evaluate_config is None else evaluate_config,
             evaluate_fn,
         )
-
-
-class HierarchicalFedAvg(Hierarchical):
-    """FedHLM's own: eq. 7 inside clusters, eq. 8 over clusters. Options as `Hierarchical`."""
-
-    def __init__(self, cluster_map: ClusterMap | None = None, **options: Any) -> None:
-        super().__init__(cluster_map, edge_rule="mean", cloud_rule="uniform", **options)
 
 
 def _name(update: Update) -> int:

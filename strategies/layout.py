@@ -14,7 +14,7 @@ from strategies.aggregation import FloatArray
 _MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 4096  # a NumPy file header is far shorter; anything longer is not one of ours
 _HEADER = re.compile(
-    rb"\{'descr': '(?P<dtype>[<>]f[248]|[<>][iu][248]|\|[iu]1)', "
+    rb"\{'descr': '(?P<dtype>[<>]f[248]|[<>][iu][248]|\|[biu]1)', "
     rb"'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18}|,){0,31})?)\), \} *\n"
 )
@@ -42,8 +42,10 @@ class Layout:
             raise ValueError("arrays: empty; allowed: at least one array")
         values = {name: array.numpy() for name, array in arrays.items()}
         for name, value in values.items():
-            if value.dtype.kind not in "fiu":
-                raise ValueError(f"arrays[{name!r}]: dtype {value.dtype}; allowed: float or int")
+            if value.dtype.kind not in "fiub":
+                raise ValueError(
+                    f"arrays[{name!r}]: dtype {value.dtype}; allowed: float, int or bool"
+                )
         return Layout(
             tuple(values),
             tuple(value.shape for value in values.values()),

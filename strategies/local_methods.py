@@ -57,6 +57,11 @@ class LocalMethod(Protocol):
     name: str
 
     @property
+    def adds_up(self) -> bool:
+        """True when `prepare` and `absorb` do nothing: replies can be added up one by one."""
+        ...
+
+    @property
     def needs_start(self) -> bool:
         """True when `prepare` reads `Batch.starts`."""
         ...
@@ -108,6 +113,11 @@ class FedAvgSteps:
     """Plain local gradient steps (McMahan et al., arXiv 1602.05629); base of the others."""
 
     name = "fedavg"
+
+    @property
+    def adds_up(self) -> bool:
+        """Values go to the edge rule as they came."""
+        return True
 
     @property
     def needs_start(self) -> bool:

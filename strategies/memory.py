@@ -13,20 +13,27 @@ from strategies.validation import Update
 
 
 class ClientMemory:
-    """Last accepted value, weight and round of every client, by `strategies.sampling.Node.name`.
+    """Last accepted weight and round of every client, by `strategies.sampling.Node.name`.
 
     A client cannot know whether its reply arrived and was accepted. What it starts from, and how
     far it has come, is therefore told to it in every message rather than kept by itself.
+
+    Parameters
+    ----------
+    keep_values : bool
+        Keep what each client sent last as well: as many models as there are clients.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_values: bool = False) -> None:
+        self.keep_values = keep_values
         self.values: dict[int, FloatArray] = {}
         self.weights: dict[int, float] = {}
         self.rounds: dict[int, int] = {}
 
     def remember(self, name: int, update: Update, server_round: int) -> None:
         """Store what was accepted."""
-        self.values[name] = update.values
+        if self.keep_values:
+            self.values[name] = update.values
         self.weights[name] = update.weight
         self.rounds[name] = server_round
 
@@ -62,17 +69,19 @@ class ClientMemory:
         """Value, weight and round by the client's name as a string."""
         return {
             str(client): {
-                "value": value.copy(),
+                "value": self.values[client].copy() if client in self.values else None,
                 "weight": self.weights[client],
-                "round": self.rounds[client],
+                "round": server_round,
             }
-            for client, value in self.values.items()
+            for client, server_round in self.rounds.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
         self.values = {
-            int(client): np.array(kept["value"], dtype=np.float64) for client, kept in state.items()
+            int(client): np.array(kept["value"], dtype=np.float64)
+            for client, kept in state.items()
+            if self.keep_values and kept["value"] is not None
         }
         self.weights = {int(client): float(kept["weight"]) for client, kept in state.items()}
         self.rounds = {int(client): int(kept["round"]) for client, kept in state.items()}

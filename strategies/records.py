@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import MetricRecord
 
-from strategies.aggregation import FloatArray
 from strategies.validation import Refusal
 
 MetricValue = int | float | list[int] | list[float]
@@ -43,24 +41,21 @@ class Failure:
 
 @dataclass
 class RoundRecord:
-    """One round, for progress, metrics.jsonl and checkpoints.
+    """One round, for progress and metrics.jsonl: numbers by client, and no policies.
+
+    Policies are the strategy's (`policy`, `cluster_policies`, `client_values`), which has one of
+    each; a record of every round's would hold rounds x clients models.
 
     Attributes
     ----------
     round : int
         From 1.
-    policy : float64 [d]
-        The global policy after the round (eq. 8).
-    clusters : float64 [C, d]
-        The clusters' policies after the round (eq. 7).
     heard : list of bool [C]
         Which clusters had a positive weight in this round; the others kept theirs.
     counted : bool
         False when fewer than `min_clients` replies were usable and the policy stayed.
     asked : list of int
         Clients asked (node id where the index is unknown).
-    values : mapping of client to float64 [d]
-        What each accepted client sent.
     weights : mapping of client to float
     clients : mapping of client to cluster
         Cluster of each accepted client.
@@ -81,12 +76,9 @@ class RoundRecord:
     """
 
     round: int
-    policy: FloatArray
-    clusters: FloatArray
     heard: list[bool]
     counted: bool = True
     asked: list[int] = field(default_factory=list)
-    values: dict[int, FloatArray] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
     clients: dict[int, int] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
@@ -112,12 +104,9 @@ class RoundRecord:
         """Values that `json.dumps` takes; keys as attributes, client keys as strings."""
         return {
             "round": self.round,
-            "policy": self.policy.tolist(),
-            "clusters": self.clusters.tolist(),
             "heard": list(self.heard),
             "counted": self.counted,
             "asked": list(self.asked),
-            "values": {str(client): value.tolist() for client, value in self.values.items()},
             "weights": {str(client): weight for client, weight in self.weights.items()},
             "clients": {str(client): cluster for client, cluster in self.clients.items()},
             "refused": [vars(refusal) for refusal in self.refused],
@@ -162,10 +151,3 @@ def add_up(
         total = shares.sum()
         means[name] = float(values @ shares / total) if total > 0 else float(values.mean())
     return sums, means
-
-
-def as_metrics(sums: Mapping[str, MetricValue], means: Mapping[str, float]) -> MetricRecord:
-    """Integers and lists as sums, other numbers as weighted means."""
-    return MetricRecord(
-        {name: means[name] if isinstance(value, float) else value for name, value in sums.items()}
-    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from logging import INFO, WARNING
 
 import numpy as np
 from flwr.app import Message
+from flwr.supercore import log
 
 from strategies.aggregation import FloatArray, IntArray
 from strategies.local_methods import Batch, LocalMethod
@@ -41,6 +43,20 @@ def sort_replies(
     return updates, refused + odd, failed
 
 
+def log_replies(
+    what: str, updates: list[Update], refused: list[Refusal], failed: list[Failure]
+) -> None:
+    """Log a leg's replies as Flower's own strategies do, and what was refused of them."""
+    bad = len(refused) + len(failed)
+    log(INFO, "%s: Received %s results and %s failures", what, len(updates), bad)
+    for failure in failed:
+        told = "\t> Received error in reply from node %d: %s"
+        log(INFO, told, failure.node_id, failure.reason)
+    for refusal in refused:
+        told = "\t> Refused reply from node %d: %s (%s)"
+        log(WARNING, told, refusal.node_id, refusal.reason, refusal.detail)
+
+
 def as_batch(
     updates: list[Update],
     clusters: list[int],
@@ -48,6 +64,7 @@ def as_batch(
     cluster_sizes: IntArray,
     method: LocalMethod,
     shared_start: bool,
+    own_starts: bool = False,
 ) -> Batch:
     """Stack accepted replies, one row each.
 
@@ -58,14 +75,15 @@ def as_batch(
     clusters : list of int
         Cluster of each.
     sent : float64 [C, d]
-        What each cluster's clients were sent. A client that began elsewhere says so in an extra
-        array ``start``.
+        What each cluster's clients were sent.
     cluster_sizes : int64 [C]
     method : LocalMethod
     shared_start : bool
+    own_starts : bool
+        Clients began elsewhere, and say where in an array ``start``.
     """
     rows = np.array(clusters, dtype=np.int64)
-    starts = [update.extras.get("start") for update in updates]
+    starts = [update.extra("start") if own_starts else None for update in updates]
     return Batch(
         values=np.stack([update.values for update in updates]),
         starts=np.stack(
@@ -78,7 +96,7 @@ def as_batch(
         clusters=rows,
         cluster_sizes=cluster_sizes,
         extras={
-            key: np.stack([update.extras[key] for update in updates]) for key in method.reply_extras
+            key: np.stack([update.extra(key) for update in updates]) for key in method.reply_extras
         },
         metrics={
             key: np.array([update.metrics[key] for update in updates], dtype=np.float64)

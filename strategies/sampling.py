@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import INFO
 
 import numpy as np
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from strategies.cluster_map import ClusterMap
 from strategies.records import NotEnoughNodes
@@ -40,7 +43,7 @@ def connected_nodes(
     NotEnoughNodes
         After `wait_s` seconds; Flower's own strategies wait for ever.
     """
-    deadline = time.monotonic() + wait_s
+    deadline, told = time.monotonic() + wait_s, -1
     while True:
         node_ids = sorted(grid.get_node_ids())
         if len(node_ids) >= at_least:
@@ -49,6 +52,14 @@ def connected_nodes(
         if left <= 0:
             raise NotEnoughNodes(
                 f"nodes connected: {len(node_ids)}; needed: {at_least} within {wait_s:g} s"
+            )
+        if len(node_ids) != told:
+            told = len(node_ids)
+            log(
+                INFO,
+                "Waiting for nodes to connect: %d connected (minimum required: %d).",
+                told,
+                at_least,
             )
         time.sleep(min(poll_s, left))
     clients = cluster_map.clients_of(node_ids)
@@ -66,12 +77,13 @@ def connected_nodes(
 def choose(
     nodes: Sequence[Node], fraction: float, at_least: int, seed: int, server_round: int, stream: int
 ) -> list[Node]:
-    """Choose ``round(fraction * n)`` nodes, at least `at_least`, without replacement.
+    """Choose ``fraction * n`` nodes, rounded down, at least `at_least`, without replacement.
 
     The choice depends on seed, round, stream and the order of `nodes` alone, so a resumed run
     draws what an uninterrupted one would have drawn. The result keeps the order of `nodes`.
     """
-    count = min(max(round(fraction * len(nodes)), at_least), len(nodes))
+    # 0.29 * 100 is a little less than 29.
+    count = min(max(math.floor(fraction * len(nodes) + 1e-9), at_least), len(nodes))
     generator = np.random.default_rng([seed, server_round, stream])
     picks = np.sort(generator.choice(len(nodes), size=count, replace=False))
     return [nodes[pick] for pick in picks]
@@ -89,14 +101,18 @@ class Participation:
     node_wait_s: float
     poll_s: float
     seed: int
+    min_train_nodes: int = 1
+    min_evaluate_nodes: int = 1
 
     def __post_init__(self) -> None:
         checks = [
-            ("fraction_train", 0 < self.fraction_train <= 1, "(0, 1]"),
+            ("fraction_train", 0 <= self.fraction_train <= 1, "[0, 1]"),
             ("fraction_evaluate", 0 <= self.fraction_evaluate <= 1, "[0, 1]"),
             ("evaluate_every", self.evaluate_every >= 1, ">= 1"),
             ("min_clients", self.min_clients >= 1, ">= 1"),
             ("min_nodes", self.min_nodes >= 1, ">= 1"),
+            ("min_train_nodes", self.min_train_nodes >= 0, ">= 0"),
+            ("min_evaluate_nodes", self.min_evaluate_nodes >= 0, ">= 0"),
             ("node_wait_s", self.node_wait_s >= 0, ">= 0"),
             ("poll_s", self.poll_s > 0, "> 0"),
             ("seed", self.seed >= 0, ">= 0"),
@@ -119,6 +135,14 @@ class Participation:
         NotEnoughNodes
             See `connected_nodes`.
         """
-        nodes = connected_nodes(grid, cluster_map, self.min_nodes, self.node_wait_s, self.poll_s)
-        fraction = self.fraction_train if stream == TRAIN_STREAM else self.fraction_evaluate
-        return nodes, choose(nodes, fraction, self.min_clients, self.seed, server_round, stream)
+        train = stream == TRAIN_STREAM
+        asked = self.min_train_nodes if train else self.min_evaluate_nodes
+        nodes = connected_nodes(
+            grid, cluster_map, max(self.min_nodes, asked), self.node_wait_s, self.poll_s
+        )
+        fraction = self.fraction_train if train else self.fraction_evaluate
+        least = max(self.min_clients, asked)
+        picks = choose(nodes, fraction, least, self.seed, server_round, stream)
+        what = "configure_train" if train else "configure_evaluate"
+        log(INFO, "%s: Sampled %s nodes (out of %s)", what, len(picks), len(nodes))
+        return nodes, picks

@@ -56,6 +56,11 @@ class Scaffold(FedAvgSteps):
         self.client_controls: dict[int, FloatArray] = {}
 
     @property
+    def adds_up(self) -> bool:
+        """All replies of a round are needed at once."""
+        return False
+
+    @property
     def needs_start(self) -> bool:
         """The server's step scales differences."""
         return self.server_learning_rate != 1.0

@@ -33,6 +33,7 @@ class ServerState:
         cloud_rule: RuleSource,
         cloud_weights: str,
         bounds: Bounds,
+        keep_values: bool = False,
     ) -> None:
         if cloud_weights not in ("uniform", "examples"):
             raise ValueError(f"cloud_weights: {cloud_weights!r}; allowed: uniform, examples")
@@ -42,7 +43,7 @@ class ServerState:
         self.edge_rule, self.cloud_rule = edge_rule, cloud_rule
         self.cloud_weights = cloud_weights
         self.bounds = bounds
-        self.memory = ClientMemory()
+        self.memory = ClientMemory(keep_values)
         self.rounds_done = 0
         self.releases = 0
         self._layout: Layout | None = None

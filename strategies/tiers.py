@@ -5,7 +5,7 @@ No Flower here: a benchmark or a test drives it with plain arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,15 @@ class Tiers:
         self.cluster_weights = np.zeros(count)
         self.edges = [make_rule(self._edge_source) for _ in range(count)]
 
+    def add_clusters(self, num_clusters: int) -> None:
+        """Go on with at least so many clusters; a new one starts at the global policy."""
+        more = num_clusters - self.num_clusters
+        if more > 0:
+            self.clusters = np.vstack([self.clusters, np.tile(self.policy, (more, 1))])
+            self.reported = np.append(self.reported, np.zeros(more, dtype=np.bool_))
+            self.cluster_weights = np.append(self.cluster_weights, np.zeros(more))
+            self.edges += [make_rule(self._edge_source) for _ in range(more)]
+
     @property
     def num_clusters(self) -> int:
         """C."""
@@ -108,6 +117,27 @@ class Tiers:
         self.cluster_weights = np.where(heard, totals, self.cluster_weights)
         return new, heard
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether all edge rules are means, so that `edge_sum` will do."""
+        return all(isinstance(rule, Mean) for rule in self.edges)
+
+    def edge_sum(
+        self, values: Iterable[FloatArray], weights: FloatArray, clusters: IntArray
+    ) -> tuple[FloatArray, BoolArray]:
+        """Eq. 7 by means, over values [d] that come one after the other and are not kept.
+
+        Returns as `edge_step`.
+        """
+        totals = np.bincount(clusters, weights=weights, minlength=self.num_clusters)
+        heard: BoolArray = totals > 0
+        new = np.where(heard[:, None], 0.0, self.clusters)
+        for value, weight, cluster in zip(values, weights, clusters, strict=True):
+            if weight > 0:
+                new[cluster] += (weight / totals[cluster]) * value
+        self.cluster_weights = np.where(heard, totals, self.cluster_weights)
+        return new, heard
+
     def cloud_step(self, clusters: FloatArray, heard: BoolArray) -> None:
         """Store the clusters and form the global policy (eq. 8) from all that ever reported.
 
@@ -117,7 +147,7 @@ class Tiers:
             return
         self.clusters = np.clip(clusters, self.low, self.high)
         self.reported = self.reported | heard
-        chosen = self.clusters[self.reported]
+        chosen = self.clusters if self.reported.all() else self.clusters[self.reported]
         weights = np.ones(len(chosen))
         if self.cloud_weights == "examples":
             weights = self.cluster_weights[self.reported]

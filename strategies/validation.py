@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from strategies.aggregation import FloatArray
 from strategies.layout import Layout, UnreadableArray, decode
@@ -58,24 +58,40 @@ class Refusal:
 class Update:
     """A reply that passed.
 
+    It keeps the reply's bytes and no copy of what is in them: of a large model only the replies
+    that are being added up exist as float64.
+
     Attributes
     ----------
     node_id, client : int
-    values : float64 [d]
-        The client's policy.
     weight : float
         n_k of eq. 7, finite and >= 0.
-    extras : mapping of str to float64 [d]
-        Further arrays the local method needs (SCAFFOLD's control difference).
     metrics : mapping of str to number or list of numbers
+    record : ArrayRecord or None
+        The arrays as they came; None where none were expected.
+    layout : Layout or None
+        How to read them.
     """
 
     node_id: int
     client: int
-    values: FloatArray
     weight: float
-    extras: Mapping[str, FloatArray]
     metrics: Mapping[str, int | float | list[int] | list[float]]
+    record: ArrayRecord | None = None
+    layout: Layout | None = None
+
+    @property
+    def values(self) -> FloatArray:
+        """The client's policy, float64 [d], read anew at every look."""
+        if self.record is None or self.layout is None:
+            return np.zeros(0)
+        return self.layout.flatten(self.record)
+
+    def extra(self, key: str) -> FloatArray:
+        """A further array of the local method (SCAFFOLD's control difference), float64 [d]."""
+        if self.record is None or self.layout is None:
+            raise KeyError(key)
+        return decode(self.record[key], (self.layout.size,)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ class ReplySchema:
         Largest absolute value of any metric.
     require_echo : bool
         False accepts replies without ``round`` and ``client`` (clients of other Flower apps),
-        at the price of not noticing a replayed reply.
+        at the price of not noticing a replayed reply; where they are present they must be right.
     """
 
     layout: Layout | None
@@ -116,7 +132,7 @@ class ReplySchema:
     weight_key: str = "num-examples"
     max_weight: float = 1e9
     max_metric: float = 1e15
-    require_echo: bool = True
+    require_echo: bool = False
 
 
 class _Bad(Exception):
@@ -141,10 +157,10 @@ def validate_reply(message: Message, schema: ReplySchema) -> Update | Refusal:
         metrics = _metrics(message, schema)
         client = _client(metrics, schema, node)
         weight = _weight(metrics, schema)
-        values, extras = _arrays(message, schema)
+        record = _arrays(message, schema)
     except _Bad as bad:
         return Refusal(bad.reason, node, client, bad.detail)
-    return Update(node, client, values, weight, extras, metrics)
+    return Update(node, client, weight, metrics, record, schema.layout)
 
 
 def validate_replies(
@@ -196,7 +212,8 @@ def _metrics(
         number = _number(metrics, name)
         if not low <= number <= high:
             raise _Bad("bad-metric", f"metric {name!r}: {number}; allowed: [{low:g}, {high:g}]")
-    if schema.require_echo and _number(metrics, "round") != schema.server_round:
+    echoes = schema.require_echo or "round" in metrics
+    if echoes and _number(metrics, "round") != schema.server_round:
         raise _Bad("wrong-round", f"round {metrics['round']}; allowed: {schema.server_round}")
     return metrics
 
@@ -231,9 +248,10 @@ def _weight(metrics: Mapping[str, object], schema: ReplySchema) -> float:
     return weight
 
 
-def _arrays(message: Message, schema: ReplySchema) -> tuple[FloatArray, dict[str, FloatArray]]:
+def _arrays(message: Message, schema: ReplySchema) -> ArrayRecord | None:
+    """The reply's arrays, each of them looked at once."""
     if schema.layout is None:
-        return np.zeros(0), {}
+        return None
     records = message.content.array_records
     if len(records) != 1:
         raise _Bad("missing-record", f"{len(records)} ArrayRecords; allowed: 1")
@@ -263,4 +281,4 @@ def _arrays(message: Message, schema: ReplySchema) -> tuple[FloatArray, dict[str
             raise _Bad("not-finite", f"array {key!r} has a NaN or infinite entry")
         if np.abs(vector).max(initial=0.0) > bound:
             raise _Bad("out-of-bounds", f"array {key!r}; allowed: +-{bound:g}")
-    return values, extras
+    return record

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from strategies import (
     AssignedClusters,
     Hierarchical,
-    HierarchicalFedAvg,
     NotEnoughNodes,
     RoundFailed,
     RoundRecord,
@@ -54,7 +53,7 @@ def _train_messages(grid: FakeGrid, server_round: int) -> list[Message]:
 
 def test_a_round_by_hand() -> None:
     # eq. 7: (3*0.2 + 1*0.6)/4 = 0.3 and 0.9; eq. 8: 0.6.
-    strategy = HierarchicalFedAvg(CLUSTERS)
+    strategy = Hierarchical(CLUSTERS)
     result = strategy.start(_three((0.2, 3), (0.6, 1), (0.9, 7)), initial(0.5), num_rounds=1)
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [0.6], rtol=1e-15)
     np.testing.assert_allclose(strategy.cluster_policies[:, 0], [0.3, 0.9], rtol=1e-15)
@@ -66,7 +65,7 @@ def test_a_round_by_hand() -> None:
 
 
 def test_a_cluster_without_tokens_keeps_its_threshold() -> None:
-    strategy = HierarchicalFedAvg(CLUSTERS)
+    strategy = Hierarchical(CLUSTERS)
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
     strategy.start(grid, initial(0.5), num_rounds=1)
     grid.clients |= _three((0.2, 3), (0.6, 1), (0.1, 0)).clients
@@ -77,20 +76,20 @@ def test_a_cluster_without_tokens_keeps_its_threshold() -> None:
 
 
 def test_no_tokens_anywhere_change_nothing() -> None:
-    strategy = HierarchicalFedAvg(CLUSTERS)
+    strategy = Hierarchical(CLUSTERS)
     result = strategy.start(_three((0.2, 0), (0.6, 0), (0.9, 0)), initial(0.5), num_rounds=2)
     assert result.arrays["policy"].numpy() == 0.5
     assert strategy.history[-1].heard == [False, False]
 
 
 def test_a_cluster_that_never_reported_does_not_count() -> None:
-    strategy = HierarchicalFedAvg(AssignedClusters({10: 0, 11: 1, 12: 2}, [0, 0, 1], 5))
+    strategy = Hierarchical(AssignedClusters({10: 0, 11: 1, 12: 2}, [0, 0, 1], 5))
     result = strategy.start(_three((0.2, 3), (0.6, 1), (0.9, 7)), initial(0.0), num_rounds=1)
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [0.6])
 
 
 def test_one_cluster_is_flat_fedavg() -> None:
-    strategy = HierarchicalFedAvg()
+    strategy = Hierarchical()
     result = strategy.start(_three((0.2, 3), (0.6, 1), (0.9, 7)), initial(0.5), num_rounds=1)
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [(0.6 + 0.6 + 6.3) / 11])
 
@@ -117,7 +116,7 @@ def test_edge_and_cloud_rules_compose() -> None:
 
 def test_every_client_gets_a_message_of_its_own() -> None:
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
-    strategy = HierarchicalFedAvg(CLUSTERS, personalisation="cluster")
+    strategy = Hierarchical(CLUSTERS, personalisation="cluster")
     strategy.start(grid, initial(0.5), 2, train_config=ConfigRecord({"learning-rate": 0.1}))
     for message, start in zip(_train_messages(grid, 2), [0.3, 0.3, 0.9], strict=True):
         np.testing.assert_allclose(received(message), [start])
@@ -130,7 +129,7 @@ def test_every_client_gets_a_message_of_its_own() -> None:
 @pytest.mark.parametrize("personalisation", ["local", "shrunk"])
 def test_local_and_shrunk_also_send_the_cluster(personalisation: Any) -> None:
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
-    strategy = HierarchicalFedAvg(CLUSTERS, personalisation=personalisation, shrink_weight=40)
+    strategy = Hierarchical(CLUSTERS, personalisation=personalisation, shrink_weight=40)
     strategy.start(grid, initial(0.5), num_rounds=2)
     message = _train_messages(grid, 2)[2]
     np.testing.assert_allclose(received(message, "cluster"), [0.9])
@@ -187,7 +186,7 @@ def test_a_bad_client_does_not_move_the_result(culprit: Any, reason: str | None)
         return sends([value], client=client, curve=[1, 2])
 
     def run(clients: dict[int, Any]) -> tuple[Hierarchical, np.ndarray]:
-        strategy = HierarchicalFedAvg(CLUSTERS, bounds=(0.0, 1.0))
+        strategy = Hierarchical(CLUSTERS, bounds=(0.0, 1.0))
         grid = FakeGrid(clients)
         result = strategy.start(grid, initial(0.5), 3)  # type: ignore[arg-type]
         return strategy, result.arrays["policy"].numpy()
@@ -218,8 +217,8 @@ def test_a_duplicate_reply_does_not_move_the_result() -> None:
             return replies + [reply for reply in replies if reply.metadata.src_node_id == 12]
 
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
-    plain = HierarchicalFedAvg().start(grid, initial(0.5), 2)
-    strategy = HierarchicalFedAvg(AssignedClusters({10: 0, 11: 1, 12: 2}, [0, 0, 0]))
+    plain = Hierarchical().start(grid, initial(0.5), 2)
+    strategy = Hierarchical(AssignedClusters({10: 0, 11: 1, 12: 2}, [0, 0, 0]))
     result = strategy.start(Echoing(grid.clients), initial(0.5), 2)  # type: ignore[arg-type]
     np.testing.assert_array_equal(result.arrays["policy"].numpy(), plain.arrays["policy"].numpy())
     assert strategy.history[0].refused_by_reason == {"duplicate": 2}  # one training, one evaluation
@@ -235,7 +234,7 @@ def test_the_order_of_replies_does_not_matter() -> None:
     table = AssignedClusters({100 - c: c for c in range(17)}, [c % 3 for c in range(17)])
     policies = []
     for grid in (FakeGrid(clients), Shuffled(clients)):
-        strategy = HierarchicalFedAvg(table)
+        strategy = Hierarchical(table)
         strategy.start(grid, initial(0.5), num_rounds=2)  # type: ignore[arg-type]
         policies.append(strategy.policy)
     np.testing.assert_array_equal(*policies)
@@ -244,7 +243,7 @@ def test_the_order_of_replies_does_not_matter() -> None:
 def test_when_all_clients_fail_the_run_fails() -> None:
     grid = FakeGrid({10: lambda m: fail(m, "no disk"), 11: lambda m: None})
     with pytest.raises(RoundFailed, match=r"training of round 1.*no disk.*no reply"):
-        HierarchicalFedAvg().start(grid, initial(0.5), 2)  # type: ignore[arg-type]
+        Hierarchical().start(grid, initial(0.5), 2)  # type: ignore[arg-type]
 
 
 def test_when_all_evaluations_fail_the_run_fails() -> None:
@@ -254,19 +253,19 @@ def test_when_all_evaluations_fail_the_run_fails() -> None:
         return fail(message)
 
     with pytest.raises(RoundFailed, match="evaluation of round 1"):
-        HierarchicalFedAvg().start(FakeGrid({10: client}), initial(0.5), 2)  # type: ignore[arg-type]
+        Hierarchical().start(FakeGrid({10: client}), initial(0.5), 2)  # type: ignore[arg-type]
 
 
 def test_too_few_replies_leave_the_policy_alone() -> None:
     grid = FakeGrid({10: sends([0.9], client=0), 11: lambda m: None, 12: lambda m: None})
-    strategy = HierarchicalFedAvg(min_clients=2, fraction_evaluate=0)
+    strategy = Hierarchical(min_clients=2, fraction_evaluate=0)
     result = strategy.start(grid, initial(0.5), num_rounds=1)  # type: ignore[arg-type]
     assert not strategy.history[0].counted
     assert result.arrays["policy"].numpy() == 0.5
 
 
 def test_waiting_for_nodes_ends() -> None:
-    strategy = HierarchicalFedAvg(min_clients=5, node_wait_s=0.3, poll_s=0.05)
+    strategy = Hierarchical(min_clients=5, node_wait_s=0.3, poll_s=0.05)
     begun = time.monotonic()
     with pytest.raises(NotEnoughNodes, match=r"connected: 3; needed: 5 within 0.3 s"):
         strategy.start(_three((0, 1), (0, 1), (0, 1)), initial(0.5))  # type: ignore[arg-type]
@@ -281,7 +280,7 @@ def test_nodes_that_come_late_are_waited_for() -> None:
             self.calls += 1
             return [10, 11, 12] if self.calls > 2 else [10]
 
-    strategy = HierarchicalFedAvg(min_nodes=3, poll_s=0.01)
+    strategy = Hierarchical(min_nodes=3, poll_s=0.01)
     strategy.start(Late(_three((0.2, 1), (0.2, 1), (0.2, 1)).clients), initial(0.5), 1)  # type: ignore[arg-type]
     assert strategy.history[0].asked == [10, 11, 12]  # the map knows no client indices
 
@@ -304,7 +303,7 @@ def _population(node_of: dict[int, int]) -> FakeGrid:
 def test_sampling_repeats_whatever_the_node_ids() -> None:
     def run(node_of: dict[int, int]) -> tuple[list[list[int]], np.ndarray]:
         clusters = AssignedClusters(node_of, [index % 3 for index in range(20)])
-        strategy = HierarchicalFedAvg(clusters, fraction_train=0.4, fraction_evaluate=0.2, seed=9)
+        strategy = Hierarchical(clusters, fraction_train=0.4, fraction_evaluate=0.2, seed=9)
         strategy.start(_population(node_of), initial(0.5), num_rounds=5)  # type: ignore[arg-type]
         return [record.asked for record in strategy.history], strategy.policy
 
@@ -350,9 +349,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_clients_get_their_own_value_as_last_accepted_after_a_resume_too() -> None:
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
-    first = HierarchicalFedAvg(CLUSTERS, personalisation="local")
+    first = Hierarchical(CLUSTERS, personalisation="local")
     first.start(grid, initial(0.5), num_rounds=1)
-    second = HierarchicalFedAvg(CLUSTERS, personalisation="local")
+    second = Hierarchical(CLUSTERS, personalisation="local")
     second.load_state_dict(first.state_dict())
     grid.clients[11] = _silent
     second.start(grid, initial(0.5), num_rounds=3)
@@ -367,7 +366,7 @@ def test_a_second_start_goes_on_from_where_the_first_ended() -> None:
     def client(message: Message) -> Message:
         return answer(message, received(message) + 0.1, client=0)
 
-    strategy = HierarchicalFedAvg()
+    strategy = Hierarchical()
     grid = FakeGrid({10: client})
     strategy.start(grid, initial(0.5), num_rounds=2)  # type: ignore[arg-type]
     result = strategy.start(grid, initial(0.0), num_rounds=3)  # type: ignore[arg-type]
@@ -396,7 +395,7 @@ def test_a_model_of_another_app_is_averaged_too() -> None:
             "bias": Array(np.zeros(2, dtype=np.float32)),
         }
     )
-    strategy = HierarchicalFedAvg(require_echo=False)
+    strategy = Hierarchical(require_echo=False)
     grid = FakeGrid({1: client(0.5), 2: client(1.5)})
     result = strategy.start(grid, start, num_rounds=2)  # type: ignore[arg-type]
     np.testing.assert_allclose(result.arrays["weight"].numpy(), np.full((2, 3), 3.0))
@@ -407,7 +406,7 @@ def test_a_model_of_another_app_is_averaged_too() -> None:
 def test_on_round_comes_after_the_evaluation_and_is_json() -> None:
     seen: list[RoundRecord] = []
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
-    strategy = HierarchicalFedAvg(CLUSTERS, on_round=seen.append, evaluate_every=2)
+    strategy = Hierarchical(CLUSTERS, on_round=seen.append, evaluate_every=2)
     result = strategy.start(grid, initial(0.5), num_rounds=4)
     assert [record.round for record in seen] == [1, 2, 3, 4]
     assert [bool(record.evaluation_sums) for record in seen] == [False, True, False, True]
@@ -418,14 +417,14 @@ def test_on_round_comes_after_the_evaluation_and_is_json() -> None:
 def test_flowers_own_loop_runs_it_as_well() -> None:
     from flwr.serverapp.strategy import Strategy
 
-    strategy = HierarchicalFedAvg(CLUSTERS)
+    strategy = Hierarchical(CLUSTERS)
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
     result = Strategy.start(strategy, grid, initial(0.5), num_rounds=2)  # type: ignore[arg-type]
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [0.6])
 
 
 def test_recluster_starts_new_clusters_at_their_members_mean() -> None:
-    strategy = HierarchicalFedAvg(CLUSTERS, personalisation="cluster")
+    strategy = Hierarchical(CLUSTERS, personalisation="cluster", keep_values=True)
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
     strategy.start(grid, initial(0.5), num_rounds=1)
     strategy.recluster(AssignedClusters({10: 0, 11: 1, 12: 2}, [0, 1, 1], 3), {0: 0, 1: 1, 2: 1})
@@ -439,7 +438,7 @@ def test_recluster_starts_new_clusters_at_their_members_mean() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"fraction_train": 0.0},
+        {"fraction_train": -0.1},
         {"fraction_evaluate": 1.5},
         {"min_clients": 0},
         {"evaluate_every": 0},
@@ -453,12 +452,12 @@ def test_recluster_starts_new_clusters_at_their_members_mean() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        HierarchicalFedAvg(**options)
+        Hierarchical(**options)
 
 
 def test_a_start_outside_the_bounds_is_refused() -> None:
     with pytest.raises(ValueError, match="bounds"):
-        HierarchicalFedAvg(bounds=(0, 1)).start(_three((0.2, 1)), initial(1.5))  # type: ignore[arg-type]
+        Hierarchical(bounds=(0, 1)).start(_three((0.2, 1)), initial(1.5))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", ["edge_rule", "cloud_rule"])

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import (
 )
 
 from hlm.privacy import gaussian_epsilon
-from strategies import AssignedClusters, CentralPrivacy, HierarchicalFedAvg, build_strategy
+from strategies import AssignedClusters, CentralPrivacy, Hierarchical, build_strategy
 from tests.strategies.fake_grid import FakeGrid, answer, initial, received, sends
 
 NODES = {10 + client: client for client in range(6)}
@@ -29,7 +29,7 @@ def _grid(values: list[float], weight: float = 1) -> FakeGrid:
 
 def test_without_noise_the_clipped_uniform_mean_is_left() -> None:
     privacy = CentralPrivacy(clip=0.1, noise_multiplier=1e-12)
-    strategy = HierarchicalFedAvg(CLUSTERS, privacy=privacy)
+    strategy = Hierarchical(CLUSTERS, privacy=privacy)
     strategy.start(_grid([0.55, 0.9, 0.1, 0.5, 0.58, 0.0]), initial(0.5), 1)  # type: ignore[arg-type]
     # Changes clipped to .1: .05, .1, -.1, 0 | .08, -.1; weights do not count.
     np.testing.assert_allclose(strategy.cluster_policies[:, 0], [0.5125, 0.49], atol=1e-9)
@@ -53,7 +53,7 @@ def test_one_client_moves_a_cluster_by_no_more_than_the_sensitivity() -> None:
     results = []
     for value in (1e5, -1e5):
         privacy = CentralPrivacy(clip=0.1, noise_multiplier=1.0, seed=3)
-        strategy = HierarchicalFedAvg(CLUSTERS, privacy=privacy)
+        strategy = Hierarchical(CLUSTERS, privacy=privacy)
         strategy.start(_grid([value, 0.5, 0.5, 0.5, 0.5, 0.5], 1000), initial(0.5), 1)  # type: ignore[arg-type]
         results.append(strategy.cluster_policies[:, 0])
     np.testing.assert_allclose(results[0] - results[1], [2 * 0.1 / 4, 0.0], atol=1e-12)
@@ -61,16 +61,16 @@ def test_one_client_moves_a_cluster_by_no_more_than_the_sensitivity() -> None:
 
 def test_epsilon_is_reported_and_survives_a_resume() -> None:
     privacy = CentralPrivacy(clip=0.1, noise_multiplier=5.0, delta=1e-4)
-    strategy = HierarchicalFedAvg(CLUSTERS, privacy=privacy)
+    strategy = Hierarchical(CLUSTERS, privacy=privacy)
     strategy.start(_grid([0.5] * 6), initial(0.5), 3)  # type: ignore[arg-type]
     assert [record.epsilon for record in strategy.history] == [
         gaussian_epsilon(5.0, releases, 1e-4) for releases in (1, 2, 3)
     ]
-    again = HierarchicalFedAvg(CLUSTERS, privacy=privacy)
+    again = Hierarchical(CLUSTERS, privacy=privacy)
     again.load_state_dict(strategy.state_dict())
     again.start(_grid([0.5] * 6), initial(0.5), 4)  # type: ignore[arg-type]
     assert again.epsilon == gaussian_epsilon(5.0, 4, 1e-4)
-    assert HierarchicalFedAvg().epsilon is None
+    assert Hierarchical().epsilon is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_clients_own_start_cannot_widen_its_influence() -> None:
         return answer(message, [1.0], client=0, arrays=extra)
 
     privacy = CentralPrivacy(clip=0.1, noise_multiplier=1e-12)
-    strategy = HierarchicalFedAvg(privacy=privacy, personalisation="local")
+    strategy = Hierarchical(privacy=privacy, personalisation="local")
     strategy.start(FakeGrid({10: liar}), initial(0.5), 1)  # type: ignore[arg-type]
     np.testing.assert_allclose(strategy.policy, [0.6])
 
@@ -103,7 +103,7 @@ def test_bad_options_are_named(options: dict[str, Any]) -> None:
 
 def test_flowers_server_side_clipping_wraps_it() -> None:
     """Flower clips each reply, we average, Flower adds noise, and that is what goes down next."""
-    inner = HierarchicalFedAvg(CLUSTERS, bounds=(0.0, 1.0))
+    inner = Hierarchical(CLUSTERS, bounds=(0.0, 1.0))
     wrapped = DifferentialPrivacyServerSideFixedClipping(
         inner, noise_multiplier=1e-9, clipping_norm=0.1, num_sampled_clients=6
     )
@@ -114,7 +114,7 @@ def test_flowers_server_side_clipping_wraps_it() -> None:
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [np.mean(edge)], atol=1e-8)
 
     noisy = DifferentialPrivacyServerSideFixedClipping(
-        HierarchicalFedAvg(CLUSTERS, bounds=(0.0, 1.0)), 1.0, 0.1, 6
+        Hierarchical(CLUSTERS, bounds=(0.0, 1.0)), 1.0, 0.1, 6
     )
     grid = _grid([0.5 + 1e-3] * 6)
     result = noisy.start(grid, initial(0.5), num_rounds=2)  # type: ignore[arg-type]
@@ -136,9 +136,7 @@ def test_flowers_client_side_clipping_wraps_it() -> None:
 
         return reply
 
-    wrapped = DifferentialPrivacyClientSideFixedClipping(
-        HierarchicalFedAvg(CLUSTERS), 1e-9, 0.25, 6
-    )
+    wrapped = DifferentialPrivacyClientSideFixedClipping(Hierarchical(CLUSTERS), 1e-9, 0.25, 6)
     grid = FakeGrid({node: client(index) for node, index in NODES.items()})
     result = wrapped.start(grid, initial(0.5), num_rounds=1)  # type: ignore[arg-type]
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [0.6], atol=1e-6)

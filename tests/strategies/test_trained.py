@@ -14,8 +14,10 @@ def test_methods_and_rules_belong_to_the_training_rounds() -> None:
     strategy = TrainedThenCalibrated(
         calibration(), training_rounds=3, tier="cluster", edge_rule="fedmedian"
     )
-    assert strategy.edge_rule == "fedmedian" and strategy.personalisation == "cluster"
-    assert TrainedThenCalibrated(calibration(), training_rounds=1).personalisation == "global"
+    assert strategy.state.edge_rule == "fedmedian"
+    assert strategy.outbox.personalisation == "cluster"
+    shared = TrainedThenCalibrated(calibration(), training_rounds=1)
+    assert shared.outbox.personalisation == "global"
 
 
 def test_bad_options_are_refused() -> None:

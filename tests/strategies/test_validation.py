@@ -24,6 +24,7 @@ SCHEMA = ReplySchema(
     server_round=3,
     clients={11: 0, 12: 1, 13: -1},
     max_weight=1000,
+    require_echo=True,
 )
 GOOD: dict[str, object] = {"num-examples": 5, "client": 0, "round": 3, "loss": 0.25}
 
@@ -140,6 +141,9 @@ def test_clients_of_other_apps_need_no_echo() -> None:
     update = validate_reply(_reply(metrics={"num-examples": 2}), schema)
     assert isinstance(update, Update)
     assert update.client == -1
+    for wrong in ({"round": 2}, {"client": -3}):
+        found = validate_reply(_reply(metrics={"num-examples": 2, **wrong}), schema)
+        assert isinstance(found, Refusal)
 
 
 def test_further_arrays_are_bounded() -> None:
