@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from servers.reading import Pending, Reader
-from servers.slots import SlotCache
+from hlm import agreement
+from hlm.plain_reading import Passage
+from servers.ways import best_way
 
 IntArray = NDArray[np.int64]
 
@@ -83,13 +84,13 @@ class EngineStats:
 class _Work:
     session: _Session
     wanted: IntArray
-    pending: IntArray = field(init=False)
-    first: int = field(init=False)
+    passage: Passage = field(init=False)
 
     def __post_init__(self) -> None:
-        # The law of token p comes out of feeding token p - 1, so that one must be fed (again).
-        self.first = min(self.session.computed, int(self.wanted[0]) - 1)
-        self.pending = self.session.tokens[self.first : int(self.wanted[-1])]
+        # The logits of token p come out of feeding token p - 1, so it must be fed (again).
+        first = min(self.session.computed, int(self.wanted[0]) - 1)
+        text = self.session.tokens[: int(self.wanted[-1])]
+        self.passage = Passage(self.session.slot, text, first, self.wanted)
 
 
 class Engine:
@@ -98,8 +99,7 @@ class Engine:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Any decoder-only model whose attention sees the whole context (`max_context` must not
-        exceed a sliding window).
+        Any causal model; how it is read is found out by trial (`servers.ways`).
     max_sessions : int
         Most sessions with key-value memory at a time, >= 1.
     max_context : int
@@ -111,13 +111,14 @@ class Engine:
     ------
     EngineError
         When a limit is out of range for the model.
-    """
+    ModelRefusedError
+        When no way of reading the model gives what the plain model gives.
 
-    # A short batch costs about as much as this many tokens of a longer one, so rows of different
-    # length are split only where padding would waste more.
-    SPLIT_TOKENS = 48
-    # Packed, padding costs attention only, about a twentieth.
-    SPLIT_PACKED_TOKENS = 960
+    Attributes
+    ----------
+    way : servers.ways.EngineWay
+        How the model is read.
+    """
 
     def __init__(
         self,
@@ -144,9 +145,9 @@ class Engine:
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
         slots = min(8, max_sessions)
         self._free = list(range(slots))
-        layers = int(model.config.get_text_config().num_hidden_layers)
-        self._cache = SlotCache(layers, slots, max_context + 1)
-        self._reader = Reader(model, self._cache, max_context)
+        self._slots = slots
+        self.way = best_way(model, max_context)
+        self._reader = self.way.reader(slots, max_context)
 
     def held(self, session: Hashable) -> int:
         """Tokens the engine holds for a session (0 when unknown or evicted)."""
@@ -243,10 +244,10 @@ class Engine:
         return session
 
     def _free_slot(self, current: set[Hashable]) -> int:
-        if not self._free and self._cache.slots < self.max_sessions:
-            old = self._cache.slots
-            self._cache.grow(min(2 * old, self.max_sessions))
-            self._free = list(range(old, self._cache.slots))
+        if not self._free and self._slots < self.max_sessions:
+            old, self._slots = self._slots, min(2 * self._slots, self.max_sessions)
+            self._reader.grow(self._slots)
+            self._free = list(range(old, self._slots))
         if not self._free:
             oldest = next(key for key in self._sessions if key not in current)
             self.forget(oldest)
@@ -259,9 +260,9 @@ class Engine:
         """Split rows so that neither padding nor one forward pass grows without bound."""
         groups: list[list[tuple[int, _Work]]] = []
         widest = waste = 0
-        most = self.SPLIT_PACKED_TOKENS if self._reader.packed else self.SPLIT_TOKENS
-        for item in sorted(work, key=lambda entry: -len(entry[1].pending)):
-            length = len(item[1].pending)
+        most = self._reader.most_waste
+        for item in sorted(work, key=lambda entry: -len(entry[1].passage.new)):
+            length = len(item[1].passage.new)
             waste += widest - length
             full = bool(groups) and (len(groups[-1]) + 1) * widest > self.max_batch_tokens
             if not groups or waste > most or full:
@@ -271,23 +272,17 @@ class Engine:
         return groups
 
     def _forward(self, rows: list[_Work]) -> list[torch.Tensor]:
-        """One forward pass over rows with pending tokens; logits at each row's wanted places."""
+        """One forward pass over rows with new tokens; logits at each row's wanted places."""
         begin = time.perf_counter()
         order = sorted(range(len(rows)), key=lambda i: rows[i].session.slot)
         ordered = [rows[i] for i in order]
-        counts = np.array([len(row.pending) for row in ordered], np.int64)
-        first = np.array([row.first for row in ordered], np.int64)
-        longest = int(counts.max())
-        length = min(int(first.max()) + longest, self.max_context)
-        rows_to_read = [
-            Pending(row.session.slot, row.first, row.pending, row.wanted) for row in ordered
-        ]
-        logits = self._reader.read(rows_to_read, length)
+        logits = self._reader.read([row.passage for row in ordered])
         for row in ordered:
-            row.session.computed = row.first + len(row.pending)
+            row.session.computed = len(row.passage.text)
+        counts = [len(row.passage.new) for row in ordered]
         self.stats.passes += 1
-        self.stats.tokens += int(counts.sum())
-        self.stats.padded_tokens += len(ordered) * longest
+        self.stats.tokens += sum(counts)
+        self.stats.padded_tokens += len(ordered) * max(counts)
         self.stats.seconds += time.perf_counter() - begin
         parts = torch.split(logits, [len(row.wanted) for row in ordered])
         found = list(parts)
@@ -297,16 +292,5 @@ class Engine:
 
 
 def context_limit(model: PreTrainedModel) -> int:
-    """Longest context the engine can give a model, in tokens.
-
-    The smallest of the model's position limit and its sliding window, if it has one: within the
-    window, sliding attention and full attention are the same.
-    """
-    config = model.config.get_text_config()
-    limits = [int(getattr(config, "max_position_embeddings", 0) or 2**31)]
-    layer_types = getattr(config, "layer_types", None) or []
-    if "sliding_attention" in layer_types or (
-        not layer_types and getattr(config, "sliding_window", None)
-    ):
-        limits.append(int(config.sliding_window))
-    return min(limits)
+    """Longest context the engine can give a model, in tokens (`hlm.agreement.context_limit`)."""
+    return agreement.context_limit(model.config.get_text_config())

@@ -138,11 +138,16 @@ def test_limits_name_the_setting():
         Engine(model, max_sessions=0, max_context=8)
 
 
-def test_a_sliding_window_limits_the_context():
+def test_a_window_too_long_to_be_tried_limits_the_context():
     model = random_model("qwen2")
     model.config.layer_types = ["sliding_attention", "full_attention"]
+    model.config.max_position_embeddings = 32768
     model.config.sliding_window = 24
-    assert context_limit(model) == 24
+    assert context_limit(model) == 32768
+    model.config.sliding_window = 4096
+    assert context_limit(model) == 4096
+    model.config.layer_types = ["full_attention", "full_attention"]
+    assert context_limit(model) == 32768
 
 
 def test_a_session_that_loses_its_place_within_a_call_is_reported():
