@@ -22,6 +22,7 @@ from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords
 from clients.resolving import Escalation, Resolver, resolve_in_turn
 from clients.slm import Step, read_texts
 from clients.trace import text_traces, trace_of
+from clients.ways import lockstep_decoder
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling, law
 from hlm.verification import Draft, Greedy

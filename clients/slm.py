@@ -87,7 +87,8 @@ class LockstepDecoder:
     def keep_rows(self, rows: IntArray) -> None:
         """Drop every row but these (int64, in order)."""
         index = torch.from_numpy(rows).to(self.model.device)
-        self._cache.batch_select_indices(index)
+        # Recurrent layers know this name of it only.
+        self._cache.reorder_cache(index)  # type: ignore[arg-type]
         self._mask = self._mask[index]
         self._positions = self._positions[index]
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from clients.block_uplink import Ahead, BlockUplink, Verified
 from clients.records import BoolArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
-from clients.rollback import RollbackDecoder
 from clients.routing import RouterConfig, session_keys
 from clients.slm import Step
+from clients.ways import ShrinkingDecoder, rollback_decoder
 from hlm.randomness import DrawKeys
 from hlm.sampling import law
 from hlm.verification import Draft
@@ -80,7 +80,7 @@ class SpeculativeDecoder:
         records = TokenRecords(len(texts.lengths), new_tokens)
         prompts = [texts.text(row) for row in range(len(texts.lengths))]
         begin = time.perf_counter()
-        decoder = RollbackDecoder(self.model, prompts)
+        decoder = rollback_decoder(self.model, prompts)
         step = decoder.start()
         traffic.slm += time.perf_counter() - begin
         running = np.arange(len(prompts))
@@ -110,7 +110,7 @@ class SpeculativeDecoder:
 
     def _draft(
         self,
-        decoder: RollbackDecoder,
+        decoder: ShrinkingDecoder,
         step: Step,
         texts: TextBatch,
         records: TokenRecords,
@@ -199,7 +199,7 @@ def _clear(records: TokenRecords, row: int, steps: slice) -> None:
 
 
 def _unread(
-    texts: TextBatch, decoder: RollbackDecoder, running: IntArray
+    texts: TextBatch, decoder: ShrinkingDecoder, running: IntArray
 ) -> tuple[IntArray, IntArray]:
     """Tokens that the small model has not read yet, right-aligned, and their numbers."""
     counts = texts.lengths[running] - decoder.lengths
