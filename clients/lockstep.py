@@ -1,9 +1,8 @@
-"""The fastest way to decode a device's prompts in lockstep with the model at hand."""
+"""Decoding a device's prompts in lockstep with the written-out forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,24 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from clients.lockstep_memory import LockstepMemory
-from clients.slm import IntArray, LockstepDecoder, Step
+from clients.slm import IntArray, Step
 from hlm.fused_decoder import FusedDecoder, can_fuse
-
-
-class Decoder(Protocol):
-    """A batch of texts, one token each per step."""
-
-    def start(self) -> Step:
-        """Read the prompts; what comes after each of them."""
-        ...
-
-    def step(self, tokens: IntArray) -> Step:
-        """Append one token to every row (int64 [rows]); what comes next."""
-        ...
-
-    def keep_rows(self, rows: IntArray) -> None:
-        """Drop every row but these (int64, in order)."""
-        ...
 
 
 class FusedLockstepDecoder:
@@ -42,11 +25,18 @@ class FusedLockstepDecoder:
         int64 [length_i] token ids, each at least one token.
     hidden : bool
         Also return last hidden states.
+
+    Raises
+    ------
+    ValueError
+        When there is no prompt, or an empty one.
     """
 
     def __init__(
         self, decoder: FusedDecoder, prompts: Sequence[IntArray], hidden: bool = False
     ) -> None:
+        if not prompts or min(len(prompt) for prompt in prompts) == 0:
+            raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
         self._decoder, self._hidden = decoder, hidden
         longest = max(len(prompt) for prompt in prompts)
         tokens = np.zeros((len(prompts), longest), np.int64)
@@ -87,27 +77,12 @@ class FusedLockstepDecoder:
         return Step(self._decoder.logits(hidden), hidden if self._hidden else None)
 
 
-def lockstep_decoder(
-    model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool = False
-) -> Decoder:
-    """A decoder of the prompts; see `LockstepDecoder` for the parameters.
-
-    Raises
-    ------
-    ValueError
-        When there is no prompt, or an empty one.
-    """
-    fused = _fused(model)
-    if fused is None or not prompts or min(len(prompt) for prompt in prompts) == 0:
-        return LockstepDecoder(model, prompts, hidden)
-    return FusedLockstepDecoder(fused, prompts, hidden)
-
-
 # The devices of a process share a model, and so its written-out form.
 _known: WeakKeyDictionary[PreTrainedModel, FusedDecoder | None] = WeakKeyDictionary()
 
 
-def _fused(model: PreTrainedModel) -> FusedDecoder | None:
+def fused_form(model: PreTrainedModel) -> FusedDecoder | None:
+    """The model written out; None where it is not one of those that can be."""
     if model not in _known:
         _known[model] = FusedDecoder(model) if can_fuse(model) else None
     return _known[model]

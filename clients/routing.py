@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from clients.lockstep import lockstep_decoder
 from clients.policy import Policy, Situation
 from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolver, resolve_in_turn

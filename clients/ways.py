@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from clients.lockstep import FusedLockstepDecoder, fused_form
 from clients.rollback import RollbackDecoder
 from clients.slm import IntArray, LockstepDecoder, Step, read_texts
 from clients.textwise import TextwiseDecoder
@@ -83,6 +84,7 @@ _PLAIN: dict[str, Make] = {
     "every text from its start": _full_forward,
 }
 _LOCKSTEP = "all texts in lockstep"
+_FUSED = "all texts in lockstep, by a written-out forward pass"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class DeviceWays:
     @property
     def is_plain(self) -> bool:
         """Whether texts that only grow are read a slow way."""
-        return self.lockstep != _LOCKSTEP
+        return self.lockstep in _PLAIN
 
 
 # By the longest text that was tried.
@@ -135,6 +137,8 @@ def best_ways(model: PreTrainedModel, longest: int = 0) -> DeviceWays:
         name = model.config.name_or_path or type(model).__name__
         reference = Reference(model, length)
         lockstep = [Way(_LOCKSTEP, False, _lockstep_trial(LockstepDecoder))]
+        if fused_form(model) is not None:
+            lockstep.insert(0, Way(_FUSED, False, _lockstep_trial(_fused)))
         rollback = [Way(_LOCKSTEP, False, _rollback_trial(RollbackDecoder))]
         for way, make in _PLAIN.items():
             lockstep.append(Way(way, True, _lockstep_trial(make)))
@@ -151,6 +155,8 @@ def lockstep_decoder(
 ) -> Decoder:
     """A decoder of texts that only grow, the way that suits the model; see `LockstepDecoder`."""
     way = best_ways(model).lockstep
+    if way == _FUSED:
+        return _fused(model, prompts, hidden)
     return _PLAIN.get(way, LockstepDecoder)(model, prompts, hidden)
 
 
@@ -160,6 +166,12 @@ def rollback_decoder(
     """A decoder of texts that can shrink, the way that suits the model; see `RollbackDecoder`."""
     way = best_ways(model).rollback
     return _PLAIN.get(way, RollbackDecoder)(model, prompts, hidden)
+
+
+def _fused(model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool) -> Decoder:
+    decoder = fused_form(model)
+    assert decoder is not None
+    return FusedLockstepDecoder(decoder, prompts, hidden)
 
 
 def _lockstep_trial(
@@ -188,10 +200,9 @@ def _lockstep_trial(
 
 def _rollback_trial(make: Make) -> Callable[[Reference], Iterator[Compared]]:
     def trial(reference: Reference) -> Iterator[Compared]:
-        """Tokens appended and taken back, in different numbers for each text."""
+        """Tokens appended and taken back, more in some texts than in others, then a long way on."""
         most = reference.length
-        one, two, three, other = reference.texts
-        texts, lengths = [one, two, three], np.array([most - 8, most // 2, 4])
+        texts, lengths = reference.texts[:3], np.array([most // 2, most // 4, 4])
         decoder = make(reference.model, [t[:n] for t, n in zip(texts, lengths, strict=True)], False)
         decoder.start()
         for counts, back in (((3, 1, 2), (2, 0, 1)), ((1, 3, 1), (0, 2, 2))):
@@ -199,10 +210,11 @@ def _rollback_trial(make: Make) -> Callable[[Reference], Iterator[Compared]]:
             decoder.take_back(np.array(back))
             lengths = lengths - np.array(back)
         texts = [
-            np.concatenate([text[:length], other[:3]])
+            np.concatenate([text[:length], text[length:][::-1]])
             for text, length in zip(texts, lengths, strict=True)
         ]
-        for counts in ((2, 1, 1), (1, 1, 1)):
+        # On to the longest text: whatever border there is, it is crossed after the gaps.
+        for counts in ((2, 1, 1), (most - int(lengths[0]) - 4, 1, 1), (1, 1, 1)):
             step, lengths = _append(decoder, texts, lengths, np.array(counts))
             yield _compared("tokens taken back", reference, step, texts, lengths)
 

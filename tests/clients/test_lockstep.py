@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from clients.lockstep import FusedLockstepDecoder, lockstep_decoder
+from clients.lockstep import FusedLockstepDecoder
 from clients.slm import LockstepDecoder
+from clients.ways import lockstep_decoder
 from fedhlm_app.pair.load import load_pair
 from tests.models import VOCAB, random_model
 
