@@ -69,6 +69,8 @@ def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
     found = latest_run(folder)
     # It exits 0 whatever happened.
     assert found is not None and found.summary() is not None, done.stdout[-5000:]
+    for words in (f"Run folder: {found.path}", "Round 2/2: 120 tokens", "transmission reduction"):
+        assert words in done.stdout
     return found
 
 
