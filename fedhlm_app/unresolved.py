@@ -34,7 +34,7 @@ def lost_words(sums: Mapping[str, Any]) -> str:
     failures = int(sums.get("link-failures", 0))
     refused = int(sums.get("link-refused", 0)) + int(sums.get("link-untrusted", 0))
     return (
-        f"{lost:,} of {tokens:,} tokens stayed unresolved: the LLM was not reached "
+        f"{lost:,} of {tokens:,} tokens stayed unresolved: the LLM did not decide them "
         f"({failures} failed requests"
         + (f", {refused} of them for a token or certificate)" if refused else ")")
     )

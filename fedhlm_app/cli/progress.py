@@ -32,7 +32,7 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
         style="dim",
     )
     if not console.is_terminal:
-        yield _lines(console)
+        yield _lines(console, settings)
         return
     bar = Bar(
         TextColumn("round"),
@@ -45,15 +45,13 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
     )
     with bar:
         task = bar.add_task("", total=settings.rounds)
-        lost = 0
+        losses = _Losses(settings)
 
         def listen(progress: Progress | None) -> None:
-            nonlocal lost
             if progress is not None:
                 bar.update(task, completed=progress["round"], description=shares(progress))
-                if warning := lost_since(lost, progress):
+                if warning := losses.warning(progress):
                     bar.console.print(warning, style="yellow")
-                lost = progress["counts"].get("unresolved", 0)
 
         yield listen
 
@@ -70,24 +68,32 @@ def shares(progress: Progress) -> str:
     return f"{words}, {lost:,} unresolved" if lost else words
 
 
-def lost_since(before: int, progress: Progress) -> str:
-    """A warning for tokens that stayed unresolved beyond the `before` earlier ones; or empty."""
-    lost = progress["counts"].get("unresolved", 0) - before
-    if lost <= 0:
-        return ""
-    return f"round {progress['round']}: {lost:,} tokens stayed unresolved, the LLM was not reached"
+class _Losses:
+    """Warns of tokens that stayed unresolved, each once."""
+
+    def __init__(self, settings: Settings) -> None:
+        # What a resumed run lost in its earlier life is no news.
+        self._before: int | None = None if settings.resume else 0
+
+    def warning(self, progress: Progress) -> str:
+        """A sentence where more were lost since the last call; else empty."""
+        lost = progress["counts"].get("unresolved", 0)
+        more = 0 if self._before is None else lost - self._before
+        self._before = lost
+        if more <= 0:
+            return ""
+        return f"round {progress['round']}: {more:,} tokens stayed unresolved, without the LLM"
 
 
-def _lines(console: Console) -> Listener:
-    last = lost = 0
+def _lines(console: Console, settings: Settings) -> Listener:
+    last, losses = 0, _Losses(settings)
 
     def listen(progress: Progress | None) -> None:
-        nonlocal last, lost
+        nonlocal last
         if progress is not None and progress["round"] != last:
             last = progress["round"]
             console.print(f"round {last}/{progress['rounds']}: {shares(progress)}")
-            if warning := lost_since(lost, progress):
+            if warning := losses.warning(progress):
                 console.print(warning, style="yellow")
-            lost = progress["counts"].get("unresolved", 0)
 
     return listen

@@ -192,7 +192,7 @@ class ServedTexts:
         )
         self.counts.update(answer.stages)
         if lost := answer.stages[Stage.UNRESOLVED.key]:
-            words = "%d of %d tokens of a text stayed unresolved: the LLM was not reached"
+            words = "%d of %d tokens of a text stayed unresolved: the LLM did not decide them"
             logger.warning(words, lost, len(answer.tokens))
         self.counts.update(texts=1, uplink=answer.uplink, downlink=answer.downlink)
         return answer

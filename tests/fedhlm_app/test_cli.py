@@ -241,10 +241,14 @@ def test_progress_warns_in_every_round_that_lost_tokens() -> None:
                 counts = {"local": 10 * number, "llm_accepted": 1, "unresolved": lost}
                 listen({"round": number, "rounds": 3, "counts": counts})
         text = console.export_text()
-        assert "round 1: 2 tokens stayed unresolved, the LLM was not reached" in text
+        assert "round 1: 2 tokens stayed unresolved, without the LLM" in text
         assert "round 2: " not in text
         assert "round 3: 3 tokens stayed unresolved" in text
     assert shares({"round": 1, "rounds": 1, "counts": counts}).endswith("LLM, 5 unresolved")
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    with watch(console, Settings().model_copy(update={"resume": "/a"})) as listen:
+        listen({"round": 3, "rounds": 4, "counts": counts})
+    assert "stayed" not in console.export_text()
 
 
 def test_progress_is_a_bar_on_a_terminal() -> None:
