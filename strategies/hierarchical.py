@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from logging import INFO
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -29,6 +29,7 @@ from flwr.supercore import log
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.cluster_map import ClusterMap, OneCluster
+from strategies.combining import combine
 from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
 from strategies.node_clusters import ReplyClusters, in_words
@@ -36,7 +37,7 @@ from strategies.outbox import Outbox, Personalisation
 from strategies.privacy import CentralPrivacy
 from strategies.record_options import RecordOptions
 from strategies.records import RoundFailed, RoundRecord, add_up
-from strategies.replies import as_batch, log_replies, sort_replies, why_failed
+from strategies.replies import log_replies, sort_replies, why_failed
 from strategies.rules import State
 from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
 from strategies.server_state import Bounds, ServerState
@@ -170,18 +171,11 @@ class Hierarchical(Strategy):
         self._asked_at = 0.0
 
     def _check_options(self) -> None:
-        out, allowed = self.outbox, get_args(Personalisation)
-        if out.personalisation not in allowed:
-            raise ValueError(f"personalisation: {out.personalisation!r}; allowed: {allowed}")
-        if out.personalisation != "global" and isinstance(self.cluster_map, ReplyClusters):
+        if self.outbox.personalisation != "global" and isinstance(self.cluster_map, ReplyClusters):
             raise ValueError(
                 f"clusters: {self.cluster_map.key!r}; allowed with personalisation='global' only: "
                 "a client's cluster is known from its reply"
             )
-        if not out.shrink_weight >= 0:
-            raise ValueError(f"shrink_weight: {out.shrink_weight}; allowed: >= 0")
-        if not out.max_weight > 0:
-            raise ValueError(f"max_weight: {out.max_weight}; allowed: > 0")
         if self.privacy is not None:
             if self.state.edge_rule not in ("mean", "fedavg", "uniform"):
                 raise ValueError(f"edge_rule: {self.state.edge_rule!r}; allowed with privacy: mean")
@@ -315,36 +309,16 @@ class Hierarchical(Strategy):
         return kept, refused
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
-        tiers = self.state.tiers
         nodes = [self._asked[update.node_id] for update in updates]
-        if tiers.adds_up and self.method.adds_up and self.privacy is None:
-            clusters, heard = tiers.edge_sum(
-                (update.values for update in updates),
-                np.array([update.weight for update in updates], dtype=np.float64),
-                np.array([node.cluster for node in nodes], dtype=np.int64),
-            )
-            tiers.cloud_step(clusters, heard)
-            return heard
-        raw = batch = as_batch(
+        return combine(
+            self.outbox,
             updates,
-            [node.cluster for node in nodes],
+            nodes,
             self._sent,
             self._cluster_sizes,
-            self.method,
-            self.outbox.personalisation == "global",
-            self.outbox.own_starts,
+            self.privacy,
+            server_round,
         )
-        if self.privacy is not None:
-            batch = self.privacy.bound(batch)
-        batch = self.method.prepare(batch)
-        clusters, heard = tiers.edge_step(batch.values, batch.weights, batch.clusters, self._sent)
-        if self.privacy is not None:
-            replies = np.bincount(batch.clusters, minlength=tiers.num_clusters).astype(np.float64)
-            clusters = self.privacy.add_noise(clusters, heard, replies, server_round)
-            self.state.releases += 1
-        self.method.absorb(raw, [node.name for node in nodes], tiers.combine_statelessly)
-        tiers.cloud_step(clusters, heard)
-        return heard
 
     # --- evaluation ----------------------------------------------------------------------
 
@@ -445,15 +419,9 @@ class Hierarchical(Strategy):
 
     def summary(self) -> None:
         """Log what was chosen."""
-        part, records, state = self.participation, self.records, self.state
-        log(INFO, "\t├──> Sampling:")
-        shares = part.fraction_train, part.fraction_evaluate
-        log(INFO, "\t│\t├──Fraction: train (%.2f) | evaluate (%.2f)", *shares)
-        least = part.min_train_nodes, part.min_evaluate_nodes
-        log(INFO, "\t│\t├──Minimum nodes: train (%d) | evaluate (%d)", *least)
-        log(INFO, "\t│\t└──Minimum available nodes: %d", part.min_nodes)
-        keys = records.arrays_key, records.config_key, records.weight_key
-        log(INFO, "\t├──> Keys in records: '%s', '%s', weighted by '%s'", *keys)
+        state = self.state
+        self.participation.summary()
+        self.records.summary()
         log(INFO, "\t├──> edge rule: %s | cloud rule: %s", state.edge_rule, state.cloud_rule)
         log(INFO, "\t├──> local method: %s", self.method.name)
         log(INFO, "\t├──> clusters: %s", in_words(self.cluster_map))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -33,6 +33,15 @@ class Outbox:
     require_echo: bool
     records: RecordOptions
     _arrays: dict[int, dict[str, Array]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Personalisation)
+        if self.personalisation not in allowed:
+            raise ValueError(f"personalisation: {self.personalisation!r}; allowed: {allowed}")
+        if not self.shrink_weight >= 0:
+            raise ValueError(f"shrink_weight: {self.shrink_weight}; allowed: >= 0")
+        if not self.max_weight > 0:
+            raise ValueError(f"max_weight: {self.max_weight}; allowed: > 0")
 
     @property
     def personal(self) -> bool:

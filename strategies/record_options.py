@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import INFO
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.supercore import log
 
 from strategies.validation import Update
 
@@ -32,6 +34,11 @@ class RecordOptions:
     weight_key: str = "num-examples"
     train_metrics: MetricsFunction | None = None
     evaluate_metrics: MetricsFunction | None = None
+
+    def summary(self) -> None:
+        """Log the names, as Flower's own strategies do."""
+        keys = self.arrays_key, self.config_key, self.weight_key
+        log(INFO, "\t├──> Keys in records: '%s', '%s', weighted by '%s'", *keys)
 
     def summed_up(self, updates: list[Update], train: bool) -> MetricRecord:
         """Metrics of accepted replies as one record."""

@@ -121,6 +121,15 @@ class Participation:
             if not fine:
                 raise ValueError(f"{name}: {getattr(self, name)}; allowed: {allowed}")
 
+    def summary(self) -> None:
+        """Log the choice of nodes, as Flower's own strategies do."""
+        log(INFO, "\t├──> Sampling:")
+        shares = self.fraction_train, self.fraction_evaluate
+        log(INFO, "\t│\t├──Fraction: train (%.2f) | evaluate (%.2f)", *shares)
+        least = self.min_train_nodes, self.min_evaluate_nodes
+        log(INFO, "\t│\t├──Minimum nodes: train (%d) | evaluate (%d)", *least)
+        log(INFO, "\t│\t└──Minimum available nodes: %d", self.min_nodes)
+
     def evaluates(self, server_round: int) -> bool:
         """Tell whether this round has a federated evaluation."""
         return self.fraction_evaluate > 0 and server_round % self.evaluate_every == 0
