@@ -1,10 +1,12 @@
-"""A device's own memory of verified tokens: the first to be asked, at no byte at all.
+"""A device's own memory of tokens: the first to be asked, at no byte at all.
 
-``paper`` mode is FedHLM V-A-3 as written: the draft is accepted if its embedding is close to that
-of any cached token. It then says little about the context: a cached token is always close to
-itself. ``context`` mode (default) keys entries by the small model's last hidden state: the
-nearest entry confirms the draft past one gate, and replaces it past a stricter one, because a
-neighbour that agrees with the draft is right far more often (``docs/edge.md``).
+``paper`` mode is FedHLM V-A-3 as written: it holds the tokens "previously inferred or received",
+which are those the device kept and those that peers or the LLM decided, and a draft is accepted if
+its embedding is close to that of any of them. It then says little about the context: a cached
+token is always close to itself. ``context`` mode (default) holds what the LLM decided, by the small
+model's last hidden state: the nearest entry confirms the draft past one gate, and replaces it past
+a stricter one, because a neighbour that agrees with the draft is right far more often
+(``docs/edge.md``).
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ class TokenCache:
         return found
 
     def add(self, hidden: FloatArray | None, tokens: IntArray) -> None:
-        """Remember verified tokens (int64 [n]) and their contexts (float32 [n, size])."""
+        """Remember tokens (int64 [n]) and, in `context` mode, contexts (float32 [n, size])."""
         if not len(tokens):
             return
         keys, usable = self._queries(hidden, tokens)
@@ -265,7 +267,7 @@ class CacheResolver:
     Parameters
     ----------
     cache : TokenCache
-        Filled with what the LLM decides.
+        Filled with what the LLM decides; in `paper` mode with all tokens of the device's texts.
     audit_rate : float
         Share of hits that the LLM decides all the same.
     max_false_hits : float
@@ -301,12 +303,20 @@ class CacheResolver:
         return Resolution(tokens, stages, held)
 
     def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
-        """Remember what the LLM decided, and count wrong hits."""
+        """Remember what was decided, and count wrong hits."""
         self.tier.judge(escalation, resolution)
+        if self.cache.config.mode == "paper":
+            self.inferred(resolution.tokens)
+            return
         verified = verified_rows(resolution)
         if verified.any():
             chosen = escalation.select(verified)
             self.cache.add(_contexts(chosen), resolution.tokens[verified])
+
+    def inferred(self, tokens: IntArray) -> None:
+        """See tokens (int64 [n]) that the device kept by itself; `paper` mode remembers them."""
+        if self.cache.config.mode == "paper":
+            self.cache.add(None, tokens)
 
 
 def _contexts(escalation: Escalation) -> FloatArray | None:

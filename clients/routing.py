@@ -103,6 +103,8 @@ class Router:
         Draws drafts and makes the claim about them that the LLM will verify.
     resolvers : sequence of Resolver
         Who decides escalated tokens, in order.
+    on_kept : callable, optional
+        Called with the tokens int64 [n] that the policy kept at a step, once the step is decided.
     """
 
     def __init__(
@@ -112,12 +114,14 @@ class Router:
         policy: Policy,
         drafter: Drafter,
         resolvers: Sequence[Resolver],
+        on_kept: Callable[[IntArray], None] | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.policy = policy
         self.drafter = drafter
         self.resolvers = resolvers
+        self.on_kept = on_kept
         self._hidden = policy.needs_features or any(r.needs_hidden for r in resolvers)
 
     def generate(self, texts: TextBatch, new_tokens: int, traffic: Traffic) -> TokenRecords:
@@ -242,6 +246,8 @@ class Router:
             resolution = resolve_in_turn(self.resolvers, everything.select(escalated), traffic)
             tokens[escalated] = resolution.tokens
             stages[escalated] = resolution.stages
+        if self.on_kept is not None and not escalated.all():
+            self.on_kept(drafts[~escalated])
         records.token[rows, steps] = tokens
         records.stage[rows, steps] = stages
         if texts.trace is not None and not texts.given:

@@ -115,7 +115,15 @@ class RoutedModel:
             The tokens, what crossed the links, and how many kept tokens `reading` told of.
         """
         tiers = [] if self.edge is None else self.edge.resolvers(learning)
-        router = Router(self.model, self.config, policy, self.verifier, [*tiers, self.uplink])
+        cache = self.edge.cache if learning and self.edge is not None else None
+        router = Router(
+            self.model,
+            self.config,
+            policy,
+            self.verifier,
+            [*tiers, self.uplink],
+            on_kept=None if cache is None else cache.inferred,
+        )
         traffic = Traffic()
         if isinstance(amount, int):
             records = router.generate(texts, amount, traffic)

@@ -28,7 +28,8 @@ def verifier_of(settings: Settings, line: UncertaintyLine | None = None) -> Veri
     settings : Settings
         `verification`, `truncation-k` and `theta-tv` are used.
     line : UncertaintyLine, optional
-        U-HLM's line from u = 1 - x_d to beta, for the k* rule; by default the published one.
+        From u = 1 - x_d to beta, for the k* rule; by default the one U-HLM published for its own
+        pair of models (`hlm.line.UHLM_LINE`), which is what every run uses.
     """
     return build_verifier(settings.verifier, settings.truncation_k, settings.theta_tv, line)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hlm.k_star import k_star, k_star_online, tail_deviation, uncertainty_scale
+from hlm.line import UHLM_LINE
 
 __all__ = ["CountRule", "FixedCount", "OfflineBudget", "OnlineCount"]
 
@@ -54,12 +55,13 @@ class OnlineCount:
         Allowed ratio, >= 0.
     slope, intercept : float
         The line beta = slope * u + intercept at u = 1 - x_d, clipped to [0, 1]. The defaults are
-        U-HLM's for TinyLlama-1.1B and Llama-2-7B.
+        `hlm.line.UHLM_LINE`, another pair's than yours; a line that does not fit uploads more or
+        fewer tokens than theta_tv asks for, and changes nothing else.
     """
 
     theta_tv: float
-    slope: float = 0.815
-    intercept: float = -0.066
+    slope: float = UHLM_LINE[0]
+    intercept: float = UHLM_LINE[1]
 
     def __post_init__(self) -> None:
         if not self.theta_tv >= 0:
@@ -89,7 +91,9 @@ class OfflineBudget:
         As in `OnlineCount`.
     """
 
-    def __init__(self, theta_tv: float, slope: float = 0.815, intercept: float = -0.066) -> None:
+    def __init__(
+        self, theta_tv: float, slope: float = UHLM_LINE[0], intercept: float = UHLM_LINE[1]
+    ) -> None:
         self._line = OnlineCount(theta_tv, slope, intercept)
         self.spent = 0.0
         self.tokens = 0

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hlm.line import UHLM_LINE
+
 if TYPE_CHECKING:
     from fedhlm_app.settings.model import Settings
 
 
 def advice(settings: Settings) -> list[str]:
-    """One sentence for every choice that makes no difference; an empty list when all do."""
+    """One sentence for every choice that is not what its name promises; empty when all are."""
     why = _same_as_fedavg(settings)
-    return [f"setting 'strategy' = '{settings.strategy}' {why}"] if why else []
+    found = [f"setting 'strategy' = '{settings.strategy}' {why}"] if why else []
+    if settings.verifier in ("truncated", "truncated-exact") and settings.truncation_k == 0:
+        slope, intercept = UHLM_LINE
+        found.append(
+            f"setting 'verification' = '{settings.verifier}': the k* rule expects rejections by "
+            f"U-HLM's line beta = {slope} u - {-intercept}, fitted to TinyLlama-1.1B and "
+            "Llama-2-7B and not to this pair; 'truncation-k' sets k by hand"
+        )
+    return found
 
 
 def _same_as_fedavg(settings: Settings) -> str:

@@ -23,11 +23,14 @@ class LearningGroup(Group):
     )
     gamma: float = setting(10.0, "steepness of the soft threshold", above=0, at_most=1e4)
     transmission_penalty: float = setting(
-        0.1, "the paper's lambda, the price of sending a token at all", at_least=0, at_most=1e4
+        0.01,
+        "the paper's lambda, the price of sending a token at all; .01 as its Fig. 5 implies",
+        at_least=0,
+        at_most=1e4,
     )
     learning_rate: float = setting(
         0.0,
-        "step size of the first round; 0: the rule's own (paper .02, balanced .1, primal-dual .1)",
+        "step size of the first round; 0: the rule's own, our choice (paper .02, others .1)",
         at_least=0,
         at_most=1e4,
     )

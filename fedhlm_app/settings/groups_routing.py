@@ -18,7 +18,7 @@ class RoutingGroup(Group):
         1.0, "share of probability kept in sampled decoding; 1: all", above=0, at_most=1
     )
     uncertainty: Literal["closed-form", "disagreement", "temperature-sweep", "entropy"] = setting(
-        "closed-form", "how unsure the small model is of its draft"
+        "closed-form", "how unsure the small model is of its draft; entropy is over ln(vocabulary)"
     )
     uncertainty_samples: int = setting(
         20,
@@ -47,7 +47,8 @@ class RoutingGroup(Group):
     )  # fmt: skip
     truncation_k: int = setting(
         0,
-        "tokens of the draft's law that truncated sends; 0: the k* rule",
+        "tokens of the draft's law that truncated sends; 0: the k* rule, by U-HLM's line for its "
+        "own pair of models",
         unit="tokens",
         at_least=0,
     )
@@ -59,7 +60,9 @@ class EdgeGroup(Group):
     """What cache, peers and neighbouring clusters may resolve before the large model is asked."""
 
     cache_mode: Literal["off", "paper", "context"] = setting(
-        "off", "token cache on the device: none, by token embedding as written, or by context"
+        "off",
+        "token cache on the device: none; as written, of all tokens kept or received, by token "
+        "embedding; or of the large model's tokens, by context",
     )
     cache_size: int = setting(
         1024, "entries of a device's token cache", unit="entries", at_least=1, at_most=10_000_000

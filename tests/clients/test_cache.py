@@ -5,7 +5,7 @@ import pytest
 
 from clients.cache import CacheConfig, CacheResolver, TokenCache
 from clients.records import Stage, Traffic
-from clients.resolving import resolve_in_turn
+from clients.resolving import Resolution, resolve_in_turn
 from tests.escalations import escalate, run
 
 VOCAB, SIZE = 30, 16
@@ -203,3 +203,17 @@ def test_bad_settings_are_refused(options, name):
         CacheConfig(**options)
     with pytest.raises(ValueError, match="hidden"):
         cache().add(None, np.array([1]))
+
+
+def test_paper_mode_holds_what_the_device_kept_and_what_anybody_decided():
+    """FedHLM V-A-3: "a local token cache of previously inferred or received tokens"."""
+    for mode, expected in (("paper", [2, 3, 7, 11, 20]), ("context", [7, 11])):
+        resolver = CacheResolver(cache(mode))
+        escalation = escalate(contexts(4), [1, 2, 7, 9])
+        tokens = np.array([20, 2, 7, 11])
+        stages = np.array(
+            [Stage.PEER, Stage.UNRESOLVED, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED], np.int8
+        )
+        resolver.learn(escalation, Resolution(tokens, stages), Traffic())
+        resolver.inferred(np.array([3]))
+        assert sorted(resolver.cache.tokens.tolist()) == expected

@@ -129,7 +129,7 @@ def test_primal_gradient_equals_autograd_and_dual_follows_the_hard_risk() -> Non
 def test_paper_loss_by_hand() -> None:
     feedback = Feedback.create([0.5, 0.7], [1.0, 0.0])
     escalation = 1 / (1 + np.exp(-10 * (np.array([0.5, 0.7]) - 0.6)))
-    expected = escalation[0] * 0.1 + escalation[1] * 1.1
+    expected = escalation[0] * 0.01 + escalation[1] * 1.01
     assert PaperLearning().loss(np.array([0.6]), feedback) == pytest.approx(expected)
 
 

@@ -91,6 +91,19 @@ def test_each_tier_is_switched_by_itself(service):
     assert not (stages(found[-1][3]) == Stage.CACHE).any()
 
 
+def test_the_papers_cache_holds_every_token_of_the_devices_texts(service):
+    """As the paper writes it ("inferred or received"); by context, what the LLM decided alone."""
+    for mode, holds in (("paper", [True, True]), ("context", [False, True])):
+        ((_, _, device, routed),) = rounds(service, settings(cache_mode=mode), count=1, clients=1)
+        present = routed.records[0].present
+        token, stage = routed.records[0].token[present], routed.records[0].stage[present]
+        decided = set(token[np.isin(stage, [Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED])])
+        kept = set(token[stage == Stage.LOCAL]) - decided
+        cached = set(device.edge.cache.cache.tokens)
+        assert kept and decided
+        assert [kept <= cached, decided <= cached] == holds, mode
+
+
 def test_with_all_off_it_is_the_plain_router(service):
     """The tiers off are as if there were none: same tokens, stages and bytes, bit for bit."""
     how = settings()
