@@ -210,25 +210,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent_gemma",
         {**_GROUPED, "lru_width": 32, "attention_window_size": 24},
     ),
-    "Reformer (hashes at random)": (
-        "reformer",
-        {
-            "is_decoder": True,
-            "attn_layers": ["lsh", "local"],
-            "axial_pos_embds": False,
-            "feed_forward_size": 48,
-            "attention_head_size": 8,
-            "num_buckets": 4,
-            "lsh_attn_chunk_length": 8,
-            "local_attn_chunk_length": 8,
-        },
-    ),
     "RWKV": ("rwkv", {"attention_hidden_size": 32, "context_length": POSITIONS}),
     "SmolLM 3": ("smollm3", {"num_key_value_heads": 2}),
     "StableLM": ("stablelm", {"num_key_value_heads": 2}),
     "StarCoder 2": ("starcoder2", {"num_key_value_heads": 2}),
     "XGLM": ("xglm", {"d_model": 32, "ffn_dim": 48, "num_layers": _LAYERS, "attention_heads": 4}),
-    "XLNet (reads both ways)": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
     "Zamba 2": (
         "zamba2",
         {

@@ -98,7 +98,9 @@ class Federation:
         if self.edges is not None:
             self.edges.ensure(self._cluster_of_clients())
         if self.host is not None:
-            preflight.require_model(settings, self.host.wait())
+            told = self.host.wait()
+            preflight.require_model(settings, told)
+            log(INFO, "The LLM is read this way: %s", told["reading"])
         if settings.resume:
             self.folder.go_on(settings, self.strategy.rounds_done)
             log(INFO, "Going on after round %d", self.strategy.rounds_done)

@@ -13,6 +13,8 @@ from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, Thre
 from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.routing import Router, RouterConfig, UncertaintyMeasure
 from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.ways import best_ways
+from fedhlm_app.context_length import longest_context
 from fedhlm_app.edge import EdgeSide, has_edge
 from fedhlm_app.pair.load import load_slm
 from fedhlm_app.router import router_columns, router_features, router_model
@@ -53,6 +55,7 @@ class RoutedModel:
         self.model = load_slm(
             settings.slm, torch_dtype(settings.dtype), torch_device(settings.device)
         )
+        best_ways(self.model, longest_context(settings))
         self.verifier: Verifier = verifier_of(settings)
         self.uplink = LanguageModelUplink(
             transport,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app import resuming
+from fedhlm_app.context_length import longest_context
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
-from fedhlm_app.data.prompts import TEXT_TOKENS
 from fedhlm_app.dataset import items_of
 from fedhlm_app.llm_access import check_llm
 from fedhlm_app.pair.vocabulary import (
@@ -26,13 +26,6 @@ from fedhlm_app.pair.vocabulary import (
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.errors import closest
 from fedhlm_app.unresolved import needs_llm
-
-
-def longest_context(settings: Settings) -> int:
-    """Most tokens a text of the run can have: start token, prompt, topic, new tokens."""
-    if settings.workload == "classify":
-        return 1 + TEXT_TOKENS + 2 + 1
-    return 1 + settings.prompt_tokens + settings.tokens_per_prompt
 
 
 def check(settings: Settings, *, simulated: bool = True) -> Items:

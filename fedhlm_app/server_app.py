@@ -20,6 +20,7 @@ from fedhlm_app.federation import Federation
 from fedhlm_app.run_log import log_result
 from fedhlm_app.runs import RunFolder, runs_base
 from fedhlm_app.settings import Settings
+from fedhlm_app.trying import try_models
 from fedhlm_app.unresolved import RunFailed
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ def main(grid: Grid, context: Context) -> None:
     """Check everything, start the LLM, run the rounds, write the run folder."""
     settings = Settings.from_run_config(context.run_config, runs=runs_base())
     # Real devices are other machines, and reach the LLM by its address.
-    items = preflight.check(settings, simulated=not settings.llm_address)
+    simulated = not settings.llm_address
+    items = preflight.check(settings, simulated=simulated)
     if settings.resume and (done := resuming.finished(settings)) is not None:
         log_result(done, settings.resume)
         if done.get("error"):
             raise RunFailed(done["error"])
         return
+    try_models(settings, simulated=simulated)
     folder = RunFolder.create(settings)
     log(INFO, "Run folder: %s", folder.path)
     host = None

@@ -106,10 +106,14 @@ class LanguageModelActor:
         """Answer one request (see `RequestBatcher.exchange`)."""
         return await self._batcher.exchange(payload)
 
-    async def describe(self) -> dict[str, int]:
-        """What the model is, once it is loaded: size of its vocabulary, longest text."""
+    async def describe(self) -> dict[str, int | str]:
+        """What the model is, once it is loaded: vocabulary, longest text, how it is read."""
         engine = self._batcher.service.engine
-        return {"vocab": engine.vocab, "max_context": engine.max_context}
+        return {
+            "vocab": engine.vocab,
+            "max_context": engine.max_context,
+            "reading": engine.way.name,
+        }
 
     async def stats(self) -> dict[str, float]:
         """Counters of the engine since this process started."""

@@ -190,6 +190,7 @@ class ServedLanguageModel:
                 "vocab": engine.vocab,
                 "tokenizer": self.tokenizer,
                 "max_context": engine.max_context,
+                "reading": engine.way.name,
                 "max_sessions": engine.max_sessions,
                 "max_bytes": self.service.limits.max_bytes,
                 "uptime_s": time.monotonic() - self._began,

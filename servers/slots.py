@@ -2,7 +2,8 @@
 
 A session's token at position ``p`` lives in column ``p`` of its slot, whatever else is in the
 batch. So sessions of different lengths share one forward pass without being re-padded, a
-rolled-back token is simply written over, and a result does not depend on who else was served.
+rolled-back token is simply written over, and who else is served changes a result by rounding only:
+float sums follow the shape of a batch.
 """
 
 from __future__ import annotations

@@ -124,8 +124,10 @@ def _finished(settings: Settings) -> RunResult | None:
 def _check_before_start(settings: Settings) -> None:
     """Refuse data and models that cannot work together, before Flower and Ray are started."""
     from fedhlm_app import preflight
+    from fedhlm_app.trying import try_models
 
     preflight.check(settings)
+    try_models(settings)
 
 
 def warn(console: Console, settings: Settings) -> None:

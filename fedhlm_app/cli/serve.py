@@ -160,7 +160,8 @@ def serve(
         print(
             f"serving {settings.llm} at {where} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
-            f"{engine.max_sessions} sessions{', with a token' if access.token else ''})",
+            f"{engine.max_sessions} sessions{', with a token' if access.token else ''}"
+            f"{f', slowly: {engine.way.name}' if engine.way.is_plain else ''})",
             flush=True,
         )
 

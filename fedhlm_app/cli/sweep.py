@@ -24,6 +24,7 @@ from fedhlm_app.cli.run import (
 from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, run_sweep
 from fedhlm_app.sweep_cells import cells_of
+from fedhlm_app.trying import try_models
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -73,6 +74,7 @@ def sweep(
         cells = cells_of(base, grid or [], cell or [])
         for one in cells:
             preflight.check(one.settings)
+            try_models(one.settings)
         directory = Path(Settings.from_sources(base).run_dir) / _folder_name(name)
     except (ValueError, OSError) as error:
         say(errors, str(error))

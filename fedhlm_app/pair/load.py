@@ -1,4 +1,4 @@
-"""Loading a model pair: the built-in one, or any two causal LMs with one tokenizer.
+"""Loading a model pair: the built-in one, or two causal LMs with one tokenizer.
 
 A device loads only the SLM and the server only the LLM; each is kept per process, since a
 simulation runs many clients in one. What can be refused from a config or a tokenizer alone is

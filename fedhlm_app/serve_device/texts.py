@@ -15,6 +15,7 @@ import numpy as np
 from clients.feedback_store import FeedbackStore
 from clients.llm_link import Transport
 from clients.records import IntArray, Stage, TextBatch
+from clients.ways import best_ways
 from fedhlm_app.calibrating import calibrates
 from fedhlm_app.feedback_folder import (
     FeedbackFolder,
@@ -118,6 +119,7 @@ class ServedTexts:
             self.routed.edge.join(0, 1, {})
         self.tokenizer = load_tokenizer(settings.slm)
         self.context = min(settings.llm_context, context_limit(self.routed.model))
+        best_ways(self.routed.model, self.context)
         self.counts: Counter[str] = Counter()
         self.policy_problem = self.store_problem = ""
         self._made = made_with(settings)

@@ -92,7 +92,9 @@ class ModelGroup(Group):
         at_most=1e4,
     )
     reproducible: bool = setting(
-        True, "repeat bit for bit: the large model does not batch across clients"
+        True,
+        "repeat bit for bit: the large model does not batch across clients, "
+        "which changes results by rounding",
     )
     llm_timeout: float = setting(
         60.0, "wait for the large model before a token stays unresolved", unit="s", above=0

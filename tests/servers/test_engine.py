@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from servers import packed_attention
+from servers import packed_attention, packed_linear, slots
 from servers.engine import Engine, EngineError, Feed, context_limit
 from tests.models import ARCHITECTURES, VOCAB, random_model
 
@@ -188,3 +188,16 @@ def test_much_attention_is_fused_and_the_same(monkeypatch):
     fused = Engine(random_model("qwen2"), max_context=32).score(feeds)
     for one, other in zip(few, fused, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_company_changes_results_by_rounding_and_nothing_says_less():
+    model = random_model("llama")
+    texts = np.random.default_rng(5).integers(1, VOCAB, (6, 30))
+    feeds = [feed(row, text[: 5 + 4 * row]) for row, text in enumerate(texts)]
+    together = Engine(model, max_context=32).score(feeds)
+    for one, found in zip(feeds, together, strict=True):
+        (alone,) = Engine(model, max_context=32).score([one])
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
+    # Equal bits were claimed once, and hold on no processor for texts of different length.
+    for module in (slots, packed_linear):
+        assert "does not depend on" not in module.__doc__
