@@ -15,9 +15,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from hlm.agreement import Compared, Reference, Way, first_that_agrees, trial_length
+from hlm.fused_decoder import FusedDecoder, can_fuse
 from hlm.plain_reading import FullForward, IntArray, OwnCaches, Passage
+from servers.fused_reader import FusedReader
 from servers.packed_attention import NAME as PACKED_ATTENTION
-from servers.packed_linear import packed_twin
+from servers.packed_linear import can_pack, packed_product, packed_twin
 from servers.reading import PlainReader, Reader, SlotReader, use_packed_attention
 
 
@@ -42,6 +44,8 @@ class EngineWay:
 
 # Names of the ways found for a model: by its attention and the longest text that was tried.
 _found: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, int], str]] = WeakKeyDictionary()
+# The engines of a process may share a model, and then its written-out form.
+_written: WeakKeyDictionary[PreTrainedModel, FusedDecoder] = WeakKeyDictionary()
 
 
 def best_way(model: PreTrainedModel, max_context: int) -> EngineWay:
@@ -71,6 +75,12 @@ def _ways(model: PreTrainedModel) -> Iterator[EngineWay]:
     """All ways, fastest first; what each needs of the model is prepared when it is first used."""
     twins: list[PreTrainedModel] = []
 
+    def written_out(slots: int, max_context: int) -> Reader:
+        if model not in _written:
+            linear = packed_product if can_pack(model) else None
+            _written[model] = FusedDecoder(model, linear)
+        return FusedReader(_written[model], slots, max_context)
+
     def packed_linear(slots: int, max_context: int) -> Reader:
         if not twins:
             twins.append(packed_twin(model))
@@ -95,6 +105,8 @@ def _ways(model: PreTrainedModel) -> Iterator[EngineWay]:
         _undo_packed_attention(model)
         return PlainReader(FullForward(model))
 
+    if can_fuse(model):
+        yield EngineWay("written-out forward pass", False, written_out)
     yield EngineWay("packed linear layers", False, packed_linear)
     yield EngineWay("plain linear layers", False, plain_linear)
     yield EngineWay("padded", False, padded)

@@ -10,6 +10,7 @@ from benchmarks._families import VOCAB, family_model
 from hlm.agreement import ModelRefusedError
 from servers import packed_linear
 from servers.engine import Engine, Feed
+from servers.slot_memory import SlotMemory
 from tests.models import random_model
 
 CACHED = "one text at a time, with the model's own cache"
@@ -71,10 +72,21 @@ def test_packing_that_gives_other_logits_is_not_used(monkeypatch, caplog):
         return 1.01 * torch.nn.functional.linear(rows, layer.weight, layer.bias) + 0.1
 
     monkeypatch.setattr(packed_linear.PackedLinear, "forward", wrong)
-    model = random_model("qwen2")
+    model = random_model("gemma")
     engine = Engine(model, max_context=64)
     assert engine.way.name == "plain linear layers"
     assert "packed linear layers fails on texts of different length: logits differ" in caplog.text
+    assert_engine_is_plain(model, engine)
+
+
+def test_a_written_out_pass_that_gives_other_logits_is_not_used(monkeypatch, caplog):
+    assert Engine(random_model("qwen2"), max_context=64).way.name == "written-out forward pass"
+    attend = SlotMemory.attend
+    monkeypatch.setattr(SlotMemory, "attend", lambda *given: 1.01 * attend(*given))
+    model = random_model("qwen2")
+    engine = Engine(model, max_context=64)
+    assert engine.way.name == "packed linear layers"
+    assert "written-out forward pass fails on texts of different length" in caplog.text
     assert_engine_is_plain(model, engine)
 
 
