@@ -7,6 +7,7 @@ from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.flower_rule import FlowerRule
 from strategies.hierarchical import Hierarchical
+from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.node_clusters import NodeClusters, ReplyClusters
 from strategies.privacy import CentralPrivacy
 from strategies.record_options import RecordOptions
@@ -24,6 +25,7 @@ __all__ = [
     "CentralPrivacy",
     "ClusterMap",
     "Failure",
+    "FedAvgSteps",
     "FedNova",
     "FedProx",
     "FlowerRule",
@@ -31,6 +33,7 @@ __all__ = [
     "HierarchicalFedAvg",
     "HierarchicalFedNova",
     "HierarchicalFedProx",
+    "LocalMethod",
     "NodeClusters",
     "NotEnoughNodes",
     "OneCluster",
