@@ -160,7 +160,7 @@ class BlockUplink(LanguageModelUplink):
         served = [reply for reply in answer if reply.status == Status.OK]
         if not served:
             return False, 0, -1
-        self._note(escalation, i, served[0])
+        self._note(escalation, np.array([i]), served[:1])
         places = range(1, min(len(served), int(ahead.counts[i])))
         feedback = [served[depth].feedback for depth in places]
         self._note_drafts(escalation, i, places, feedback)

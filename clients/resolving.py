@@ -55,6 +55,8 @@ class Escalation:
 
     def select(self, chosen: BoolArray) -> Escalation:
         """The escalation of some of the rows only (bool [n])."""
+        if chosen.all():
+            return self
         index = np.flatnonzero(chosen)
         return Escalation(
             texts=self.texts,

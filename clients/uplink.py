@@ -164,10 +164,15 @@ class LanguageModelUplink:
             return
         finally:
             traffic.include(counted if learned else counted.as_measured())
-        for (row, step), reply in zip(places, replies, strict=True):
-            if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback):
-                note_feedback(records, row, np.array([step]), reply.feedback[-1:])
-                records.measured_only[row, step] = not learned
+        told = [
+            (row, step, reply.feedback[-1])
+            for (row, step), reply in zip(places, replies, strict=True)
+            if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback)
+        ]
+        if told:
+            rows, steps, feedback = (np.array(column) for column in zip(*told, strict=True))
+            note_feedback(records, rows, steps, feedback)
+            records.measured_only[rows, steps] = not learned
 
     def _attempt(
         self,
@@ -206,8 +211,7 @@ class LanguageModelUplink:
         # What the device resamples itself the server does not know yet.
         known = (verdict.tokens.numpy() >= 0) & (not texts.given)
         np.put(texts.held, escalation.rows[index], escalation.positions[index] + known)
-        for i, reply in zip(index, answered, strict=True):
-            self._note(escalation, int(i), reply)
+        self._note(escalation, index, answered)
         greedy = self.config.sampling.decoding == "greedy"
         final = accepted | greedy | (self.verifier.name == "coupled")
         records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
@@ -233,17 +237,22 @@ class LanguageModelUplink:
         texts.held[row] = position
         return Row(int(texts.sessions[row]), start, tokens, draft, quiet=quiet, **fields)
 
-    def _note(self, escalation: Escalation, i: int, reply: RowReply) -> None:
-        """Write the feedback bytes of one row's reply to the places they are about."""
-        if reply.feedback is None or not len(reply.feedback):
-            return
-        row, step = int(escalation.rows[i]), int(escalation.steps[i])
-        records = escalation.records
-        steps = np.arange(step - len(reply.feedback) + 1, step + 1)
-        note_feedback(records, row, steps[:-1], reply.feedback[:-1])
-        byte = int(reply.feedback[-1])
-        records.log_prob[row, step] = -(byte & 0x7F) / 8
-        records.draft_choice[row, step] = byte >> 7
+    def _note(self, escalation: Escalation, index: IntArray, replies: Sequence[RowReply]) -> None:
+        """Write the feedback bytes of rows' replies to the places they are about.
+
+        The last byte of a reply is about the draft, those before it about the tokens before it.
+        """
+        told = [np.empty(0, np.uint8) if r.feedback is None else r.feedback for r in replies]
+        sizes = np.array([len(part) for part in told])
+        feedback = np.concatenate(told)
+        back = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(feedback))
+        rows = np.repeat(escalation.rows[index], sizes)
+        steps = np.repeat(escalation.steps[index], sizes) - back
+        records, drafts, before = escalation.records, back == 0, back > 0
+        note_feedback(records, rows[before], steps[before], feedback[before])
+        places = rows[drafts], steps[drafts]
+        records.log_prob[places] = -(feedback[drafts] & 0x7F).astype(np.float64) / 8
+        records.draft_choice[places] = feedback[drafts] >> 7
 
     def _exchange(
         self, rows: list[Row], verifier: str, feedback: bool, traffic: Traffic
@@ -270,27 +279,26 @@ class LanguageModelUplink:
 
 
 def note_feedback(
-    records: TokenRecords, row: int, steps: IntArray, feedback: NDArray[np.uint8]
+    records: TokenRecords, rows: IntArray, steps: IntArray, feedback: NDArray[np.uint8]
 ) -> None:
-    """Note the LLM's view of tokens of one text.
+    """Note the LLM's view of tokens.
 
     Parameters
     ----------
     records : TokenRecords
         Changed in place.
-    row : int
-        The text.
-    steps : numpy.ndarray
+    rows, steps : numpy.ndarray
         int64 [n], routed places the bytes are about.
     feedback : numpy.ndarray
         uint8 [n]: bit 7 says that the token is the LLM's own choice, bits 0-6 are
         ``round(-8 ln y)``.
     """
     choice = (feedback >> 7).astype(np.int8)
-    records.choice[row, steps] = choice
-    same = records.token[row, steps] == records.draft[row, steps]
-    records.log_prob[row, steps[same]] = -(feedback[same] & 0x7F).astype(np.float64) / 8
-    records.draft_choice[row, steps[same]] = choice[same]
+    records.choice[rows, steps] = choice
+    same = records.token[rows, steps] == records.draft[rows, steps]
+    places = rows[same], steps[same]
+    records.log_prob[places] = -(feedback[same] & 0x7F).astype(np.float64) / 8
+    records.draft_choice[places] = choice[same]
 
 
 def _resent(
