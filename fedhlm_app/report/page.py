@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from fedhlm_app.report.charts import line_chart, share_bar, stacked_bars
-from fedhlm_app.report.style import CSS
+from fedhlm_app.report.templates import fill
 from fedhlm_app.runs import REPORT, RunFolder, write_atomically
 from fedhlm_app.settings import rows
 from fedhlm_app.summary import STAGES
@@ -67,35 +66,28 @@ def render(
         f"{settings['decoding']} decoding, {settings['policy']} policy, "
         f"{settings['learning']} learning"
     )
-    body = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="dim">{escape(what)}; started {escape(str(config["started"]))}</p>',
-        _unfinished() if summary is None else _error(summary) + _cards(summary) + _decided(summary),
-        '<div class="grid2">',
-        *(_section(title, note, chart) for title, note, chart in _charts(metrics)),
-        "</div>",
-        _clusters(summary),
-        _settings_table(settings),
-        _facts(config),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}</title><style>{CSS}</style></head>\n"
-        f"<body>{''.join(body)}</body></html>\n"
+    return fill(
+        "page",
+        name=name,
+        what=what,
+        started=config["started"],
+        error=(summary or {}).get("error"),
+        finished=summary is not None,
+        cards=[] if summary is None else _cards(summary),
+        decided="" if summary is None else _decided(summary),
+        charts=_charts(metrics),
+        clusters=_clusters(summary),
+        settings=_settings(settings),
+        facts={**config.get("machine", {}), **config.get("versions", {})},
     )
 
 
-def _error(summary: Mapping[str, Any]) -> str:
-    error = summary.get("error")
-    return f'<section class="failed">The run failed: {escape(error)}</section>' if error else ""
-
-
-def _cards(summary: Mapping[str, Any]) -> str:
+def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Figures and their words; without a figure there is no card."""
     accuracy, traffic = summary["accuracy"], summary["bytes"]
     spent = summary.get("privacy") or {}
     tokens = summary["tokens"]
-    cards = [
+    return [
         (f"{tokens:,}", "tokens routed"),
         (f"{summary['trr']:.2%}", "decided without the LLM"),
         (f"{lost:.2%}" if (lost := summary.get("unresolved", 0)) else "", "unresolved: no LLM"),
@@ -108,15 +100,6 @@ def _cards(summary: Mapping[str, Any]) -> str:
         (f"{summary['seconds']['total']:.1f} s", "wall clock"),
         (_number(spent.get("epsilon")), _privacy_words(spent)),
     ]
-    return (
-        '<div class="cards">'
-        + "".join(
-            f'<div class="card"><b>{escape(figure)}</b><span>{escape(words)}</span></div>'
-            for figure, words in cards
-            if figure
-        )
-        + "</div>"
-    )
 
 
 def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -129,8 +112,7 @@ def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decided(summary: Mapping[str, Any]) -> str:
-    amounts = {_STAGE_WORDS[stage]: summary["resolution"][stage] for stage in STAGES}
-    return _section("Who decided the tokens", "all rounds together", share_bar(amounts))
+    return share_bar({_STAGE_WORDS[stage]: summary["resolution"][stage] for stage in STAGES})
 
 
 def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
@@ -160,11 +142,11 @@ def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
     ]
 
 
-def _clusters(summary: Mapping[str, Any] | None) -> str:
+def _clusters(summary: Mapping[str, Any] | None) -> dict[str, str]:
     """Who is with whom, and how good that is; nothing for a run without these figures."""
     found = (summary or {}).get("clustering")
     if not found:
-        return ""
+        return {}
     members: dict[int, list[str]] = {}
     for client, cluster in found["map"].items():
         members.setdefault(int(cluster), []).append(client)
@@ -177,14 +159,9 @@ def _clusters(summary: Mapping[str, Any] | None) -> str:
         "profiles refused": ", ".join(found.get("refused", {})),
         "clients without a profile": ", ".join(map(str, found.get("silent", []))),
     }
-    lines = {name: value for name, value in figures.items() if value} | {
+    return {name: value for name, value in figures.items() if value} | {
         f"cluster {cluster}": _shortened(members[cluster]) for cluster in sorted(members)
     }
-    cells = "".join(
-        f'<tr><td>{escape(name)}</td><td class="value">{escape(value)}</td></tr>'
-        for name, value in lines.items()
-    )
-    return _section("Clusters", "clients by their number", f"<table>{cells}</table>")
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -193,44 +170,17 @@ def _shortened(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _settings_table(settings: Mapping[str, Any]) -> str:
+def _settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the settings' table."""
     known = {row.name: row for row in rows()}
     lines = []
     for name, value in settings.items():
         row = known.get(name)
         shown = str(value).lower() if isinstance(value, bool) else str(value)
-        changed = row is None or shown != row.default
         meaning = f"{row.description}{f' ({row.unit})' if row.unit else ''}" if row else ""
-        lines.append(
-            f"<tr{' class=changed' if changed else ''}><td>{escape(name)}</td>"
-            f'<td class="value">{escape(shown)}</td><td class="dim">{escape(meaning)}</td></tr>'
-        )
-    return (
-        "<section><details open><summary>Settings (bold: not the default)</summary>"
-        f"<table>{''.join(lines)}</table></details></section>"
-    )
-
-
-def _facts(config: Mapping[str, Any]) -> str:
-    facts = {**config.get("machine", {}), **config.get("versions", {})}
-    cells = "".join(
-        f'<tr><td>{escape(str(name))}</td><td class="value">{escape(str(value))}</td></tr>'
-        for name, value in facts.items()
-    )
-    return (
-        "<section><details><summary>Machine and versions</summary>"
-        f"<table>{cells}</table></details></section>"
-    )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f'<section><h2>{title}</h2><p class="dim">{note}</p>{content}</section>'
-
-
-def _unfinished() -> str:
-    return (
-        '<section class="failed">This run has no summary: it is under way or has failed.</section>'
-    )
+        changed = row is None or shown != row.default
+        lines.append({"name": name, "value": shown, "meaning": meaning, "changed": changed})
+    return lines
 
 
 def _find(line: Mapping[str, Any], keys: Sequence[str]) -> float | None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
-from fedhlm_app.report import render, write_report
+from fedhlm_app.report import charts, render, write_report
 from fedhlm_app.report.charts import line_chart, share_bar, stacked_bars
 from fedhlm_app.report.scale import Scale, short, ticks
+from fedhlm_app.report.templates import fill
 from fedhlm_app.runs import RunFolder
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.launch_apps import summary
@@ -89,7 +91,7 @@ def test_the_page_loads_nothing(folder: RunFolder) -> None:
 
 def test_changed_settings_stand_out(folder: RunFolder) -> None:
     page = write_report(folder).read_text("utf-8")
-    assert "<tr class=changed><td>seed</td>" in page
+    assert '<tr class="changed"><td>seed</td>' in page
     assert "<tr><td>clients</td>" in page
 
 
@@ -104,6 +106,20 @@ def test_text_from_settings_cannot_become_markup() -> None:
     config = {"settings": settings.to_run_config(), "started": "<b>"}
     page = render("<i>", config, [], None)
     assert "<script>" not in page and "<b>" not in page and "<i>" not in page
+
+
+def test_templates_escape_what_is_put_in_and_want_all_of_it() -> None:
+    part = (0.0, 50.0, "</title><script>")
+    bar = fill("shares", parts=[part], names=["<b>&'\""])
+    assert "&lt;/title&gt;&lt;script&gt;" in bar and "&lt;b&gt;&amp;&#39;&#34;" in bar
+    with pytest.raises(UndefinedError, match="names"):
+        fill("shares", parts=[part])
+
+
+def test_only_templates_hold_markup() -> None:
+    folder = Path(charts.__file__).parent
+    by_hand = [path.name for path in folder.glob("*.py") if "</" in path.read_text("utf-8")]
+    assert by_hand == ["templates.py"]
 
 
 def test_charts_are_well_formed_and_inside_their_frame() -> None:
