@@ -137,9 +137,17 @@ def check_llm(settings: Settings) -> dict[str, Any]:
     """
     with closing(llm_link(settings, _patience(settings))) as link:
         try:
-            return link.stats()
+            found = link.stats()
         except LinkDown as error:
             raise SettingsError(f"setting 'llm-address': {error}") from None
+    limit = found.get("answer_seconds")
+    if isinstance(limit, int | float) and limit >= settings.llm_timeout:
+        raise SettingsError(
+            f"setting 'llm-timeout' = {settings.llm_timeout:g}: the LLM server at "
+            f"{settings.llm_address} may take {limit:g} s to answer; allowed is more than that, or "
+            "give the server the same llm-timeout"
+        )
+    return found
 
 
 def _patience(settings: Settings) -> float:

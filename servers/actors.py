@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
     from servers.edge import EdgeServer
+    from servers.job import Job
     from servers.llm import LanguageModelService
+    from servers.schedule import Schedule
+
+    Asked = tuple[bytes, asyncio.Future[bytes]]
 
 
 class RequestBatcher:
-    """Collects requests that arrive close together and answers them at once.
+    """Lets requests that arrive close together share passes, and long ones take turns.
 
     Parameters
     ----------
@@ -29,7 +33,7 @@ class RequestBatcher:
     wait : float
         Seconds a request waits for company, >= 0.
     most : int
-        Most requests answered at once; 1 keeps each request a batch of its own.
+        Most requests that share a pass; 1 keeps each request a batch of its own.
     """
 
     def __init__(self, service: LanguageModelService, wait: float = 0.0, most: int = 64) -> None:
@@ -38,41 +42,69 @@ class RequestBatcher:
         self.service = service
         self.wait = wait
         self.most = most
+        self.abandoned = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
-        self._queue: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Asked] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
     async def exchange(self, payload: bytes) -> bytes:
-        """Answer one request.
+        """Answer one request; cancelling the call drops what is left to do for it.
 
         Raises
         ------
         WireError
             When the bytes are no valid request.
         """
+        return await self.submit(payload)
+
+    def submit(self, payload: bytes) -> asyncio.Future[bytes]:
+        """The reply to come; cancel it when nobody waits for it any more."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        await self._queue.put((payload, answer))
-        return await answer
+        self._arrived.put_nowait((payload, answer))
+        return answer
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+        from servers.schedule import Schedule
+
+        loop, schedule = asyncio.get_running_loop(), Schedule(self.service, self.most)
+        waiting: dict[Job, asyncio.Future[bytes]] = {}
         while True:
-            batch = [await self._queue.get()]
-            if self.most > 1 and self.wait > 0 and self._queue.empty():
-                await asyncio.sleep(self.wait)
-            while len(batch) < self.most and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            payloads = [payload for payload, _ in batch]
-            answers = await loop.run_in_executor(self._thread, self.service.handle_each, payloads)
-            for (_, future), answer in zip(batch, answers, strict=True):
+            fresh: list[Asked] = []
+            if not waiting:
+                fresh.append(await self._arrived.get())
+                if self.most > 1 and self.wait > 0 and self._arrived.empty():
+                    await asyncio.sleep(self.wait)
+            while not self._arrived.empty():
+                fresh.append(self._arrived.get_nowait())
+            answers = await loop.run_in_executor(self._thread, self._turn, schedule, waiting, fresh)
+            self.abandoned = schedule.abandoned
+            for future, answer in answers:
                 if future.done():  # the caller has given up
                     continue
                 if isinstance(answer, BaseException):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
+
+    def _turn(
+        self, schedule: Schedule, waiting: dict[Job, asyncio.Future[bytes]], fresh: list[Asked]
+    ) -> list[tuple[asyncio.Future[bytes], bytes | Exception]]:
+        """Take in what has arrived, run one slice; what is answered now."""
+        answers: list[tuple[asyncio.Future[bytes], bytes | Exception]] = []
+        for payload, future in fresh:
+            try:
+                job = self.service.begin(payload, future.done)
+            except Exception as error:  # its caller must hear of it, and nobody else
+                answers.append((future, error))
+                continue
+            waiting[schedule.add(job)] = future
+        finished = schedule.turn()
+        answers += [(waiting[job], self.service.written(job)) for job in finished]
+        for job in [*finished, *(job for job, future in waiting.items() if future.done())]:
+            waiting.pop(job, None)
+        return answers
 
 
 class LanguageModelActor:

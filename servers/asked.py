@@ -1,4 +1,4 @@
-"""One row of a request on its way through the engine, and what the engine is fed for it."""
+"""One row of a request on its way through the engine, and what is wanted of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hlm.randomness import DrawKeys
 from hlm.wire import NO_TOKEN, Request, Row, RowReply, Status, WireError
-from servers.engine import Feed
 
 IntArray = NDArray[np.int64]
 SessionKey = tuple[int, int]
@@ -28,8 +26,7 @@ class AskedRow:
     row: Row
     session: SessionKey
     end: int  # position after the row's tokens: that of the draft
-    feedback: IntArray  # positions of fed tokens whose law the device wants to hear about
-    logits: list[torch.Tensor] = field(default_factory=list)  # at `feedback`, then at `end`
+    count: int  # fed tokens, the last ones, that the device wants to hear about
     decided: dict[str, Any] = field(default_factory=dict)  # fields of the reply
     reply: RowReply | None = None
 
@@ -42,6 +39,16 @@ class AskedRow:
     def asks(self) -> bool:
         """Whether the law at `end` is needed; a row that ends a block asks for one more token."""
         return self.drafted or self.row.block
+
+    @property
+    def feedback(self) -> IntArray:
+        """Positions of the fed tokens that the device wants to hear about."""
+        return np.arange(self.end - self.count, self.end, dtype=np.int64)
+
+    @property
+    def told(self) -> int:
+        """Bytes of feedback the reply has, if the request wants any."""
+        return self.count + int(self.drafted)
 
     @property
     def stands(self) -> bool:
@@ -75,42 +82,13 @@ def check_askable(request: Request) -> None:
             )
 
 
-def turns(asked: Sequence[Sequence[AskedRow]]) -> list[list[int]]:
-    """Which requests are read together: those that share a text take turns, in their order."""
-    last: dict[SessionKey, int] = {}
-    found: list[list[int]] = []
-    for index, items in enumerate(asked):
-        texts = {item.session for item in items}
-        turn = 1 + max((last.get(text, -1) for text in texts), default=-1)
-        last.update(dict.fromkeys(texts, turn))
-        if turn == len(found):
-            found.append([])
-        found[turn].append(index)
-    return found
-
-
 def asked_row(request: Request, index: int) -> AskedRow:
     """One row of a request, with the places that feedback is wanted about."""
     row = request.rows[index]
     end = row.start + len(row.tokens)
     count = request.feedback_count(index) - int(row.draft != NO_TOKEN)
     count = max(count, 0) if request.feedback else 0
-    feedback = np.arange(end - count, end, dtype=np.int64)
-    return AskedRow(request, row, (request.client, row.session), end, feedback)
-
-
-def feed_of(session: SessionKey, items: list[AskedRow]) -> Feed:
-    """All rows of one text as one feed: each goes on where the one before it ends."""
-    start = items[0].row.start
-    tokens: IntArray = items[0].row.tokens
-    if len(items) == 1:
-        only = items[0]
-        places = np.append(only.feedback, only.end) if only.asks else only.feedback
-        return Feed(session, start, tokens, places)
-    tokens = np.concatenate([item.row.tokens for item in items])
-    wanted = [item.feedback for item in items]
-    wanted += [np.array([item.end]) for item in items if item.asks]
-    return Feed(session, start, tokens, np.unique(np.concatenate(wanted)).astype(np.int64))
+    return AskedRow(request, row, (request.client, row.session), end, count)
 
 
 def draw_keys(request: Request, items: Sequence[AskedRow], positions: IntArray) -> DrawKeys:

@@ -154,6 +154,11 @@ class Engine:
         known = self._sessions.get(session)
         return 0 if known is None else len(known.tokens)
 
+    def computed(self, session: Hashable) -> int:
+        """Tokens of a session that were read already (0 when unknown)."""
+        known = self._sessions.get(session)
+        return 0 if known is None else known.computed
+
     def append(self, session: Hashable, token: int) -> None:
         """Add a decided token to a held session; it is fed with the next request."""
         known = self._sessions[session]

@@ -42,6 +42,9 @@ EXCHANGE = "/v1/exchange"
 MOST_CONNECTIONS = 8192
 """Connections at a time, idle ones included; further ones are answered with 503."""
 
+CALLER_GONE = 499
+"""Counted as the status of a request whose caller hung up; nobody reads it."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,19 +61,21 @@ class ServiceOptions:
     queue : int
         Requests that may wait at a time, >= 1; further ones are answered with 503.
     memory_bytes : int
-        Most bytes of bodies held at a time, over all requests, >= 1; 503 beyond.
+        Most bytes of bodies held at a time, over all requests, >= 1; 503 beyond. Decoded, a body
+        takes up to six times its length.
     body_seconds : float
         Longest wait for a request's body, in s, > 0.
     answer_seconds : float
-        Longest time in the queue and the engine, in s, > 0; 503 after it.
+        Longest time in the queue and the engine, in s, > 0; 503 after it, and nothing is done for
+        the request any more. Below what devices wait for (`llm-timeout`).
     """
 
     wait: float = 0.002
     most: int = 64
     queue: int = 256
-    memory_bytes: int = 1 << 28
+    memory_bytes: int = 1 << 26
     body_seconds: float = 30.0
-    answer_seconds: float = 300.0
+    answer_seconds: float = 54.0
 
     def __post_init__(self) -> None:
         if self.wait < 0:
@@ -145,7 +150,7 @@ class ServedLanguageModel:
                     self.held += len(chunk)
                     if self.held > self.options.memory_bytes:
                         return _busy("the bodies of other requests fill the memory for them")
-            return await self._decide(bytes(body))
+            return await self._decide(bytes(body), request)
         except BodyTooLarge:
             return PlainTextResponse(f"body: at most {most} bytes are read", 413)
         except TimeoutError:
@@ -158,17 +163,18 @@ class ServedLanguageModel:
         finally:
             self.held -= len(body)
 
-    async def _decide(self, payload: bytes) -> Response:
+    async def _decide(self, payload: bytes, request: Request) -> Response:
         if self.waiting >= self.options.queue:
             return _busy(f"{self.waiting} requests wait already")
         self.waiting += 1
         try:
-            async with asyncio.timeout(self.options.answer_seconds):
-                answer = await self._batcher.exchange(payload)
+            answer = await self._unless_gone(self._batcher.submit(payload), request)
         except WireError as error:
             return PlainTextResponse(str(error), 400)
         except TimeoutError:
             return _busy(f"no answer within {self.options.answer_seconds:g} s")
+        except ClientDisconnect:
+            return PlainTextResponse("the caller has gone", CALLER_GONE)
         except Exception as error:  # one caller's failure must not end the service for all
             logger.exception("the engine failed")
             return PlainTextResponse(f"the engine failed: {type(error).__name__}: {error}", 500)
@@ -177,6 +183,29 @@ class ServedLanguageModel:
         self.counts["bytes-uplink"] += len(payload)
         self.counts["bytes-downlink"] += len(answer)
         return Response(answer)
+
+    async def _unless_gone(self, answer: asyncio.Future[bytes], request: Request) -> bytes:
+        """Wait for the answer; when nobody does any more, it is cancelled.
+
+        Raises
+        ------
+        TimeoutError, ClientDisconnect
+            When it took too long, or the caller hung up.
+        """
+        # After the whole body, the next message of a connection is that it was closed.
+        gone = asyncio.ensure_future(request.receive())
+        try:
+            done, _ = await asyncio.wait(
+                (answer, gone),
+                timeout=self.options.answer_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if answer in done:
+                return answer.result()
+            raise ClientDisconnect if gone in done else TimeoutError
+        finally:
+            gone.cancel()
+            answer.cancel()
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -193,8 +222,10 @@ class ServedLanguageModel:
                 "reading": engine.way.name,
                 "max_sessions": engine.max_sessions,
                 "max_bytes": self.service.limits.max_bytes,
+                "answer_seconds": self.options.answer_seconds,
                 "uptime_s": time.monotonic() - self._began,
                 "waiting": self.waiting,
+                "abandoned": self._batcher.abandoned,
                 "answers": answers,
                 "bytes": {
                     "uplink": self.counts["bytes-uplink"],

@@ -23,6 +23,30 @@ def make_service(sessions: int = 64) -> LanguageModelService:
     return LanguageModelService(engine, LIMITS)
 
 
+class StuckService(LanguageModelService):
+    """A service whose engine waits until it is let go, and that knows what was read when.
+
+    Attributes
+    ----------
+    passes : list of list of int
+        For each pass, the clients whose texts it read.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(make_service(**options).engine, LIMITS)
+        self.go, self.reached = threading.Event(), threading.Event()
+        self.passes: list[list[int]] = []
+        score = self.engine.score
+
+        def stuck(feeds):
+            self.reached.set()
+            assert self.go.wait(30)
+            self.passes.append([feed.session[0] for feed in feeds])
+            return score(feeds)
+
+        self.engine.score = stuck
+
+
 @contextmanager
 def serving(
     service: LanguageModelService,

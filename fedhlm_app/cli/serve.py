@@ -15,6 +15,9 @@ from fedhlm_app.settings import Settings, SettingsError
 DEFAULT_PORT = 8471
 DEVICE_PORT = 8472
 
+ANSWERED_WITHIN = 0.9
+"""Share of `llm-timeout` after which the server gives up an answer."""
+
 serve_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -149,6 +152,8 @@ def serve(
         wait=settings.llm_batch_wait_ms / 1000,
         most=1 if settings.reproducible else 64,
         queue=queue,
+        # What a device no longer waits for need not be answered.
+        answer_seconds=ANSWERED_WITHIN * settings.llm_timeout,
     )
     service = build_service(settings)
     tokenizer = fingerprint(settings.llm)

@@ -290,3 +290,11 @@ def test_the_commands_of_the_docs_make_files_that_work(tmp_path):
     with serving(make_service(), token=token, **files) as (port, _):
         address = f"https://127.0.0.1:{port}"
         check_llm(settings(address, tmp_path / "ca.pem", str(tmp_path / "token")))
+
+
+def test_a_device_that_waits_no_longer_than_its_server_is_refused(tmp_path):
+    with serving(make_service(), answer_seconds=54) as (port, _):
+        address = f"127.0.0.1:{port}"
+        assert check_llm(settings(address))["answer_seconds"] == 54
+        with pytest.raises(SettingsError, match=r"'llm-timeout' = 54: .* may take 54 s"):
+            check_llm(settings(address, **{"llm-timeout": 54}))

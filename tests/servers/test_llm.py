@@ -16,7 +16,8 @@ from hlm.wire import (
 )
 from servers.actors import RequestBatcher
 from servers.engine import Engine
-from servers.llm import LanguageModelService, feedback_bytes
+from servers.llm import LanguageModelService
+from servers.verdicts import feedback_bytes
 from tests.models import VOCAB, random_model
 
 

@@ -29,7 +29,7 @@ from servers.llm import LanguageModelService
 from servers.service import ServiceOptions
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts, new_part
-from tests.served import LIMITS, make_service, payload, serving
+from tests.served import LIMITS, StuckService, make_service, payload, serving
 
 
 @contextmanager
@@ -49,25 +49,6 @@ def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, st
     found = answer.status, answer.read().decode(errors="replace")
     connection.close()
     return found
-
-
-class StuckService(LanguageModelService):
-    """A service whose engine waits until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__(make_service().engine, LIMITS)
-        self.go = threading.Event()
-        self.reached = threading.Event()
-
-    def answer(self, requests):
-        self.reached.set()
-        assert self.go.wait(30)
-        return super().answer(requests)
-
-
-class BrokenService(LanguageModelService):
-    def answer(self, requests):
-        raise RuntimeError("out of memory")
 
 
 def routed(transport, policy, prompts, count):
@@ -198,8 +179,13 @@ def test_an_engine_that_is_too_slow_is_busy():
 
 
 def test_an_engine_that_fails_says_so_and_goes_on():
-    engine = make_service().engine
-    with linked(BrokenService(engine, LIMITS)) as link:
+    service = make_service()
+
+    def broken(feeds):
+        raise RuntimeError("out of memory")
+
+    service.engine.score = broken
+    with linked(service) as link:
         for _ in range(2):
             with pytest.raises(LinkDown, match=r"answered 500: the engine failed.*out of memory"):
                 link.exchange(payload())

@@ -1,0 +1,150 @@
+"""Who is served next: requests take turns, one slice at a time, and devices share alike.
+
+A pass of the engine reads at most `slice_tokens` tokens and yields logits at no more positions than
+`LOGIT_VALUES` allows, whatever the messages ask for. A long text is read over many turns, between
+which other devices get theirs; a request whose caller has gone gets no further turn.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from servers.job import Job, TextName
+
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
+
+SLICE_TOKENS = 1024
+"""Most tokens that one turn reads: how long others wait for it, and the memory of its pass."""
+LOGIT_VALUES = 1 << 26
+"""Most logits (positions times vocabulary) that one turn yields: 256 MiB of float32."""
+
+
+class Schedule:
+    """Requests in work with one service.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Does the work.
+    most : int
+        Most requests that share a pass, >= 1.
+
+    Attributes
+    ----------
+    abandoned : int
+        Requests that were dropped because nobody waited for them any more.
+    """
+
+    def __init__(self, service: LanguageModelService, most: int = 64) -> None:
+        self.service = service
+        self.most = most
+        self.abandoned = 0
+        # Whose turn it is comes first.
+        self._callers: OrderedDict[int, deque[Job]] = OrderedDict()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._callers)
+
+    def add(self, job: Job) -> Job:
+        """Let a request take turns; returns it."""
+        self._callers.setdefault(job.caller, deque()).append(job)
+        return job
+
+    def turn(self) -> list[Job]:
+        """Run one slice; the requests that it finished."""
+        self._drop_abandoned()
+        jobs = self._next()
+        rows = max(1, LOGIT_VALUES // self.service.engine.vocab)
+        jobs = jobs[: min(rows, SLICE_TOKENS)]
+        needs = [job.need(max(rows, SLICE_TOKENS)) for job in jobs]
+        tokens_each = fair_shares([tokens for tokens, _ in needs], SLICE_TOKENS)
+        rows_each = fair_shares([places for _, places in needs], rows)
+        with self.service.lock, torch.inference_mode():
+            for job, tokens, most in zip(jobs, tokens_each, rows_each, strict=True):
+                try:
+                    job.plan(tokens, most)
+                except Exception as error:  # whoever asked must hear of it, and nobody else
+                    job.error = error
+            self._run([job for job in jobs if not job.finished])
+        for job in jobs:
+            if job.caller in self._callers:
+                self._callers.move_to_end(job.caller)
+        return [job for job in jobs if job.finished and self._remove(job)]
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """One pass for all of them; if it fails, one for each, so that an error is its owner's."""
+        try:
+            found = self.service.engine.score([feed for job in jobs for feed in job.feeds])
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].error = error
+                return
+            for job in jobs:
+                self._run([job])
+            return
+        begin = 0
+        for job in jobs:
+            end = begin + len(job.feeds)
+            try:
+                job.take(found[begin:end])
+            except Exception as error:
+                job.error = error
+            begin = end
+
+    def _next(self) -> list[Job]:
+        """Requests of the next turn: each caller's first, then each caller's second, and so on."""
+        free = [list(_without_conflict(jobs)) for jobs in self._callers.values()]
+        depth = max(map(len, free), default=0)
+        found = [jobs[level] for level in range(depth) for jobs in free if level < len(jobs)]
+        return found[: self.most]
+
+    def _drop_abandoned(self) -> None:
+        for job in [job for jobs in self._callers.values() for job in jobs if job.abandoned()]:
+            self._remove(job)
+            self.abandoned += 1
+
+    def _remove(self, job: Job) -> bool:
+        jobs = self._callers[job.caller]
+        jobs.remove(job)
+        if not jobs:
+            del self._callers[job.caller]
+        return True
+
+
+def _without_conflict(jobs: Sequence[Job] | deque[Job]) -> Iterator[Job]:
+    """Requests of one caller that share no text with one before them."""
+    taken: set[TextName] = set()
+    for job in jobs:
+        if taken.isdisjoint(job.names):
+            yield job
+        taken |= job.names
+
+
+def fair_shares(needs: Sequence[int], total: int) -> list[int]:
+    """Share out `total`: nobody gets more than it needs, nor less than another but by need.
+
+    Parameters
+    ----------
+    needs : sequence of int
+        At least 1 each; at most `total` of them.
+    total : int
+        What there is.
+
+    Returns
+    -------
+    list of int
+        At least 1 each, together at most `total`.
+    """
+    shares, left = [1] * len(needs), total
+    order = sorted(range(len(needs)), key=needs.__getitem__)
+    for rank, index in enumerate(order):
+        shares[index] = min(needs[index], left // (len(needs) - rank))
+        left -= shares[index]
+    return shares
