@@ -29,6 +29,7 @@ from clients.slm import read_texts  # noqa: E402
 from fedhlm_app.pair.load import load_slm, load_tokenizer  # noqa: E402
 from hlm.privacy import noise_for_epsilon  # noqa: E402
 from hlm.uncertainty import entropy  # noqa: E402
+from strategies.cluster_map import shuffled  # noqa: E402
 from strategies.clustering import (  # noqa: E402
     adjusted_rand_index,
     cluster_clients,
@@ -155,10 +156,13 @@ def quality(
         ]  # fmt: skip
         counts = np.stack([np.bincount(labels[hand], minlength=GROUPS) for hand in hands])
         for method in methods:
-            result = cluster_clients(profiles, GROUPS, method, seed)  # type: ignore[arg-type]
-            found = {method: result.assignment}
-            if result.test is not None:
-                found[PLAIN] = plain_agglomeration(result.test.accuracy)
+            if method == "random":
+                found = {method: np.array(shuffled(case["clients"], GROUPS, seed))}
+            else:
+                result = cluster_clients(profiles, GROUPS, method, seed)  # type: ignore[arg-type]
+                found = {method: result.assignment}
+                if result.test is not None:
+                    found[PLAIN] = plain_agglomeration(result.test.accuracy)
             for name, labelled in found.items():
                 pair = (adjusted_rand_index(labelled, truth), purity(labelled, counts))
                 scores.setdefault(name, []).append(pair)

@@ -13,7 +13,6 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from clients.profile import Profile, ProfileError
 from fedhlm_app.introducing import IntroducingGrid
@@ -25,7 +24,13 @@ from fedhlm_app.profiles import (
     request,
 )
 from fedhlm_app.settings import Settings
-from strategies.cluster_map import AssignedClusters, ClusterMap, contiguous, round_robin
+from strategies.cluster_map import (
+    AssignedClusters,
+    ClusterMap,
+    contiguous,
+    round_robin,
+    shuffled,
+)
 from strategies.clustering import ClusterResult, LearnedClusters, Method, cluster_clients
 
 INTRODUCTION_SECONDS = 60.0
@@ -304,17 +309,13 @@ def _assignment(settings: Settings) -> list[int]:
     if settings.cluster_by == "by-partition":
         return contiguous(settings.clients, settings.clusters)
     if settings.cluster_by == "random":
-        generator = np.random.default_rng([settings.seed, settings.clusters])
-        shuffled = generator.permutation(round_robin(settings.clients, settings.clusters))
-        return [int(cluster) for cluster in shuffled]
+        return shuffled(settings.clients, settings.clusters, settings.seed)
     return round_robin(settings.clients, settings.clusters)
 
 
 def _unclustered(clusters: int) -> LearnedClusters:
     """A map that has learned nothing yet: every client goes to ``client % clusters``."""
-    nobody: NDArray[np.int64] = np.empty(0, np.int64)
-    nothing = ClusterResult(nobody, clusters, "random", None, None, None, None, None, nobody)
-    return LearnedClusters({}, [], nothing)
+    return LearnedClusters({}, [], ClusterResult(clusters=clusters))
 
 
 def _client_of(reply: Message, clients: int) -> int | None:

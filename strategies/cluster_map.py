@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 
 @runtime_checkable
 class ClusterMap(Protocol):
@@ -117,6 +119,12 @@ def round_robin(clients: int, clusters: int) -> list[int]:
     if clusters < 1:
         raise ValueError(f"clusters: {clusters}; allowed: >= 1")
     return [client % clusters for client in range(clients)]
+
+
+def shuffled(clients: int, clusters: int, seed: int) -> list[int]:
+    """Random assignment; cluster sizes differ by at most 1."""
+    generator = np.random.default_rng([seed, clusters])
+    return [int(cluster) for cluster in generator.permutation(round_robin(clients, clusters))]
 
 
 def contiguous(clients: int, clusters: int) -> list[int]:

@@ -43,10 +43,10 @@ def run_rounds(
         asked = list(messages)
         return grid.send_and_receive(asked, timeout=timeout) if asked else []
 
-    def evaluate(server_round: int, arrays: ArrayRecord, told: str) -> None:
+    def evaluate(server_round: int, arrays: ArrayRecord, line: str) -> None:
         if evaluate_fn is not None:
             metrics = evaluate_fn(server_round, arrays)
-            log(INFO, told, metrics)
+            log(INFO, line, metrics)
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server_round] = metrics
 

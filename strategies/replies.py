@@ -50,11 +50,11 @@ def log_replies(
     bad = len(refused) + len(failed)
     log(INFO, "%s: Received %s results and %s failures", what, len(updates), bad)
     for failure in failed:
-        told = "\t> Received error in reply from node %d: %s"
-        log(INFO, told, failure.node_id, failure.reason)
+        line = "\t> Received error in reply from node %d: %s"
+        log(INFO, line, failure.node_id, failure.reason)
     for refusal in refused:
-        told = "\t> Refused reply from node %d: %s (%s)"
-        log(WARNING, told, refusal.node_id, refusal.reason, refusal.detail)
+        line = "\t> Refused reply from node %d: %s (%s)"
+        log(WARNING, line, refusal.node_id, refusal.reason, refusal.detail)
 
 
 def as_batch(

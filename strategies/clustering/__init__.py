@@ -7,7 +7,6 @@ from strategies.clustering.methods import (
     Method,
     cluster_clients,
     nearest_cluster,
-    random_clusters,
 )
 from strategies.clustering.pairwise import PairwiseTest, pairwise_test
 from strategies.clustering.reports import (
@@ -34,5 +33,4 @@ __all__ = [
     "nearest_cluster",
     "pairwise_test",
     "purity",
-    "random_clusters",
 ]

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from strategies.aggregation import FloatArray, IntArray
 
 # Share of the off-diagonal covariance that is given up: keeps it invertible with few prompts.
 SHRINKAGE = 0.1

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from strategies.clustering.features import ClientProfile, IntArray
+from strategies.aggregation import IntArray
+from strategies.clustering.features import ClientProfile
 from strategies.clustering.methods import nearest_cluster
 from strategies.clustering.result import ClusterResult, result_from_state, result_state
 
@@ -50,7 +51,7 @@ class LearnedClusters:
         self._clients[node_id] = client
 
     def place(self, client: int, profile: ClientProfile) -> int:
-        """Put a late or returning client into the nearest cluster; a `random` one stays random.
+        """Put a late or returning client into the nearest cluster, once there are learned ones.
 
         Raises
         ------

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from strategies.aggregation import FloatArray, IntArray
 from strategies.clustering.features import (
     ClientProfile,
     FeatureSpace,
-    FloatArray,
-    IntArray,
     ProfileError,
     check_profiles,
     content_order,
@@ -27,7 +26,7 @@ from strategies.clustering.result import ClusterResult
 if TYPE_CHECKING:
     from sklearn.cluster import KMeans
 
-Method = Literal["classifier", "profile", "random"]
+Method = Literal["classifier", "profile"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -40,10 +39,9 @@ def cluster_clients(
     clusters - 1 dimensions (classical scaling: as many as the means of so many groups span, the
     rest is noise) and joined from the bottom up by Ward's criterion. A client with fewer than two
     rows goes to the nearest cluster. ``profile``: k-means on `FeatureSpace`,
-    clients weighted by their prompts. ``random``: equal
-    sizes up to one.
+    clients weighted by their prompts.
 
-    The first two depend on the set of profiles, not on their order; clusters are numbered in the
+    Both depend on the set of profiles, not on their order; clusters are numbered in the
     order of their profiles' content.
 
     Parameters
@@ -52,9 +50,9 @@ def cluster_clients(
         At least `clusters`.
     clusters : int
         At least 1.
-    method : {"classifier", "profile", "random"}
+    method : {"classifier", "profile"}
     seed : int
-        Of k-means' starts and of `random`.
+        Of k-means' starts.
 
     Raises
     ------
@@ -67,8 +65,6 @@ def cluster_clients(
         raise ValueError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
     if not 1 <= clusters <= len(profiles):
         raise ValueError(f"clusters: {clusters}; allowed: 1 to {len(profiles)} (profiles)")
-    if method == "random":
-        return random_clusters(len(profiles), clusters, seed)
     check_profiles(profiles)
     # One thread: sums then don't depend on the number of cores, and on a busy machine threads
     # that wait for each other take ten times as long as one.
@@ -110,20 +106,16 @@ def _learn(
     own = np.linalg.norm(features - centroids[labels], axis=1)
     listed, test = _in_listed_order(order[tested], test)
     return ClusterResult(
-        labels[back], clusters, method, centroids, own[back], silhouette, space, test, listed
+        assignment=labels[back],
+        clusters=clusters,
+        method=method,
+        centroids=centroids,
+        distances=own[back],
+        silhouette=silhouette,
+        space=space,
+        test=test,
+        tested=listed,
     )
-
-
-def random_clusters(clients: int, clusters: int, seed: int) -> ClusterResult:
-    """Put clients into clusters of equal size (up to one) at random, without any profile."""
-    if not 1 <= clusters <= clients:
-        raise ValueError(f"clusters: {clusters}; allowed: 1 to {clients} (clients)")
-    places = np.random.default_rng([seed, 13]).permutation(clients)
-    nobody = np.empty(0, np.int64)
-    return ClusterResult(
-        (places % clusters).astype(np.int64), clusters, "random",
-        None, None, None, None, None, nobody,
-    )  # fmt: skip
 
 
 def nearest_cluster(profile: ClientProfile, result: ClusterResult) -> int:

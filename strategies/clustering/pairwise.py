@@ -17,16 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from strategies.clustering.features import (
-    FloatArray,
-    IntArray,
-    client_means,
-    within_covariance,
-)
-
-BoolArray = NDArray[np.bool_]
+from strategies.aggregation import BoolArray, FloatArray, IntArray
+from strategies.clustering.features import client_means, within_covariance
 
 FOLDS = 8
 
@@ -58,10 +51,10 @@ class PairwiseTest:
         """Pairs whose log-odds are larger than clients alike would give, bool [clients, clients].
 
         For clients alike with m and n prompts, s = 1/m + 1/n, d dimensions and F folds, the
-        log-odds have mean 0 and variance 2 d s^2 F/(F - 1), and for many folds the law of
-        s (chi2_d - d); its quantile is used, stretched to that variance. The binomial test on the
-        accuracy would not do: cross-validated decisions are not independent, and at 5 % it calls
-        one pair in eight different that is not.
+        log-odds have mean 0 and variance 2 d s^2 F/(F - 1), and for many folds the
+        distribution of s (chi2_d - d); its quantile is used, stretched to that variance. The
+        binomial test on the accuracy would not do: cross-validated decisions are not independent,
+        and at 5 % it calls one pair in eight different that is not.
 
         Parameters
         ----------

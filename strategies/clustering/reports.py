@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.clustering.features import IntArray
+from strategies.aggregation import IntArray
 
 
 def purity(assignment: Sequence[int] | IntArray, label_counts: NDArray[np.integer]) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from strategies.clustering.features import FeatureSpace, FloatArray, IntArray
+from strategies.aggregation import FloatArray, IntArray
+from strategies.clustering.features import FeatureSpace
 from strategies.clustering.pairwise import PairwiseTest
 from strategies.clustering.reports import label_mapping
+
+
+def _no_clients() -> IntArray:
+    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,15 +27,16 @@ class ClusterResult:
     assignment : numpy.ndarray
         int64 [clients], in [0, clusters).
     clusters : int
-        Number of clusters; one may be empty in `random` only.
+        Number of clusters.
     method : str
+        How they were found; empty before the first clustering, when every other field has its
+        default.
     centroids : numpy.ndarray or None
-        float64 [clusters, features] in `space`; None for `random`.
+        float64 [clusters, features] in `space`.
     distances : numpy.ndarray or None
-        float64 [clients], each client's distance to its own centroid; None for `random`.
+        float64 [clients], each client's distance to its own centroid.
     silhouette : float or None
-        Mean silhouette in [-1, 1]; None where it is not defined (one cluster, one client each,
-        `random`).
+        Mean silhouette in [-1, 1]; None where it is not defined (one cluster, one client each).
     space : FeatureSpace or None
     test : PairwiseTest or None
         Of the clients at `tested`, with `classifier` only.
@@ -38,15 +44,15 @@ class ClusterResult:
         int64, places of the clients that had samples enough for the test.
     """
 
-    assignment: IntArray
     clusters: int
-    method: str
-    centroids: FloatArray | None
-    distances: FloatArray | None
-    silhouette: float | None
-    space: FeatureSpace | None
-    test: PairwiseTest | None
-    tested: IntArray
+    assignment: IntArray = field(default_factory=_no_clients)
+    method: str = ""
+    centroids: FloatArray | None = None
+    distances: FloatArray | None = None
+    silhouette: float | None = None
+    space: FeatureSpace | None = None
+    test: PairwiseTest | None = None
+    tested: IntArray = field(default_factory=_no_clients)
 
     def relabelled(self, mapping: Sequence[int] | IntArray) -> ClusterResult:
         """Return the same clusters with cluster c named ``mapping[c]``, a permutation."""
@@ -80,11 +86,11 @@ class ClusterResult:
             return None
         where = self.assignment[self.tested]
         same = where[:, None] == where[None, :]
-        told = self.test.told_apart(level)
+        apart = self.test.told_apart(level)
         pairs = np.triu(np.ones_like(same), 1)
         shares = {}
         for name, chosen in (("within", same & pairs), ("between", ~same & pairs)):
-            shares[name] = float(told[chosen].mean()) if chosen.any() else 0.0
+            shares[name] = float(apart[chosen].mean()) if chosen.any() else 0.0
         return shares
 
 
@@ -106,7 +112,11 @@ def result_from_state(state: Mapping[str, Any]) -> ClusterResult:
     """Make the result of a `result_state`."""
     space = FeatureSpace.from_state(state["space"]) if "space" in state else None
     return ClusterResult(
-        state["assignment"], int(state["clusters"]), str(state["method"]),
-        state.get("centroids"), state.get("distances"), state["silhouette"],
-        space, None, np.empty(0, np.int64),
-    )  # fmt: skip
+        assignment=state["assignment"],
+        clusters=int(state["clusters"]),
+        method=str(state["method"]),
+        centroids=state.get("centroids"),
+        distances=state.get("distances"),
+        silhouette=state["silhouette"],
+        space=space,
+    )
