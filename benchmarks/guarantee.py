@@ -5,6 +5,9 @@ threshold from their sums, and measures it on the others. Two readings of Learn-
 promise: against the risk of the prompts left over (itself noisy, so violations are over-counted),
 and against the risk of the whole pool with calibration prompts drawn independently from it, which
 is exactly the theorem's setting.
+
+``--participation RUNS`` asks, with drawn losses and no models, what is certified in vain and what
+is paid where not every client answers.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._participation import participation
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import Forced, corpus, dirichlet_clients, forced
 from hlm.risk import (
@@ -235,7 +239,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--articles", type=int, default=0, help="held-out articles, 0 for all")
     parser.add_argument("--splits", type=int, default=1000)
+    parser.add_argument(
+        "--participation", type=int, default=0, metavar="RUNS", help="this instead, without models"
+    )
     arguments = parser.parse_args()
+    if arguments.participation:
+        found = participation(arguments.participation)
+        for kind in ("wrong certificates", "price"):
+            for name, numbers in found[kind].items():
+                print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        print(write_report("guarantee-participation", found))
+        return
     figures = run(arguments.articles, arguments.splits)
     for name, entry in figures.items():
         if not isinstance(entry, dict):

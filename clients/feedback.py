@@ -51,12 +51,13 @@ class Feedback:
     ratio_beta : float64 [n], in [0, 1]
         Eq. 3's value on the softmax laws, whatever the decoding. Undefined where not ``known``.
     kept : bool [n]
-        The draft stayed on the device (or came from an unverified cache or peer).
+        The draft stands in the text without verification: the policy kept it, or nobody answered.
     known : bool [n]
         ``beta``, ``ratio_beta`` and ``below`` are measured for this token.
     weight : float64 [n], >= 0
         Inverse probability of being measured: 1 for verified tokens and free feedback,
-        ``1 / audit_rate`` for audited kept tokens.
+        ``1 / audit_rate`` for audited kept tokens, 0 for those that no audit has drawn. A token
+        that was to be measured and is not ``known`` has the weight of one that was.
     prompt : int64 [n]
         The prompt the token belongs to: the exchangeable unit of every guarantee. Unique within
         one client and store.

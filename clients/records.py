@@ -169,15 +169,26 @@ class TokenRecords:
             other = np.where(self.token == self.draft, 1.0 - self.ratio_beta(), np.nan)
         return np.where(decided, 1.0, other)
 
+    @property
+    def unresolved(self) -> BoolArray:
+        """Tokens that the device asked about and nobody decided, bool [rows, steps].
+
+        Their drafts stand in the text unverified. Every estimate of risk takes them for wrong,
+        whatever the LLM may have shown of them later: what is estimated is what a user gets when
+        the link is as it was.
+        """
+        return np.asarray(self.present & (self.stage == Stage.UNRESOLVED))
+
     def kept_loss(self, shared_draw: bool) -> FloatArray:
         """The certificate's terms: loss where the token was never verified, else 0; NaN unknown.
 
-        With a shared draw a cache's or peer's token that is not the draft counts by itself.
+        Unresolved tokens count as wrong. With a shared draw a cache's or peer's token that is not
+        the draft counts by itself.
         """
         decided = (self.stage == Stage.LLM_ACCEPTED) | (self.stage == Stage.LLM_RESAMPLED)
         own = np.where(self.choice < 0, np.nan, 1.0 - self.choice)
         loss = own if shared_draw else self.loss(False)
-        return np.where(decided, 0.0, loss)
+        return np.where(decided, 0.0, np.where(self.unresolved, 1.0, loss))
 
     def stage_counts(self) -> dict[str, int]:
         """Tokens decided at each stage; the values sum to the number of tokens."""

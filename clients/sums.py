@@ -84,10 +84,12 @@ class CertifiedLearning:
     ----------
     audit_rate : float
         Probability, in (0, 1], with which a kept token was verified anyway. 1 says that beta of
-        every token should be known (free feedback, or everything verified); a token whose beta is
-        unknown nevertheless (no answer from the server) then counts as wrong, which keeps the
-        guarantee. Below 1 an unknown kept token counts 0, because its audited siblings carry
-        weight ``1 / audit_rate``.
+        every token should be known (free feedback, or everything verified). Below 1 kept tokens
+        that no audit has drawn have weight 0, because their audited siblings carry weight
+        ``1 / audit_rate``.
+
+        A token that was to be measured and is not known (no answer from the server) counts as
+        wrong, with its weight, which keeps the guarantee.
     """
 
     audit_rate: float = 1.0
@@ -106,7 +108,7 @@ class CertifiedLearning:
         return int(feedback.known.sum())
 
     def losses(self, feedback: Feedback) -> Vector:
-        """Loss of keeping each token, float64 [n] in [0, bound].
+        """Loss of keeping each token, float64 [n] in [0, bound]: the one place that decides it.
 
         Raises
         ------
@@ -114,17 +116,20 @@ class CertifiedLearning:
             If a known token's weight exceeds ``1 / audit_rate``: the bound, and with it the
             guarantee, would be wrong.
         """
-        heaviest = float(feedback.effective_weight.max(initial=0.0))
+        heaviest = float(feedback.weight.max(initial=0.0))
         if heaviest > self.bound * (1 + 1e-9):
             raise ValueError(
                 f"a token has weight {heaviest}, more than 1 / audit_rate = {self.bound}"
             )
-        if self.audit_rate == 1:
-            return np.where(feedback.known, feedback.weighted_beta, 1.0)
-        # An escalated token is verified for sure; if the answer is missing nothing else stands
-        # for it, so it counts as wrong here too.
-        unanswered = ~feedback.known & ~feedback.kept
-        return np.where(unanswered, 1.0, feedback.weighted_beta)
+        return np.where(feedback.known, feedback.weighted_beta, feedback.weight)
+
+    def lost(self, feedback: Feedback) -> Vector:
+        """Loss that each token has brought to the text as it was made, float64 [n].
+
+        Whether a token was kept decides, and no threshold: those of which nobody knows whether
+        they are right, although they stand in the text, are lost at every threshold.
+        """
+        return np.where(feedback.kept, self.losses(feedback), 0.0)
 
     def sums(self, feedback: Feedback, grid: Vector) -> Vector:
         """Flat float64 [1 + G], see :meth:`hlm.risk.RiskSums.as_vector`.
@@ -140,4 +145,6 @@ class CertifiedLearning:
 
     def risk_sums(self, feedback: Feedback, grid: Vector) -> RiskSums:
         """:meth:`sums` with names."""
-        return risk_sums(feedback.u, self.losses(feedback), feedback.prompt, grid)
+        nobody_knows = feedback.kept & ~feedback.known
+        u = np.where(nobody_knows, -np.inf, feedback.u)
+        return risk_sums(u, self.losses(feedback), feedback.prompt, grid)

@@ -69,6 +69,7 @@ def build_of(
             # The settings refuse the personal tiers with a router.
             tier=cast(Literal["global", "cluster"], settings.personalisation),
             check=partial(problem_of, settings),
+            clients=settings.clients,
             privacy=_central_privacy(settings),
             **options,
         )
@@ -79,6 +80,7 @@ def build_of(
             tier=settings.personalisation,
             pseudo=settings.shrinkage,
             check=partial(problem_of, settings),
+            clients=settings.clients,
             privacy=_central_privacy(settings),
             **options,
         )

@@ -31,7 +31,7 @@ from hlm.risk import (
     threshold_grid,
 )
 from hlm.risk.curves import UNIT
-from strategies.calibration import Calibration, PooledCalibration, SequentialCalibration
+from strategies.calibration import Calibration, PooledCalibration, SequentialCalibration, Unread
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
@@ -75,7 +75,7 @@ def levels(settings: Settings) -> tuple[float, float]:
 def calibration_of(settings: Settings) -> Calibration:
     """The server's part of the rule of the settings."""
     if is_sequential(settings):
-        return SequentialCalibration(GRID, *levels(settings))
+        return SequentialCalibration(GRID, *levels(settings), bound=loss_bound(settings))
     linear = settings.learning == "linear"
     metric, start = (LINE, settings.initial_threshold) if linear else (CURVE, ESCALATE_ALL)
     read = partial(_line_threshold if linear else _curve_threshold, settings)
@@ -86,7 +86,21 @@ def calibration_of(settings: Settings) -> Calibration:
         if settings.privacy == "central":
             # Whoever knows the seed of noise can take it away: it is drawn, and kept nowhere.
             noise = partial(release.add_noise, generator=np.random.default_rng())
-    return PooledCalibration(metric, length, read, start, settings.calibration_rounds, noise)
+    unread = None if linear else _unread(settings)
+    return PooledCalibration(
+        metric, length, read, start, settings.calibration_rounds, noise, unread
+    )
+
+
+def _unread(settings: Settings) -> Unread:
+    """What stands for a contribution of a client that did not answer: all prompts wrong."""
+    prompts, bound = prompts_counted(settings), loss_bound(settings)
+    worst = RiskSums(np.full(GRID_POINTS, prompts * bound), float(prompts))
+    release = release_of(settings)
+    vector = worst.as_vector()
+    if isinstance(release, CurveRelease):
+        vector = release.encode(worst.risk, worst.prompts)
+    return Unread(vector, settings.fidelity_budget / bound)
 
 
 def prompts_counted(settings: Settings) -> int:
@@ -157,7 +171,8 @@ def sums_of(
 def problem_of(settings: Settings, sums: Mapping[str, FloatArray]) -> str:
     """What is impossible about one client's sums; empty when nothing is.
 
-    A lie within these bounds is still possible: curves are not robust against one.
+    No client speaks for more prompts than it was asked for, so lies within the bounds weigh no
+    more than those of a client whose risk is 0, or the largest there is.
     """
     release = release_of(settings)
     if release is not None:
@@ -168,14 +183,16 @@ def problem_of(settings: Settings, sums: Mapping[str, FloatArray]) -> str:
         count, u, beta, squares, product, below = sums[LINE]
         fine = 0 <= squares <= u + _SLACK and u <= count + _SLACK and 0 <= product <= u + _SLACK
         fine = fine and product <= beta + _SLACK and beta <= count + _SLACK
+        fine = fine and count <= settings.tokens_per_round * loss_bound(settings) + _SLACK
         return "" if fine and 0 <= below <= count + _SLACK else f"{LINE!r} is no sum over tokens"
     try:
         curve = RiskSums.from_vector(sums[CURVE])
     except ValueError as error:
         return str(error)
-    bound, most = loss_bound(settings), settings.tokens_per_round
-    if curve.prompts > most or curve.risk[-1] > curve.prompts * bound + UNIT:
-        return f"{CURVE!r} is no sum over at most {most} prompts"
+    bound, most = loss_bound(settings), prompts_counted(settings)
+    fine = curve.prompts <= most and curve.prompts == int(curve.prompts)
+    if not fine or curve.risk[-1] > curve.prompts * bound + UNIT:
+        return f"{CURVE!r} is no sum over at most {most} prompts, which is what was asked for"
     if WEALTH in sums:
         low, high = wealth_bounds(curve.prompts, levels(settings)[0], bound)
         if (sums[WEALTH] < low - _SLACK).any() or (sums[WEALTH] > high + _SLACK).any():
@@ -195,13 +212,12 @@ def risk_of(threshold: float, feedback: Feedback, bound: float = 1.0) -> float:
 def _wealth(settings: Settings, rule: CertifiedLearning, rows: Feedback) -> list[float]:
     """Log-terms of the bets against the threshold that made the text.
 
-    Kept tokens are those the policy kept: no threshold enters, so no grid's rounding does.
+    No threshold enters, so no grid's rounding does.
     """
     if not len(rows):
         return [0.0] * len(FRACTIONS)
     names, index = np.unique(rows.prompt, return_inverse=True)
-    lost = np.where(rows.kept, rule.losses(rows), 0.0)
-    risk = np.bincount(index, lost, len(names)) / np.bincount(index, minlength=len(names))
+    risk = np.bincount(index, rule.lost(rows), len(names)) / np.bincount(index)
     return [float(term) for term in log_terms(risk, levels(settings)[0], rule.bound)]
 
 

@@ -251,7 +251,12 @@ def _route_round(
     """Route a round's texts of the dataset."""
     device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
-    routed = device.train_round(device.policy(start), int(cast(int, config["round"])), calibrate)
+    routed = device.train_round(
+        device.policy(start),
+        int(cast(int, config["round"])),
+        calibrate,
+        int(cast(int, config.get("contribution", -1))),
+    )
     hits = {}
     if device.edge is not None:
         for name, arrays_kept in device.edge.finish(routed.traffic).items():

@@ -72,7 +72,13 @@ class Device(RoutedModel):
             settings.tokens_per_prompt,
         )
 
-    def train_round(self, policy: Policy, server_round: int, calibrate: bool = False) -> Routed:
+    def train_round(
+        self,
+        policy: Policy,
+        server_round: int,
+        calibrate: bool = False,
+        contribution: int = -1,
+    ) -> Routed:
         """Route `tokens-per-round` tokens of this device's training texts.
 
         Texts are drawn by (seed, client, round), so a repeated round is the same round.
@@ -86,6 +92,9 @@ class Device(RoutedModel):
         calibrate : bool
             The round gathers sums for a guarantee: kept tokens are read by the LLM too, unless
             audits stand for them, and the prompts that may count are marked.
+        contribution : int
+            Which of the device's contributions to a calibration this is, from 0: the server counts
+            those that it has taken in. Below 0: one for each round so far.
         """
         budget = self.settings.tokens_per_round
         generator = np.random.default_rng([self.settings.seed, self.client, server_round])
@@ -100,7 +109,8 @@ class Device(RoutedModel):
             count = max(1, budget // each)
             rows = generator.choice(items, count, replace=count > len(items))
             if calibration is None:
-                rows, calibration = self._calibration_rows(rows, items, turn)
+                number = turn - 1 if contribution < 0 else contribution
+                rows, calibration = self._calibration_rows(rows, items, number)
             sessions = session + np.arange(count)
             session += count
             reading = calibrate and reads_kept_tokens(self.settings)
@@ -110,14 +120,15 @@ class Device(RoutedModel):
         return replace(routed, calibration=calibration if calibrate else None)
 
     def _calibration_rows(
-        self, drawn: IntArray, items: IntArray, turn: int
+        self, drawn: IntArray, items: IntArray, number: int
     ) -> tuple[IntArray, BoolArray]:
         """Items of a round's first batch, and which of them a calibration may count.
 
         Only first batches count: later ones fill up what early ends left, with shorter prompts.
         In generation a text is new whenever its threshold is, so the round's draw serves. Given
         texts are the same at every threshold and may count once: they are taken in one random
-        order, and no further when it has come round.
+        order, and no further when it has come round. Contribution `number` (from 0) is always
+        about the same ones, so that one that was lost can be asked for again.
         """
         # A certified router must not be calibrated on what trained it: a single item did.
         countable = self.settings.policy != "router" or len(self.train_rows) > 1
@@ -125,7 +136,7 @@ class Device(RoutedModel):
             return drawn, np.full(len(drawn), countable)
         generator = np.random.default_rng([self.settings.seed, self.client])
         order = generator.permutation(items)
-        slots = (turn - 1) * len(drawn) + np.arange(len(drawn))
+        slots = number * len(drawn) + np.arange(len(drawn))
         return order[slots % len(order)], (slots < len(order)) & countable
 
     def evaluate(self, policy: Policy) -> Routed:

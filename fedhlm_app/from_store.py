@@ -12,7 +12,7 @@ from flwr.common.logger import log
 from clients.feedback import Feedback
 from clients.feedback_reader import FeedbackReader
 from clients.records import FloatArray, Traffic
-from fedhlm_app.calibrating import calibrates, is_sequential, reads_kept_tokens
+from fedhlm_app.calibrating import calibrates, is_sequential, prompts_counted, reads_kept_tokens
 from fedhlm_app.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -92,7 +92,11 @@ def told_since(
 def _countable(
     feedback: Feedback, notes: dict[int, TextNote], settings: Settings, policy: FloatArray
 ) -> Feedback:
-    """Whole texts that a guarantee may rest on, the newest that fit into a round."""
+    """Whole texts that a guarantee may rest on, the newest that fit into a round.
+
+    In a certified rule a number of texts fits: were it a number of tokens, long texts would be
+    left out more often than short ones.
+    """
     if not calibrates(settings):
         return Feedback.empty()
     # Where neither reading nor audits tell of kept tokens, what is known depends on what was kept.
@@ -103,6 +107,8 @@ def _countable(
     feedback = _of_texts(feedback, chosen)
     numbers, sizes = np.unique(feedback.prompt, return_counts=True)
     fits = np.cumsum(sizes[::-1])[::-1] <= settings.tokens_per_round
+    if settings.learning.startswith("certified"):
+        fits = np.arange(len(numbers))[::-1] < prompts_counted(settings)
     return _of_texts(feedback, set(numbers[fits].tolist()))
 
 

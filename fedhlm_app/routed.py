@@ -126,26 +126,29 @@ def figures(routed: Routed, settings: Settings) -> Figures:
 def feedback_of(routed: Routed, settings: Settings) -> Feedback:
     """What the device may learn from: uncertainties, and beta where the LLM has told it.
 
-    Measurements made for the report alone are left out.
+    Measurements made for the report alone are left out. Unresolved tokens are kept ones of unknown
+    beta: gradients leave them out, and risks take them for wrong.
     """
     parts = []
     for number, records in enumerate(routed.records):
         rows, steps = np.nonzero(records.present)
         at = (rows, steps)
         loss, ratio = records.loss(settings.shared_draw)[at], records.ratio_beta()[at]
-        known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at]
-        kept, weight = records.kept[at], np.ones(len(rows))
+        kept, unresolved = records.kept[at], records.unresolved[at]
+        known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at] & ~unresolved
+        weight = np.ones(len(rows))
         if settings.audit_rate > 0:
             # An audited kept token stands for 1 / rate of them. Free feedback tells of further
             # ones, but which ones depends on what came later: it would tip the scales.
-            known &= ~kept | records.audited[at]
-            weight[kept] = 1 / settings.audit_rate
+            audited = records.audited[at]
+            known &= ~kept | audited
+            weight[kept] = np.where(audited[kept], 1 / settings.audit_rate, 0.0)
         parts.append(
             Feedback.create(
                 u=np.clip(records.uncertainty[at], 0, 1),
                 beta=np.where(known, loss, 0.0),
                 ratio_beta=np.where(known, ratio, 0.0),
-                kept=kept,
+                kept=kept | unresolved,
                 known=known,
                 weight=weight,
                 prompt=rows + (number << 20),

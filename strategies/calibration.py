@@ -7,31 +7,41 @@ generation, where a threshold must be judged on text that was made with it.
 With central differential privacy a round's sums get their noise before they are kept, so that
 nothing that is stored, published or resumed from holds them without.
 
+Both speak about all clients of a group with equal weight, although not all of them answer: the
+first counts what is missing as wrong, the second divides by what unequal answers may have won.
+
 Groups are whatever shares a threshold: all clients, the clusters, or single clients.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from hlm.betting import FRACTIONS, log_wealth
+from hlm.betting import FRACTIONS, log_imbalance, log_wealth
 from hlm.risk import ESCALATE_ALL, RiskSums
 from strategies.aggregation import FloatArray
+from strategies.attendance import Attendance
+from strategies.pooled import Noise, PooledCalibration, ThresholdOf, Unread
 from strategies.rules import State
+
+__all__ = [
+    "Calibration",
+    "Chain",
+    "Noise",
+    "PooledCalibration",
+    "SequentialCalibration",
+    "ThresholdOf",
+    "Unread",
+]
 
 NEAREST = 0.9
 """Share of alpha beyond which no candidate is tried: its test would hardly ever end."""
-
-ThresholdOf = Callable[[FloatArray], float]
-"""Reads a threshold from a group's summed vector float64 [m], whose first entry is a count."""
-
-Noise = Callable[[FloatArray], FloatArray]
-"""Adds noise to one round's sums of a group, float64 [m]."""
 
 
 class Calibration(Protocol):
@@ -53,8 +63,26 @@ class Calibration(Protocol):
         """Threshold reached so far."""
         ...
 
-    def absorb(self, group: int, sums: Mapping[str, FloatArray]) -> None:
-        """Take in one round's sums of a group."""
+    def attendance(self, group: int) -> Attendance:
+        """Who of the group has contributed how often to what is being gathered."""
+        ...
+
+    def absorb(
+        self,
+        group: int,
+        replies: Mapping[int, Mapping[str, FloatArray]],
+        members: Collection[int],
+    ) -> None:
+        """Take in one round's sums of a group.
+
+        Parameters
+        ----------
+        group : int
+        replies : mapping of client to its list metrics
+        members : collection of int
+            All clients that share the threshold, heard of or not: whom it speaks about. Clients
+            that have contributed belong to them in any case.
+        """
         ...
 
     def state_dict(self) -> State:
@@ -64,96 +92,6 @@ class Calibration(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
         ...
-
-
-class PooledCalibration:
-    """One threshold from the sums of all rounds so far.
-
-    Parameters
-    ----------
-    metric : str
-        Name of the list metric.
-    length : int
-        Its length m; entry 0 is the number of prompts (or tokens) behind the others.
-    threshold_of : callable
-        See `ThresholdOf`; called again after every round, with the sums of all.
-    initial : float
-        Threshold before any sums.
-    rounds : int
-        Rounds whose sums are gathered, >= 1.
-    noise : callable, optional
-        Central differential privacy: see `Noise`.
-    """
-
-    def __init__(
-        self,
-        metric: str,
-        length: int,
-        threshold_of: ThresholdOf,
-        initial: float,
-        rounds: int = 1,
-        noise: Noise | None = None,
-    ) -> None:
-        self.metric, self.length, self.threshold_of = metric, length, threshold_of
-        self.initial, self.rounds, self.noise = initial, rounds, noise
-        self.sums: dict[int, FloatArray] = {}
-        self.results: dict[int, float] = {}
-        self.seen: dict[int, int] = {}
-
-    def lengths(self) -> Mapping[str, int]:
-        """The one list metric."""
-        return {self.metric: self.length}
-
-    def active(self, group: int) -> bool:
-        """For the first `rounds` rounds that brought sums."""
-        return self.seen.get(group, 0) < self.rounds
-
-    def trial(self, group: int) -> float:
-        """The threshold in force: contexts do not depend on it."""
-        return self.result(group)
-
-    def result(self, group: int) -> float:
-        """Threshold of the sums so far."""
-        return self.results.get(group, self.initial)
-
-    def absorb(self, group: int, sums: Mapping[str, FloatArray]) -> None:
-        """Add a round's sums and read the threshold again."""
-        new = sums[self.metric] if self.noise is None else self.noise(sums[self.metric])
-        self.sums[group] = self.sums.get(group, np.zeros(self.length)) + new
-        self.seen[group] = self.seen.get(group, 0) + 1
-        self.results[group] = self.threshold_of(self.sums[group])
-
-    def shrink(self, clusters: Mapping[int, int], pseudo: float) -> None:
-        """Draw single clients towards their cluster, as `hlm.risk.personal_thresholds` does.
-
-        Parameters
-        ----------
-        clusters : mapping of client (the groups here) to cluster
-        pseudo : float
-            Count of the cluster's mean that is added to each client's own sums, >= 0.
-        """
-        totals: dict[int, FloatArray] = {}
-        for client, sums in self.sums.items():
-            cluster = clusters[client]
-            totals[cluster] = totals.get(cluster, np.zeros(self.length)) + sums
-        for client, sums in self.sums.items():
-            total = totals[clusters[client]]
-            if total[0] > 0:
-                self.results[client] = self.threshold_of(sums + pseudo * total / total[0])
-
-    def state_dict(self) -> State:
-        """Sums and thresholds by group."""
-        return {
-            "sums": {str(group): value.copy() for group, value in self.sums.items()},
-            "results": {str(group): value for group, value in self.results.items()},
-            "seen": {str(group): value for group, value in self.seen.items()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s value."""
-        self.sums = {int(g): np.array(v, dtype=np.float64) for g, v in state["sums"].items()}
-        self.results = {int(g): float(v) for g, v in state["results"].items()}
-        self.seen = {int(g): int(v) for g, v in state["seen"].items()}
 
 
 @dataclass
@@ -170,6 +108,10 @@ class Chain:
         Summed log-terms of the bets against it, from text made with it.
     curve : float64 [1 + G]
         Summed `RiskSums` of that text.
+    prompts : Counter of client
+        Prompts of each client behind the two.
+    attendance : Attendance
+        Of this candidate's rounds.
     settled : bool
         No further candidate is tried.
     """
@@ -178,6 +120,8 @@ class Chain:
     candidate: float
     terms: FloatArray
     curve: FloatArray
+    prompts: Counter[int] = field(default_factory=Counter)
+    attendance: Attendance = field(default_factory=Attendance)
     settled: bool = False
 
 
@@ -192,6 +136,10 @@ class SequentialCalibration:
     time, so a candidate is tested for as many rounds as it takes. The first candidate escalates
     everything, has risk 0, and needs no test.
 
+    The risk is that of the mixture in which every member of the group counts the same. Members
+    need not answer equally often, or at all: the wealth is divided by what the pattern of answers
+    could have won by itself (`hlm.betting.log_imbalance`).
+
     Which candidate comes next is chosen from the curve of the last one, which foretells the risk
     of thresholds above it because escalated tokens show their loss too. The choice uses past data
     only and each candidate is tested on new text, so the guarantee does not rest on the forecast.
@@ -204,15 +152,23 @@ class SequentialCalibration:
         Risk and failure probability, in (0, 1).
     careful : float
         Below 0: escalates everything.
+    bound : float
+        Largest possible risk of one prompt, >= 1.
     """
 
     def __init__(
-        self, grid: FloatArray, alpha: float, delta: float, careful: float = ESCALATE_ALL
+        self,
+        grid: FloatArray,
+        alpha: float,
+        delta: float,
+        careful: float = ESCALATE_ALL,
+        bound: float = 1.0,
     ) -> None:
         for name, value in (("alpha", alpha), ("delta", delta)):
             if not 0 < value < 1:
                 raise ValueError(f"{name}: {value}; allowed: (0, 1)")
         self.grid, self.alpha, self.delta, self.careful = grid, alpha, delta, careful
+        self.bound = bound
         self.chains: dict[int, Chain] = {}
 
     def lengths(self) -> Mapping[str, int]:
@@ -232,19 +188,41 @@ class SequentialCalibration:
         """The last threshold that passed."""
         return self._chain(group).certified
 
-    def absorb(self, group: int, sums: Mapping[str, FloatArray]) -> None:
+    def attendance(self, group: int) -> Attendance:
+        """Who has contributed how often to the present candidate's test."""
+        return self._chain(group).attendance
+
+    def absorb(
+        self,
+        group: int,
+        replies: Mapping[int, Mapping[str, FloatArray]],
+        members: Collection[int],
+    ) -> None:
         """Add a round of text made at the candidate; move on when its bet is won."""
         chain = self._chain(group)
-        if chain.settled or not sums["risk-curve"][0] > 0:
+        if chain.settled:
             return
-        chain.terms = chain.terms + sums["wealth"]
-        chain.curve = chain.curve + sums["risk-curve"]
-        wealth = log_wealth(chain.terms)
-        if chain.candidate <= self.careful or wealth >= -math.log(self.delta):
+        for client, sums in replies.items():
+            chain.terms = chain.terms + sums["wealth"]
+            chain.curve = chain.curve + sums["risk-curve"]
+            chain.prompts[client] += int(sums["risk-curve"][0])
+            chain.attendance.answer(client)
+        if not chain.curve[0] > 0:
+            return
+        before, needed = log_wealth(chain.terms), -math.log(self.delta)
+        if chain.candidate <= self.careful or (
+            before >= needed and self.wealth(chain, members) >= needed
+        ):
             self._move_on(chain)
-        elif wealth <= math.log(self.delta):
+        elif before <= -needed:
             # Lost beyond hope: stop paying for readings. Stopping can only make it more careful.
             chain.settled = True
+
+    def wealth(self, chain: Chain, members: Collection[int]) -> float:
+        """Log-wealth of the bets on a candidate, less what unequal answers may have won."""
+        everybody = set(members) | set(chain.prompts)
+        counts = np.array([chain.prompts[client] for client in everybody], dtype=np.float64)
+        return log_wealth(chain.terms - log_imbalance(counts, self.alpha, self.bound))
 
     def _move_on(self, chain: Chain) -> None:
         """Accept the candidate and choose the next by its curve."""
@@ -256,7 +234,9 @@ class SequentialCalibration:
         # Half of what is left: far from alpha a bet is won soon, close to it hardly ever.
         possible = above & (foretold <= NEAREST * self.alpha)
         if not possible.any():
-            chain.settled = True
+            # With everything escalated nothing is under test, and looking again costs nothing: a
+            # round of lost answers must not end the search.
+            chain.settled = chain.certified > self.careful
             return
         half = possible & (foretold <= (now + self.alpha) / 2)
         # Where the grid is coarse, half may lie between two points.
@@ -264,6 +244,7 @@ class SequentialCalibration:
         chain.candidate = float(self.grid[step])
         chain.terms = np.zeros_like(chain.terms)
         chain.curve = np.zeros_like(chain.curve)
+        chain.prompts, chain.attendance = Counter(), Attendance()
 
     def _chain(self, group: int) -> Chain:
         if group not in self.chains:
@@ -278,7 +259,14 @@ class SequentialCalibration:
 
     def state_dict(self) -> State:
         """Every chain by group."""
-        return {str(group): dict(vars(chain)) for group, chain in self.chains.items()}
+        return {
+            str(group): {
+                **vars(chain),
+                "prompts": {str(client): count for client, count in chain.prompts.items()},
+                "attendance": chain.attendance.state_dict(),
+            }
+            for group, chain in self.chains.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
@@ -288,6 +276,8 @@ class SequentialCalibration:
                 float(kept["candidate"]),
                 np.array(kept["terms"], dtype=np.float64),
                 np.array(kept["curve"], dtype=np.float64),
+                Counter({int(client): int(n) for client, n in kept["prompts"].items()}),
+                Attendance.from_state(kept["attendance"]),
                 bool(kept["settled"]),
             )
             for group, kept in state.items()

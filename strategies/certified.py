@@ -6,7 +6,7 @@ policies they send back are an echo and are not averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.calibration import Calibration, PooledCalibration
-from strategies.cluster_map import ClusterMap
+from strategies.cluster_map import ClusterMap, KnowsClients
 from strategies.hierarchical import Hierarchical
 from strategies.records import RoundRecord
 from strategies.rules import State
@@ -31,6 +31,11 @@ SumsCheck = Callable[[Mapping[str, FloatArray]], str]
 class Calibrated(Hierarchical):
     """Thresholds from sums: pooled over all clients, over clusters, or for single clients.
 
+    A threshold speaks about all clients that share it. With fewer than all asked in a round, those
+    that have contributed least are asked first: a calibration loses least where contributions are
+    even. Each is told which of its contributions is wanted (``contribution``, from 0): one that
+    was lost on the way is asked for again.
+
     Parameters
     ----------
     calibration : Calibration
@@ -44,6 +49,10 @@ class Calibrated(Hierarchical):
         See ``shrunk``, >= 0; needs a `PooledCalibration`.
     check : callable, optional
         Refuses impossible sums, see `SumsCheck`.
+    clients : int
+        Clients of the federation, numbered from 0, whether they ever connect or not; with
+        ``cluster`` the cluster map must know their clusters (`cluster_of`). Clients that connect
+        beyond that number belong to it too, so 0 means those that have ever connected.
     options
         Those of `Hierarchical`, without rules, method and personalisation. `privacy` only counts
         here: the calibration adds the noise to sums.
@@ -57,6 +66,7 @@ class Calibrated(Hierarchical):
         tier: Tier = "global",
         pseudo: float = 50.0,
         check: SumsCheck | None = None,
+        clients: int = 0,
         **options: Any,
     ) -> None:
         if tier not in get_args(Tier):
@@ -69,7 +79,13 @@ class Calibrated(Hierarchical):
             cluster_map, personalisation="global" if tier == "global" else "cluster", **options
         )
         self.calibration, self.tier, self.pseudo, self.check = calibration, tier, pseudo, check
+        if clients < 0:
+            raise ValueError(f"clients: {clients}; allowed: >= 0")
+        if clients and tier == "cluster" and not isinstance(self.cluster_map, KnowsClients):
+            raise ValueError("cluster_map: has no cluster_of; allowed with clients = 0")
+        self.clients = clients
         self._clusters: dict[int, int] = {}
+        self._connected: dict[int, int] = {}
         self._wanted: set[int] = set()
         self._taken: dict[int, dict[str, FloatArray]] = {}
 
@@ -97,6 +113,26 @@ class Calibrated(Hierarchical):
         self.state.releases += bool(self._wanted)
         return messages
 
+    def _turns(self, nodes: Sequence[Node]) -> Sequence[int]:
+        ranks = []
+        for node in nodes:
+            if node.client >= 0 or not self.clients:
+                self._connected[node.name] = node.cluster
+            group = self._group(node.name, node.cluster)
+            active = self.calibration.active(group)
+            ranks.append(self.calibration.attendance(group).turn(node.name) if active else 0)
+        return ranks
+
+    def _members(self) -> dict[int, set[int]]:
+        """All clients by the group whose threshold they share, heard of or not."""
+        clusters = dict.fromkeys(range(self.clients), 0)
+        if isinstance(self.cluster_map, KnowsClients):
+            clusters = {client: self.cluster_map.cluster_of(client) for client in clusters}
+        members: dict[int, set[int]] = {}
+        for client, cluster in {**clusters, **self._connected}.items():
+            members.setdefault(self._group(client, cluster), set()).add(client)
+        return members
+
     def _group(self, client: int, cluster: int) -> int:
         if self.tier == "global":
             return 0
@@ -104,14 +140,18 @@ class Calibrated(Hierarchical):
 
     def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
         message = super()._message(server_round, node, config, kind)
-        group = self._group(node.client, node.cluster)
+        group = self._group(node.name, node.cluster)
         active = kind == "train" and self.calibration.active(group)
         threshold = self.calibration.trial(group) if active else self.calibration.result(group)
         record = message.content.array_records["arrays"]
         placed = self._clamped(threshold, self._sent[node.cluster])
         record.update(self.state.layout.unflatten(placed))
-        message.content.config_records["config"]["calibrate"] = active
+        settings = message.content.config_records["config"]
+        settings["calibrate"] = active
         if active:
+            attendance = self.calibration.attendance(group)
+            settings["contribution"] = attendance.heard[node.name]
+            attendance.ask(node.name)
             self._wanted.add(node.node_id)
         return message
 
@@ -148,22 +188,18 @@ class Calibrated(Hierarchical):
 
     def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
         tiers = self.state.tiers
-        pooled: dict[int, dict[str, FloatArray]] = {}
+        given: dict[int, dict[int, dict[str, FloatArray]]] = {}
         heard = np.zeros(tiers.num_clusters, dtype=np.bool_)
         for update in updates:
             node = self._asked[update.node_id]
-            self._clusters[node.client] = node.cluster
+            self._clusters[node.name] = node.cluster
             heard[node.cluster] = True
-            group = self._group(node.client, node.cluster)
-            if update.node_id not in self._wanted or not self.calibration.active(group):
-                continue
-            sums = self._taken[update.node_id]
-            before = pooled.get(group)
-            pooled[group] = (
-                sums if before is None else {name: before[name] + sums[name] for name in sums}
-            )
-        for group, sums in pooled.items():
-            self.calibration.absorb(group, sums)
+            group = self._group(node.name, node.cluster)
+            if update.node_id in self._wanted and self.calibration.active(group):
+                given.setdefault(group, {})[node.name] = self._taken[update.node_id]
+        members = self._members() if given else {}
+        for group, sums in given.items():
+            self.calibration.absorb(group, sums, members.get(group, set()))
         if self.tier == "shrunk" and isinstance(self.calibration, PooledCalibration):
             self.calibration.shrink(self._clusters, self.pseudo)
         self._publish(heard)
@@ -202,6 +238,7 @@ class Calibrated(Hierarchical):
             **super().state_dict(),
             "calibration": self.calibration.state_dict(),
             "client_clusters": {str(client): c for client, c in self._clusters.items()},
+            "connected": {str(client): c for client, c in self._connected.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,3 +246,4 @@ class Calibrated(Hierarchical):
         super().load_state_dict(state)
         self.calibration.load_state_dict(state["calibration"])
         self._clusters = {int(k): int(v) for k, v in state["client_clusters"].items()}
+        self._connected = {int(k): int(v) for k, v in state["connected"].items()}

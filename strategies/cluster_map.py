@@ -30,6 +30,15 @@ class ClusterMap(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsClients(Protocol):
+    """A map that can tell where a client belongs that has not connected yet."""
+
+    def cluster_of(self, client: int) -> int:
+        """Cluster of a client (>= 0)."""
+        ...
+
+
 class OneCluster:
     """Every node in one cluster: the flat federation.
 
@@ -53,6 +62,10 @@ class OneCluster:
     def clients_of(self, node_ids: Sequence[int]) -> list[int]:
         """Return the client index of each node, -1 where unknown."""
         return [self._clients.get(node, -1) for node in node_ids]
+
+    def cluster_of(self, client: int) -> int:
+        """Return 0 for every client."""
+        return 0
 
 
 class AssignedClusters:
@@ -103,11 +116,13 @@ class AssignedClusters:
         clusters = []
         for node in node_ids:
             client = self._clients.get(node, -1)
-            if 0 <= client < len(self.assignment):
-                clusters.append(self.assignment[client])
-            else:
-                clusters.append((client if client >= 0 else node) % self._num_clusters)
+            clusters.append(self.cluster_of(client) if client >= 0 else node % self._num_clusters)
         return clusters
+
+    def cluster_of(self, client: int) -> int:
+        """Cluster of a client (>= 0), whether it was heard of or not."""
+        known = client < len(self.assignment)
+        return self.assignment[client] if known else client % self._num_clusters
 
     def clients_of(self, node_ids: Sequence[int]) -> list[int]:
         """Client index of each node, -1 where unknown."""

@@ -15,7 +15,7 @@ back: one ArrayRecord with the policy's arrays, and one MetricRecord with ``num-
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import INFO
 from typing import Any
@@ -368,11 +368,16 @@ class Hierarchical(Strategy):
     # --- messages ------------------------------------------------------------------------
 
     def _pick(self, grid: Grid, server_round: int, stream: int) -> tuple[list[Node], list[Node]]:
-        nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, stream)
+        turns = self._turns if stream == TRAIN_STREAM else None
+        nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, stream, turns)
         if self.cluster_map.num_clusters != self.state.tiers.num_clusters:
             self.recluster(self.cluster_map)
         self._asked = {node.node_id: node for node in picks}
         return nodes, picks
+
+    def _turns(self, nodes: Sequence[Node]) -> Sequence[int] | None:
+        """Rank of each node for training, the lowest being asked first; for strategies with one."""
+        return None
 
     def _messages(
         self, server_round: int, nodes: list[Node], config: ConfigRecord, kind: str

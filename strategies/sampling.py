@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import INFO
 
@@ -75,18 +75,33 @@ def connected_nodes(
 
 
 def choose(
-    nodes: Sequence[Node], fraction: float, at_least: int, seed: int, server_round: int, stream: int
+    nodes: Sequence[Node],
+    fraction: float,
+    at_least: int,
+    seed: int,
+    server_round: int,
+    stream: int,
+    turns: Sequence[int] | None = None,
 ) -> list[Node]:
     """Choose ``fraction * n`` nodes, rounded down, at least `at_least`, without replacement.
 
-    The choice depends on seed, round, stream and the order of `nodes` alone, so a resumed run
-    draws what an uninterrupted one would have drawn. The result keeps the order of `nodes`.
+    Those with the lowest of `turns` come first, by default all are alike; chance decides between
+    equals. The choice depends on seed, round, stream, turns and the order of `nodes` alone, so a
+    resumed run draws what an uninterrupted one would have drawn. The result keeps the order of
+    `nodes`.
     """
     # 0.29 * 100 is a little less than 29.
     count = min(max(math.floor(fraction * len(nodes) + 1e-9), at_least), len(nodes))
     generator = np.random.default_rng([seed, server_round, stream])
-    picks = np.sort(generator.choice(len(nodes), size=count, replace=False))
-    return [nodes[pick] for pick in picks]
+    if turns is None:
+        picks = generator.choice(len(nodes), size=count, replace=False)
+    else:
+        picks = np.lexsort((generator.permutation(len(nodes)), np.array(turns)))[:count]
+    return [nodes[pick] for pick in np.sort(picks)]
+
+
+Turns = Callable[[Sequence[Node]], Sequence[int] | None]
+"""Ranks nodes for a round: the lowest are asked first. None: all alike."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +150,14 @@ class Participation:
         return self.fraction_evaluate > 0 and server_round % self.evaluate_every == 0
 
     def pick(
-        self, grid: Grid, cluster_map: ClusterMap, server_round: int, stream: int
+        self,
+        grid: Grid,
+        cluster_map: ClusterMap,
+        server_round: int,
+        stream: int,
+        turns: Turns | None = None,
     ) -> tuple[list[Node], list[Node]]:
-        """Return all connected nodes, and those to ask.
+        """Return all connected nodes, and those to ask; `turns` as in `choose`.
 
         Raises
         ------
@@ -151,7 +171,8 @@ class Participation:
         )
         fraction = self.fraction_train if train else self.fraction_evaluate
         least = max(self.min_clients, asked)
-        picks = choose(nodes, fraction, least, self.seed, server_round, stream)
+        ranks = None if turns is None else turns(nodes)
+        picks = choose(nodes, fraction, least, self.seed, server_round, stream, ranks)
         what = "configure_train" if train else "configure_evaluate"
         log(INFO, "%s: Sampled %s nodes (out of %s)", what, len(picks), len(nodes))
         return nodes, picks

@@ -65,7 +65,7 @@ class TrainedThenCalibrated(Calibrated):
             return super()._aggregate(server_round, updates)
         for update in updates:
             node = self._asked[update.node_id]
-            self._clusters[node.client] = node.cluster
+            self._clusters[node.name] = node.cluster
         heard = Hierarchical._aggregate(self, server_round, updates)
         if self.privacy is not None:
             # Noise must not lift the threshold from where it is held.

@@ -23,6 +23,7 @@ def conflicts(settings: Settings) -> list[str]:
         *_clusters(settings),
         *_decoding(settings),
         *_learning(settings),
+        *_participation(settings),
         *_privacy(settings),
         *_text(settings),
         *_address(settings),
@@ -139,6 +140,26 @@ def _learning(settings: Settings) -> list[str]:
             "personalisation=cluster or local"
         )
     return found
+
+
+def _participation(settings: Settings) -> list[str]:
+    """With given texts a client that is never heard counts as wrong: too many leave no budget."""
+    given = settings.workload != "generate" and settings.learning.startswith("certified")
+    if not given or settings.personalisation not in ("global", "cluster"):
+        return []
+    clients, rounds = settings.clients, min(settings.calibration_rounds, settings.rounds)
+    asked = min(
+        max(math.floor(settings.fraction_train * clients + 1e-9), settings.min_clients), clients
+    )
+    bound = 1 / settings.audit_rate if settings.audit_rate > 0 else 1.0
+    if 1 - asked * rounds / clients < settings.fidelity_budget / bound:
+        return []
+    return [
+        f"settings 'fraction-train' = {settings.fraction_train}, 'calibration-rounds' = "
+        f"{settings.calibration_rounds} and 'learning' = '{settings.learning}': {rounds} rounds "
+        f"hear {asked * rounds} of {clients} clients, the others count as wrong, and nothing could "
+        f"be certified; set calibration-rounds to {math.ceil(clients / asked)} or more"
+    ]
 
 
 def _router(settings: Settings) -> list[str]:

@@ -19,11 +19,12 @@ prompts and a new prompt are exchangeable, :func:`conformal_threshold` gives
 ``E[R_new(th)] <= alpha``, the expectation running over calibration and new prompt together
 (Angelopoulos et al., arXiv 2208.02814). If calibration prompts are independent draws,
 :func:`learn_then_test` gives ``P(E[R_new(th) | th] <= alpha) >= 1 - delta`` (arXiv 2110.01052).
-Pooled over clients, both speak about a prompt from the pooled mixture. A single client may lie
-above alpha; :func:`personal_thresholds` and :func:`coverage` are there for that. In free-running
-generation the text, and so beta, depends on the threshold: there a candidate must be measured on
-text made with it, R need not be monotone, and only Learn-then-Test applies (``prompts`` given per
-candidate). :mod:`hlm.risk.private` has both under differential privacy.
+Pooled over clients, both speak about a prompt from the pooled mixture, each client weighing what
+it has in the sample; how that is with clients that differ stands in :mod:`hlm.risk.control`. A
+single client may lie above alpha; :func:`personal_thresholds` and :func:`coverage` are there for
+that. In free-running generation the text, and so beta, depends on the threshold: there a candidate
+must be measured on text made with it, R need not be monotone, and only Learn-then-Test applies
+(``prompts`` given per candidate). :mod:`hlm.risk.private` has both under differential privacy.
 """
 
 from __future__ import annotations

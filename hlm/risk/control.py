@@ -1,4 +1,30 @@
-"""From a risk curve to a threshold: conformal risk control and Learn-then-Test."""
+"""From a risk curve to a threshold: conformal risk control and Learn-then-Test.
+
+Clients that differ
+-------------------
+A fixed number of prompts from each client is no sample of independent draws from their mixture.
+What holds for it:
+
+*Learn-then-Test: the same.* Let S be the sum of n independent losses in [0, B], not alike, with
+average mean r >= alpha, or of losses drawn without replacement within clients. In convex order S
+is below the sum of as many independent draws (Hoeffding, 1963, theorem 4), below the sum of
+independent coins of B with the same means, and below B times a binomial of n and r / B (Hoeffding,
+1956). Both halves of the p-value need no more than that: Hoeffding's is the best bound by an
+exponential, Bentkus's (Annals of Probability 32(2), 2004, theorem 1.1, made for means that differ)
+the best by a hinge ``E (x - S)_+``, and both functions are convex. So the test of "the average mean
+is above alpha" has level delta.
+
+*Missing losses taken for B.* That raises S, and a prompt more that is wholly wrong raises either
+p-value too, as ``Bin(n + 1) <= Bin(n) + 1``. So whatever is missing, a test of the sample with B in
+the gaps has at most the level of a test of the whole one, if n does not depend on losses.
+
+*Conformal risk control: alpha (n + 1) / n.* Let ``T_j`` be the largest grid point at which the
+other prompts' sum is at most ``c = alpha (n + 1) - B``. It does not depend on prompt j, and is at
+least the threshold T, so ``E sum_j r_j(T) <= E sum_j r_j(T_j) = E sum_j R_j(T_j)``. If ``T_k`` is
+the largest of them, the prompts other than k have a sum of at most c even there, and k adds at most
+B: the average risk is at most ``(c + B) / n = alpha (n + 1) / n``. With prompts that are
+exchangeable with the next one it is at most alpha.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +100,8 @@ def learn_then_test(
     Parameters
     ----------
     sums : float64 [G]
-        ``sum_i R_i(grid[g])`` of independent prompts; need not be monotone.
+        ``sum_i R_i(grid[g])`` of independent prompts, which may differ in their mean; need not be
+        monotone.
     prompts : float or float64 [G]
         Number of prompts, of each candidate if given per grid point: in free-running generation
         every candidate is measured on its own text, and 0 means not measured yet.

@@ -85,7 +85,7 @@ def test_audited_curve_is_unbiased() -> None:
         ratio_beta=np.where(audited, full.ratio_beta, np.nan),
         kept=full.kept,
         known=audited,
-        weight=np.where(full.kept, 5.0, 1.0),
+        weight=np.where(full.kept, 5.0 * audited, 1.0),
         prompt=full.prompt,
     )
     learning = CertifiedLearning(audit_rate=0.2)

@@ -13,6 +13,7 @@ from clients.feedback import Feedback
 from clients.feedback_store import FeedbackStore
 from clients.records import Traffic
 from fedhlm_app import client_rounds
+from fedhlm_app.calibrating import prompts_counted
 from fedhlm_app.federation import Federation
 from fedhlm_app.feedback_folder import FeedbackFolder, ServedPolicy, TextNote, digest, made_with
 from fedhlm_app.from_store import next_policy, told_since
@@ -127,7 +128,11 @@ def test_a_guarantee_counts_whole_texts(folder):
     for seed in range(5):
         store(folder, settings, 6, read=True, seed=seed)
     counted = told_since(folder, settings, HERE, 0).counted
-    assert counted.prompt.tolist() == [3] * 6 + [4] * 6 + [5] * 6
+    # As many as a round asks for, however long they are: length tells of risk.
+    assert prompts_counted(settings) == 4
+    assert counted.prompt.tolist() == [2] * 6 + [3] * 6 + [4] * 6 + [5] * 6
+    line = told_since(folder, settings_of(learning="linear"), HERE, 0).counted
+    assert line.prompt.tolist() == [3] * 6 + [4] * 6 + [5] * 6
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,11 @@ def test_pooled_noisy_curves_give_a_careful_threshold(rule):
     found = []
     for made in [plain] + [chosen] * 20:
         calibration = calibration_of(made)
-        total = sum(np.array(sums_of(made, part, rng)["risk-curve"]) for part in parts)
-        calibration.absorb(0, {"risk-curve": total})
+        replies = {
+            client: {"risk-curve": np.array(sums_of(made, part, rng)["risk-curve"])}
+            for client, part in enumerate(parts)
+        }
+        calibration.absorb(0, replies, range(40))
         found.append(calibration.result(0))
     # One draw of the noise may be lucky; on the whole it costs.
     assert -1 < np.mean(found[1:]) < found[0]
@@ -125,7 +128,7 @@ def test_a_line_drowned_in_noise_keeps_the_threshold_and_says_so(caplog):
     chosen = settings(learning="linear", privacy="central", initial_threshold=0.4)
     calibration = calibration_of(chosen)
     vector = release_of(chosen).encode(LineSums.of(feedback().u, feedback().beta))
-    calibration.absorb(0, {"line-sums": vector})
+    calibration.absorb(0, {0: {"line-sums": vector}}, {0})
     assert calibration.result(0) == 0.4
 
 

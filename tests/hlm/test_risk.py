@@ -129,6 +129,35 @@ def test_p_value_is_super_uniform_for_bernoulli_losses(alpha: float, n: int, lev
     assert probability[p_values <= level].sum() <= level + 1e-12
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    risks=st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    each=st.integers(1, 12),
+    level=st.sampled_from([0.05, 0.3]),
+)
+def test_p_value_is_super_uniform_for_clients_that_differ(
+    risks: list[float], each: int, level: float
+) -> None:
+    """As many coins of each client, or texts drawn without replacement from pools of 12; exact."""
+    for coins in (True, False):
+        law, mean = np.ones(1), []
+        for risk in risks:
+            wrong = risk if coins else round(risk * 12) / 12
+            mean.append(wrong)
+            k = np.arange(each + 1)
+            part = (
+                stats.binom.pmf(k, each, wrong)
+                if coins
+                else stats.hypergeom.pmf(k, 12, round(wrong * 12), each)
+            )
+            law = np.convolve(law, part)
+        alpha, n = float(np.mean(mean)), each * len(risks)
+        if not 1e-6 < alpha < 1 - 1e-6:
+            continue
+        p_values = hoeffding_bentkus(np.arange(n + 1) / n, n, alpha)
+        assert law[p_values <= level].sum() <= level + 1e-9
+
+
 def test_learn_then_test_stops_at_the_first_failure() -> None:
     grid = np.array([0.1, 0.2, 0.3, 0.4])
     # Mean risks .00, .01, .30, .00 of 500 prompts.

@@ -171,14 +171,14 @@ def chain_of(risk_of, rounds, seed, delta=0.1, prompts=60):
     for number in range(rounds):
         if not chain.active(0):
             break
-        chain.absorb(0, texts_at(chain.trial(0), risk_of, prompts, [seed, number]))
+        chain.absorb(0, {0: texts_at(chain.trial(0), risk_of, prompts, [seed, number])}, {0})
     return chain
 
 
 def test_the_first_candidate_needs_no_test_and_the_next_is_foretold():
     chain = SequentialCalibration(GRID, ALPHA, 0.1)
     assert chain.trial(0) == chain.result(0) == -1.0
-    chain.absorb(0, texts_at(-1.0, lambda u: u**2 / 2, 400, 1))
+    chain.absorb(0, {0: texts_at(-1.0, lambda u: u**2 / 2, 400, 1)}, {0})
     # Risk at th is th^2 / 2, so half of alpha is foretold at th = sqrt(alpha).
     assert chain.trial(0) == pytest.approx(math.sqrt(ALPHA), abs=0.12)
     assert chain.result(0) == -1.0
@@ -203,10 +203,10 @@ def test_the_guarantee_holds_over_many_runs():
 
 def test_text_worse_than_foretold_is_not_certified():
     chain = SequentialCalibration(GRID, ALPHA, 0.1)
-    chain.absorb(0, texts_at(-1.0, lambda u: u**2 / 2, 200, 1))
+    chain.absorb(0, {0: texts_at(-1.0, lambda u: u**2 / 2, 200, 1)}, {0})
     # With its own drafts in the text the small model goes astray: every kept token is wrong.
     for number in range(20):
-        chain.absorb(0, texts_at(chain.trial(0), lambda u: u, 60, number))
+        chain.absorb(0, {0: texts_at(chain.trial(0), lambda u: u, 60, number)}, {0})
     assert chain.result(0) == -1.0
     assert not chain.active(0)
 
@@ -215,8 +215,8 @@ def test_a_chain_goes_on_from_its_state():
     whole, cut = (SequentialCalibration(GRID, ALPHA, 0.1) for _ in range(2))
     for number in range(6):
         sums = texts_at(whole.trial(0), lambda u: u**2 / 2, 60, number)
-        whole.absorb(0, sums)
-        cut.absorb(0, sums)
+        whole.absorb(0, {0: sums}, {0})
+        cut.absorb(0, {0: sums}, {0})
         again = SequentialCalibration(GRID, ALPHA, 0.1)
         again.load_state_dict(state_from_bytes(state_to_bytes(cut.state_dict())))
         cut = again
