@@ -30,10 +30,10 @@ from strategies.validation import ReplySchema, validate_replies  # noqa: E402
 CLUSTERS = 100
 REPEATS = 5
 CASES = [
-    ("mean", 10**3, 1),
-    ("mean", 10**5, 1),
-    ("mean", 10**6, 1),
-    ("mean", 10**5, 64),
+    ("weighted-mean", 10**3, 1),
+    ("weighted-mean", 10**5, 1),
+    ("weighted-mean", 10**6, 1),
+    ("weighted-mean", 10**5, 64),
     ("trimmed-mean", 10**6, 1),
     ("median", 10**6, 1),
 ]
@@ -48,7 +48,7 @@ def one_round(rule: str, replies: int, size: int) -> dict[str, Any]:
     starts = np.full((CLUSTERS, size), 0.5)
 
     def aggregate() -> np.ndarray:
-        tiers = Tiers(starts[0], CLUSTERS, rule, "uniform", np.zeros(size), np.ones(size))
+        tiers = Tiers(starts[0], CLUSTERS, rule, "unweighted-mean", np.zeros(size), np.ones(size))
         tiers.cloud_step(*tiers.edge_step(values, weights, clusters, starts))
         return tiers.policy
 
@@ -101,7 +101,7 @@ def main() -> None:
         figures = one_round(*case)
         rounds.append(figures)
         print(
-            f"{figures['rule']:>12} {figures['replies']:>9,} replies x {figures['parameters']:>2}: "
+            f"{figures['rule']:>13} {figures['replies']:>9,} replies x {figures['parameters']:>2}: "
             f"{figures['seconds']:.4f} s, peak {figures['peak_bytes'] / 2**20:.1f} MiB "
             f"over an input of {figures['input_bytes'] / 2**20:.1f} MiB"
         )

@@ -65,7 +65,7 @@ def build_of(
                 server_learning_rate=settings.server_learning_rate,
             ),
             edge_rule=settings.edge_rule,
-            cloud_rule="uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
+            cloud_rule=settings.cloud_rule,
             # The settings refuse the personal tiers with a router.
             tier=cast(Literal["global", "cluster"], settings.personalisation),
             check=partial(problem_of, settings),
@@ -87,7 +87,7 @@ def build_of(
     return build_strategy(
         settings.strategy,
         settings.edge_rule,
-        "uniform" if settings.cloud_rule == "mean" else settings.cloud_rule,
+        settings.cloud_rule,
         clusters,
         proximal_mu=settings.proximal_mu,
         server_learning_rate=settings.server_learning_rate,

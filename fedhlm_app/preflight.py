@@ -139,10 +139,14 @@ def check_devices(settings: Settings, *, simulated: bool = True) -> None:
 def check_rules(settings: Settings) -> None:
     """Refuse rules of edge and cloud that do not exist."""
     for setting, rule in (("edge-rule", settings.edge_rule), ("cloud-rule", settings.cloud_rule)):
-        if rule == "mean":  # the strategies, and with them Flower, take a second to import
-            continue
-        from strategies import RULES
+        if rule in ("weighted-mean", "unweighted-mean"):
+            continue  # the strategies, and with them Flower, take a second to import
+        from strategies.rules import RENAMED, RULES
 
+        if rule in RENAMED:
+            raise SettingsError(
+                f"setting {setting!r} = {rule!r} is not allowed: now called {RENAMED[rule]}"
+            )
         if rule not in RULES:
             near = closest(rule, RULES)
             raise SettingsError(

@@ -40,8 +40,8 @@ def build_method(name: str, **options: Any) -> LocalMethod:
 
 def build_strategy(
     name: str,
-    edge_rule: RuleSource = "mean",
-    cloud_rule: RuleSource = "uniform",
+    edge_rule: RuleSource = "weighted-mean",
+    cloud_rule: RuleSource = "unweighted-mean",
     cluster_map: ClusterMap | None = None,
     **options: Any,
 ) -> Hierarchical:

@@ -89,9 +89,9 @@ class Hierarchical(Strategy):
     cloud_weights : str
         ``uniform`` (eq. 8) or ``examples``.
     privacy : CentralPrivacy, optional
-        Needs edge rule ``mean`` or ``uniform`` and a method without arrays of its own. Flower's
-        wrappers with fixed clipping work as well, with ``personalisation="global"``: they add
-        noise to the global policy only.
+        Needs edge rule ``weighted-mean`` or ``unweighted-mean`` and a method without arrays of its
+        own. Flower's wrappers with fixed clipping work as well, with
+        ``personalisation="global"``: they add noise to the global policy only.
     on_round : callable, optional
         Called with each finished `RoundRecord`, after its evaluation.
     records : RecordOptions, optional
@@ -111,8 +111,8 @@ class Hierarchical(Strategy):
         self,
         cluster_map: ClusterMap | None = None,
         *,
-        edge_rule: RuleSource = "mean",
-        cloud_rule: RuleSource = "uniform",
+        edge_rule: RuleSource = "weighted-mean",
+        cloud_rule: RuleSource = "unweighted-mean",
         method: LocalMethod | None = None,
         personalisation: Personalisation = "global",
         shrink_weight: float = 100.0,
@@ -177,8 +177,11 @@ class Hierarchical(Strategy):
                 "a client's cluster is known from its reply"
             )
         if self.privacy is not None:
-            if self.state.edge_rule not in ("mean", "fedavg", "uniform"):
-                raise ValueError(f"edge_rule: {self.state.edge_rule!r}; allowed with privacy: mean")
+            if self.state.edge_rule not in ("weighted-mean", "fedavg", "unweighted-mean"):
+                raise ValueError(
+                    f"edge_rule: {self.state.edge_rule!r}; allowed with privacy: weighted-mean, "
+                    "unweighted-mean"
+                )
             if self.method.reply_extras or self.method.reply_metrics:
                 raise ValueError(
                     f"method: {self.method.name}; allowed with privacy: fedavg, fedprox"

@@ -62,7 +62,7 @@ class Stateless:
             raise ValueError(f"state: keys {sorted(state)}; allowed: none for {type(self)}")
 
 
-class Mean(Stateless):
+class WeightedMean(Stateless):
     """The weighted mean: FedAvg, and eq. 7 when the weights are n_k."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -70,7 +70,7 @@ class Mean(Stateless):
         return weighted_mean(values, weights)
 
 
-class Uniform(Stateless):
+class UnweightedMean(Stateless):
     """The unweighted mean: eq. 8 over clusters."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -291,14 +291,15 @@ def _krum(malicious: int = 1) -> MultiKrum:
 
 
 RULES: dict[str, Callable[..., AggregationRule]] = {
-    "mean": Mean,
-    "fedavg": Mean,
-    "uniform": Uniform,
+    "weighted-mean": WeightedMean,
+    "unweighted-mean": UnweightedMean,
     "median": Median,
-    "fedmedian": Median,
     "trimmed-mean": TrimmedMean,
-    "fedtrimmedavg": TrimmedMean,
     "clipped-mean": ClippedMean,
+    # The first, third and fourth by the names of Flower's strategies.
+    "fedavg": WeightedMean,
+    "fedmedian": Median,
+    "fedtrimmedavg": TrimmedMean,
     "krum": _krum,
     "multikrum": MultiKrum,
     "fedadam": _adam,
@@ -307,6 +308,12 @@ RULES: dict[str, Callable[..., AggregationRule]] = {
     "fedavgm": ServerMomentum,
 }
 """Rule name to a factory that takes the rule's options as keywords."""
+
+RENAMED = {
+    "mean": "weighted-mean (by n_k, eq. 7) or unweighted-mean (eq. 8)",
+    "uniform": "unweighted-mean",
+}
+"""Names of earlier versions. ``mean`` was eq. 7 or eq. 8, depending on where it stood."""
 
 
 def build_rule(name: str, **options: Any) -> AggregationRule:
@@ -317,6 +324,8 @@ def build_rule(name: str, **options: Any) -> AggregationRule:
     ValueError
         On an unknown name or an option the rule does not have.
     """
+    if name in RENAMED:
+        raise ValueError(f"rule: {name!r}; now called {RENAMED[name]}")
     if name not in RULES:
         raise ValueError(f"rule: {name!r}; allowed: {', '.join(sorted(RULES))}")
     try:

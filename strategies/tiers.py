@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from strategies.aggregation import BoolArray, FloatArray, IntArray, cluster_means
-from strategies.rules import AggregationRule, Mean, State, build_rule
+from strategies.rules import AggregationRule, State, WeightedMean, build_rule
 
 RuleSource = str | Callable[[], AggregationRule]
 """A name in `RULES`, or a function that makes a fresh rule."""
@@ -36,7 +36,7 @@ class Tiers:
         What comes out is clamped to these: server optimisers may step over.
     cloud_weights : str
         ``uniform`` as in eq. 8, or ``examples``: each cluster counts with the weight it last had,
-        so that mean over mean is the flat weighted mean.
+        so that weighted mean over weighted mean is the flat one.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Tiers:
     def combine_statelessly(
         self, values: FloatArray, weights: FloatArray, clusters: IntArray, previous: FloatArray
     ) -> FloatArray:
-        """Like `combine_clusters`, with the mean in place of a rule that has a state.
+        """Like `combine_clusters`, with the weighted mean in place of a rule that has a state.
 
         For what is aggregated beside the policy and must not disturb a server optimiser.
         """
-        rules = [Mean() if rule.stateful else rule for rule in self.edges]
+        rules = [WeightedMean() if rule.stateful else rule for rule in self.edges]
         return _by_cluster(rules, values, weights, clusters, previous)
 
     def edge_step(
@@ -119,13 +119,13 @@ class Tiers:
 
     @property
     def adds_up(self) -> bool:
-        """Whether all edge rules are means, so that `edge_sum` will do."""
-        return all(isinstance(rule, Mean) for rule in self.edges)
+        """Whether all edge rules are weighted means, so that `edge_sum` will do."""
+        return all(isinstance(rule, WeightedMean) for rule in self.edges)
 
     def edge_sum(
         self, values: Iterable[FloatArray], weights: FloatArray, clusters: IntArray
     ) -> tuple[FloatArray, BoolArray]:
-        """Eq. 7 by means, over values [d] that come one after the other and are not kept.
+        """Eq. 7 by weighted means, over values [d] that come one after the other and are not kept.
 
         Returns as `edge_step`.
         """
@@ -187,7 +187,7 @@ def _by_cluster(
     clusters: IntArray,
     previous: FloatArray,
 ) -> FloatArray:
-    if all(isinstance(rule, Mean) for rule in rules):
+    if all(isinstance(rule, WeightedMean) for rule in rules):
         return cluster_means(values, weights, clusters, len(rules), previous)
     result = np.array(previous, dtype=np.float64)
     order = np.argsort(clusters, kind="stable")

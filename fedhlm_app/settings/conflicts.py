@@ -127,8 +127,8 @@ def _learning(settings: Settings) -> list[str]:
         f"averages no policies; set {name}={plain}"
         for name, value, plain in (
             ("strategy", settings.strategy, "fedavg"),
-            ("edge-rule", settings.edge_rule, "mean"),
-            ("cloud-rule", settings.cloud_rule, "mean"),
+            ("edge-rule", settings.edge_rule, "weighted-mean"),
+            ("cloud-rule", settings.cloud_rule, "unweighted-mean"),
         )
         if value != plain
     ]
@@ -223,10 +223,10 @@ def _privacy(settings: Settings) -> list[str]:
             "settings 'privacy' = 'local' and 'token-log' = True: the log sends every token's "
             "uncertainty and loss without noise; set token-log=false"
         )
-    if settings.privacy == "central" and settings.edge_rule != "mean":
+    if settings.privacy == "central" and settings.edge_rule != "weighted-mean":
         found.append(
             f"settings 'privacy' = 'central' and 'edge-rule' = '{settings.edge_rule}': the noise "
-            "is made for means; set edge-rule=mean"
+            "is made for means; set edge-rule=weighted-mean"
         )
     return found
 

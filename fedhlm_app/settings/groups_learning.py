@@ -157,10 +157,10 @@ class FederationGroup(Group):
         "fedavg", "federated strategy of the clients' updates"
     )
     edge_rule: str = setting(
-        "mean", "rule inside a cluster: mean by tokens, or one of Flower's such as fedmedian"
+        "weighted-mean", "rule inside a cluster: mean by tokens, or one such as fedmedian or krum"
     )
     cloud_rule: str = setting(
-        "mean", "rule over the clusters: plain mean, or one of Flower's such as fedmedian"
+        "unweighted-mean", "rule over the clusters: plain mean, or one such as fedmedian"
     )
     proximal_mu: float = setting(
         0.1, "fedprox: pull towards the server's threshold", at_least=0, at_most=1e4

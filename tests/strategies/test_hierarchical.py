@@ -95,7 +95,7 @@ def test_one_cluster_is_flat_fedavg() -> None:
 
 
 def test_mean_over_mean_weighted_by_examples_is_flat_too() -> None:
-    strategy = Hierarchical(CLUSTERS, cloud_rule="mean", cloud_weights="examples")
+    strategy = Hierarchical(CLUSTERS, cloud_rule="weighted-mean", cloud_weights="examples")
     result = strategy.start(_three((0.2, 3), (0.6, 1), (0.9, 7)), initial(0.5), num_rounds=1)
     np.testing.assert_allclose(result.arrays["policy"].numpy(), [(0.6 + 0.6 + 6.3) / 11])
 
@@ -316,8 +316,8 @@ def test_sampling_repeats_whatever_the_node_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox"])
-@pytest.mark.parametrize("edge_rule", ["mean", "fedyogi", "trimmed-mean"])
-@pytest.mark.parametrize("cloud_rule", ["uniform", "fedadam", "fedavgm"])
+@pytest.mark.parametrize("edge_rule", ["weighted-mean", "fedyogi", "trimmed-mean"])
+@pytest.mark.parametrize("cloud_rule", ["unweighted-mean", "fedadam", "fedavgm"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     name: str, edge_rule: str, cloud_rule: str
 ) -> None:

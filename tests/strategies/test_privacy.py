@@ -74,7 +74,8 @@ def test_epsilon_is_reported_and_survives_a_resume() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("scaffold", "mean"), ("fednova", "mean"), ("fedavg", "median")]
+    ("name", "rule"),
+    [("scaffold", "weighted-mean"), ("fednova", "weighted-mean"), ("fedavg", "median")],
 )
 def test_what_has_no_known_sensitivity_is_refused(name: str, rule: str) -> None:
     with pytest.raises(ValueError, match="allowed with privacy"):

@@ -103,7 +103,7 @@ def test_state_survives_and_is_a_copy(name: str, rng: np.random.Generator) -> No
 def test_uniform_ignores_weights() -> None:
     values = np.array([[0.0], [1.0]])
     np.testing.assert_allclose(
-        build_rule("uniform").combine(values, np.array([9.0, 1.0]), np.zeros(1)), [0.5]
+        build_rule("unweighted-mean").combine(values, np.array([9.0, 1.0]), np.zeros(1)), [0.5]
     )
 
 
@@ -152,7 +152,9 @@ def test_bulyan_with_too_few_values_changes_nothing() -> None:
     ("name", "options", "message"),
     [
         ("average", {}, "allowed: bulyan"),
-        ("mean", {"trim": 0.1}, "options"),
+        ("weighted-mean", {"trim": 0.1}, "options"),
+        ("mean", {}, r"now called weighted-mean \(by n_k, eq. 7\) or unweighted-mean \(eq. 8\)"),
+        ("uniform", {}, "now called unweighted-mean"),
         ("trimmed-mean", {"trim": 0.5}, "trim"),
         ("fedadam", {"tau": 0.0}, "tau"),
         ("fedavgm", {"momentum": 1.0}, "momentum"),

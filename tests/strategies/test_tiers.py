@@ -11,7 +11,9 @@ from strategies.tiers import Tiers
 LOW, HIGH = np.zeros(1), np.ones(1)
 
 
-def _tiers(edge: object = "mean", cloud: object = "uniform", clusters: int = 2) -> Tiers:
+def _tiers(
+    edge: object = "weighted-mean", cloud: object = "unweighted-mean", clusters: int = 2
+) -> Tiers:
     return Tiers(np.array([0.5]), clusters, edge, cloud, LOW, HIGH)  # type: ignore[arg-type]
 
 
@@ -51,7 +53,9 @@ def test_a_silent_round_leaves_the_cloud_rule_alone() -> None:
 
 
 def test_a_state_of_another_size_is_refused() -> None:
-    state = Tiers(np.zeros(3), 2, "mean", "uniform", np.zeros(3), np.ones(3)).state_dict()
+    state = Tiers(
+        np.zeros(3), 2, "weighted-mean", "unweighted-mean", np.zeros(3), np.ones(3)
+    ).state_dict()
     with pytest.raises(ValueError, match="clusters of shape"):
         _tiers().load_state_dict(state)
 
