@@ -179,10 +179,6 @@ class OwnCaches:
         """Predictions for each passage, in order."""
         return [self._read(passage) for passage in passages]
 
-    def forget(self, key: int) -> None:
-        """Free what is held of a text; unknown ones are ignored."""
-        self._held.pop(key, None)
-
     def _read(self, passage: Passage) -> Predictions:
         cache, first = self._rolled_back(passage)
         end = len(passage.text)
