@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -20,6 +20,7 @@ from fedhlm_app.calibrating import calibrates
 from fedhlm_app.cluster_report import clustering_figures
 from fedhlm_app.clusters import Clusters
 from fedhlm_app.data.items import Items
+from fedhlm_app.events import event_log
 from fedhlm_app.figures import accuracy, coverage, figures
 from fedhlm_app.learning import initial_policy, learns
 from fedhlm_app.report import write_report
@@ -28,7 +29,7 @@ from fedhlm_app.runs import RunFolder, versions
 from fedhlm_app.settings import Settings, advice
 from fedhlm_app.summary import STAGES
 from fedhlm_app.token_columns import LoggingGrid
-from fedhlm_app.token_log import TokenLog, write_events
+from fedhlm_app.token_log import TokenLog
 from fedhlm_app.unresolved import RunFailed, failure, lost_words
 from hlm.privacy import gaussian_epsilon
 from strategies.certified import Calibrated
@@ -74,6 +75,7 @@ class Federation:
         self._clusters = Clusters(settings)
         self._told = ConfigRecord()
         self._tokens: TokenLog | None = None
+        self._add_events: Callable[[Any], None]
         self.strategy = build_of(settings, self._clusters.map, self._finish_round)
         if settings.resume:
             self._resume()
@@ -105,7 +107,10 @@ class Federation:
             self.folder.go_on(settings, self.strategy.rounds_done)
             log(INFO, "Going on after round %d", self.strategy.rounds_done)
         self._write_progress(self.strategy.rounds_done)
-        with self._token_log(self._clusters.watch(grid)) as listening:
+        with (
+            self._token_log(self._clusters.watch(grid)) as listening,
+            event_log(self.folder, self.strategy.rounds_done) as self._add_events,
+        ):
             self.strategy.start(
                 listening,
                 ArrayRecord({"policy": Array(initial_policy(settings))}),
@@ -117,7 +122,6 @@ class Federation:
         summary = self.summary()
         self.folder.write_summary(summary)
         write_report(self.folder)
-        write_events(self.folder)
         log_result(summary, self.folder.path)
         if summary["error"]:
             raise RunFailed(summary["error"])
@@ -215,6 +219,7 @@ class Federation:
         if self._tokens is not None:
             self._tokens.end_round(record.round)
         self.folder.append_metrics(line)
+        self._add_events(line)
         self._clusters.renew(record.round, self.strategy)
         self._tell_sizes()
         if self.settings.checkpoint:

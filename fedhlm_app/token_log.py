@@ -1,16 +1,14 @@
-"""`tokens.parquet`: one row for every routed token, and the events TensorBoard reads.
+"""`tokens.parquet`: one row for every routed token.
 
 Neither text nor token ids are in it: they do not leave a device for a log.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,43 +132,3 @@ def _write_whole(path: Path, tables: Iterable[pa.Table]) -> None:
 def read_tokens(folder: RunFolder) -> Any:
     """Return the token log of a run as a `pyarrow.Table`."""
     return pq.read_table(folder.path / TOKENS)
-
-
-def write_events(folder: RunFolder) -> Path | None:
-    """Write the run's figures by round for TensorBoard, if TensorBoard is installed.
-
-    Returns
-    -------
-    Path | None
-        The folder of events inside the run folder, None without TensorBoard.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    # Not PyTorch's SummaryWriter, which would bring all of PyTorch to the server.
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    events = folder.path / "events"
-    # Those of an earlier end of the same run hold the same rounds once more.
-    if events.exists():
-        shutil.rmtree(events)
-    writer = EventFileWriter(str(events))
-    try:
-        for line in folder.metrics():
-            values = [Summary.Value(tag=name, simple_value=value) for name, value in _flat(line)]
-            writer.add_event(
-                Event(wall_time=time.time(), step=line["round"], summary=Summary(value=values))
-            )
-    finally:
-        writer.close()
-    return events
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{name}/")
-        elif isinstance(item, int | float) and not isinstance(item, bool) and name != "round":
-            yield name, float(item)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedhlm_app.events import EVENTS
+from fedhlm_app.runs import RunFolder
 from fedhlm_app.summary import check_summary
 from fedhlm_app.token_log import read_tokens
 
@@ -197,6 +200,20 @@ def test_the_token_log_holds_every_token_and_no_text(runner, tmp_path):
         stage: count for stage, count in folder.summary()["resolution"].items() if count
     }
     assert set(table.column("cluster").to_pylist()) == {0, 1}
+
+
+def test_events_are_written_as_rounds_end(runner, tmp_path):
+    def trr(folder):
+        events = EventAccumulator(str(folder / EVENTS)).Reload().Scalars("trr")
+        return [(event.step, pytest.approx(event.value)) for event in events]
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tmp_path, rounds=3, stop_after=2)
+    cut = next(tmp_path.iterdir())
+    assert trr(cut) == [(line["round"], line["trr"]) for line in RunFolder(cut).metrics()]
+    assert [number for number, _ in trr(cut)] == [1, 2]
+    _, again, _ = runner.run(tmp_path, rounds=3, resume=str(cut))
+    assert trr(cut) == [(line["round"], line["trr"]) for line in again.metrics()]
 
 
 def test_the_token_log_of_a_resumed_run_holds_all_rounds(runner, tmp_path):

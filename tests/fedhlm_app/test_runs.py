@@ -15,7 +15,7 @@ from fedhlm_app import runs
 from fedhlm_app.runs import RunFolder, latest_run, runs_in, write_atomically
 from fedhlm_app.settings import Settings
 from fedhlm_app.summary import STAGES, SummaryError, check_summary, transmission_reduction
-from fedhlm_app.token_log import SCHEMA, TokenLog, read_tokens, write_events
+from fedhlm_app.token_log import SCHEMA, TokenLog, read_tokens
 from tests.fedhlm_app.launch_apps import summary
 
 
@@ -247,16 +247,6 @@ def test_a_finished_log_is_gone_on_with(folder: RunFolder) -> None:
     assert rounds_logged(folder) == [1, 1, 2, 2, 3, 3]
     TokenLog(folder).close()
     assert rounds_logged(folder) == []
-
-
-def test_events_for_tensorboard_hold_the_figures(folder: RunFolder) -> None:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    folder.append_metrics({"round": 1, "threshold": {"global": 0.5}, "loss": None})
-    folder.append_metrics({"round": 2, "threshold": {"global": 0.75}})
-    events = reader.EventAccumulator(str(write_events(folder)))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("threshold/global")] == [(1, 0.5), (2, 0.75)]
-    assert events.Tags()["scalars"] == ["threshold/global"]
 
 
 def test_files_are_json_that_any_reader_takes(folder: RunFolder) -> None:
