@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint lowest latest bench clean
 
 # Twenty clients on the built-in models and texts, 30 rounds, offline.
 run: $(READY)
@@ -18,6 +18,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A part of the suite with the lowest versions declared, and with the latest there are.
+lowest latest:
+	.ci/versions $@ $(PYTHON)
 
 # Every figure the README states, one JSON file each in benchmarks/out.
 bench: $(READY)

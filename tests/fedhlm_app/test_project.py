@@ -145,7 +145,7 @@ def test_constraints_cover_every_direct_dependency(pyproject: dict[str, Any]) ->
     assert {name.replace("_", "-") for name in names} <= _pins().keys()
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lint", "bench", "clean"])
+@pytest.mark.parametrize("target", ["run", "test", "lint", "lowest", "latest", "bench", "clean"])
 def test_make_has_the_target(target: str) -> None:
     answer = subprocess.run(
         ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False
