@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PACKAGES = ("hlm", "clients", "servers", "strategies", "fedhlm_app", "fedhlm_assets")
 OWN = {*PACKAGES, "tests", "benchmarks"}
+# PyTorch imports it for itself where this module is imported.
+BROUGHT = {"torch.utils.tensorboard": "tensorboard"}
 # Run as commands or loaded by pytest: nothing imports them.
 TOOLS = {"ruff", "mypy", "pre-commit", "pytest-timeout", "pytest-xdist"}
 
@@ -44,7 +46,7 @@ def _imported(folder: str) -> dict[str, str]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names = [node.module]
-            for name in names:
+            for name in [*names, *(BROUGHT[name] for name in names if name in BROUGHT)]:
                 module = name.partition(".")[0]
                 if module not in OWN and module not in sys.stdlib_module_names:
                     found.setdefault(module, path.relative_to(ROOT).as_posix())
