@@ -125,11 +125,13 @@ class BlockUplink(LanguageModelUplink):
         )
         try:
             blocks = [self._block(escalation, ahead, i) for i in range(count)]
-            answers = self._ask(blocks, traffic)
+            owners = ahead.rows.tolist()
+            answers = self._ask(texts, blocks, owners, traffic)
             again = [i for i, answer in enumerate(answers) if _lost(answer)]
             if again:
                 whole = [_with_prefix(blocks[i], texts.tokens[ahead.rows[i]]) for i in again]
-                for i, answer in zip(again, self._ask(whole, traffic), strict=True):
+                whose = [owners[i] for i in again]
+                for i, answer in zip(again, self._ask(texts, whole, whose, traffic), strict=True):
                     answers[i] = answer
         except LinkDown:
             # Whether the server took the tokens in is unknown: the next request is a whole one.
@@ -147,10 +149,13 @@ class BlockUplink(LanguageModelUplink):
             rows.append(following_row(rows[-1]))
         return rows
 
-    def _ask(self, blocks: list[list[Row]], traffic: Traffic) -> list[list[RowReply]]:
+    def _ask(
+        self, texts: TextBatch, blocks: list[list[Row]], owners: list[int], traffic: Traffic
+    ) -> list[list[RowReply]]:
         rows = [row for block in blocks for row in block]
+        whose = [owner for block, owner in zip(blocks, owners, strict=True) for _ in block]
         feedback = self.config.feedback or self.config.draft_feedback
-        replies = iter(self._exchange(rows, self.verifier.name, feedback, traffic))
+        replies = iter(self._exchange(texts, self.verifier.name, feedback, traffic, rows, whose))
         return [[next(replies) for _ in block] for block in blocks]
 
     def _settle(

@@ -9,6 +9,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.wire import PrefixDigest
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -75,6 +77,8 @@ class TextBatch:
         self.prompt_lengths = self.lengths.copy()
         self.sessions = np.asarray(sessions, np.int64)
         self.held = np.zeros(len(prompts), np.int64)
+        # Of what the server is believed to hold, by row; kept by the uplink.
+        self.digests: dict[int, PrefixDigest] = {}
         # How well the small model foretold the tokens; made when a learned policy asks for it.
         self.trace: NDArray[np.float32] | None = None
 
@@ -136,6 +140,24 @@ class TokenRecords:
         self.draft_choice = np.full(shape, -1, np.int8)
         self.measured_only = np.zeros(shape, np.bool_)
         self.features = np.zeros((*shape, features), np.float32) if features else None
+
+    def note_feedback(self, rows: IntArray, steps: IntArray, feedback: NDArray[np.uint8]) -> None:
+        """Note the LLM's view of tokens.
+
+        Parameters
+        ----------
+        rows, steps : numpy.ndarray
+            int64 [n], routed places the bytes are about.
+        feedback : numpy.ndarray
+            uint8 [n]: bit 7 says that the token is the LLM's own choice, bits 0-6 are
+            ``round(-8 ln y)``.
+        """
+        choice = (feedback >> 7).astype(np.int8)
+        self.choice[rows, steps] = choice
+        same = self.token[rows, steps] == self.draft[rows, steps]
+        places = rows[same], steps[same]
+        self.log_prob[places] = -(feedback[same] & 0x7F).astype(np.float64) / 8
+        self.draft_choice[places] = choice[same]
 
     def ratio_beta(self) -> FloatArray:
         """Eq. 3, max(1 - y_d / x_d, 0), float64 [rows, steps]; NaN where y_d is unknown."""

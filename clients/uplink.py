@@ -8,23 +8,25 @@ server is not asked at all.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from clients.back_off import BackOff
 from clients.llm_link import LinkDown, LlmLink, Transport
+from clients.messages import digest_of, messages, resent
 from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolving import Escalation, Resolution
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.verification import UNDECIDED, Claim, Draft, Verdict
 from hlm.wire import (
-    Reply,
+    IDENTITY_BYTES,
     Request,
     Row,
     RowReply,
@@ -65,6 +67,9 @@ class UplinkConfig:
         Ask for a byte about each kept token the server reads (free feedback).
     draft_feedback : bool
         Ask for a byte about each escalated draft; always so with `feedback`.
+    identity : bytes
+        16 random bytes of this device process, drawn anew unless given. They keep its texts apart
+        from those of other devices and runs, whatever their numbers, and influence no token.
     first_pause, longest_pause : float
         Seconds for which the server is left alone after a failure; doubles with each further
         one, and starts again after an answer.
@@ -76,6 +81,7 @@ class UplinkConfig:
     seed: int = 0
     feedback: bool = True
     draft_feedback: bool = True
+    identity: bytes = field(default_factory=lambda: secrets.token_bytes(IDENTITY_BYTES), repr=False)
     first_pause: float = 0.5
     longest_pause: float = 30.0
 
@@ -142,7 +148,7 @@ class LanguageModelUplink:
         if not missing.any() or self.link.asleep:
             return
         places = list(zip(*(axis.tolist() for axis in np.nonzero(missing)), strict=True))
-        measured: list[Row] = []
+        measured, owners = list[Row](), [row for row, _ in places]
         for row, step in places:
             end = int(records.position[row, step])
             start = min(int(texts.held[row]), end)
@@ -153,12 +159,12 @@ class LanguageModelUplink:
             texts.held[row] = end
         counted = Traffic()
         try:
-            replies = self._exchange(measured, self._plain_verifier(), True, counted)
+            ask = partial(self._exchange, texts, self._plain_verifier(), True, counted)
+            replies = ask(measured, owners)
             again = [i for i, r in enumerate(replies) if r.status == Status.PREFIX_NEEDED]
-            whole = _resent(measured, again, texts, [row for row, _ in places])
-            if whole:
-                resent = self._exchange(whole, self._plain_verifier(), True, counted)
-                for i, reply in zip(again, resent, strict=True):
+            if again:
+                whole = resent(measured, again, texts, owners)
+                for i, reply in zip(again, ask(whole, [owners[i] for i in again]), strict=True):
                     replies[i] = reply
         except LinkDown:
             return
@@ -171,7 +177,7 @@ class LanguageModelUplink:
         ]
         if told:
             rows, steps, feedback = (np.array(column) for column in zip(*told, strict=True))
-            note_feedback(records, rows, steps, feedback)
+            records.note_feedback(rows, steps, feedback)
             records.measured_only[rows, steps] = not learned
 
     def _attempt(
@@ -184,14 +190,15 @@ class LanguageModelUplink:
     ) -> IntArray:
         """Ask about the pending rows once; those that must be asked again, int64."""
         rows = [self._row(escalation, i, claim) for i in pending]
+        owners = escalation.rows[pending].tolist()
         feedback = self.config.feedback or self.config.draft_feedback
-        replies = self._exchange(rows, self.verifier.name, feedback, traffic)
+        ask = partial(self._exchange, escalation.texts, self.verifier.name, feedback, traffic)
+        replies = ask(rows, owners)
         again = [i for i, reply in enumerate(replies) if reply.status == Status.PREFIX_NEEDED]
         if again:
-            whole = _resent(rows, again, escalation.texts, escalation.rows[pending])
-            resent = self._exchange(whole, self.verifier.name, feedback, traffic)
-            for i, row, reply in zip(again, whole, resent, strict=True):
-                rows[i], replies[i] = row, reply
+            whole = resent(rows, again, escalation.texts, owners)
+            for i, reply in zip(again, ask(whole, [owners[i] for i in again]), strict=True):
+                replies[i] = reply
         served = np.array([reply.status == Status.OK for reply in replies])
         index: IntArray = pending[served]
         if not len(index):
@@ -249,14 +256,31 @@ class LanguageModelUplink:
         rows = np.repeat(escalation.rows[index], sizes)
         steps = np.repeat(escalation.steps[index], sizes) - back
         records, drafts, before = escalation.records, back == 0, back > 0
-        note_feedback(records, rows[before], steps[before], feedback[before])
+        records.note_feedback(rows[before], steps[before], feedback[before])
         places = rows[drafts], steps[drafts]
         records.log_prob[places] = -(feedback[drafts] & 0x7F).astype(np.float64) / 8
         records.draft_choice[places] = feedback[drafts] >> 7
 
     def _exchange(
-        self, rows: list[Row], verifier: str, feedback: bool, traffic: Traffic
+        self,
+        texts: TextBatch,
+        verifier: str,
+        feedback: bool,
+        traffic: Traffic,
+        rows: Sequence[Row],
+        owners: Sequence[int],
     ) -> list[RowReply]:
+        """Ask about rows of `texts` (`owners` says which), in as many messages as it takes."""
+        replies: list[RowReply] = []
+        for part in messages(rows, self.config.vocab):
+            digest = digest_of(rows[part], texts, owners[part], self.config.identity)
+            replies += self._send(rows[part], digest, verifier, feedback, traffic)
+        return replies
+
+    def _send(
+        self, rows: Sequence[Row], digest: int, verifier: str, feedback: bool, traffic: Traffic
+    ) -> Sequence[RowReply]:
+        """One message and its reply."""
         sampling = self.config.sampling
         request = Request(
             verifier=verifier,
@@ -269,51 +293,11 @@ class LanguageModelUplink:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             bits=16 if verifier == "full" else 8,
+            identity=self.config.identity if any(row.start == 0 for row in rows) else b"",
+            digest=digest,
         )
         payload = encode_request(request)
-        reply: Reply = decode_reply(self.link.exchange(payload, traffic), request)
-        return list(reply.rows)
+        return decode_reply(self.link.exchange(payload, traffic), request).rows
 
     def _plain_verifier(self) -> str:
         return "greedy" if self.config.sampling.decoding == "greedy" else "coupled"
-
-
-def note_feedback(
-    records: TokenRecords, rows: IntArray, steps: IntArray, feedback: NDArray[np.uint8]
-) -> None:
-    """Note the LLM's view of tokens.
-
-    Parameters
-    ----------
-    records : TokenRecords
-        Changed in place.
-    rows, steps : numpy.ndarray
-        int64 [n], routed places the bytes are about.
-    feedback : numpy.ndarray
-        uint8 [n]: bit 7 says that the token is the LLM's own choice, bits 0-6 are
-        ``round(-8 ln y)``.
-    """
-    choice = (feedback >> 7).astype(np.int8)
-    records.choice[rows, steps] = choice
-    same = records.token[rows, steps] == records.draft[rows, steps]
-    places = rows[same], steps[same]
-    records.log_prob[places] = -(feedback[same] & 0x7F).astype(np.float64) / 8
-    records.draft_choice[places] = choice[same]
-
-
-def _resent(
-    rows: Sequence[Row], again: Sequence[int], texts: TextBatch, owners: Sequence[int] | IntArray
-) -> list[Row]:
-    """The same questions, and the whole prefix in the first of each text.
-
-    Feedback is wanted for what it was before.
-    """
-    found: list[Row] = []
-    for i in again:
-        row = rows[i]
-        if not found or found[-1].session != row.session:
-            end = row.start + len(row.tokens)
-            whole = texts.tokens[owners[i], :end]
-            row = replace(row, start=0, tokens=whole, quiet=row.start + row.quiet)
-        found.append(row)
-    return found

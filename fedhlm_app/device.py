@@ -23,8 +23,28 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.workload import Work, WorkMaker, correct
 from hlm.risk import ESCALATE_ALL
 
-EVALUATION_SESSIONS = 1 << 30
-"""Session numbers of evaluation start here, out of the way of training."""
+
+def training_sessions(server_round: int, tokens_per_round: int, texts: IntArray) -> IntArray:
+    """Session numbers of a round's training texts, int64 [n].
+
+    No two texts of a run share one: a text routes at least one token, so a round has no more texts
+    than tokens. Small numbers are short on the wire. The odd ones are left to evaluation.
+
+    Parameters
+    ----------
+    server_round : int
+        From 1.
+    tokens_per_round : int
+        Most tokens of a round, >= 1.
+    texts : numpy.ndarray
+        int64 [n], places in the round, in 0 .. tokens_per_round - 1.
+    """
+    return 2 * ((server_round - 1) * tokens_per_round + texts)
+
+
+def evaluation_sessions(count: int) -> IntArray:
+    """Session numbers of the first `count` held-out texts, the same at each evaluation."""
+    return 2 * np.arange(count, dtype=np.int64) + 1
 
 
 class Device(RoutedModel):
@@ -99,7 +119,7 @@ class Device(RoutedModel):
         budget = self.settings.tokens_per_round
         generator = np.random.default_rng([self.settings.seed, self.client, server_round])
         routed = Routed([], Traffic())
-        session = server_round << 12
+        made = 0
         if escalates_all(self.settings, server_round):
             policy = self.policy(np.concatenate([[ESCALATE_ALL], policy.parameters[1:]]))
         items, turn = texts_of_round(self.settings, self.train_rows, self.client, server_round)
@@ -111,8 +131,10 @@ class Device(RoutedModel):
             if calibration is None:
                 number = turn - 1 if contribution < 0 else contribution
                 rows, calibration = self._calibration_rows(rows, items, number)
-            sessions = session + np.arange(count)
-            session += count
+            sessions = training_sessions(
+                server_round, self.settings.tokens_per_round, made + np.arange(count)
+            )
+            made += count
             reading = calibrate and reads_kept_tokens(self.settings)
             work = self.work.make(rows, sessions, each)
             routed = self._route(policy, work, routed, rows, reading)
@@ -144,8 +166,7 @@ class Device(RoutedModel):
         rows = self.held_out_rows[: self.settings.evaluate_prompts]
         if not len(rows):
             return Routed([], Traffic())
-        sessions = EVALUATION_SESSIONS + np.arange(len(rows))
-        work = self.work.make(rows, sessions)
+        work = self.work.make(rows, evaluation_sessions(len(rows)))
         nothing = Routed([], Traffic())
         # Held-out texts come again: a cache that kept them would look better each time.
         return self._route(policy, work, nothing, np.asarray(rows), learning=False)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from hlm.randomness import DrawKeys
 from hlm.wire import NO_TOKEN, Request, Row, RowReply, Status, WireError
+from servers.texts import SessionKey, TextName
 
 IntArray = NDArray[np.int64]
-SessionKey = tuple[int, int]
-"""Client and number of its text."""
 
 
 @dataclass
@@ -24,11 +23,12 @@ class AskedRow:
 
     request: Request
     row: Row
-    session: SessionKey
+    text: TextName
     end: int  # position after the row's tokens: that of the draft
     count: int  # fed tokens, the last ones, that the device wants to hear about
     decided: dict[str, Any] = field(default_factory=dict)  # fields of the reply
     reply: RowReply | None = None
+    session: SessionKey | None = None  # the engine's, once the text is known to be held
 
     @property
     def drafted(self) -> bool:
@@ -63,11 +63,9 @@ def check_askable(request: Request) -> None:
     Raises
     ------
     WireError
-        For a client from 2**32, a draft with nothing before it, and rows of one text that do not
-        go on from each other: one forward pass reads them all.
+        For a draft with nothing before it, and rows of one text that do not go on from each other:
+        one forward pass reads them all.
     """
-    if not 0 <= request.client < 1 << 32:
-        raise WireError(f"client={request.client} must be in [0, {1 << 32})")
     for row in request.rows:
         if row.draft != NO_TOKEN and not row.start and not len(row.tokens):
             raise WireError(f"session {row.session}: a draft needs at least one token before it")

@@ -159,6 +159,10 @@ class Engine:
         known = self._sessions.get(session)
         return 0 if known is None else known.computed
 
+    def tokens(self, session: Hashable) -> IntArray:
+        """The tokens of a held session, int64 [held]; not to be changed."""
+        return self._sessions[session].tokens
+
     def append(self, session: Hashable, token: int) -> None:
         """Add a decided token to a held session; it is fed with the next request."""
         known = self._sessions[session]

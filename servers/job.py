@@ -17,13 +17,11 @@ from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
 from servers.asked import AskedRow, IntArray, asked_row
 from servers.blocks import skipped
 from servers.engine import Engine, Feed
+from servers.texts import TextName
 from servers.verdicts import Places, reduce_logits
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService
-
-TextName = tuple[int, int]
-"""Client and number of its text, as a message says them."""
 
 
 class Reading:
@@ -129,9 +127,10 @@ class Job:
         self._opinions = np.zeros(int(self._told[-1]), np.uint8)
         texts: dict[TextName, list[AskedRow]] = {}
         for item in self._rows:
-            texts.setdefault((request.client, item.row.session), []).append(item)
+            texts.setdefault(item.text, []).append(item)
         self.names = frozenset(texts)
         self._waiting = deque(texts.values())
+        self._known = False
         self._reading: Reading | None = None
         self._planned: list[tuple[Reading, Feed]] = []
 
@@ -147,6 +146,7 @@ class Job:
 
     def need(self, most: int) -> tuple[int, int]:
         """Tokens and positions left, at most so many, each from 1 to `most`."""
+        self._know_texts()
         tokens, rows, computed = 1, 1, self._service.engine.computed
         if self._reading is not None:
             left = self._reading.left
@@ -163,6 +163,7 @@ class Job:
 
     def plan(self, tokens: int, rows: int) -> None:
         """Decide what the next slice reads, at most so many tokens and positions (>= 1)."""
+        self._know_texts()
         engine = self._service.engine
         while tokens > 0 and rows > 0 and len(self._planned) < engine.max_sessions:
             if self._reading is None:
@@ -207,6 +208,27 @@ class Job:
         if self._reading is None and not self._waiting:
             self._finish()
 
+    def _know_texts(self) -> None:
+        """Find the engine's sessions of the texts, at the first turn: none of a text not held.
+
+        No other request about them gets a turn before this one is answered, so they stay what they
+        are, unless the engine gives their place away.
+        """
+        if self._known:
+            return
+        self._known, texts = True, self._service.texts
+        owner = texts.owner(self.request)
+        for items in self._waiting:
+            first = items[0]
+            if not first.row.start:
+                session = texts.begin(first.text, self.request.identity)
+            elif owner is not None:
+                session = (*first.text, owner)
+            else:
+                continue
+            for item in items:
+                item.session = session
+
     def _places(self, item: AskedRow) -> Places:
         """What is wanted of one row: opinions of tokens it feeds, then what it asks."""
         number = self._numbers[id(item)]
@@ -225,9 +247,7 @@ class Job:
     def _lost(self, reading: Reading) -> None:
         """The engine gave the text's place to another: what is not answered must be asked again."""
         for item in reading.items:
-            item.reply = RowReply(
-                Status.PREFIX_NEEDED, held=self._service.engine.held(item.session)
-            )
+            item.reply = RowReply(Status.PREFIX_NEEDED)
         if self._reading is reading:
             self._reading = None
 

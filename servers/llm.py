@@ -26,6 +26,7 @@ from servers.asked import AskedRow, check_askable
 from servers.engine import Engine
 from servers.job import Job
 from servers.schedule import Schedule
+from servers.texts import HeldTexts
 
 
 class LanguageModelService:
@@ -42,6 +43,7 @@ class LanguageModelService:
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self.engine = engine
         self.limits = Limits() if limits is None else limits
+        self.texts = HeldTexts(engine)
         self.lock = threading.Lock()
 
     def handle(self, payload: bytes) -> bytes:
@@ -133,19 +135,17 @@ class LanguageModelService:
         return [job.reply for job in jobs if job.reply is not None]
 
     def admit(self, items: list[AskedRow]) -> list[AskedRow]:
-        """The rows of one text that can be served: no gap in the prefix, and not too long."""
-        known = self.engine.held(items[0].session)
+        """The rows of one text that can be served: its prefix is held, and it is not too long."""
         served: list[AskedRow] = []
         before: AskedRow | None = None
         for item in items:
             if item.row.block and (not served or served[-1] is not before):
                 item.reply = RowReply(Status.SKIPPED)
-            elif item.row.start > known:
-                item.reply = RowReply(Status.PREFIX_NEEDED, held=known)
+            elif item.session is None:
+                item.reply = RowReply(Status.PREFIX_NEEDED)
             elif item.end > self.engine.max_context:
                 item.reply = RowReply(Status.REFUSED)
             else:
                 served.append(item)
-                known = item.end
             before = item
         return served

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from servers.job import Job, TextName
+from servers.job import Job
+from servers.texts import TextName
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 from starlette.applications import Starlette
 
-from hlm.wire import Limits, Request, Row, encode_request
+from hlm.wire import Limits, Row, encode_request
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
-from tests.models import VOCAB, random_model
+from tests.asking import request_of
+from tests.models import random_model
 
 LIMITS = Limits(max_bytes=4096)
 
@@ -84,4 +85,4 @@ def serving_app(
 
 def payload(session: int = 0, tokens=(5, 9, 2), draft: int = 7, start: int = 0, client: int = 0):
     row = Row(session, start, np.asarray(tokens, np.int64), draft)
-    return encode_request(Request("greedy", VOCAB, (row,), client=client, feedback=True))
+    return encode_request(request_of("greedy", [row], client=client, feedback=True))

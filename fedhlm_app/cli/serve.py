@@ -192,8 +192,8 @@ def device(
         typer.Option(
             min=0,
             max=2**31 - 1,
-            help="Number of this device, its SuperNode's partition-id; no other device of the "
-            "same LLM server may have it.",
+            help="Number of this device, its SuperNode's partition-id. Texts of devices that share "
+            "one never mix, but their random draws are the same.",
         ),
     ] = 0,
     host: Annotated[

@@ -19,6 +19,7 @@ from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.workload import Work, correct
 from hlm.sampling import Sampling
 from hlm.wire import (
+    IDENTITY_BYTES,
     Reply,
     Request,
     Row,
@@ -226,6 +227,7 @@ def _request(row: Row, vocab: int, sampling: Sampling, seed: int) -> Request:
         decoding=sampling.decoding,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        identity=bytes(IDENTITY_BYTES),  # its length is all that counts here
     )
 
 

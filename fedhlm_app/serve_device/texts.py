@@ -33,8 +33,8 @@ from fedhlm_app.routed import Routed, feedback_of, figures
 from fedhlm_app.settings import Settings
 from servers.engine import context_limit
 
-SESSIONS = 1 << 30
-"""Session numbers of served texts stay below; those of evaluations lie above."""
+SESSIONS = 1 << 32
+"""Session numbers that the wire has."""
 
 logger = getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ServedTexts:
     settings : Settings
         Those of the run that learns from this device.
     client : int
-        The device's number, which no other device of the same LLM server has.
+        The device's number; it keys random draws.
     transport : Transport
         Reaches the LLM.
     folder : FeedbackFolder, optional

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _DEVICE = re.compile(r"cpu|auto|mps|cuda(:\d+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_TEXTS = 1 << 31
+"""Texts of one kind that have a number of their own (`fedhlm_app.device`): 2**32 numbers in all."""
 
 
 def conflicts(settings: Settings) -> list[str]:
@@ -53,6 +55,14 @@ def _size(settings: Settings) -> list[str]:
             f"settings 'tokens-per-prompt' = {settings.tokens_per_prompt} and 'tokens-per-round' "
             f"= {settings.tokens_per_round}: one prompt would take more than the round's tokens"
         )
+    for names, texts in (
+        ("rounds' x 'tokens-per-round", settings.rounds * settings.tokens_per_round),
+        ("evaluate-prompts", settings.evaluate_prompts),
+    ):
+        if texts > MOST_TEXTS:
+            found.append(
+                f"settings '{names}' = {texts}: at most {MOST_TEXTS} texts have a number each"
+            )
     longest = settings.prompt_tokens + settings.tokens_per_prompt
     if longest > settings.llm_context:
         found.append(

@@ -30,6 +30,7 @@ from hlm.wire.messages import (
     Status,
     following_row,
 )
+from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES, PrefixDigest, joint_digest
 from hlm.wire.reply import REPLY_KIND, decode_reply, encode_reply
 from hlm.wire.request import (
     REQUEST_KIND,
@@ -40,6 +41,8 @@ from hlm.wire.request import (
 )
 
 __all__ = [
+    "DIGEST_BITS",
+    "IDENTITY_BYTES",
     "NO_TOKEN",
     "REPLY_KIND",
     "REQUEST_KIND",
@@ -51,6 +54,7 @@ __all__ = [
     "InvalidField",
     "Limits",
     "OversizedMessage",
+    "PrefixDigest",
     "Reply",
     "Request",
     "Row",
@@ -69,4 +73,5 @@ __all__ = [
     "encode_reply",
     "encode_request",
     "following_row",
+    "joint_digest",
 ]

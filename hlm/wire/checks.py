@@ -16,6 +16,7 @@ from hlm.wire.messages import (
     Shape,
     following_row,
 )
+from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
 
 
 def check_request(request: Request) -> None:
@@ -29,8 +30,15 @@ def check_request(request: Request) -> None:
         raise InvalidField(f"temperature={request.temperature} must be above 0")
     if not 0 < request.top_p <= 1:
         raise InvalidField(f"top_p={request.top_p} must be in (0, 1]")
+    if not 0 <= request.client < 1 << 32:
+        raise InvalidField(f"client={request.client} must be in [0, {1 << 32})")
     if not request.rows:
         raise InvalidField("rows must not be empty")
+    if len(request.identity) != (IDENTITY_BYTES if request.begins else 0):
+        raise InvalidField(
+            f"identity has {len(request.identity)} bytes; {IDENTITY_BYTES} are needed where a row "
+            "starts at 0, and none elsewhere"
+        )
     runs = 1 + sum(row.session != last.session for last, row in pairwise(request.rows))
     if runs != len({row.session for row in request.rows}):
         raise InvalidField("rows of one session must be adjacent")
@@ -39,6 +47,10 @@ def check_request(request: Request) -> None:
     for last, row in pairwise(request.rows):
         if row.block:
             _check_block(last, row)
+    builds = any(request.builds(index) for index in range(len(request.rows)))
+    most = 1 << DIGEST_BITS if builds else 1
+    if not 0 <= request.digest < most:
+        raise InvalidField(f"digest={request.digest} must be in [0, {most}) for these rows")
     if not _plainly_right(request):
         for row in request.rows:
             _check_row(row, request)

@@ -42,6 +42,8 @@ MOST_NUMBERS = 1 << 16
 
 IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
+EDGE_VERSION = 1
+"""Of the messages of the edge tier."""
 _VERSION_BITS = 4
 _WORD = 8  # sketches are whole words of 64 bits
 _LIMITS = Limits()
@@ -152,7 +154,7 @@ def encode_edge_query(query: EdgeQuery) -> bytes:
     id_width = bits_needed(query.vocab)
     writer = BitWriter()
     writer.uint(EDGE_QUERY_KIND, 4)
-    writer.uint(1, _VERSION_BITS)
+    writer.uint(EDGE_VERSION, _VERSION_BITS)
     writer.flag(query.between)
     writer.flag(query.steps is not None)
     writer.flag(len(share) > 0)
@@ -232,7 +234,7 @@ def encode_edge_reply(reply: EdgeReply, query: EdgeQuery) -> bytes:
     other = reply.tokens[resolved] != query.drafts[resolved]
     writer = BitWriter()
     writer.uint(EDGE_REPLY_KIND, 4)
-    writer.uint(1, _VERSION_BITS)
+    writer.uint(EDGE_VERSION, _VERSION_BITS)
     if len(reply.outcomes):
         writer.flag(bool(resolved.any()))
     if len(reply.outcomes) and not resolved.any():
@@ -327,7 +329,7 @@ def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
     if len(payload) > limits.max_bytes:
         raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
     reader = BitReader(payload)
-    check_kind(reader, kind)
+    check_kind(reader, kind, EDGE_VERSION)
     return reader
 
 

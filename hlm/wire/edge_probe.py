@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from hlm.fingerprints import FINGERPRINTS
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
+from hlm.wire.edge import EDGE_VERSION
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.messages import Limits
-from hlm.wire.request import VERSION, check_kind
+from hlm.wire.request import check_kind
 
 __all__ = [
     "EDGE_COMMON_KIND",
@@ -64,7 +65,7 @@ class EdgeProbe:
 
 def is_probe(payload: bytes) -> bool:
     """Whether a message to an edge server is a probe, by its first byte."""
-    return payload[:1] == bytes([EDGE_PROBE_KIND << 4 | VERSION])
+    return payload[:1] == bytes([EDGE_PROBE_KIND << 4 | EDGE_VERSION])
 
 
 def encode_probe(probe: EdgeProbe) -> bytes:
@@ -78,7 +79,7 @@ def encode_probe(probe: EdgeProbe) -> bytes:
     _check(probe)
     writer = BitWriter()
     writer.uint(EDGE_PROBE_KIND, 4)
-    writer.uint(VERSION, 4)
+    writer.uint(EDGE_VERSION, 4)
     writer.flag(probe.between)
     writer.sized(probe.client)
     writer.golomb(len(probe.prints), 2)
@@ -106,7 +107,7 @@ def encode_common(common: BoolArray) -> bytes:
     """Bytes of the reply: for each fingerprint held (bool [n]) whether others show it too."""
     writer = BitWriter()
     writer.uint(EDGE_COMMON_KIND, 4)
-    writer.uint(VERSION, 4)
+    writer.uint(EDGE_VERSION, 4)
     writer.golomb(len(common), 2)
     writer.bits(common)
     return writer.getvalue()
@@ -151,5 +152,5 @@ def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
     if len(payload) > limits.max_bytes:
         raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
     reader = BitReader(payload)
-    check_kind(reader, kind)
+    check_kind(reader, kind, EDGE_VERSION)
     return reader

@@ -54,7 +54,7 @@ class Status(IntEnum):
 
     OK = 0
     PREFIX_NEEDED = 1
-    """The server holds ``held`` tokens, not ``start``: send again from ``held`` or from 0."""
+    """The server does not hold the tokens this row builds on: send them again, from 0."""
     REFUSED = 2
     """The row will never be served (context too long, for example)."""
     OVERLOADED = 3
@@ -88,7 +88,7 @@ class Limits:
     max_rows
         Rows of a message, below 2**15.
     max_tokens_per_row
-        Tokens of one row, and what ``start`` and ``held`` may be: the longest context.
+        Tokens of one row, and what ``start`` may be: the longest context.
     max_tokens
         Tokens of all rows together.
     max_vocab
@@ -121,8 +121,8 @@ class Row(_ByValue):
     session
         The device's number for the text, in [0, 2**32).
     start
-        Tokens the device believes that the server holds for this session. With 0 the server
-        replaces whatever it holds.
+        Tokens the device believes that the server holds for this session. With 0 the text begins:
+        the server replaces whatever it holds.
     tokens
         int64 [n], the tokens that follow, which the server does not have yet; n may be 0.
     draft
@@ -191,7 +191,12 @@ class Request(_ByValue):
         In [0, 2**64): the seed of shared randomness. Leave it 0 where the verifier needs none;
         0 takes four bits, any other value up to 68.
     client
-        In [0, 2**64).
+        In [0, 2**32). It keys shared randomness, and is no secret.
+    identity
+        16 bytes that the device process drew at random: where a row starts at 0, and only there.
+    digest
+        :func:`~hlm.wire.joint_digest` of the tokens before the rows that build on an earlier
+        message, in [0, 2**32); 0 if none does.
     feedback
         Whether the server returns a byte about every token fed and every draft.
     decoding, temperature, top_p
@@ -211,6 +216,8 @@ class Request(_ByValue):
     temperature: float = 1.0
     top_p: float = 1.0
     bits: int = 8
+    identity: bytes = b""
+    digest: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -219,6 +226,16 @@ class Request(_ByValue):
             known = ", ".join(VERIFIER_SHAPES)
             raise InvalidField(f"verifier={self.verifier!r} must be one of {known}")
         return VERIFIER_SHAPES[self.verifier]
+
+    @property
+    def begins(self) -> bool:
+        """Whether a row starts at 0, so that the identity has to be known."""
+        return any(row.start == 0 for row in self.rows)
+
+    def builds(self, index: int) -> bool:
+        """Whether row ``index`` goes on tokens of an earlier message."""
+        first = index == 0 or self.rows[index - 1].session != self.rows[index].session
+        return first and self.rows[index].start > 0
 
     def feedback_count(self, index: int) -> int:
         """Feedback bytes that row ``index`` gets if it is served (its draft's own comes last).
@@ -239,9 +256,7 @@ class RowReply(_ByValue):
     Parameters
     ----------
     status
-        Every other field is only meaningful with ``OK``, but for ``held``.
-    held
-        With ``PREFIX_NEEDED``: tokens that the server holds for the session.
+        Every other field is only meaningful with ``OK``.
     accepted
         Whether the draft stands; then ``token`` is the draft.
     token
@@ -261,7 +276,6 @@ class RowReply(_ByValue):
     """
 
     status: Status = Status.OK
-    held: int = 0
     accepted: bool = False
     token: int = NO_TOKEN
     feedback: ByteArray | None = None

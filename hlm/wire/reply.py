@@ -88,7 +88,6 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
         tuple(
             RowReply(
                 row.status,
-                row.held,
                 row.accepted,
                 row.token,
                 feedback.get(index),
@@ -127,8 +126,6 @@ def _write_row(
     asked = request.rows[index]
     if not all_served:
         writer.uint(row.status, 2)
-    if row.status == Status.PREFIX_NEEDED:
-        writer.golomb(row.held, 5)
     if row.status != Status.OK:
         return
     if not NO_TOKEN <= row.token < request.vocab:
@@ -202,11 +199,6 @@ def _read_row(
     reader: BitReader, request: Request, index: int, all_served: bool, limits: Limits
 ) -> RowReply:
     status = Status.OK if all_served else Status(reader.uint(2))
-    if status == Status.PREFIX_NEEDED:
-        held = reader.golomb(5)
-        if held > limits.max_tokens_per_row:
-            raise OversizedMessage(f"held={held}; at most {limits.max_tokens_per_row} are allowed")
-        return RowReply(status, held)
     if status != Status.OK:
         return RowReply(status)
     draft = request.rows[index].draft

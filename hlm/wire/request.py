@@ -33,13 +33,13 @@ from hlm.wire.messages import (
     Shape,
     following_row,
 )
+from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
 
-VERSION = 1
+VERSION = 2
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
 
 _VERIFIERS = tuple(VERIFIER_SHAPES)
-_FIXED_IDS = 0
 _DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
 _DECIMALS = 10_000
 _DEFAULT_LIMITS = Limits()
@@ -76,7 +76,6 @@ def encode_request(request: Request) -> bytes:
     writer.flag(request.decoding == "sampled")
     writer.uint(law, 2)
     writer.flag(request.bits == 16)
-    writer.uint(_FIXED_IDS, 2)
     writer.flag(any_quiet)
     writer.flag(all(drafted))
     writer.flag(len(leading) < len(rows))
@@ -94,6 +93,10 @@ def encode_request(request: Request) -> bytes:
         writer.column([row.quiet for row in leading], 5)
     if not all(drafted):
         writer.bits(drafted)
+    if request.begins:
+        writer.uint(int.from_bytes(request.identity, "big"), 8 * IDENTITY_BYTES)
+    if any(request.builds(index) for index in range(len(rows))):
+        writer.uint(request.digest, DIGEST_BITS)
     writer.array(ids, bits_needed(request.vocab))
     if asking:
         _write_claims(writer, request, asking, shape)
@@ -127,7 +130,6 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     decoding: Literal["greedy", "sampled"] = "sampled" if reader.flag() else "greedy"
     law = reader.uint(2)
     bits = 16 if reader.flag() else 8
-    coding = reader.uint(2)
     any_quiet, all_drafted, any_block = reader.flag(), reader.flag(), reader.flag()
     vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client, seed = reader.sized(), reader.sized()
@@ -135,8 +137,9 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
     columns = _read_columns(reader, sessions, leads, any_quiet, all_drafted, limits)
-    if coding != _FIXED_IDS:
-        raise UnsupportedVersion(f"token id coding {coding}; known is {_FIXED_IDS}")
+    begins = bool((columns.starts == 0).any())
+    identity = reader.uint(8 * IDENTITY_BYTES).to_bytes(IDENTITY_BYTES, "big") if begins else b""
+    digest = reader.uint(DIGEST_BITS) if columns.builds else 0
     ids = reader.array(columns.ids, bits_needed(vocab))
     rows = _rows(columns, ids)
     _read_claims(reader, rows, _VERIFIERS[code], vocab, bits, limits)
@@ -152,18 +155,20 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
         temperature=temperature,
         top_p=top_p,
         bits=bits,
+        identity=identity,
+        digest=digest,
     )
     check_request(request)
     return request
 
 
-def check_kind(reader: BitReader, kind: int) -> None:
+def check_kind(reader: BitReader, kind: int, version: int = VERSION) -> None:
     """Read a message's first byte; :class:`UnsupportedVersion` unless it is ``kind`` as spoken."""
     first = reader.uint(8)
-    if first != (kind << 4 | VERSION):
+    if first != (kind << 4 | version):
         raise UnsupportedVersion(
-            f"first byte 0x{first:02x}; expected 0x{kind << 4 | VERSION:02x} "
-            f"(kind {kind:#x}, version {VERSION})"
+            f"first byte 0x{first:02x}; expected 0x{kind << 4 | version:02x} "
+            f"(kind {kind:#x}, version {version})"
         )
 
 
@@ -225,6 +230,12 @@ class _Columns:
     @property
     def ids(self) -> int:
         return int(self.lengths.sum()) + int(self.drafted.sum())
+
+    @property
+    def builds(self) -> bool:
+        """Whether the first row of a session starts past 0."""
+        first = np.diff(self.sessions[self.leads], prepend=-1) != 0
+        return bool((first & (self.starts > 0)).any())
 
 
 def _read_columns(

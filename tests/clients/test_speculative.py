@@ -57,6 +57,9 @@ class Setup:
         )
         self.decoder = SpeculativeDecoder(slm, config, self.uplink, draft_tokens)
 
+    def key(self, session):
+        return 0, session, self.uplink.config.identity
+
     def generate(self, prompts, new_tokens, sessions=None):
         sessions = np.arange(len(prompts)) if sessions is None else sessions
         texts, traffic = TextBatch(prompts, sessions, room=new_tokens), Traffic()
@@ -170,14 +173,15 @@ def test_the_device_knows_what_the_server_holds(sampling):
 
     def watched(payload):
         answer = exchange(payload)
-        prefixes.append([setup.engine.held((0, s)) for s in range(4)])
+        prefixes.append([setup.engine.held(setup.key(s)) for s in range(4)])
         return answer
 
     setup.link.exchange = watched
     texts, _, traffic = setup.generate(make_prompts(VOCAB, 4), STEPS)
-    assert prefixes[-1] == [setup.engine.held((0, s)) for s in range(4)] == texts.held.tolist()
+    held = [setup.engine.held(setup.key(session)) for session in range(4)]
+    assert prefixes[-1] == held == texts.held.tolist()
     for session in range(4):
-        held = setup.engine._sessions[(0, session)].tokens
+        held = setup.engine._sessions[setup.key(session)].tokens
         assert held.tolist() == texts.text(session)[: len(held)].tolist()
     assert traffic.messages == len(prefixes)
 
@@ -204,7 +208,7 @@ def test_a_forgotten_text_is_sent_again():
 
     def forgetful(payload):
         if setup.link.calls in (1, 4):
-            setup.engine.forget((0, 1))
+            setup.engine.forget(setup.key(1))
         return exchange(payload)
 
     setup.uplink.link.transport = type("Forgetful", (), {"exchange": staticmethod(forgetful)})

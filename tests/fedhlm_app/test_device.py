@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from clients.policy import ThresholdPolicy
+from clients.records import TokenRecords
 from fedhlm_app.device import Device
 from fedhlm_app.inference import uncertainty_of
 from fedhlm_app.links import DirectLink
-from fedhlm_app.routed import feedback_of
+from fedhlm_app.routed import Routed, feedback_of
 from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
 
@@ -88,3 +89,24 @@ def test_every_uncertainty_lies_in_the_unit_interval(service, measure):
 def test_a_client_outside_the_run_is_refused(service):
     with pytest.raises(ValueError, match="partition-id = 4"):
         device(service, client=4)
+
+
+def test_no_two_texts_of_a_run_share_a_number(service, monkeypatch):
+    """A round of 5,000 texts, and the one after it: draws are keyed by these numbers."""
+    one = device(service, tokens_per_round=5000, tokens_per_prompt=2)
+    numbers = []
+
+    def noted(policy, work, before, rows, *flags, **more):
+        numbers.append(work.texts.sessions)
+        records = TokenRecords(len(rows), 1)
+        records.present[:] = True  # every text ends after its first token: as many as there can be
+        return Routed([*before.records, records], before.traffic)
+
+    monkeypatch.setattr(one, "_route", noted)
+    for server_round in (1, 2, 3):
+        one.train_round(ThresholdPolicy(0.5), server_round)
+    one.evaluate(ThresholdPolicy(0.5))
+    together = np.concatenate(numbers)
+    assert len(together) == 15_000 + len(numbers[-1])
+    assert len(np.unique(together)) == len(together)
+    assert together.max() < 1 << 32

@@ -10,7 +10,7 @@ from clients.records import Stage, Traffic
 from clients.routing import Router, RouterConfig
 from clients.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.data.items import load_items
-from fedhlm_app.device import Device
+from fedhlm_app.device import Device, training_sessions
 from fedhlm_app.edge_hosting import build_edge
 from fedhlm_app.inference import end_tokens
 from fedhlm_app.links import DirectLink
@@ -123,11 +123,12 @@ def test_with_all_off_it_is_the_plain_router(service):
         VERIFIERS["greedy"](),
         [uplink],
     )
-    session, traffic = 1 << 12, Traffic()
+    made, traffic = 0, Traffic()
     for number, (rows, records) in enumerate(zip(routed.rows, routed.records, strict=True)):
         each = records.token.shape[1]
-        work = device.work.make(rows, session + np.arange(len(rows)), each)
-        session += len(rows)
+        sessions = training_sessions(1, how.tokens_per_round, made + np.arange(len(rows)))
+        work = device.work.make(rows, sessions, each)
+        made += len(rows)
         plain = router.generate(work.texts, work.new_tokens, traffic)
         uplink.measure(work.texts, plain, traffic)
         for name in ("token", "stage", "draft", "position", "uncertainty", "log_prob"):

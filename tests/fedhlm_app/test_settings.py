@@ -72,6 +72,8 @@ def test_in_a_partial_run_config_every_value_was_typed() -> None:
         ({"fraction-evaluate": 0}, "'evaluate-every' = 5 and 'fraction-evaluate' = 0"),
         ({"held-out-fraction": 0}, "'evaluate-every' = 5 and 'held-out-fraction' = 0"),
         ({"tokens-per-prompt": 40}, "one prompt would take more than the round's tokens"),
+        ({"rounds": 10**6, "tokens-per-round": 10**4}, "'rounds' x 'tokens-per-round' = 10000"),
+        ({"evaluate-prompts": 2**31 + 1}, "'evaluate-prompts' = 2147483649: at most 2147483648"),
         ({"llm-context": 25}, "'prompt-tokens' + 'tokens-per-prompt' = 26 and 'llm-context' = 25"),
         ({"verification": "coupled"}, "'decoding' = 'greedy'"),
         ({"verification": "greedy", "decoding": "sampled"}, "'decoding' = 'sampled'"),

@@ -95,7 +95,7 @@ def test_a_shortened_or_lengthened_message_is_refused(seed: int, cut: int) -> No
 
 def test_another_version_kind_or_coding_is_refused() -> None:
     payload = bytearray(encode_request(lockstep("coupled", 4096)))
-    for place, value in ((0, 0xA2), (0, 0xB1), (1, payload[1] | 0xF0), (2, payload[2] | 0xC0)):
+    for place, value in ((0, 0xA1), (0, 0xB2), (1, payload[1] | 0xF0)):
         wrong = bytearray(payload)
         wrong[place] = value
         with pytest.raises(UnsupportedVersion):
@@ -139,7 +139,13 @@ TRUNCATED = replace(ROW, support=np.array([3, 7]), weights=np.array([100, 156]))
         Request("greedy", 10, ()),
         Request("greedy", 10, (ROW,), bits=4),
         Request("greedy", 10, (ROW,), seed=-1),
-        Request("greedy", 10, (ROW,), client=1 << 64),
+        Request("greedy", 10, (ROW,), client=1 << 32),
+        Request("greedy", 10, (ROW,), identity=bytes(16)),
+        Request("greedy", 10, (replace(ROW, start=0),)),
+        Request("greedy", 10, (replace(ROW, start=0),), identity=bytes(15)),
+        Request("greedy", 10, (ROW,), digest=1 << 32),
+        Request("greedy", 10, (ROW,), digest=-1),
+        Request("greedy", 10, (replace(ROW, start=0),), identity=bytes(16), digest=1),
         Request("greedy", 10, (ROW,), decoding="beam"),  # type: ignore[arg-type]
         Request("greedy", 10, (ROW,), temperature=0.0),
         Request("greedy", 10, (ROW,), temperature=math.nan),
@@ -239,18 +245,20 @@ GOLDEN_REQUEST = Request(
     feedback=True,
     decoding="sampled",
     temperature=0.7,
+    identity=bytes(range(16)),
+    digest=0x89ABCDEF,
 )
 GOLDEN_REPLY = Reply(
     (
         RowReply(accepted=True, token=99, feedback=np.array([3, 129], np.uint8)),
         RowReply(token=1233, feedback=np.array([40], np.uint8)),
-        RowReply(Status.PREFIX_NEEDED, held=12),
+        RowReply(Status.PREFIX_NEEDED),
     ),
     passes=2,
 )
 
 
-def test_the_bytes_of_version_one_never_change() -> None:
+def test_the_bytes_of_version_two_never_change() -> None:
     payload = encode_request(GOLDEN_REQUEST)
     assert payload.hex() == GOLDEN_REQUEST_HEX
     assert decode_request(bytes.fromhex(GOLDEN_REQUEST_HEX)) == GOLDEN_REQUEST
@@ -258,15 +266,18 @@ def test_the_bytes_of_version_one_never_change() -> None:
     assert decode_reply(bytes.fromhex(GOLDEN_REPLY_HEX), GOLDEN_REQUEST) == GOLDEN_REPLY
 
 
-GOLDEN_REQUEST_HEX = "a13d13ffc206255dac2388520ad060a5302f200e6001011100fff0070634d2"
-GOLDEN_REPLY_HEX = "b1b484d16c038128"
+GOLDEN_REQUEST_HEX = (
+    "a23d4fff08189576b08e21482b418294c0bc803980004080c1014181c2024282c3034383e26af37bc004044403"
+    "ffc01c18d348"
+)
+GOLDEN_REPLY_HEX = "b2b484d140e04a00"
 
 
 @pytest.mark.parametrize("vocab", [4096, 32_000, 152_064])
 def test_a_row_costs_its_ids_and_two_bytes(vocab: int) -> None:
     request = lockstep("coupled", vocab)
     ids = sum(len(row.tokens) + 1 for row in request.rows) * bits_needed(vocab) / 8
-    assert len(encode_request(request)) < ids + 20 * 2 + 10
+    assert len(encode_request(request)) < ids + 20 * 2 + 10 + 4
 
 
 def test_a_truncated_row_costs_no_more_than_its_published_bits() -> None:

@@ -9,8 +9,6 @@ import pytest
 from hlm.wire import (
     BitWriter,
     Limits,
-    Request,
-    Row,
     WireError,
     decode_reply,
     decode_request,
@@ -84,7 +82,7 @@ def test_noise_of_any_length() -> None:
     request = random_request(random)
     for length in range(400):
         noise = random.bytes(length)
-        for payload in (noise, b"\xa1" + noise, b"\xb1" + noise, b"\xa1" + bytes(length)):
+        for payload in (noise, b"\xa2" + noise, b"\xb2" + noise, b"\xa2" + bytes(length)):
             for decode in (
                 lambda octets: decode_request(octets, TIGHT),
                 lambda octets: decode_reply(octets, request, TIGHT),
@@ -97,9 +95,9 @@ def test_noise_of_any_length() -> None:
 
 def greedy_header(vocab: int, rows: int, verifier: int = 4) -> BitWriter:
     writer = BitWriter()
-    writer.uint(0xA1, 8)
+    writer.uint(0xA2, 8)
     writer.uint(verifier, 4)
-    writer.uint(0, 9)  # no feedback, greedy, default law, 8 bits, plain ids, no quiet, no all
+    writer.uint(0, 7)  # no feedback, greedy, default law, 8 bits, no quiet, no all
     writer.flag(False)
     writer.golomb(vocab - 2, 12)
     writer.uint(0, 8)  # client and seed 0
@@ -130,9 +128,14 @@ def announces_point_masses() -> bytes:
 
 
 def announces_a_support() -> bytes:
-    rows = (Row(0, 0, np.zeros(0, dtype=np.int64), 3, support=np.arange(2), weights=np.ones(2)),)
-    payload = encode_request(Request("truncated", 1 << 20, rows))
-    return payload[:9] + b"\x00\x00\x01" + b"\xff" * 100_000
+    writer = greedy_header(1 << 20, 1, verifier=1)
+    for value, order in ((0, 3), (4, 5), (0, 1)):  # session, start, no token
+        writer.golomb(value, order)
+    writer.flag(True)  # a draft
+    writer.uint(0, 32)  # digest of the four tokens before
+    writer.uint(3, 20)
+    writer.golomb((1 << 22) - 2, 4)
+    return writer.getvalue() + b"\xff" * 100_000
 
 
 @pytest.mark.parametrize(

@@ -70,18 +70,22 @@ def random_request(
                 draft = int(random.integers(0, vocab)) if random.random() < 0.7 else -1
                 made = claim(random, verifier, vocab, bits) if draft >= 0 else {}
                 rows.append(following_row(rows[-1], draft, **made))  # type: ignore
-    return Request(
+    begins = any(row.start == 0 for row in rows)
+    request = Request(
         verifier,
         vocab,
         tuple(rows),
         seed=int(random.choice([0, 7, random.integers(1 << 63)])),
-        client=int(random.choice([0, 19, random.integers(1 << 63)])),
+        client=int(random.choice([0, 19, random.integers(1 << 32)])),
         feedback=bool(random.integers(2)),
         decoding=str(random.choice(["greedy", "sampled"])),  # type: ignore
         temperature=float(random.choice([1.0, 0.7, 1 / 3])),
         top_p=float(random.choice([1.0, 0.95])),
         bits=bits,
+        identity=random.bytes(16) if begins else b"",
     )
+    builds = any(request.builds(index) for index in range(len(rows)))
+    return replace(request, digest=int(random.integers(1 << 32)) if builds else 0)
 
 
 def random_reply(random: Generator, request: Request) -> Reply:
@@ -95,8 +99,7 @@ def random_reply(random: Generator, request: Request) -> Reply:
             continue
         status = Status(int(random.integers(4))) if troubled else Status.OK
         if status != Status.OK:
-            held = int(random.integers(100)) if status == Status.PREFIX_NEEDED else 0
-            rows.append(RowReply(status, held))
+            rows.append(RowReply(status))
             continue
         size = request.feedback_count(index)
         size = int(random.integers(size + 1)) if less else size

@@ -8,10 +8,11 @@ from hlm.quantising import quantise
 from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law
 from hlm.verification.coupled import exponential_race
-from hlm.wire import Request, Row, Status, decode_reply, encode_request, following_row
+from hlm.wire import Row, Status, decode_reply, encode_request, following_row
 from servers.blocks import skipped
 from servers.engine import Engine
 from servers.llm import LanguageModelService
+from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
 
 LLM = random_model("llama", 2)
@@ -34,9 +35,8 @@ def block(drafts, prefix=PREFIX, session=0, start=0, more=False, claims=None, **
 
 
 def ask(service, rows, verifier="greedy", decoding="greedy", feedback=True, **options):
-    request = Request(
-        verifier, VOCAB, tuple(rows), seed=SEED, feedback=feedback, decoding=decoding, **options
-    )
+    options = {"seed": SEED, "feedback": feedback, "decoding": decoding, **options}
+    request = request_of(verifier, rows, **options)
     return decode_reply(service.handle(encode_request(request)), request).rows
 
 
@@ -70,7 +70,7 @@ def test_a_block_of_the_models_own_tokens_stands_and_one_more_comes_back(verifie
     assert [reply.accepted for reply in replies] == [True, True, True, False]
     assert [reply.token for reply in replies] == own
     assert service.engine.stats.passes == 1
-    assert service.engine.held((0, 0)) == len(PREFIX) + 4
+    assert service.engine.held((0, 0, IDENTITY)) == len(PREFIX) + 4
     # Each draft has one byte, which says that it is the model's own choice; the last has none.
     assert [len(reply.feedback) for reply in replies] == [1, 1, 1, 0]
     assert all(reply.feedback[0] >> 7 for reply in replies[:3])
@@ -86,10 +86,10 @@ def test_after_the_first_rejection_the_rest_is_skipped_and_forgotten(verifier, d
     assert [r.status for r in replies] == [Status.OK] * (wrong + 1) + [Status.SKIPPED] * (4 - wrong)
     assert [reply.token for reply in replies[: wrong + 1]] == own[: wrong + 1]
     held = len(PREFIX) + wrong + 1
-    assert service.engine.held((0, 0)) == held
+    assert service.engine.held((0, 0, IDENTITY)) == held
     # What the engine goes on from is the text that stands, not the rejected drafts.
-    following = block(own[wrong + 1 : wrong + 3], prefix=[], start=held)
-    assert [r.accepted for r in ask(service, following, verifier, decoding)] == [True, True]
+    following, on = block(own[wrong + 1 : wrong + 3], prefix=[], start=held), {0: PREFIX + own}
+    assert [r.accepted for r in ask(service, following, verifier, decoding, on=on)] == [True, True]
 
 
 def outline(reply):
@@ -132,7 +132,8 @@ def test_a_block_is_decided_as_its_drafts_one_by_one(verifier):
         assert [outline(reply) for reply in together[: len(alone)]] == [*map(outline, alone)]
         assert {reply.status for reply in together[len(alone) :]} <= {Status.SKIPPED}
         # What the device draws itself is not held.
-        assert service.engine.held((0, session)) == other.engine.held((0, session))
+        key = (0, session, IDENTITY)
+        assert service.engine.held(key) == other.engine.held(key)
         lengths.append(len(alone))
     assert len(set(lengths)) == 3
 
@@ -174,7 +175,7 @@ def test_a_claim_that_cannot_be_is_refused_and_the_drafts_are_forgotten():
     claims = law_claims(np.full((2, VOCAB), 1 / VOCAB), 8)
     replies = ask(service, block([1, 2], claims=claims), "full", "sampled", bits=8)
     assert [reply.status for reply in replies] == [Status.REFUSED, Status.SKIPPED]
-    assert service.engine.held((0, 0)) == len(PREFIX)
+    assert service.engine.held((0, 0, IDENTITY)) == len(PREFIX)
 
 
 def test_a_flush_is_not_asked_for_a_token():

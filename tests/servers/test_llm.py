@@ -18,6 +18,7 @@ from servers.actors import RequestBatcher
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from servers.verdicts import feedback_bytes
+from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
 
 
@@ -26,7 +27,7 @@ def make_service(**options) -> LanguageModelService:
 
 
 def request(rows, client=0, **options) -> Request:
-    return Request("greedy", VOCAB, tuple(rows), client=client, feedback=True, **options)
+    return request_of("greedy", rows, client=client, feedback=True, **options)
 
 
 def row(session, tokens, draft=-1, start=0, quiet=0) -> Row:
@@ -56,17 +57,19 @@ def test_what_was_decided_is_held_and_need_not_be_sent():
     service = make_service()
     (reply,) = service.answer([request([row(0, [5, 9, 2], 1)])])
     decided = reply.rows[0].token
-    assert service.engine.held((0, 0)) == 4
+    assert service.engine.held((0, 0, IDENTITY)) == 4
     following = own_choice(service, [5, 9, 2, decided])
-    (reply,) = service.answer([request([row(0, [], 3, start=4)])])
+    further = request([row(0, [], 3, start=4)], on={0: [5, 9, 2, decided]})
+    (reply,) = service.answer([further])
     assert reply.rows[0].token == following
 
 
 def test_a_gap_asks_for_the_prefix():
     service = make_service()
     service.answer([request([row(0, [5, 9], 1)])])
-    (reply,) = service.answer([request([row(0, [4], 1, start=8)])])
-    assert (reply.rows[0].status, reply.rows[0].held) == (Status.PREFIX_NEEDED, 3)
+    gap = request([row(0, [4], 1, start=8)], on={0: [5, 9, 1, 4, 4, 4, 4, 4]})
+    (reply,) = service.answer([gap])
+    assert reply.rows[0].status == Status.PREFIX_NEEDED
 
 
 def test_a_text_that_is_too_long_is_refused_and_others_are_served():
@@ -78,7 +81,8 @@ def test_a_text_that_is_too_long_is_refused_and_others_are_served():
 def test_clients_do_not_share_sessions():
     service = make_service()
     service.answer([request([row(0, [5, 9], 1)], client=1)])
-    (reply,) = service.answer([request([row(0, [4], 1, start=2)], client=2)])
+    further = request([row(0, [4], 1, start=2)], client=2, on={0: [5, 9]})
+    (reply,) = service.answer([further])
     assert reply.rows[0].status == Status.PREFIX_NEEDED
 
 
@@ -104,7 +108,7 @@ def test_requests_answered_together_share_forward_passes():
 
 
 def test_a_vocabulary_the_model_does_not_have_is_refused():
-    too_large = Request("greedy", 2 * VOCAB, (row(0, [1], 2),))
+    too_large = request_of("greedy", [row(0, [1], 2)], vocab=2 * VOCAB)
     with pytest.raises(WireError, match="vocabulary"):
         make_service().handle(encode_request(too_large))
 

@@ -14,15 +14,15 @@ from hlm.wire import NO_TOKEN, Request, Row, Status, WireError, decode_reply, en
 from servers.actors import RequestBatcher
 from servers.engine import Engine
 from servers.llm import LanguageModelService
+from tests.asking import IDENTITY, request_of
 from tests.hlm.wire_messages import random_request
 from tests.models import VOCAB, random_model
 
 MODEL = random_model("llama", 2)
 CLIENT = 5
-HONEST = Request(
+HONEST = request_of(
     "coupled",
-    VOCAB,
-    (Row(0, 0, np.array([5, 9, 2]), 7), Row(1, 0, np.array([8]), 3)),
+    [Row(0, 0, np.array([5, 9, 2]), 7), Row(1, 0, np.array([8]), 3)],
     seed=3,
     client=CLIENT,
     feedback=True,
@@ -56,27 +56,21 @@ def is_as_alone(answer):
 
 
 def draft_without_prefix():
-    return Request("greedy", VOCAB, (Row(0, 0, np.zeros(0, np.int64), 7),))
-
-
-def large_client():
-    return replace(HONEST, client=1 << 32)
+    return request_of("greedy", (Row(0, 0, np.zeros(0, np.int64), 7),))
 
 
 def rows_of_two_texts():
     rows = (Row(0, 0, np.array([5, 9, 2]), 7), Row(0, 0, np.array([8]), 3))
-    return Request("greedy", VOCAB, rows)
+    return request_of("greedy", rows)
 
 
 def row_after_a_block():
     first = Row(0, 0, np.array([5, 9]), 7)
     block = Row(0, 2, np.array([7]), 3, quiet=1, block=True)
-    return Request("greedy", VOCAB, (first, block, Row(0, 3, np.array([1]), 3)))
+    return request_of("greedy", (first, block, Row(0, 3, np.array([1]), 3)))
 
 
-@pytest.mark.parametrize(
-    "bad", [draft_without_prefix, large_client, rows_of_two_texts, row_after_a_block]
-)
+@pytest.mark.parametrize("bad", [draft_without_prefix, rows_of_two_texts, row_after_a_block])
 def test_a_request_that_cannot_be_served_is_refused_alone(bad):
     error, answer = together(make_service(), encode_request(bad()), encode_request(HONEST))
     assert isinstance(error, WireError)
@@ -93,8 +87,21 @@ def shrunk(request: Request, random: np.random.Generator) -> Request:
         elif rows and rows[-1].session == row.session and random.random() < 0.7:
             start = rows[-1].start + len(rows[-1].tokens)
         rows.append(replace(row, start=start))
-    client = int(random.choice([0, 1, CLIENT + 1, 1 << 32]))
-    return replace(request, rows=tuple(rows), client=client)
+    request = replace(request, rows=tuple(rows))
+    builds = any(request.builds(index) for index in range(len(rows)))
+    return replace(
+        request,
+        client=int(random.choice([0, 1, CLIENT + 1, (1 << 32) - 1])),
+        identity=random.bytes(16) if request.begins else b"",
+        digest=int(random.integers(1 << 32)) if builds else 0,
+    )
+
+
+def test_the_largest_client_number_is_served():
+    largest = replace(HONEST, client=(1 << 32) - 1)
+    answer, own = together(make_service(), encode_request(largest), encode_request(HONEST))
+    assert [row.status for row in decode_reply(answer, largest).rows] == [Status.OK] * 2
+    is_as_alone(own)
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,7 +138,7 @@ class Fragile(LanguageModelService):
 
 def test_an_error_nobody_foresaw_hits_the_guilty_one_alone():
     service = Fragile(make_service().engine)
-    bad = Request("greedy", VOCAB, (Row(0, 0, np.array([13]), 4),), client=1)
+    bad = request_of("greedy", (Row(0, 0, np.array([13]), 4),), client=1)
     other = replace(bad, rows=(Row(0, 0, np.array([4]), NO_TOKEN),), client=2)
     messages = [encode_request(request) for request in (HONEST, bad, other)]
     own, error, flushed = together(service, *messages)
@@ -141,9 +148,9 @@ def test_an_error_nobody_foresaw_hits_the_guilty_one_alone():
 
 
 def test_requests_about_one_text_take_turns():
-    first = Request("greedy", VOCAB, (Row(0, 0, np.array([5, 9, 2]), 7),))
-    again = Request("greedy", VOCAB, (Row(0, 0, np.array([8, 4]), 7),))
+    first = request_of("greedy", (Row(0, 0, np.array([5, 9, 2]), 7),))
+    again = request_of("greedy", (Row(0, 0, np.array([8, 4]), 7),))
     expected = [make_service().handle(encode_request(request)) for request in (first, again)]
     service = make_service()
     assert together(service, encode_request(first), encode_request(again)) == expected
-    assert service.engine.held((0, 0)) == 3
+    assert service.engine.held((0, 0, IDENTITY)) == 3

@@ -15,6 +15,7 @@ from servers import schedule, verdicts
 from servers.engine import Engine
 from servers.llm import LanguageModelService
 from servers.schedule import fair_shares
+from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
 from tests.served import StuckService, make_service, payload, serving
 
@@ -23,7 +24,7 @@ def texts(count, length, client=0, verifier="greedy", **options):
     """A request that begins `count` texts."""
     random = np.random.default_rng(client)
     rows = tuple(Row(i, 0, random.integers(1, VOCAB, length), 7) for i in range(count))
-    return Request(verifier, VOCAB, rows, client=client, feedback=True, **options)
+    return request_of(verifier, rows, client=client, feedback=True, **options)
 
 
 def roomy(sessions=64):
@@ -125,11 +126,13 @@ def test_a_message_that_goes_on_from_a_held_text_is_sliced_too(small_slices):
     service = roomy()
     first = Row(0, 0, np.arange(1, 9), 7, quiet=8)
     more = Row(0, 8, np.arange(9, 50), 7, quiet=41)
-    service.answer([Request("greedy", VOCAB, (first,), feedback=True)])
+    service.answer([request_of("greedy", [first], feedback=True)])
     passes = watched(service)
-    (reply,) = service.answer([Request("greedy", VOCAB, (more,), feedback=True)])
+    (reply,) = service.answer(
+        [request_of("greedy", [more], on={0: np.arange(1, 9)}, feedback=True)]
+    )
     (whole,) = roomy().answer(
-        [Request("greedy", VOCAB, (Row(0, 0, np.arange(1, 50), 7, quiet=49),), feedback=True)]
+        [request_of("greedy", [Row(0, 0, np.arange(1, 50), 7, quiet=49)], feedback=True)]
     )
     assert reply.rows[0].token == whole.rows[0].token
     assert [tokens for _, tokens, _ in passes] == [16, 16, 9]
@@ -276,13 +279,17 @@ def test_limits_of_a_message_are_checked_before_anything_is_allocated():
 def test_a_request_within_the_bounds_is_one_pass_whatever_the_engine_has_not_read_yet():
     service = roomy()
     begun = Row(0, 0, np.arange(1, 9), 7)
-    (reply,) = service.answer([Request("greedy", VOCAB, (begun,), feedback=True)])
+    (reply,) = service.answer([request_of("greedy", [begun], feedback=True)])
     # The decided token is held and was not read.
-    assert service.engine.held((0, 0)) == 9 > service.engine.computed((0, 0))
+    key = (0, 0, IDENTITY)
+    assert service.engine.held(key) == 9 > service.engine.computed(key)
     passes = watched(service)
-    service.answer([Request("greedy", VOCAB, (Row(0, 9, np.array([5]), 7),), feedback=True)])
+    text = [*range(1, 9), reply.rows[0].token]
+    further = Row(0, 9, np.array([5]), 7)
+    service.answer([request_of("greedy", [further], on={0: text}, feedback=True)])
     flush = Row(1, 0, np.arange(1, 30))
-    service.answer([Request("greedy", VOCAB, (flush,))])
-    service.answer([Request("greedy", VOCAB, (Row(1, 29, np.array([5]), 7),))])
+    service.answer([request_of("greedy", [flush])])
+    further = Row(1, 29, np.array([5]), 7)
+    service.answer([request_of("greedy", [further], on={1: range(1, 30)})])
     assert len(passes) == 2
     assert reply.rows[0].status == Status.OK

@@ -1,0 +1,73 @@
+"""Which texts the engine holds, and whose they are.
+
+A text is known by its client, its number and the identity of the device process that began it: two
+devices of one number, or two runs at once, never share one. Later messages name client and numbers
+and show a digest of the tokens they build on, keyed by the identity (`hlm.wire.prefix`), so rows
+are served from those tokens or not at all. Whoever shows none hears the same whether there is such
+a text or not.
+"""
+
+from __future__ import annotations
+
+from hlm.wire import PrefixDigest, Request, Row, joint_digest
+from servers.engine import Engine
+
+TextName = tuple[int, int]
+"""Client and number of its text, as a message says them."""
+SessionKey = tuple[int, int, bytes]
+"""The same, and the identity of the device."""
+
+
+class HeldTexts:
+    """Finds the engine's sessions that a request goes on.
+
+    Parameters
+    ----------
+    engine : Engine
+        Its sessions are keyed by `SessionKey`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._texts: dict[TextName, dict[bytes, PrefixDigest]] = {}
+        self._count = 0
+
+    def begin(self, name: TextName, identity: bytes) -> SessionKey:
+        """A text that starts anew; what the device had under its name is forgotten when fed."""
+        if self._count > 2 * self.engine.max_sessions:
+            self._drop_evicted()
+        known = self._texts.setdefault(name, {})
+        self._count += identity not in known
+        known[identity] = PrefixDigest(identity)
+        return (*name, identity)
+
+    def owner(self, request: Request) -> bytes | None:
+        """The identity under which all tokens that a request builds on are held, if there is one.
+
+        None also if the request builds on none.
+        """
+        rows = [row for index, row in enumerate(request.rows) if request.builds(index)]
+        if not rows:
+            return None
+        for identity in self._texts.get((request.client, rows[0].session), {}):
+            prefixes = [self._prefix(request.client, row, identity) for row in rows]
+            held = [prefix for prefix in prefixes if prefix is not None]
+            if len(held) == len(rows) and joint_digest(identity, held) == request.digest:
+                return identity
+        return None
+
+    def _prefix(self, client: int, row: Row, identity: bytes) -> tuple[int, int, bytes] | None:
+        name = client, row.session
+        state = self._texts.get(name, {}).get(identity)
+        if state is None or self.engine.held((*name, identity)) < row.start:
+            return None
+        tokens = self.engine.tokens((*name, identity))
+        return row.session, row.start, state.at(tokens, row.start)
+
+    def _drop_evicted(self) -> None:
+        for name, known in list(self._texts.items()):
+            for identity in [one for one in known if not self.engine.held((*name, one))]:
+                del known[identity]
+            if not known:
+                del self._texts[name]
+        self._count = sum(map(len, self._texts.values()))
