@@ -243,6 +243,11 @@ class Calibrated(Hierarchical):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
+        if "connected" not in state:
+            raise ValueError(
+                "state: of a version that did not note which client brought how many prompts, "
+                "without which nothing can be certified; allowed: states of this version"
+            )
         super().load_state_dict(state)
         self.calibration.load_state_dict(state["calibration"])
         self._clusters = {int(k): int(v) for k, v in state["client_clusters"].items()}

@@ -316,3 +316,5 @@ def test_once_nothing_is_gathered_all_clients_are_asked_alike():
 def test_options_of_who_is_spoken_about():
     with pytest.raises(ValueError, match="clients"):
         strategy_of(pooled()[0], 2, -1)
+    with pytest.raises(ValueError, match="which client brought how many prompts"):
+        strategy_of(pooled()[0], 2, 2).load_state_dict({"version": 1})
