@@ -6,13 +6,10 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-
-if TYPE_CHECKING:
-    from fedhlm_app.pair.recipe import PairTraining
 
 __all__ = ["pair_app"]
 
@@ -52,6 +49,12 @@ _Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves PyTorc
 _Steps = Annotated[int, typer.Option(min=0, help="Steps of the distillation.")]
 _Weight = Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of KL to the LLM.")]
 _Every = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+_Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
+_Half = Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")]
+_Parts = Annotated[
+    int, typer.Option(min=1, help="Parts that a step's batch is cut into: less memory.")
+]
+_Tracker = Annotated[str, typer.Option(help="Tracker of Transformers, such as tensorboard.")]
 
 
 @pair_app.command()
@@ -67,11 +70,28 @@ def train(
     seed: _Seed = 1,
     threads: _Threads = 0,
     checkpoint_every: _Every = 200,
+    cpu: _Cpu = False,
+    bfloat16: _Half = True,
+    accumulate: _Parts = 1,
+    report_to: _Tracker = "",
 ) -> None:
     """Train tokenizer, LLM and SLM, and distil the LLM into the SLM; resumes by itself."""
     from fedhlm_app.pair.pipeline import train_pair
+    from fedhlm_app.pair.recipe import PairTraining
 
-    settings = _settings(dataset, out, text_column, label_column, seed, threads, checkpoint_every)
+    settings = PairTraining(
+        dataset=dataset,
+        out=str(out),
+        text_column=text_column,
+        label_column=label_column,
+        seed=seed,
+        threads=threads,
+        checkpoint_every=checkpoint_every,
+        cpu=cpu,
+        bfloat16=bfloat16,
+        accumulate=accumulate,
+        report_to=report_to,
+    )
     settings = dataclasses.replace(
         settings,
         llm=dataclasses.replace(settings.llm, steps=llm_steps),
@@ -95,11 +115,28 @@ def distil(
     seed: _Seed = 1,
     threads: _Threads = 0,
     checkpoint_every: _Every = 200,
+    cpu: _Cpu = False,
+    bfloat16: _Half = True,
+    accumulate: _Parts = 1,
+    report_to: _Tracker = "",
 ) -> None:
     """Go on training an SLM towards an LLM; resumes by itself."""
     from fedhlm_app.pair.pipeline import distil_pair
+    from fedhlm_app.pair.recipe import PairTraining
 
-    settings = _settings(dataset, out, text_column, label_column, seed, threads, checkpoint_every)
+    settings = PairTraining(
+        dataset=dataset,
+        out=str(out),
+        text_column=text_column,
+        label_column=label_column,
+        seed=seed,
+        threads=threads,
+        checkpoint_every=checkpoint_every,
+        cpu=cpu,
+        bfloat16=bfloat16,
+        accumulate=accumulate,
+        report_to=report_to,
+    )
     recipe = dataclasses.replace(
         settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight
     )
@@ -153,29 +190,6 @@ def pack(
     keep = ("model.embed_tokens.weight",) if keep_embedding else ()
     size = pack_model(source, out, group_size, keep, tokenizer)
     typer.echo(f"{out}: {size:,} bytes of weights")
-
-
-def _settings(
-    dataset: str,
-    out: Path,
-    text_column: str,
-    label_column: str,
-    seed: int,
-    threads: int,
-    checkpoint_every: int,
-) -> PairTraining:
-    """Gather what both trainings share."""
-    from fedhlm_app.pair.recipe import PairTraining
-
-    return PairTraining(
-        dataset=dataset,
-        out=str(out),
-        text_column=text_column,
-        label_column=label_column,
-        seed=seed,
-        threads=threads,
-        checkpoint_every=checkpoint_every,
-    )
 
 
 def _print_report(folder: Path) -> None:

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_accelerate_available
 
 from fedhlm_app.data import Items, has_splits, load_items, split_client
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
-from fedhlm_app.pair.load import check_same_tokenizer, load_tokenizer
-from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
+from fedhlm_app.pair.load import PairError, check_same_tokenizer, load_tokenizer
+from fedhlm_app.pair.recipe import ModelShape, PairTraining
 from fedhlm_app.pair.sequences import encode_articles
 from fedhlm_app.pair.tokenizer import train_tokenizer
-from fedhlm_app.pair.training import new_model, run_stage, write_atomically
+from fedhlm_app.pair.training import new_model, run_stage
+from fedhlm_app.runs import write_atomically
 
 __all__ = ["PairReport", "distil_pair", "train_pair"]
 
@@ -66,9 +69,10 @@ def train_pair(settings: PairTraining) -> PairReport:
     Raises
     ------
     ValueError
-        If the data cannot be read or the folder holds checkpoints of other settings.
+        If the data cannot be read, the folder holds checkpoints of other settings, or the extra
+        `train` is not installed.
     """
-    _use_threads(settings.threads)
+    _prepare(settings)
     out = Path(settings.out)
     items, held_out = _articles(settings)
     if (out / "tokenizer" / "tokenizer.json").exists():
@@ -78,6 +82,7 @@ def train_pair(settings: PairTraining) -> PairReport:
             items.texts(), items.label_names, settings.vocabulary, out / "tokenizer"
         )
     sequences = encode_articles(items, tokenizer, settings.text_tokens)
+    pad = int(tokenizer.pad_token_id or 0)
     stages: dict[str, dict[str, float]] = {}
     models: dict[str, PreTrainedModel] = {}
     for name, shape, recipe in (
@@ -85,19 +90,23 @@ def train_pair(settings: PairTraining) -> PairReport:
         ("slm", settings.slm_shape, settings.slm),
     ):
         models[name] = _fresh(shape, tokenizer, settings)
-        stages[name] = _stage(name, models[name], recipe, sequences, settings, tokenizer, None)
+        stages[name] = run_stage(name, models[name], recipe, sequences, settings, pad=pad)
     if settings.distil.steps:
-        stages["distil"] = _stage(
-            "distil", models["slm"], settings.distil, sequences, settings, tokenizer, models["llm"]
+        stages["distil"] = run_stage(
+            "distil",
+            models["slm"],
+            settings.distil,
+            sequences,
+            settings,
+            pad=pad,
+            teacher=models["llm"],
         )
     for name, model in models.items():
         _save_model(model, tokenizer, out / name)
     return _report(settings, models["slm"], models["llm"], tokenizer, held_out, stages)
 
 
-def distil_pair(
-    slm: str, llm: str, settings: PairTraining, stop_after: int | None = None
-) -> PairReport:
+def distil_pair(slm: str, llm: str, settings: PairTraining) -> PairReport:
     """Go on training an SLM towards an LLM, without touching the LLM.
 
     Parameters
@@ -106,8 +115,6 @@ def distil_pair(
         Model folders or hub names with one tokenizer.
     settings : PairTraining
         Data, folder, and the recipe of its ``distil`` stage.
-    stop_after : int, optional
-        Stop with a checkpoint after this step.
 
     Returns
     -------
@@ -115,15 +122,16 @@ def distil_pair(
         The distilled SLM is in ``slm`` of the folder.
     """
     check_same_tokenizer(slm, llm)
-    _use_threads(settings.threads)
+    _prepare(settings)
     tokenizer = load_tokenizer(llm)
     items, held_out = _articles(settings)
     sequences = encode_articles(items, tokenizer, settings.text_tokens)
     student = AutoModelForCausalLM.from_pretrained(slm, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     teacher.train(False)
-    done = _stage(
-        "distil", student, settings.distil, sequences, settings, tokenizer, teacher, stop_after
+    pad = int(tokenizer.pad_token_id or 0)
+    done = run_stage(
+        "distil", student, settings.distil, sequences, settings, pad=pad, teacher=teacher
     )
     _save_model(student, tokenizer, Path(settings.out) / "slm")
     return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
@@ -139,10 +147,21 @@ def _articles(settings: PairTraining) -> tuple[Items, Items]:
     return items.subset(np.sort(rows)), items.subset(np.sort(held_out))
 
 
-def _use_threads(threads: int) -> None:
-    """Limit PyTorch's threads where the settings say so."""
-    if threads:
-        torch.set_num_threads(threads)
+def _prepare(settings: PairTraining) -> None:
+    """Refuse what this installation cannot do; limit PyTorch's threads where asked to."""
+    if not is_accelerate_available():
+        raise PairError(
+            "training a pair needs Accelerate, which is not installed; "
+            "`pip install 'fedhlm[train]'` brings it"
+        )
+    trackers = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if settings.report_to and settings.report_to not in trackers:
+        raise PairError(
+            f"report_to = {settings.report_to!r} is not allowed; "
+            f"trackers installed here: {', '.join(trackers) or 'none'}"
+        )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
 
 
 def _fresh(
@@ -155,32 +174,6 @@ def _fresh(
         for token in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     )
     return new_model(shape, len(tokenizer), positions, settings.seed, (pad, bos, eos))
-
-
-def _stage(
-    name: str,
-    model: PreTrainedModel,
-    recipe: StageRecipe,
-    sequences: list[np.ndarray],
-    settings: PairTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: PreTrainedModel | None,
-    stop_after: int | None = None,
-) -> dict[str, float]:
-    """Run one stage with the settings' folder and seed."""
-    return run_stage(
-        name,
-        model,
-        recipe,
-        sequences,
-        Path(settings.out) / "checkpoints",
-        seed=settings.seed,
-        pad=int(tokenizer.pad_token_id or 0),
-        teacher=teacher,
-        bfloat16=settings.bfloat16,
-        checkpoint_every=settings.checkpoint_every,
-        stop_after=stop_after,
-    )
 
 
 def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

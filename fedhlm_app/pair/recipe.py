@@ -59,7 +59,7 @@ class StageRecipe:
     final_factor : float
         The last rate as a share of the peak, in [0, 1].
     batch : int
-        Articles a step.
+        Articles an optimiser's step.
     distillation : float
         Weight of KL(LLM || model) in the loss, in [0, 1]; the rest is cross entropy.
     """
@@ -80,16 +80,6 @@ class StageRecipe:
         for name in ("constant_until", "final_factor", "distillation"):
             share = getattr(self, name)
             _require(0.0 <= share <= 1.0, name, share, "it must lie in [0, 1]")
-
-    def rate(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.peak_rate * (step + 1) / self.warmup
-        falling_from = self.constant_until * self.steps
-        if step < falling_from:
-            return self.peak_rate
-        left = (self.steps - step) / max(self.steps - falling_from, 1.0)
-        return self.peak_rate * (self.final_factor + (1.0 - self.final_factor) * left)
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,12 @@ class PairTraining:
         CPU threads of PyTorch; 0 leaves its own choice.
     bfloat16 : bool
         Whether matrix products run in bfloat16.
+    cpu : bool
+        Train on the CPU even where PyTorch finds an accelerator.
+    accumulate : int
+        Parts, one after the other, that a step's batch is cut into, so that less memory is needed.
+    report_to : str
+        Tracker that Transformers knows, such as ``"tensorboard"``; empty for none.
     validation_rows : int
         Rows of the validation split to measure on; 0 for all.
     """
@@ -137,6 +133,9 @@ class PairTraining:
     checkpoint_every: int = 200
     threads: int = 0
     bfloat16: bool = True
+    cpu: bool = False
+    accumulate: int = 1
+    report_to: str = ""
     validation_rows: int = 0
 
     def __post_init__(self) -> None:
@@ -147,6 +146,9 @@ class PairTraining:
         _require(
             self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1"
         )
+        for stage in (self.llm, self.slm, self.distil):
+            parts = self.accumulate >= 1 and stage.batch % self.accumulate == 0
+            _require(parts, "accumulate", self.accumulate, f"it must divide a batch, {stage.batch}")
         _require(
             self.validation_rows >= 0, "validation_rows", self.validation_rows, "it must be >= 0"
         )

@@ -5,12 +5,13 @@ A sequence is ``bos, text (at most 92 tokens), topic, label, eos``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedhlm_app.data import Items
 from fedhlm_app.pair.load import label_tokens, topic_tokens
@@ -18,10 +19,7 @@ from fedhlm_app.pair.load import label_tokens, topic_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "batch_of", "batches_by_length", "encode_articles", "shuffled_batches"]
-
-# Batches are cut from pools of this many, sorted by length inside: like lengths, random order.
-_BATCHES_A_POOL = 50
+__all__ = ["Batch", "OrderByLength", "batch_of", "batches_by_length", "encode_articles"]
 
 
 @dataclass(frozen=True)
@@ -103,44 +101,28 @@ def batches_by_length(lengths: Sequence[int], batch: int) -> list[np.ndarray]:
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
-def shuffled_batches(
-    lengths: Sequence[int], batch: int, seed: int, first_step: int = 0
-) -> Iterator[np.ndarray]:
-    """Give batches of like length for ever, a new random order each epoch.
+class OrderByLength(LengthGroupedSampler):
+    """Rows in an order whose batches are of like length, a new one each epoch.
 
-    The order depends on ``seed`` and the step alone, so a resumed training goes on with the
-    very batch that an uninterrupted one would see.
+    The order depends on ``seed`` and the epoch alone, so a resumed training goes on with the very
+    batch that an uninterrupted one would see.
 
     Parameters
     ----------
     lengths : sequence of int
         Tokens of each sequence.
     batch : int
-        Sequences a batch; a last, smaller one closes each epoch.
+        Sequences a batch.
     seed : int
         0 or more.
-    first_step : int
-        Step whose batch comes first.
-
-    Yields
-    ------
-    ndarray
-        int64 row numbers.
     """
-    rows = np.asarray(lengths)
-    per_epoch = -(-len(rows) // batch)
-    step = first_step
-    while True:
-        epoch, position = divmod(step, per_epoch)
-        generator = np.random.default_rng([seed, epoch])
-        order = generator.permutation(len(rows))
-        pool = batch * _BATCHES_A_POOL
-        sorted_pools = [
-            chunk[np.argsort(rows[chunk], kind="stable")]
-            for chunk in (order[start : start + pool] for start in range(0, len(order), pool))
-        ]
-        joined = np.concatenate(sorted_pools)
-        batches = [joined[start : start + batch] for start in range(0, len(joined), batch)]
-        for number in generator.permutation(len(batches))[position:]:
-            yield batches[number]
-            step += 1
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        super().__init__(batch, lengths=list(lengths), generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch, counted from 0."""
+        (drawn,) = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
+        self.generator.manual_seed(int(drawn) >> 1)

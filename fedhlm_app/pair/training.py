@@ -1,4 +1,4 @@
-"""One optimised stage: cross entropy, or cross entropy mixed with KL to the LLM.
+"""One optimised stage on Transformers' `Trainer`: cross entropy, or that mixed with KL to the LLM.
 
 AdamW with betas (.9, .95), weight decay .1 on matrices, gradient clip 1, and a checkpoint every
 so many steps from which a stage goes on as if it had not been interrupted.
@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
-import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
-from fedhlm_app.pair.recipe import ModelShape, StageRecipe
-from fedhlm_app.pair.sequences import Batch, batch_of, shuffled_batches
+from fedhlm_app.pair.checkpoints import last_checkpoint
+from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
+from fedhlm_app.pair.sequences import OrderByLength, batch_of
 
-__all__ = ["new_model", "run_stage", "stage_loss", "write_atomically"]
+__all__ = ["new_model", "run_stage", "token_losses"]
 
-_BETAS = (0.9, 0.95)
-_WEIGHT_DECAY = 0.1
-_CLIP = 1.0
 _LOG_EVERY = 50
+_IGNORED = -100  # what Transformers leaves out of counts and losses
 
 
 def new_model(
@@ -76,51 +73,112 @@ def new_model(
         return LlamaForCausalLM(config)
 
 
-def stage_loss(
-    model: PreTrainedModel, teacher: PreTrainedModel | None, batch: Batch, weight: float
+def token_losses(
+    logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, weight: float
 ) -> torch.Tensor:
-    """Mean loss over the predicted tokens of a batch.
+    """Sum of the losses of predicted tokens.
 
-    With p the LLM's law and q the model's, ``weight * KL(p || q) + (1 - weight) * -ln q_next``,
-    up to the entropy of p, which no gradient sees: one cross entropy against the mixture
-    ``weight * p + (1 - weight) * onehot(next)``.
+    With p the LLM's distribution and q the model's, ``weight * KL(p || q) + (1 - weight) *
+    -ln q_next``, up to the entropy of p, which no gradient sees: one cross entropy against the
+    mixture ``weight * p + (1 - weight) * onehot(next)``.
 
     Parameters
     ----------
-    model, teacher : PreTrainedModel
-        The teacher may be None where ``weight`` is 0.
-    batch : Batch
-        Sequences.
+    logits : Tensor
+        float32 [tokens, vocabulary], the model's.
+    targets : Tensor
+        int64 [tokens], the next tokens.
+    teacher : Tensor or None
+        float32 [tokens, vocabulary], the LLM's logits; None for cross entropy alone.
     weight : float
         Share of the distillation, in [0, 1].
 
     Returns
     -------
     Tensor
-        Scalar, nats a token.
+        Scalar, nats.
     """
-    inputs, predicted = batch.tokens[:, :-1], batch.mask[:, 1:]
-    targets = batch.tokens[:, 1:][predicted]  # [tokens]
-    # Only real positions reach the vocabulary matrix: it is most of the work of a small model.
-    logits = _logits_at(model, inputs, predicted)  # [tokens, vocab]
-    if teacher is None or weight == 0.0:
-        return nn.functional.cross_entropy(logits, targets)
-    with torch.no_grad():
-        mixture = _logits_at(teacher, inputs, predicted).softmax(dim=-1).mul_(weight)
-        mixture[torch.arange(len(targets)), targets] += 1.0 - weight
-    return nn.functional.cross_entropy(logits, mixture)
+    if teacher is None:
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+    mixture = teacher.softmax(dim=-1).mul_(weight)
+    mixture[torch.arange(len(targets)), targets] += 1.0 - weight
+    return nn.functional.cross_entropy(logits, mixture, reduction="sum")
 
 
-def _logits_at(model: PreTrainedModel, inputs: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Give float32 logits [tokens, vocab] at the positions of a mask.
+class _StageTrainer(Trainer):
+    """Trainer of a stage: its loss, its order of articles, and seconds of earlier sittings."""
 
-    Padding stands on the right, where a causal model's real positions never look.
-    """
-    causal_lm: Any = model
-    body, head = causal_lm.get_decoder(), causal_lm.get_output_embeddings()
-    hidden = body(input_ids=inputs, use_cache=False).last_hidden_state[where]
-    logits: torch.Tensor = head(hidden)
-    return logits.float()
+    def __init__(
+        self,
+        teacher: PreTrainedModel | None,
+        recipe: StageRecipe,
+        earlier: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._recipe = recipe
+        self._teacher = teacher if recipe.distillation else None
+        _move(self._teacher, self.args.device)
+        self._earlier = earlier
+        self._began = time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of like length."""
+        rows: Any = self.train_dataset
+        order = OrderByLength([len(row) for row in rows], self._recipe.batch, self.args.seed)
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.train_batch_size,
+            sampler=order,
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean loss over the predicted tokens of an optimiser's step.
+
+        Raises
+        ------
+        ValueError
+            If it is not finite.
+        """
+        tokens, next_tokens = inputs["input_ids"], inputs["labels"][:, 1:]
+        predicted = next_tokens != _IGNORED
+        # No mask: padding stands on the right, where a causal model's real positions never look.
+        outputs = model(input_ids=tokens, use_cache=False)
+        theirs = None
+        if self._teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                theirs = self._teacher(input_ids=tokens, use_cache=False).logits
+            theirs = theirs[:, :-1][predicted].float()
+        targets = next_tokens[predicted]
+        logits = outputs.logits[:, :-1][predicted].float()
+        total = token_losses(logits, targets, theirs, self._recipe.distillation)
+        loss = total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise ValueError(
+                f"loss {loss.item()} at step {self.state.global_step}; lower the peak rate"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Add the seconds of all sittings."""
+        logs["seconds"] = self._earlier + time.monotonic() - self._began
+        super().log(logs, *rest)
+
+
+class _LogWithCheckpoint(TrainerCallback):
+    """A checkpoint holds the figures of its very step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        control.should_log |= control.should_save
 
 
 def run_stage(
@@ -128,196 +186,120 @@ def run_stage(
     model: PreTrainedModel,
     recipe: StageRecipe,
     sequences: Sequence[np.ndarray],
-    folder: Path,
+    settings: PairTraining,
     *,
-    seed: int,
     pad: int = 0,
     teacher: PreTrainedModel | None = None,
-    bfloat16: bool = True,
-    checkpoint_every: int = 200,
-    stop_after: int | None = None,
 ) -> dict[str, float]:
     """Optimise a model in place, resuming from the stage's checkpoint if there is one.
 
     Parameters
     ----------
     name : str
-        Of the stage, in progress and file names.
+        Of the stage, and of its folder in ``checkpoints`` of the settings' folder. The loss curve
+        is in ``trainer_state.json`` of the checkpoint there.
     model, teacher : PreTrainedModel
-        Weights to optimise (float32), and the LLM to distil from.
+        Weights to optimise (float32), and the LLM to distil from. Both end on the CPU.
     recipe : StageRecipe
         Steps, rates and weights.
     sequences : sequence of ndarray
         Training sequences.
-    folder : Path
-        Where ``NAME.checkpoint`` and ``NAME.jsonl`` (loss curve) are kept.
-    seed, pad, bfloat16, checkpoint_every
-        As in :class:`PairTraining`.
-    stop_after : int, optional
-        Stop with a checkpoint after this step, for runs in several sittings.
+    settings : PairTraining
+        What all stages share.
+    pad : int
+        Token id that fills up.
 
     Returns
     -------
     dict of str to float
-        ``steps``, ``tokens`` seen, ``seconds`` of all sittings, last mean ``loss``.
+        ``steps``, ``tokens`` seen, ``seconds`` of all sittings, and, where there was a step, the
+        last mean ``loss``.
 
     Raises
     ------
     ValueError
         If the checkpoint was written with another recipe or seed, or the loss is not finite.
     """
+    folder = Path(settings.out) / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{name}.checkpoint"
-    optimiser = _optimiser(model)
-    identity = json.dumps([dataclasses.asdict(recipe), seed, len(sequences)], sort_keys=True)
-    progress = _restore(checkpoint, model, optimiser, identity)
-    last_step = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
-    lengths = [len(sequence) for sequence in sequences]
-    order = shuffled_batches(lengths, recipe.batch, seed, int(progress["steps"]))
-    model.train()
-    recent: list[float] = []
-    started, earlier = time.monotonic(), progress["seconds"]
-    with _bar() as bar:
-        task = bar.add_task(name, total=recipe.steps, completed=int(progress["steps"]), loss="")
-        for step in range(int(progress["steps"]), last_step):
-            batch = batch_of([sequences[row] for row in next(order)], pad)
-            loss = _step(model, teacher, optimiser, recipe, step, batch, bfloat16)
-            if not math.isfinite(loss):
-                raise ValueError(f"{name}: loss {loss} at step {step}; lower the peak rate")
-            recent.append(loss)
-            progress["steps"] = step + 1
-            progress["tokens"] += int(batch.mask[:, 1:].sum())
-            progress["seconds"] = earlier + time.monotonic() - started
-            if (step + 1) % _LOG_EVERY == 0 or step + 1 == last_step:
-                progress["loss"] = sum(recent) / len(recent)
-                recent.clear()
-                _append_curve(folder / f"{name}.jsonl", progress)
-                if not bar.console.is_terminal:
-                    bar.console.print(_line(name, recipe, progress))
-            if (step + 1) % checkpoint_every == 0 or step + 1 == last_step:
-                _save(checkpoint, model, optimiser, identity, progress)
-            bar.update(task, completed=step + 1, loss=f"loss {loss:.3f}")
-    model.train(False)
-    return progress
-
-
-def _step(
-    model: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    optimiser: torch.optim.Optimizer,
-    recipe: StageRecipe,
-    step: int,
-    batch: Batch,
-    bfloat16: bool,
-) -> float:
-    """Do one optimiser step and give its loss."""
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.rate(step)
-    precision: Any = (
-        torch.autocast("cpu", dtype=torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    )
-    with precision:
-        loss = stage_loss(model, teacher, batch, recipe.distillation)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-    optimiser.step()
-    return float(loss.detach())
-
-
-def _optimiser(model: PreTrainedModel) -> torch.optim.AdamW:
-    """Create the recipe's AdamW: decay on matrices only."""
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": _WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        betas=_BETAS,
-    )
-
-
-def _restore(
-    checkpoint: Path, model: PreTrainedModel, optimiser: torch.optim.Optimizer, identity: str
-) -> dict[str, float]:
-    """Load a checkpoint if there is one; give how far the stage has come."""
-    if not checkpoint.exists():
-        return {"steps": 0, "tokens": 0, "seconds": 0.0, "loss": math.nan}
-    saved = torch.load(checkpoint, weights_only=True)
-    if not _same_so_far(json.loads(saved["identity"]), json.loads(identity), saved["progress"]):
-        raise ValueError(
-            f"{checkpoint} was written with other settings ({saved['identity']}) than asked for "
-            f"now ({identity}); give the same settings or another folder"
+    identity = [dataclasses.asdict(recipe), settings.seed, len(sequences)]
+    checkpoint, state = last_checkpoint(folder, identity)
+    if state.global_step < recipe.steps:
+        trainer = _StageTrainer(
+            teacher,
+            recipe,
+            _figures(state)["seconds"],
+            model=model,
+            args=_arguments(folder, recipe, settings),
+            train_dataset=sequences,
+            data_collator=lambda rows: _collated(rows, pad),
+            callbacks=[_LogWithCheckpoint()],
         )
-    model.load_state_dict(saved["model"])
-    optimiser.load_state_dict(saved["optimiser"])
-    return dict(saved["progress"])
+        print(f"{name}: {state.global_step} of {recipe.steps} steps done", file=sys.stderr)
+        # Figures go where the progress bar goes: what a command prints is its result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        state = trainer.state
+        # Out of the mixed precision that was put around its forward pass.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        _move(model, "cpu")
+        _move(teacher, "cpu")
+    elif checkpoint is not None:
+        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+    model.train(False)
+    return _figures(state)
 
 
-def _same_so_far(saved: list[Any], asked: list[Any], progress: dict[str, float]) -> bool:
-    """Tell whether the steps done would have been the same under the settings asked for.
-
-    A stage may become shorter or longer while its rate has not begun to fall: up to there, the
-    number of steps changes nothing.
-    """
-    (old, *old_data), (new, *new_data) = saved, asked
-    if {**old, "steps": 0} != {**new, "steps": 0} or old_data != new_data:
-        return False
-    constant = min(old["steps"], new["steps"]) * new["constant_until"]
-    return bool(old["steps"] == new["steps"] or progress["steps"] <= constant)
+def _move(model: nn.Module | None, device: torch.device | str) -> None:
+    if model is not None:
+        model.to(device)
 
 
-def _save(
-    checkpoint: Path,
-    model: PreTrainedModel,
-    optimiser: torch.optim.Optimizer,
-    identity: str,
-    progress: dict[str, float],
-) -> None:
-    """Write a checkpoint so that a crash leaves either the old or the new one."""
-    state = {
-        "identity": identity,
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "progress": dict(progress),
-    }
-    unfinished = checkpoint.with_suffix(".part")
-    torch.save(state, unfinished)
-    os.replace(unfinished, checkpoint)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new text, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _append_curve(path: Path, progress: dict[str, float]) -> None:
-    """Add a point to the loss curve."""
-    with path.open("a", encoding="utf-8") as curve:
-        curve.write(json.dumps(progress) + "\n")
-
-
-def _line(name: str, recipe: StageRecipe, progress: dict[str, float]) -> str:
-    """Say in one line how far a stage is, for logs that are no terminal."""
-    per_step = progress["seconds"] / max(progress["steps"], 1)
-    left = (recipe.steps - progress["steps"]) * per_step
-    return (
-        f"{name} {int(progress['steps'])}/{recipe.steps} loss {progress['loss']:.3f} "
-        f"{per_step:.2f} s/step, {left / 60:.1f} min left"
+def _arguments(folder: Path, recipe: StageRecipe, settings: PairTraining) -> TrainingArguments:
+    """The recipe in Transformers' words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch // settings.accumulate,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=recipe.peak_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=recipe.warmup,
+        lr_scheduler_kwargs={
+            "num_decay_steps": recipe.steps - int(recipe.constant_until * recipe.steps),
+            "decay_type": "linear",
+            "min_lr_ratio": recipe.final_factor,
+        },
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        bf16=settings.bfloat16,
+        use_cpu=settings.cpu or not torch.accelerator.is_available(),
+        seed=settings.seed,
+        logging_steps=_LOG_EVERY,
+        logging_nan_inf_filter=False,
+        save_steps=settings.checkpoint_every,
+        save_total_limit=1,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        report_to=settings.report_to or "none",
+        run_name=folder.name,
     )
 
 
-def _bar() -> Progress:
-    """Create the progress bar of a stage."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+def _collated(rows: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
+    """A batch as Transformers counts it: what is not predicted has no label."""
+    batch = batch_of(rows, pad)
+    labels = batch.tokens.masked_fill(~batch.mask, _IGNORED)
+    labels[:, 0] = _IGNORED
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask.long(), "labels": labels}
+
+
+def _figures(state: TrainerState) -> dict[str, float]:
+    """How far a stage has come."""
+    done = {"steps": state.global_step, "tokens": state.num_input_tokens_seen, "seconds": 0.0}
+    for line in state.log_history:
+        # The last line of a training sums it up, with no loss of its own.
+        done |= {name: line[name] for name in ("seconds", "loss") if "loss" in line}
+    return done

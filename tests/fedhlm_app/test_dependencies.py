@@ -34,6 +34,9 @@ def _requirements(lines: list[str]) -> dict[str, Requirement]:
 BASE = _requirements(PROJECT["dependencies"])
 EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
 DEV = BASE | EXTRAS["dev"]
+OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
+# What Transformers' `Trainer` and PyTorch's `SummaryWriter` import where it is there.
+BY_OTHERS = {"accelerate", "tensorboard"}
 
 
 def _imported(folder: str) -> dict[str, str]:
@@ -65,7 +68,7 @@ def _distributions(module: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_everything_that_a_package_imports_is_declared(package: str) -> None:
-    optional = {name for extra in ("edge", "tensorboard") for name in EXTRAS[extra]}
+    optional = {name for wanted in OPTIONAL.values() for name in wanted}
     undeclared = {
         module: file
         for module, file in _imported(package).items()
@@ -87,9 +90,25 @@ def test_everything_that_is_declared_is_imported() -> None:
     modules = {module for package in PACKAGES for module in _imported(package)}
     used = {owner for module in modules for owner in _distributions(module)}
     assert BASE.keys() - used == set()
-    assert (EXTRAS["edge"].keys() | EXTRAS["tensorboard"].keys()) - used == set()
+    assert {name for wanted in OPTIONAL.values() for name in wanted} - used == BY_OTHERS
     tested = {owner for module in _imported("tests") for owner in _distributions(module)}
-    assert EXTRAS["dev"].keys() - used - tested == TOOLS
+    assert EXTRAS["dev"].keys() - used - tested - BY_OTHERS == TOOLS
+
+
+def test_the_page_names_each_dependency_that_is_declared() -> None:
+    declared = {
+        "The product": [[name] for name in BASE],
+        "Extras": [[extra, name] for extra, wanted in OPTIONAL.items() for name in wanted],
+        "Development": [[name] for name in EXTRAS["dev"]],
+    }
+    page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
+    parts = {part.partition("\n")[0]: part.splitlines() for part in page.split("\n## ")}
+    for title, wanted in declared.items():
+        rows = [line.strip("| ").split(" | ") for line in parts[title] if "| `" in line]
+        # The last two cells say what for, and what was weighed instead.
+        named = [[cell.strip("`") for cell in row[:-2]] for row in rows]
+        assert sorted(named) == sorted(wanted), title
+        assert all(len(cell) > 3 for row in rows for cell in row[-2:]), title
 
 
 def _pins() -> dict[str, str]:
@@ -138,7 +157,7 @@ def test_every_floor_is_one_number_and_the_pin_is_within() -> None:
     for name, requirement in DEV.items():
         assert _floor(requirement) <= Version(_pins()[name])
         assert _pins()[name] in requirement.specifier, name
-    for extra in ("edge", "tensorboard"):
+    for extra in OPTIONAL:
         assert {n: str(r) for n, r in EXTRAS[extra].items()} == {
             n: str(EXTRAS["dev"][n]) for n in EXTRAS[extra]
         }

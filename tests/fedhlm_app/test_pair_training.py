@@ -2,21 +2,23 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from transformers.trainer_callback import DefaultFlowCallback
 from typer.testing import CliRunner
 
+from fedhlm_app.pair import pipeline
 from fedhlm_app.pair.cli import pair_app
 from fedhlm_app.pair.load import load_pair
 from fedhlm_app.pair.pipeline import distil_pair, train_pair
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
-from fedhlm_app.pair.sequences import batch_of, batches_by_length, shuffled_batches
-from fedhlm_app.pair.training import new_model, run_stage, stage_loss
+from fedhlm_app.pair.sequences import OrderByLength, batch_of, batches_by_length
+from fedhlm_app.pair.training import new_model, run_stage, token_losses
 
 TINY = ModelShape(hidden=8, layers=1, heads=2, intermediate=16)
 
@@ -38,16 +40,6 @@ def weights(model):
 class TestRecipe:
     recipe = StageRecipe(steps=1000, peak_rate=2.0, warmup=100)
 
-    def test_rate_warms_up_stays_and_falls(self):
-        assert self.recipe.rate(0) == pytest.approx(0.02)
-        assert self.recipe.rate(99) == self.recipe.rate(100) == self.recipe.rate(599) == 2.0
-        assert self.recipe.rate(800) == pytest.approx(2.0 * (0.02 + 0.98 * 0.5))
-        assert self.recipe.rate(1000) == pytest.approx(0.04)
-
-    @given(st.integers(0, 998))
-    def test_rate_never_jumps(self, step):
-        assert abs(self.recipe.rate(step + 1) - self.recipe.rate(step)) <= 0.021
-
     @pytest.mark.parametrize(
         ("field", "value"),
         [("steps", -1), ("peak_rate", 0.0), ("batch", 0), ("distillation", 1.5)],
@@ -62,27 +54,33 @@ class TestRecipe:
 
 
 class TestOrder:
-    def test_every_row_once_an_epoch(self):
-        lengths = [len(sequence) for sequence in tiny_sequences(53)]
-        batches = shuffled_batches(lengths, 8, seed=4)
-        epoch = np.concatenate([next(batches) for _ in range(7)])
-        assert sorted(epoch.tolist()) == list(range(53))
+    lengths = tuple(len(sequence) for sequence in tiny_sequences(53))
 
-    def test_starting_later_gives_the_same_batches(self):
-        lengths = [len(sequence) for sequence in tiny_sequences(53)]
-        from_start, later = shuffled_batches(lengths, 8, 4), shuffled_batches(lengths, 8, 4, 9)
-        batches = [next(from_start) for _ in range(20)]
-        assert all(np.array_equal(batches[9 + n], next(later)) for n in range(11))
+    def test_every_row_once_an_epoch_and_epochs_differ(self):
+        order = OrderByLength(self.lengths, 8, seed=4)
+        first = list(order)
+        order.set_epoch(1)
+        second = list(order)
+        assert sorted(first) == sorted(second) == list(range(53))
+        assert first != second
 
-    def test_epochs_differ(self):
-        batches = shuffled_batches([5] * 40, 8, seed=4)
-        first = [next(batches).tolist() for _ in range(5)]
-        assert first != [next(batches).tolist() for _ in range(5)]
+    def test_an_epoch_is_the_same_whoever_draws_it(self):
+        order = OrderByLength(self.lengths, 8, seed=4)
+        for _ in range(3):
+            list(order)  # an interrupted training drew other epochs before
+        again = OrderByLength(self.lengths, 8, seed=4)
+        order.set_epoch(2)
+        again.set_epoch(2)
+        assert list(order) == list(again)
+        other = OrderByLength(self.lengths, 8, seed=5)
+        other.set_epoch(2)
+        assert list(other) != list(again)
 
     def test_batches_are_of_like_length(self):
-        lengths = np.random.default_rng(0).integers(5, 90, size=640)
-        batches = shuffled_batches(lengths.tolist(), 64, seed=0)
-        assert np.mean([np.ptp(lengths[next(batches)]) for _ in range(10)]) < 15
+        lengths = np.random.default_rng(0).integers(5, 90, size=6400)
+        order = list(OrderByLength(lengths.tolist(), 64, seed=0))
+        batches = [order[start : start + 64] for start in range(0, 640, 64)]
+        assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 15
         assert [len(batch) for batch in batches_by_length([3, 1, 2], 2)] == [2, 1]
 
     def test_padding_and_label_positions(self):
@@ -93,95 +91,149 @@ class TestOrder:
 
 
 class TestLoss:
-    batch = batch_of(tiny_sequences(6), pad=0)
-
-    def test_cross_entropy_equals_one_sequence_at_a_time(self):
-        model = tiny_model()
-        losses, tokens = 0.0, 0
-        for row, mask in zip(self.batch.tokens, self.batch.mask, strict=True):
-            ids = row[mask][None]
-            losses += float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1)
-            tokens += ids.shape[1] - 1
-        assert float(stage_loss(model, None, self.batch, 0.0).detach()) == pytest.approx(
-            losses / tokens, rel=1e-5
-        )
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 40, generator=generator)
+    teacher = torch.randn(7, 40, generator=generator)
+    targets = torch.arange(7)
 
     @pytest.mark.parametrize("weight", [0.3, 1.0])
     def test_gradient_is_that_of_kl_and_cross_entropy(self, weight):
-        student, teacher = tiny_model(1), tiny_model(2)
-        stage_loss(student, teacher, self.batch, weight).backward()
-        mixed = torch.cat([p.grad.flatten() for p in student.parameters()])
-        student.zero_grad()
-        where = self.batch.mask[:, 1:]
-        logits = student(self.batch.tokens[:, :-1]).logits[where]
-        target_law = teacher(self.batch.tokens[:, :-1]).logits[where].softmax(-1).detach()
-        divergence = nn.functional.kl_div(logits.log_softmax(-1), target_law, reduction="batchmean")
-        entropy = nn.functional.cross_entropy(logits, self.batch.tokens[:, 1:][where])
+        mixed, reference = (self.logits.clone().requires_grad_() for _ in range(2))
+        token_losses(mixed, self.targets, self.teacher, weight).backward()
+        divergence = nn.functional.kl_div(
+            reference.log_softmax(-1), self.teacher.softmax(-1), reduction="sum"
+        )
+        entropy = nn.functional.cross_entropy(reference, self.targets, reduction="sum")
         (weight * divergence + (1 - weight) * entropy).backward()
-        reference = torch.cat([p.grad.flatten() for p in student.parameters()])
-        assert torch.allclose(mixed, reference, atol=1e-6)
+        assert torch.allclose(mixed.grad, reference.grad, atol=1e-6)
 
-    def test_the_teacher_gets_no_gradient(self):
-        teacher = tiny_model(2)
-        stage_loss(tiny_model(1), teacher, self.batch, 0.5).backward()
-        assert all(parameter.grad is None for parameter in teacher.parameters())
+    def test_without_a_teacher_it_is_cross_entropy(self):
+        picked = -self.logits.log_softmax(-1)[torch.arange(7), self.targets].sum()
+        assert torch.allclose(token_losses(self.logits, self.targets, None, 0.0), picked)
+
+
+class Killed(Exception):
+    """Takes the place of a kill."""
+
+
+def kill_at(patch, last):
+    """Break off every training after a step, as a kill between two of them would."""
+
+    def on_step_begin(self, args, state, control, **rest):
+        if state.global_step == last:
+            raise Killed
+
+    patch.setattr(DefaultFlowCallback, "on_step_begin", on_step_begin)
 
 
 class TestStage:
     recipe = StageRecipe(steps=12, peak_rate=1e-2, warmup=3, batch=8, distillation=0.5)
 
-    def run(self, folder, model, recipe=recipe, **options):
-        return run_stage(
-            "distil",
-            model,
-            recipe,
-            tiny_sequences(),
-            folder,
-            seed=5,
-            teacher=tiny_model(2),
-            bfloat16=False,
-            checkpoint_every=5,
-            **options,
-        )
+    def run(self, folder, model, recipe=recipe, **changes):
+        settings = PairTraining("", str(folder), seed=5, bfloat16=False, checkpoint_every=2)
+        changed = dataclasses.replace(settings, **changes)
+        return run_stage("distil", model, recipe, tiny_sequences(), changed, teacher=tiny_model(2))
 
-    def test_resumed_weights_equal_uninterrupted_ones(self, tmp_path):
+    def cut(self, patch, folder, model, last, **changes):
+        with patch.context() as inside, pytest.raises(Killed):
+            kill_at(inside, last)
+            self.run(folder, model, **changes)
+
+    def test_a_step_is_the_recipe_written_out(self, tmp_path):
+        """AdamW, rates, clipping and the loss, against plain PyTorch."""
+        sequences = tiny_sequences()
+        recipe = StageRecipe(steps=6, peak_rate=1e-2, warmup=2, batch=8, distillation=0.5)
+        trained, plain, teacher = tiny_model(), tiny_model(), tiny_model(2)
+        self.run(tmp_path, trained, recipe)
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+                {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+        )
+        order = OrderByLength([len(sequence) for sequence in sequences], 8, seed=5)
+        batches = []
+        for epoch in range(2):
+            order.set_epoch(epoch)
+            rows = list(order)
+            batches += [rows[start : start + 8] for start in range(0, 30, 8)]
+        # Warm-up over two steps from .02, constant until 60 %, then straight down to .02.
+        shares = [0.02, 0.51, 1.0, 1.0, 1.0 - 0.98 / 3, 1.0 - 0.98 * 2 / 3]
+        for rows, share in zip(batches, shares, strict=False):
+            batch = batch_of([sequences[row] for row in rows])
+            where = batch.mask[:, 1:]
+            logits = [m(batch.tokens[:, :-1]).logits[where] for m in (plain, teacher)]
+            law = logits[1].softmax(-1).detach()
+            onehot = nn.functional.one_hot(batch.tokens[:, 1:][where], 40)
+            loss = nn.functional.cross_entropy(logits[0], 0.5 * law + 0.5 * onehot)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.peak_rate * share
+            optimiser.step()
+        assert torch.allclose(weights(trained), weights(plain), atol=2e-5)
+
+    def test_accumulating_gives_the_same_weights(self, tmp_path):
+        whole, parts = tiny_model(), tiny_model()
+        self.run(tmp_path / "whole", whole)
+        self.run(tmp_path / "parts", parts, accumulate=4)
+        assert torch.allclose(weights(whole), weights(parts), atol=1e-4)
+
+    def test_bfloat16_is_gone_when_the_stage_is_over(self, tmp_path):
+        model, teacher = tiny_model(), tiny_model(2)
+        settings = PairTraining("", str(tmp_path), checkpoint_every=2)
+        run_stage("distil", model, self.recipe, tiny_sequences(), settings, teacher=teacher)
+        copy = tiny_model(3)
+        copy.load_state_dict(model.state_dict())
+        tokens = batch_of(tiny_sequences(4)).tokens
+        assert torch.equal(model(tokens).logits, copy(tokens).logits)
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    def test_a_loss_that_is_not_finite_ends_it(self, tmp_path):
+        broken = tiny_model()
+        with torch.no_grad():
+            broken.get_input_embeddings().weight.fill_(math.nan)
+        with pytest.raises(ValueError, match="loss nan at step 0; lower the peak rate"):
+            self.run(tmp_path, broken)
+
+    def test_resumed_weights_equal_uninterrupted_ones(self, tmp_path, monkeypatch):
         whole, first, second = tiny_model(), tiny_model(), tiny_model(seed=9)
         done = self.run(tmp_path / "whole", whole)
-        self.run(tmp_path / "parts", first, stop_after=7)
+        self.cut(monkeypatch, tmp_path / "parts", first, 7)
+        folder = tmp_path / "parts" / "checkpoints" / "distil"
+        # Killed once more, this time while it wrote a checkpoint.
+        (folder / "checkpoint-8").mkdir()
+        (folder / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
         resumed = self.run(tmp_path / "parts", second)
         assert torch.equal(weights(whole), weights(second))
         assert not torch.equal(weights(whole), weights(first))
         assert done["steps"] == resumed["steps"] == 12
         assert done["tokens"] == resumed["tokens"] > 0
-        assert done["loss"] > 0
+        assert done["loss"] == resumed["loss"] > 0
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-12"]
 
     def test_a_finished_stage_is_only_read_back(self, tmp_path):
         whole, again = tiny_model(), tiny_model(seed=9)
-        self.run(tmp_path, whole)
-        self.run(tmp_path, again)
+        done = self.run(tmp_path, whole)
+        assert self.run(tmp_path, again) == done
         assert torch.equal(weights(whole), weights(again))
 
-    def test_nothing_unfinished_stays_behind(self, tmp_path):
-        self.run(tmp_path, tiny_model())
-        assert sorted(file.name for file in tmp_path.iterdir()) == [
-            "distil.checkpoint",
-            "distil.jsonl",
-        ]
-
-    def test_a_checkpoint_of_other_settings_is_refused(self, tmp_path):
-        self.run(tmp_path, tiny_model(), stop_after=2)
+    def test_a_checkpoint_of_other_settings_is_refused(self, tmp_path, monkeypatch):
+        self.cut(monkeypatch, tmp_path, tiny_model(), 3)
         other = dataclasses.replace(self.recipe, peak_rate=2e-2)
         with pytest.raises(ValueError, match="written with other settings"):
             self.run(tmp_path, tiny_model(), other)
 
-    def test_a_stage_may_become_shorter_before_its_rate_falls(self, tmp_path):
+    def test_a_stage_may_become_shorter_before_its_rate_falls(self, tmp_path, monkeypatch):
         shorter = dataclasses.replace(self.recipe, steps=10)
         whole, changed = tiny_model(), tiny_model()
         self.run(tmp_path / "whole", whole, shorter)
-        self.run(tmp_path / "changed", changed, stop_after=6)
+        self.cut(monkeypatch, tmp_path / "changed", changed, 6)
         self.run(tmp_path / "changed", changed, shorter)
         assert torch.equal(weights(whole), weights(changed))
-        self.run(tmp_path / "late", changed, stop_after=7)
+        self.cut(monkeypatch, tmp_path / "late", changed, 9)
         with pytest.raises(ValueError, match="written with other settings"):
             self.run(tmp_path / "late", changed, shorter)
 
@@ -199,16 +251,8 @@ class TestStage:
             return float((laws[0] - laws[1]).abs().sum(-1).mean() / 2)
 
         before = distance()
-        run_stage(
-            "near",
-            student,
-            recipe,
-            tiny_sequences(),
-            tmp_path,
-            seed=1,
-            teacher=teacher,
-            bfloat16=False,
-        )
+        settings = PairTraining("", str(tmp_path), bfloat16=False)
+        run_stage("near", student, recipe, tiny_sequences(), settings, teacher=teacher)
         assert distance() < 0.9 * before
 
 
@@ -292,3 +336,40 @@ def test_commands_evaluate_and_pack(dataset, tmp_path):
     measured = runner.invoke(pair_app, ["evaluate", "--dataset", dataset, *models])
     assert measured.exit_code == 0, measured.output
     assert json.loads(measured.output)["articles"] == 10
+
+
+def test_a_command_prints_its_figures_and_a_tracker_sees_the_steps(dataset, tmp_path):
+    out = tmp_path / "pair"
+    arguments = ["train", "--dataset", dataset, "--out", str(out), "--report-to", "tensorboard"]
+    steps = ["--llm-steps", "2", "--slm-steps", "1", "--distil-steps", "1"]
+    trained = CliRunner().invoke(pair_app, [*arguments, *steps])
+    assert trained.exit_code == 0, trained.output
+    assert json.loads(trained.stdout)["articles"] == 10
+    assert "llm: 0 of 2 steps done" in trained.stderr
+    (events,) = (out / "checkpoints" / "llm").rglob("events.out.*")
+    tags = EventAccumulator(str(events)).Reload().Tags()["scalars"]
+    assert {"train/loss", "train/learning_rate"} <= set(tags)
+
+
+def test_without_the_extra_a_command_says_what_brings_it(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "is_accelerate_available", lambda: False)
+    arguments = ["train", "--dataset", dataset, "--out", str(tmp_path / "pair")]
+    refused = CliRunner().invoke(pair_app, arguments)
+    assert refused.exit_code == 2
+    assert "pip install 'fedhlm[train]'" in refused.output
+    assert not (tmp_path / "pair").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--report-to", "nobody", "report_to = 'nobody' is not allowed; trackers installed here"),
+        ("--accumulate", "3", "accumulate = 3 is not allowed; it must divide a batch, 64"),
+    ],
+)
+def test_options_of_the_trainer_are_refused_before_work(dataset, tmp_path, option, value, words):
+    arguments = ["train", "--dataset", dataset, "--out", str(tmp_path / "pair"), option, value]
+    refused = CliRunner().invoke(pair_app, arguments)
+    assert refused.exit_code == 2
+    assert words in refused.output
+    assert not (tmp_path / "pair").exists()
