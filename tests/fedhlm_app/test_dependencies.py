@@ -35,8 +35,8 @@ BASE = _requirements(PROJECT["dependencies"])
 EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
-# What Transformers' `Trainer` and PyTorch's `SummaryWriter` import where it is there.
-BY_OTHERS = {"accelerate", "tensorboard"}
+# What Transformers' `Trainer` imports where it is there.
+BY_OTHERS = {"accelerate"}
 
 
 def _imported(folder: str) -> dict[str, str]:
