@@ -42,6 +42,10 @@ AIMS = {"uplink": 6.0, "payload": 30.0}
 """How many times less than CU-HLM coupled draws should send up."""
 
 
+NEVER = -1e4
+"""A logit whose probability is 0; finite, since engines compare logits when they try a model."""
+
+
 class PaddedHead(torch.nn.Module):
     """An output layer with further tokens that never occur."""
 
@@ -51,10 +55,10 @@ class PaddedHead(torch.nn.Module):
         self.vocab = vocab
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of every token, minus infinity for those that never occur."""
+        """Logits of every token, `NEVER` for those that never occur."""
         logits = self.head(hidden)
         missing = self.vocab - logits.shape[-1]
-        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        return torch.nn.functional.pad(logits, (0, missing), value=NEVER)
 
 
 def padded(model: PreTrainedModel, vocab: int) -> PreTrainedModel:
@@ -65,6 +69,9 @@ def padded(model: PreTrainedModel, vocab: int) -> PreTrainedModel:
         raise ValueError(f"vocab = {vocab}: the model has {model.config.vocab_size} tokens already")
     larger = copy.deepcopy(model)
     larger.lm_head = PaddedHead(larger.lm_head, vocab)
+    known = larger.get_input_embeddings().weight.detach()
+    more = known.new_zeros(vocab - len(known), known.shape[1])
+    larger.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([known, more])))
     larger.config.vocab_size = vocab
     return larger
 
