@@ -50,7 +50,7 @@ _Steps = Annotated[int, typer.Option(min=0, help="Steps of the distillation.")]
 _Weight = Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of KL to the LLM.")]
 _Every = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 _Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
-_Half = Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")]
+_Half = Annotated[bool, typer.Option(help="In bfloat16; slow where the processor lacks it.")]
 _Parts = Annotated[
     int, typer.Option(min=1, help="Parts that a step's batch is cut into: less memory.")
 ]
