@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict  # no
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 from strategies.layout import Layout  # noqa: E402
-from strategies.tiers import Tiers  # noqa: E402
+from strategies.tiers import TierRules, Tiers  # noqa: E402
 from strategies.validation import ReplySchema, validate_replies  # noqa: E402
 
 CLUSTERS = 100
@@ -48,7 +48,7 @@ def one_round(rule: str, replies: int, size: int) -> dict[str, Any]:
     starts = np.full((CLUSTERS, size), 0.5)
 
     def aggregate() -> np.ndarray:
-        tiers = Tiers(starts[0], CLUSTERS, rule, "unweighted-mean", np.zeros(size), np.ones(size))
+        tiers = Tiers(starts[0], CLUSTERS, TierRules(rule), np.zeros(size), np.ones(size))
         tiers.cloud_step(*tiers.edge_step(values, weights, clusters, starts))
         return tiers.policy
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
 
 from fedhlm_app.calibrating import calibrates, calibration_of, problem_of
 from fedhlm_app.learning import policy_bounds
 from fedhlm_app.settings import Settings
-from strategies.certified import Calibrated
+from strategies.calibrated import CalibrationOptions
 from strategies.cluster_map import ClusterMap
-from strategies.factory import build_method, build_strategy
+from strategies.factory import build_strategy
 from strategies.hierarchical import Hierarchical
+from strategies.options import StrategyOptions
 from strategies.privacy import CentralPrivacy
 from strategies.records import RoundRecord
-from strategies.trained import TrainedThenCalibrated
 
 
 def build_of(
@@ -33,15 +32,14 @@ def build_of(
     on_round : callable
         Called with each finished round.
     """
-    low, high = policy_bounds(settings)
-    options: dict[str, Any] = {
+    options: StrategyOptions = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
         "evaluate_every": max(1, settings.evaluate_every),
         "min_clients": settings.min_clients,
         "node_wait_s": settings.round_timeout,
         "seed": settings.seed,
-        "bounds": (low, high),
+        "bounds": policy_bounds(settings),
         # An evaluation may route more tokens than a round, and reports them as its weight.
         "max_weight": float(
             max(
@@ -53,48 +51,24 @@ def build_of(
         "require_echo": True,
         # Thresholds of single clients are part of the report.
         "keep_values": True,
+        "privacy": _central_privacy(settings),
+        "proximal_mu": settings.proximal_mu,
+        "server_learning_rate": settings.server_learning_rate,
     }
-    if calibrates(settings) and settings.policy == "router":
-        return TrainedThenCalibrated(
-            calibration_of(settings),
-            clusters,
-            training_rounds=settings.router_rounds,
-            method=build_method(
-                settings.strategy,
-                proximal_mu=settings.proximal_mu,
-                server_learning_rate=settings.server_learning_rate,
-            ),
-            edge_rule=settings.edge_rule,
-            cloud_rule=settings.cloud_rule,
-            # The settings refuse the personal tiers with a router.
-            tier=cast(Literal["global", "cluster"], settings.personalisation),
-            check=partial(problem_of, settings),
-            clients=settings.clients,
-            privacy=_central_privacy(settings),
-            **options,
-        )
     if calibrates(settings):
-        return Calibrated(
+        options["calibration"] = CalibrationOptions(
             calibration_of(settings),
-            clusters,
             tier=settings.personalisation,
             pseudo=settings.shrinkage,
             check=partial(problem_of, settings),
             clients=settings.clients,
-            privacy=_central_privacy(settings),
-            **options,
+            training_rounds=settings.router_rounds if settings.policy == "router" else 0,
         )
+    else:
+        options["personalisation"] = settings.personalisation
+        options["shrink_weight"] = settings.shrinkage
     return build_strategy(
-        settings.strategy,
-        settings.edge_rule,
-        settings.cloud_rule,
-        clusters,
-        proximal_mu=settings.proximal_mu,
-        server_learning_rate=settings.server_learning_rate,
-        personalisation=settings.personalisation,
-        shrink_weight=settings.shrinkage,
-        privacy=_central_privacy(settings),
-        **options,
+        settings.strategy, settings.edge_rule, settings.cloud_rule, clusters, **options
     )
 
 

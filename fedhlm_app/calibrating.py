@@ -31,7 +31,8 @@ from hlm.risk import (
     threshold_grid,
 )
 from hlm.risk.curves import UNIT
-from strategies.calibration import Calibration, PooledCalibration, SequentialCalibration, Unread
+from strategies.calibration import Calibration, SequentialCalibration
+from strategies.pooled import PooledCalibration, Unread
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings

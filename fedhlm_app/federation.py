@@ -32,7 +32,6 @@ from fedhlm_app.token_columns import LoggingGrid
 from fedhlm_app.token_log import TokenLog
 from fedhlm_app.unresolved import RunFailed, failure, lost_words
 from hlm.privacy import gaussian_epsilon
-from strategies.certified import Calibrated
 from strategies.records import RoundRecord
 
 if TYPE_CHECKING:
@@ -163,9 +162,9 @@ class Federation:
         if settings.privacy == "none" or not learns(settings):
             return None
         releases = strategy.rounds_done if settings.privacy == "local" else strategy.state.releases
-        if settings.privacy == "local" and isinstance(strategy, Calibrated):
+        if settings.privacy == "local" and strategy.calibration is not None:
             trained = settings.router_rounds if settings.policy == "router" else 0
-            releases = strategy.releases + min(strategy.rounds_done, trained)
+            releases = strategy.state.releases + min(strategy.rounds_done, trained)
         covers = ["sums of the threshold" if calibrates(settings) else "policy"]
         if calibrates(settings) and settings.policy == "router":
             covers.append("router")
@@ -214,8 +213,8 @@ class Federation:
             line["evaluation"] = evaluation
         if self.epsilon is not None:
             line["epsilon"] = self.epsilon
-        if isinstance(self.strategy, Calibrated):
-            line["calibration"] = self.strategy.stage(record)
+        if self.strategy.calibration is not None:
+            line["calibration"] = self.strategy.calibration.stage(record)
         if self._tokens is not None:
             self._tokens.end_round(record.round)
         self.folder.append_metrics(line)

@@ -27,18 +27,7 @@ from hlm.betting import FRACTIONS, log_imbalance, log_wealth
 from hlm.risk import ESCALATE_ALL, RiskSums
 from strategies.aggregation import FloatArray
 from strategies.attendance import Attendance
-from strategies.pooled import Noise, PooledCalibration, ThresholdOf, Unread
 from strategies.rules import State
-
-__all__ = [
-    "Calibration",
-    "Chain",
-    "Noise",
-    "PooledCalibration",
-    "SequentialCalibration",
-    "ThresholdOf",
-    "Unread",
-]
 
 NEAREST = 0.9
 """Share of alpha beyond which no candidate is tried: its test would hardly ever end."""

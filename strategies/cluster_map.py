@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -39,45 +40,64 @@ class KnowsClients(Protocol):
         ...
 
 
-class OneCluster:
-    """Every node in one cluster: the flat federation.
+class ClientMap(ABC):
+    """A map that knows which client a node is, and goes by that.
 
     Parameters
     ----------
     clients : mapping of node id to client index, optional
+        Grows through `register` as nodes turn up.
     """
 
     def __init__(self, clients: Mapping[int, int] | None = None) -> None:
         self._clients = dict(clients or {})
 
     @property
+    @abstractmethod
+    def num_clusters(self) -> int:
+        """Number of clusters."""
+
+    def cluster_of(self, client: int) -> int:
+        """Cluster of a client (>= 0), whether it was heard of or not."""
+        return client % self.num_clusters
+
+    def register(self, node_id: int, client: int) -> None:
+        """Remember that `node_id` is `client` (>= 0)."""
+        if client < 0:
+            raise ValueError(f"client: {client}; allowed: >= 0")
+        self._clients[node_id] = client
+
+    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Cluster of each node, ``node_id % num_clusters`` where its client is unknown."""
+        pairs = zip(node_ids, self.clients_of(node_ids), strict=True)
+        return [
+            self.cluster_of(client) if client >= 0 else node % self.num_clusters
+            for node, client in pairs
+        ]
+
+    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
+        """Client index of each node, -1 where unknown."""
+        return [self._clients.get(node, -1) for node in node_ids]
+
+
+class OneCluster(ClientMap):
+    """Every node in one cluster: the flat federation; parameters as `ClientMap`."""
+
+    @property
     def num_clusters(self) -> int:
         """Always 1."""
         return 1
 
-    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Return 0 for every node."""
-        return [0] * len(node_ids)
 
-    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the client index of each node, -1 where unknown."""
-        return [self._clients.get(node, -1) for node in node_ids]
-
-    def cluster_of(self, client: int) -> int:
-        """Return 0 for every client."""
-        return 0
-
-
-class AssignedClusters:
+class AssignedClusters(ClientMap):
     """Clusters given by a table from client index to cluster.
 
     Parameters
     ----------
     clients : mapping of node id to client index
-        Grows through `register` as nodes turn up.
+        As `ClientMap`.
     assignment : sequence of int
-        Cluster of client 0, 1, ...; a client past its end goes to ``client % num_clusters``, and
-        a node whose client is unknown to ``node_id % num_clusters``.
+        Cluster of client 0, 1, ...; a client past its end goes to ``client % num_clusters``.
     num_clusters : int, optional
         By default one more than the largest cluster of `assignment`.
     """
@@ -88,6 +108,7 @@ class AssignedClusters:
         assignment: Sequence[int],
         num_clusters: int | None = None,
     ) -> None:
+        super().__init__(clients)
         count = max(assignment, default=0) + 1 if num_clusters is None else num_clusters
         if count < 1:
             raise ValueError(f"num_clusters: {count}; allowed: >= 1")
@@ -96,7 +117,6 @@ class AssignedClusters:
                 raise ValueError(
                     f"assignment[{client}]: {cluster}; allowed: 0 to {count - 1} (num_clusters)"
                 )
-        self._clients = dict(clients)
         self.assignment = list(assignment)
         self._num_clusters = count
 
@@ -105,28 +125,10 @@ class AssignedClusters:
         """Number of clusters."""
         return self._num_clusters
 
-    def register(self, node_id: int, client: int) -> None:
-        """Remember that `node_id` is `client` (>= 0)."""
-        if client < 0:
-            raise ValueError(f"client: {client}; allowed: >= 0")
-        self._clients[node_id] = client
-
-    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Cluster of each node."""
-        clusters = []
-        for node in node_ids:
-            client = self._clients.get(node, -1)
-            clusters.append(self.cluster_of(client) if client >= 0 else node % self._num_clusters)
-        return clusters
-
     def cluster_of(self, client: int) -> int:
         """Cluster of a client (>= 0), whether it was heard of or not."""
         known = client < len(self.assignment)
-        return self.assignment[client] if known else client % self._num_clusters
-
-    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Client index of each node, -1 where unknown."""
-        return [self._clients.get(node, -1) for node in node_ids]
+        return self.assignment[client] if known else super().cluster_of(client)
 
 
 def round_robin(clients: int, clusters: int) -> list[int]:

@@ -6,13 +6,12 @@ one MetricRecord with ``num-examples``) are what these strategies take.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
-from strategies.fednova import FedNova
-from strategies.fedprox import FedProx
+from strategies.factory import METHODS, build_method
 from strategies.hierarchical import Hierarchical
-from strategies.local_methods import LocalMethod
 from strategies.node_clusters import Clusters, cluster_map_of
+from strategies.options import DropInOptions, Options, refuse_others, split
 from strategies.record_options import MetricsFunction, RecordOptions
 
 
@@ -50,6 +49,8 @@ class HierarchicalFedAvg(Hierarchical):
         On an argument outside its range, naming it.
     """
 
+    _name = "fedavg"
+
     def __init__(
         self,
         fraction_train: float = 1.0,
@@ -64,29 +65,29 @@ class HierarchicalFedAvg(Hierarchical):
         evaluate_metrics_aggr_fn: MetricsFunction | None = None,
         *,
         clusters: Clusters | None = None,
-        **options: Any,
+        **options: Unpack[DropInOptions],
     ) -> None:
-        records = RecordOptions(
-            arrayrecord_key,
-            configrecord_key,
-            weighted_by_key,
-            train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn,
-        )
-        super().__init__(
-            cluster_map_of(clusters),
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes if fraction_train else 0,
-            min_evaluate_nodes=min_evaluate_nodes if fraction_evaluate else 0,
-            min_nodes=min_available_nodes,
-            records=records,
-            **{"node_wait_s": 3600.0, "method": self._method(options), **options},
-        )
-
-    def _method(self, options: dict[str, Any]) -> LocalMethod | None:
-        """Make the local method, taking its own options out of `options`."""
-        return None
+        own, rest = split(options)
+        refuse_others(own, METHODS[self._name][1])
+        refuse_others(rest, DropInOptions.__annotations__)
+        settings: Options = {
+            "node_wait_s": 3600.0,
+            "method": build_method(self._name, **own),
+            **rest,
+            "fraction_train": fraction_train,
+            "fraction_evaluate": fraction_evaluate,
+            "min_train_nodes": min_train_nodes if fraction_train else 0,
+            "min_evaluate_nodes": min_evaluate_nodes if fraction_evaluate else 0,
+            "min_nodes": min_available_nodes,
+            "records": RecordOptions(
+                arrayrecord_key,
+                configrecord_key,
+                weighted_by_key,
+                train_metrics_aggr_fn,
+                evaluate_metrics_aggr_fn,
+            ),
+        }
+        super().__init__(cluster_map_of(clusters), **settings)
 
 
 class HierarchicalFedProx(HierarchicalFedAvg):
@@ -100,8 +101,7 @@ class HierarchicalFedProx(HierarchicalFedAvg):
         Those of `HierarchicalFedAvg`.
     """
 
-    def _method(self, options: dict[str, Any]) -> LocalMethod:
-        return FedProx(options.pop("proximal_mu", 0.1))
+    _name = "fedprox"
 
 
 class HierarchicalFedNova(HierarchicalFedAvg):
@@ -118,5 +118,4 @@ class HierarchicalFedNova(HierarchicalFedAvg):
         Those of `HierarchicalFedAvg`.
     """
 
-    def _method(self, options: dict[str, Any]) -> LocalMethod:
-        return FedNova(options.pop("max_local_steps", 100_000))
+    _name = "fednova"

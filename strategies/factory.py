@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 from strategies.cluster_map import ClusterMap
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.hierarchical import Hierarchical
 from strategies.local_methods import FedAvgSteps, LocalMethod
+from strategies.options import MethodOptions, Options, StrategyOptions, split
 from strategies.scaffold import Scaffold
 from strategies.tiers import RuleSource
 
@@ -21,10 +22,8 @@ METHODS: dict[str, tuple[Callable[..., LocalMethod], tuple[str, ...]]] = {
 }
 """Strategy name to its local method and that method's options."""
 
-_METHOD_OPTIONS = frozenset(option for _, options in METHODS.values() for option in options)
 
-
-def build_method(name: str, **options: Any) -> LocalMethod:
+def build_method(name: str, **options: Unpack[MethodOptions]) -> LocalMethod:
     """Make the local method of strategy `name`; other methods' options are left out.
 
     Raises
@@ -35,7 +34,7 @@ def build_method(name: str, **options: Any) -> LocalMethod:
     if name not in METHODS:
         raise ValueError(f"strategy: {name!r}; allowed: {', '.join(METHODS)}")
     make, own = METHODS[name]
-    return make(**{key: options[key] for key in own if key in options})
+    return make(**{key: value for key, value in options.items() if key in own})
 
 
 def build_strategy(
@@ -43,7 +42,7 @@ def build_strategy(
     edge_rule: RuleSource = "weighted-mean",
     cloud_rule: RuleSource = "unweighted-mean",
     cluster_map: ClusterMap | None = None,
-    **options: Any,
+    **options: Unpack[StrategyOptions],
 ) -> Hierarchical:
     """Make the strategy `name` with these rules.
 
@@ -63,8 +62,11 @@ def build_strategy(
     ValueError
         On an unknown name.
     """
-    method = build_method(name, **options)
-    rest = {key: value for key, value in options.items() if key not in _METHOD_OPTIONS}
-    return Hierarchical(
-        cluster_map, edge_rule=edge_rule, cloud_rule=cloud_rule, method=method, **rest
-    )
+    own, rest = split(options)
+    settings: Options = {
+        "edge_rule": edge_rule,
+        "cloud_rule": cloud_rule,
+        "method": build_method(name, **own),
+        **rest,
+    }
+    return Hierarchical(cluster_map, **settings)

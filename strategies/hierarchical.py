@@ -14,11 +14,9 @@ back: one ArrayRecord with the policy's arrays, and one MetricRecord with ``num-
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from logging import INFO
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,24 +25,24 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import log_strategy_start_info
 from flwr.supercore import log
 
-from strategies.aggregation import BoolArray, FloatArray
+from strategies.aggregation import FloatArray
+from strategies.calibrated import Calibrating, in_turn
 from strategies.cluster_map import ClusterMap, OneCluster
-from strategies.combining import combine
+from strategies.exchange import Exchange
 from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
-from strategies.node_clusters import ReplyClusters, in_words
-from strategies.outbox import Outbox, Personalisation
-from strategies.privacy import CentralPrivacy
+from strategies.node_clusters import in_words
+from strategies.options import Options, group, refuse_others
+from strategies.outbox import Outbox, Start
+from strategies.phases import Phase
 from strategies.record_options import RecordOptions
-from strategies.records import RoundFailed, RoundRecord, add_up
-from strategies.replies import log_replies, sort_replies, why_failed
+from strategies.records import RoundRecord
 from strategies.rules import State
-from strategies.sampling import EVALUATE_STREAM, TRAIN_STREAM, Node, Participation
-from strategies.server_state import Bounds, ServerState
-from strategies.tiers import RuleSource
-from strategies.validation import Refusal, Update
-
-UNBOUNDED: Bounds = (-np.inf, np.inf)
+from strategies.sampling import Participation
+from strategies.server_state import ServerState
+from strategies.tiers import TierRules
+from strategies.training import Training
+from strategies.validation import ReplyLimits
 
 
 class Hierarchical(Strategy):
@@ -54,40 +52,15 @@ class Hierarchical(Strategy):
     ----------
     cluster_map : ClusterMap, optional
         By default one cluster: a flat strategy.
-    edge_rule, cloud_rule : str or callable
-        A name in `strategies.rules.RULES` or a function that makes a fresh rule.
+    options
+        The fields of these, each as a keyword: `TierRules` (edge and cloud rule), `Start` (what
+        clients start from), `Participation` (who is asked, how long is waited), `ReplyLimits`
+        (which replies are refused).
     method : LocalMethod, optional
         `FedProx`, `Scaffold`, `FedNova`; by default plain local steps.
-    personalisation : str
-        What a client starts from: ``global`` the global policy, ``cluster`` its cluster's;
-        ``local`` and ``shrunk`` its own, as last accepted, or the cluster's the first time;
-        ``shrunk`` draws the own one towards the cluster's: (n_k own + m cluster) / (n_k + m).
-    shrink_weight : float
-        m above, in tokens, >= 0.
-    fraction_train, fraction_evaluate : float
-        Share of the connected nodes asked, in [0, 1]; 0: that leg is left out.
-    evaluate_every : int
-        Federated evaluation in every such round, >= 1.
-    min_clients : int
-        Fewest usable replies for a round to count, >= 1. With fewer the policy stays; with none
-        the run fails.
-    min_nodes : int, optional
-        Fewest connected nodes to ask; by default `min_clients`.
-    min_train_nodes, min_evaluate_nodes : int
-        Fewest nodes to ask, whatever the fraction says, >= 0.
-    node_wait_s, poll_s : float
-        How long to wait for them, and how often to look, in seconds.
-    seed : int
-        Of the choice of clients.
-    bounds : (low, high)
-        Allowed range of every parameter, scalars or float64 [d]; by default any finite number.
-        Replies outside are refused, results clamped.
-    max_weight : float
-        Largest believable n_k.
-    require_echo : bool
-        Replies must carry ``round`` and ``client``; see `ReplySchema`.
-    cloud_weights : str
-        ``uniform`` (eq. 8) or ``examples``.
+    calibration : CalibrationOptions, optional
+        Thresholds from sums, in place of averaged policies or after rounds with them. Its tier
+        stands for `personalisation`.
     privacy : CentralPrivacy, optional
         Needs edge rule ``weighted-mean`` or ``unweighted-mean`` and a method without arrays of its
         own. Flower's wrappers with fixed clipping work as well, with
@@ -105,89 +78,41 @@ class Hierarchical(Strategy):
     ------
     ValueError
         On an option outside its range, naming it.
+    TypeError
+        On a keyword that is none.
     """
 
-    def __init__(
-        self,
-        cluster_map: ClusterMap | None = None,
-        *,
-        edge_rule: RuleSource = "weighted-mean",
-        cloud_rule: RuleSource = "unweighted-mean",
-        method: LocalMethod | None = None,
-        personalisation: Personalisation = "global",
-        shrink_weight: float = 100.0,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        evaluate_every: int = 1,
-        min_clients: int = 1,
-        min_nodes: int | None = None,
-        min_train_nodes: int = 1,
-        min_evaluate_nodes: int = 1,
-        node_wait_s: float = 120.0,
-        poll_s: float = 0.2,
-        seed: int = 0,
-        bounds: Bounds = UNBOUNDED,
-        max_weight: float = 1e9,
-        require_echo: bool = False,
-        cloud_weights: str = "uniform",
-        privacy: CentralPrivacy | None = None,
-        on_round: Callable[[RoundRecord], None] | None = None,
-        records: RecordOptions | None = None,
-        keep_values: bool = False,
-    ) -> None:
-        self.cluster_map: ClusterMap = OneCluster() if cluster_map is None else cluster_map
-        self.method: LocalMethod = FedAvgSteps() if method is None else method
-        self.participation = Participation(
-            fraction_train,
-            fraction_evaluate,
-            evaluate_every,
-            min_clients,
-            min_clients if min_nodes is None else min_nodes,
-            node_wait_s,
-            poll_s,
-            seed,
-            min_train_nodes,
-            min_evaluate_nodes,
-        )
-        self.state = ServerState(
-            self.method,
-            edge_rule,
-            cloud_rule,
-            cloud_weights,
-            bounds,
-            keep_values or personalisation in ("local", "shrunk"),
-        )
-        self.records = RecordOptions() if records is None else records
-        self.outbox = Outbox(
-            self.state, personalisation, shrink_weight, max_weight, require_echo, self.records
-        )
-        self.privacy = privacy
-        self.on_round = on_round
-        self._check_options()
+    def __init__(self, cluster_map: ClusterMap | None = None, **options: Unpack[Options]) -> None:
+        refuse_others(options, Options.__annotations__)
+        start, calibration = group(Start, options), options.get("calibration")
+        if calibration is not None:
+            start = calibration.start(options.get("personalisation"))
+        limits = group(ReplyLimits, options)
+        self.method: LocalMethod = options.get("method") or FedAvgSteps()
+        self.privacy = options.get("privacy")
+        self.on_round = options.get("on_round")
+        self.records = options.get("records") or RecordOptions()
+        keep_values = options.get("keep_values", False) or start.own
+        rules = group(TierRules, options)
+        self.state = ServerState(self.method, rules, limits.bounds, keep_values)
+        outbox = Outbox(self.state, start, limits, self.records)
+        clusters = OneCluster() if cluster_map is None else cluster_map
+        training = Training(outbox, self.privacy)
+        phase: Phase = training
+        self.calibration: Calibrating | None = None
+        if calibration is not None:
+            calibration.check_map(clusters)
+            self.calibration = Calibrating(calibration, self.state, self.privacy is not None)
+            phase = in_turn(training, self.calibration)
+        self._exchange = Exchange(clusters, group(Participation, options), outbox, phase)
         self.history: list[RoundRecord] = []
-        self._asked: dict[int, Node] = {}
-        self._sent: FloatArray = np.zeros((0, 0))
-        self._cluster_sizes = np.zeros(0, dtype=np.int64)
-        self._asked_at = 0.0
-
-    def _check_options(self) -> None:
-        if self.outbox.personalisation != "global" and isinstance(self.cluster_map, ReplyClusters):
-            raise ValueError(
-                f"clusters: {self.cluster_map.key!r}; allowed with personalisation='global' only: "
-                "a client's cluster is known from its reply"
-            )
-        if self.privacy is not None:
-            if self.state.edge_rule not in ("weighted-mean", "fedavg", "unweighted-mean"):
-                raise ValueError(
-                    f"edge_rule: {self.state.edge_rule!r}; allowed with privacy: weighted-mean, "
-                    "unweighted-mean"
-                )
-            if self.method.reply_extras or self.method.reply_metrics:
-                raise ValueError(
-                    f"method: {self.method.name}; allowed with privacy: fedavg, fedprox"
-                )
 
     # --- what the caller may look at -----------------------------------------------------
+
+    @property
+    def cluster_map(self) -> ClusterMap:
+        """Which node is in which cluster."""
+        return self._exchange.cluster_map
 
     @property
     def policy(self) -> FloatArray:
@@ -206,8 +131,11 @@ class Hierarchical(Strategy):
 
     @property
     def client_values(self) -> dict[int, FloatArray]:
-        """Last accepted value of every client, by client index; empty without `keep_values`."""
-        return dict(sorted(self.state.memory.values.items()))
+        """What each client goes by, by client index.
+
+        Its last accepted value, as far as kept (`keep_values`), or its threshold in force.
+        """
+        return self._exchange.phase.client_values()
 
     def client_sent(self, record: RoundRecord) -> dict[int, FloatArray]:
         """What clients sent in the round that has just ended; empty without `keep_values`."""
@@ -223,119 +151,48 @@ class Hierarchical(Strategy):
         """Global policy as named arrays."""
         return self.state.arrays()
 
-    # --- training ------------------------------------------------------------------------
+    # --- rounds --------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose clients and write each its own message."""
-        self._asked = {}
-        if self.participation.fraction_train == 0:
-            return []
-        self.state.adopt(arrays, self.cluster_map.num_clusters)
-        nodes, picks = self._pick(grid, server_round, TRAIN_STREAM)
-        clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
-        self._cluster_sizes = np.bincount(clusters, minlength=self.state.tiers.num_clusters)
-        self.method.open(self.state.tiers.policy.size, self.state.tiers.num_clusters)
-        self._sent = self.outbox.starting_points()
-        self._asked_at = time.monotonic()
-        return self._messages(server_round, picks, config, "train")
+        return self._exchange.ask("train", server_round, arrays, config, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to evaluate what they would start from, every `evaluate_every` rounds."""
+        return self._exchange.ask("evaluate", server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Refuse what is bad, then eq. 7 and eq. 8 over the rest.
+        """Refuse what is bad, then let the phase move the policies by the rest.
 
         Raises
         ------
         RoundFailed
             When no reply could be used.
         """
-        if not self._asked:
+        current = self._exchange.current
+        if current is None:
             self.state.rounds_done = server_round
             return None, None
-        updates, refused, failed = sort_replies(
-            replies, self.outbox.schema(server_round, self._asked, train=True), self._asked
-        )
-        for look in (self._inspect, self._learn_clusters):
-            updates, odd = look(updates)
-            refused += odd
-        log_replies("aggregate_train", updates, refused, failed)
-        if not updates:
-            raise RoundFailed(why_failed("training", server_round, refused, failed))
-        counted = len(updates) >= self.participation.min_clients
+        updates, refused, failed = self._exchange.sort(current, replies)
+        counted = len(updates) >= self._exchange.participation.min_clients
         heard = np.zeros(self.state.tiers.num_clusters, dtype=np.bool_)
         if counted:
-            heard = self._aggregate(server_round, updates)
+            heard = self._exchange.phase.aggregate(current, updates)
             for update in updates:
-                self.state.memory.remember(self._asked[update.node_id].name, update, server_round)
-        sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
+                name = current.asked[update.node_id].name
+                self.state.memory.remember(name, update, server_round)
         self.state.rounds_done = server_round
-        self.history.append(
-            RoundRecord(
-                round=server_round,
-                heard=heard.tolist(),
-                counted=counted,
-                asked=[node.name for node in self._asked.values()],
-                weights={_name(u): u.weight for u in updates},
-                clients={_name(u): self._asked[u.node_id].cluster for u in updates},
-                refused=refused,
-                failed=failed,
-                sums=sums,
-                means=means,
-                epsilon=self.epsilon,
-                seconds=time.monotonic() - self._asked_at,
-            )
-        )
+        record = RoundRecord(server_round, heard.tolist(), counted, epsilon=self.epsilon)
+        record.add_training(current, updates, refused, failed)
+        self.history.append(record)
         metrics = self.records.summed_up(updates, train=True)
         return (self.arrays() if counted else None), metrics
-
-    def _inspect(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
-        """Refuse more; for strategies that read metrics as well."""
-        return updates, []
-
-    def _learn_clusters(self, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
-        """Where clients name their clusters, take them from the replies."""
-        if not isinstance(self.cluster_map, ReplyClusters):
-            return updates, []
-        kept, refused = self.cluster_map.learn(updates)
-        clusters = self.cluster_map.clusters_of(list(self._asked))
-        self._asked = {
-            node_id: replace(node, cluster=cluster)
-            for (node_id, node), cluster in zip(self._asked.items(), clusters, strict=True)
-        }
-        tiers = self.state.tiers
-        tiers.add_clusters(self.cluster_map.num_clusters)
-        self._cluster_sizes = np.bincount(clusters, minlength=tiers.num_clusters)
-        self.method.open(tiers.policy.size, tiers.num_clusters)
-        self._sent = self.outbox.starting_points()
-        return kept, refused
-
-    def _aggregate(self, server_round: int, updates: list[Update]) -> BoolArray:
-        nodes = [self._asked[update.node_id] for update in updates]
-        return combine(
-            self.outbox,
-            updates,
-            nodes,
-            self._sent,
-            self._cluster_sizes,
-            self.privacy,
-            server_round,
-        )
-
-    # --- evaluation ----------------------------------------------------------------------
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask clients to evaluate what they would start from, every `evaluate_every` rounds."""
-        self._asked = {}
-        if not self.participation.evaluates(server_round):
-            return []
-        self.state.adopt(arrays, self.cluster_map.num_clusters)
-        _, picks = self._pick(grid, server_round, EVALUATE_STREAM)
-        self._sent = self.outbox.starting_points()
-        return self._messages(server_round, picks, config, "evaluate")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -347,50 +204,18 @@ class Hierarchical(Strategy):
         RoundFailed
             When clients were asked and no reply could be used.
         """
-        metrics = None
+        metrics, current = None, self._exchange.current
         record = self.history[-1] if self.history else None
         if record is not None and record.round != server_round:
             record = None
-        if self._asked:
-            updates, refused, failed = sort_replies(
-                replies, self.outbox.schema(server_round, self._asked, train=False), self._asked
-            )
-            log_replies("aggregate_evaluate", updates, refused, failed)
-            if not updates:
-                raise RoundFailed(why_failed("evaluation", server_round, refused, failed))
-            sums, means = add_up((u.metrics for u in updates), (u.weight for u in updates))
+        if current is not None:
+            updates, refused, failed = self._exchange.sort(current, replies)
             metrics = self.records.summed_up(updates, train=False)
             if record is not None:
-                record.evaluation_sums, record.evaluation_means = sums, means
-                record.evaluation_replies = {_name(u): u.metrics for u in updates}
-                record.evaluation_refused, record.evaluation_failed = refused, failed
+                record.add_evaluation(updates, refused, failed)
         if self.on_round is not None and record is not None:
             self.on_round(record)
         return metrics
-
-    # --- messages ------------------------------------------------------------------------
-
-    def _pick(self, grid: Grid, server_round: int, stream: int) -> tuple[list[Node], list[Node]]:
-        turns = self._turns if stream == TRAIN_STREAM else None
-        nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, stream, turns)
-        if self.cluster_map.num_clusters != self.state.tiers.num_clusters:
-            self.recluster(self.cluster_map)
-        self._asked = {node.node_id: node for node in picks}
-        return nodes, picks
-
-    def _turns(self, nodes: Sequence[Node]) -> Sequence[int] | None:
-        """Rank of each node for training, the lowest being asked first; for strategies with one."""
-        return None
-
-    def _messages(
-        self, server_round: int, nodes: list[Node], config: ConfigRecord, kind: str
-    ) -> list[Message]:
-        messages = [self._message(server_round, node, config, kind) for node in nodes]
-        self.outbox.close()
-        return messages
-
-    def _message(self, server_round: int, node: Node, config: ConfigRecord, kind: str) -> Message:
-        return self.outbox.message(server_round, node, config, kind, self._sent)
 
     # --- state ---------------------------------------------------------------------------
 
@@ -404,36 +229,31 @@ class Hierarchical(Strategy):
             A new cluster starts at the n_k-weighted mean of its members' last values; without
             any, or without `keep_values`, it starts at the global policy.
         """
-        self.cluster_map = cluster_map
-        self.state.recluster(cluster_map.num_clusters, members)
+        self._exchange.recluster(cluster_map, members)
 
     def state_dict(self) -> State:
         """Everything needed to continue identically: arrays, numbers, lists and dicts.
 
         `strategies.state` writes it to bytes.
         """
-        state = self.state.state_dict()
-        if isinstance(self.cluster_map, ReplyClusters):
-            state["labels"] = list(self.cluster_map.labels)
-        return state
+        return {**self.state.state_dict(), **self._exchange.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value; `start` then begins with the round after it."""
-        if isinstance(self.cluster_map, ReplyClusters):
-            self.cluster_map.labels = [int(label) for label in state["labels"]]
+        self._exchange.load_state_dict(state)
         self.state.load_state_dict(state)
 
     # --- the run -------------------------------------------------------------------------
 
     def summary(self) -> None:
         """Log what was chosen."""
-        state = self.state
-        self.participation.summary()
+        rules = self.state.rules
+        self._exchange.participation.summary()
         self.records.summary()
-        log(INFO, "\t├──> edge rule: %s | cloud rule: %s", state.edge_rule, state.cloud_rule)
+        log(INFO, "\t├──> edge rule: %s | cloud rule: %s", rules.edge_rule, rules.cloud_rule)
         log(INFO, "\t├──> local method: %s", self.method.name)
         log(INFO, "\t├──> clusters: %s", in_words(self.cluster_map))
-        log(INFO, "\t└──> personalisation: %s", self.outbox.personalisation)
+        log(INFO, "\t└──> personalisation: %s", self._exchange.outbox.start.personalisation)
 
     def start(
         self,
@@ -474,7 +294,3 @@ class Hierarchical(Strategy):
             ConfigRecord() if evaluate_config is None else evaluate_config,
             evaluate_fn,
         )
-
-
-def _name(update: Update) -> int:
-    return update.client if update.client >= 0 else update.node_id

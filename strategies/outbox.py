@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,29 +9,31 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from strategies.aggregation import FloatArray
+from strategies.phases import Addition, Phase, Round
 from strategies.record_options import RecordOptions
 from strategies.sampling import Node
 from strategies.server_state import ServerState
-from strategies.validation import ReplySchema
+from strategies.validation import ReplyLimits, ReplySchema
 
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
 
 
-@dataclass
-class Outbox:
-    """Writes messages; fields as the parameters of `strategies.hierarchical.Hierarchical`.
+@dataclass(frozen=True)
+class Start:
+    """What a client starts from.
 
-    Clients that start from the same policy share one copy of its bytes, which is let go by
-    `close`.
+    Attributes
+    ----------
+    personalisation : str
+        ``global`` the global policy, ``cluster`` its cluster's; ``local`` and ``shrunk`` its own,
+        as last accepted, or the cluster's the first time; ``shrunk`` draws the own one towards
+        the cluster's: (n_k own + m cluster) / (n_k + m).
+    shrink_weight : float
+        m above, in tokens, >= 0.
     """
 
-    state: ServerState
-    personalisation: Personalisation
-    shrink_weight: float
-    max_weight: float
-    require_echo: bool
-    records: RecordOptions
-    _arrays: dict[int, dict[str, Array]] = field(default_factory=dict)
+    personalisation: Personalisation = "global"
+    shrink_weight: float = 100.0
 
     def __post_init__(self) -> None:
         allowed = get_args(Personalisation)
@@ -40,69 +41,92 @@ class Outbox:
             raise ValueError(f"personalisation: {self.personalisation!r}; allowed: {allowed}")
         if not self.shrink_weight >= 0:
             raise ValueError(f"shrink_weight: {self.shrink_weight}; allowed: >= 0")
-        if not self.max_weight > 0:
-            raise ValueError(f"max_weight: {self.max_weight}; allowed: > 0")
 
     @property
-    def personal(self) -> bool:
+    def shared(self) -> bool:
+        """Whether all clients start from one policy."""
+        return self.personalisation == "global"
+
+    @property
+    def own(self) -> bool:
         """Whether each client goes on from a policy of its own."""
         return self.personalisation in ("local", "shrunk")
+
+
+@dataclass
+class Outbox:
+    """Writes messages. Clients that start from the same policy share one copy of its bytes."""
+
+    state: ServerState
+    start: Start
+    limits: ReplyLimits
+    records: RecordOptions
+    _arrays: dict[int, dict[str, Array]] = field(default_factory=dict)
 
     @property
     def own_starts(self) -> bool:
         """Whether a client has to say where it started from, since its cluster does not tell."""
-        return self.state.method.needs_start and self.personal
+        return self.state.method.needs_start and self.start.own
 
     def starting_points(self) -> FloatArray:
         """What each cluster's clients are sent, float64 [C, d]; not to be written to."""
         tiers = self.state.tiers
-        if self.personalisation == "global":
+        if self.start.shared:
             return np.broadcast_to(tiers.policy, tiers.clusters.shape)
         return tiers.clusters
 
-    def message(
-        self, server_round: int, node: Node, config: ConfigRecord, kind: str, sent: FloatArray
+    def messages(self, current: Round, phase: Phase, config: ConfigRecord) -> list[Message]:
+        """One message for each client that is asked; the caller's `config` goes with all."""
+        messages = [
+            self._message(current, node, config, phase.addition(current, node))
+            for node in current.asked.values()
+        ]
+        self._arrays.clear()
+        return messages
+
+    def _message(
+        self, current: Round, node: Node, config: ConfigRecord, addition: Addition
     ) -> Message:
-        """One client's message; ``sent [C, d]`` is what each cluster starts from."""
-        memory, method = self.state.memory, self.state.method
-        row = 0 if self.personalisation == "global" else node.cluster
-        if row not in self._arrays:
-            self._arrays[row] = self.state.layout.unflatten(sent[row])
+        memory, method, start = self.state.memory, self.state.method, self.start
+        if addition.policy is None:
+            row = 0 if start.shared else node.cluster
+            if row not in self._arrays:
+                self._arrays[row] = self.state.layout.unflatten(current.sent[row])
+            policy = self._arrays[row]
+        else:
+            policy = self.state.layout.unflatten(addition.policy)
         settings: dict[str, Any] = {
             **config,
             **method.config(),
-            "round": server_round,
-            "server-round": server_round,
+            "round": current.number,
+            "server-round": current.number,
             "cluster": node.cluster,
-            "personalisation": self.personalisation,
+            "personalisation": start.personalisation,
             "accepted-round": memory.accepted_round(node.name),
+            **addition.config,
         }
         extras: dict[str, FloatArray] = {}
-        if kind == "train":
-            extras |= method.arrays_down(node.cluster, self.personalisation == "global")
+        if current.leg == "train":
+            extras |= method.arrays_down(node.cluster, start.shared)
             extras |= method.client_arrays(node.name)
-        if self.personal:
+        if start.own:
             extras["cluster"] = self.state.tiers.clusters[node.cluster]
-            settings["shrink-weight"] = float(self.shrink_weight)
+            settings["shrink-weight"] = float(start.shrink_weight)
             if node.name in memory.values:
                 extras["own"] = memory.values[node.name]
                 settings["own-weight"] = memory.weights[node.name]
-        arrays = self._arrays[row] | {key: Array(np.array(v)) for key, v in extras.items()}
+        arrays = policy | {key: Array(np.array(v)) for key, v in extras.items()}
         content = RecordDict(
             {
                 self.records.arrays_key: ArrayRecord(arrays),
                 self.records.config_key: ConfigRecord(settings),
             }
         )
-        return Message(content, node.node_id, kind, group_id=str(server_round))
+        return Message(content, node.node_id, current.leg, group_id=str(current.number))
 
-    def close(self) -> None:
-        """Let go of what messages shared."""
-        self._arrays.clear()
-
-    def schema(self, server_round: int, asked: Mapping[int, Node], train: bool) -> ReplySchema:
-        """What replies of the nodes in `asked` must look like."""
-        tiers, method = self.state.tiers, self.state.method
+    def schema(self, current: Round) -> ReplySchema:
+        """What replies must look like."""
+        tiers, method, train = self.state.tiers, self.state.method, current.leg == "train"
         extras = dict(method.reply_extras) if train else {}
         if train and self.own_starts:
             extras["start"] = float(np.max(np.abs([tiers.low, tiers.high])))
@@ -110,11 +134,11 @@ class Outbox:
             layout=self.state.layout if train else None,
             low=tiers.low,
             high=tiers.high,
-            server_round=server_round,
-            clients={node_id: node.client for node_id, node in asked.items()},
+            server_round=current.number,
+            clients={node_id: node.client for node_id, node in current.asked.items()},
             extras=extras,
             metric_ranges=method.reply_metrics if train else {},
             weight_key=self.records.weight_key,
-            max_weight=self.max_weight,
-            require_echo=self.require_echo,
+            max_weight=self.limits.max_weight,
+            require_echo=self.limits.require_echo,
         )

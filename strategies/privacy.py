@@ -8,7 +8,8 @@ import numpy as np
 
 from hlm.privacy import gaussian_epsilon
 from strategies.aggregation import BoolArray, FloatArray, clip_by_norm
-from strategies.local_methods import Batch
+from strategies.local_methods import Batch, LocalMethod
+from strategies.tiers import RuleSource
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class CentralPrivacy:
         if not self.clip > 0:
             raise ValueError(f"clip: {self.clip}; allowed: > 0")
         self.epsilon(1)
+
+    def check(self, edge_rule: RuleSource, method: LocalMethod) -> None:
+        """Refuse what has no known sensitivity."""
+        if edge_rule not in ("weighted-mean", "fedavg", "unweighted-mean"):
+            raise ValueError(
+                f"edge_rule: {edge_rule!r}; allowed with privacy: weighted-mean, unweighted-mean"
+            )
+        if method.reply_extras or method.reply_metrics:
+            raise ValueError(f"method: {method.name}; allowed with privacy: fedavg, fedprox")
 
     def epsilon(self, releases: int) -> float:
         """Epsilon at `delta` after `releases` rounds."""

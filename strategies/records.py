@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from strategies.validation import Refusal
+from strategies.validation import Refusal, Update
+
+if TYPE_CHECKING:
+    from strategies.phases import Round
 
 MetricValue = int | float | list[int] | list[float]
 _IDENTITY = frozenset({"client", "round"})  # adding these up would mean nothing
@@ -93,6 +97,25 @@ class RoundRecord:
     epsilon: float | None = None
     seconds: float = 0.0
 
+    def add_training(
+        self, asked: Round, updates: list[Update], refused: list[Refusal], failed: list[Failure]
+    ) -> None:
+        """Add who was asked, what came of it, and the figures of the replies."""
+        self.asked = [node.name for node in asked.asked.values()]
+        self.weights = {update.name: update.weight for update in updates}
+        self.clients = {u.name: asked.asked[u.node_id].cluster for u in updates}
+        self.refused, self.failed = refused, failed
+        self.sums, self.means = add_up(updates)
+        self.seconds = time.monotonic() - asked.began
+
+    def add_evaluation(
+        self, updates: list[Update], refused: list[Refusal], failed: list[Failure]
+    ) -> None:
+        """Add the figures of the round's federated evaluation."""
+        self.evaluation_sums, self.evaluation_means = add_up(updates)
+        self.evaluation_replies = {update.name: update.metrics for update in updates}
+        self.evaluation_refused, self.evaluation_failed = refused, failed
+
     @property
     def refused_by_reason(self) -> dict[str, int]:
         """How many replies were refused for each reason, training and evaluation together."""
@@ -123,9 +146,7 @@ class RoundRecord:
         }
 
 
-def add_up(
-    metrics: Iterable[Mapping[str, MetricValue]], weights: Iterable[float]
-) -> tuple[dict[str, MetricValue], dict[str, float]]:
+def add_up(updates: list[Update]) -> tuple[dict[str, MetricValue], dict[str, float]]:
     """Sums of all metrics, and weighted means of the scalar ones.
 
     Integers stay integers. Keys ``client`` and ``round`` are left out. A metric that some replies
@@ -133,8 +154,8 @@ def add_up(
     """
     sums: dict[str, MetricValue] = {}
     columns: dict[str, list[tuple[float, float]]] = {}
-    for reply, weight in zip(metrics, weights, strict=True):
-        for name, value in reply.items():
+    for update in updates:
+        for name, value in update.metrics.items():
             if name in _IDENTITY:
                 continue
             before = sums.get(name)
@@ -144,7 +165,7 @@ def add_up(
             else:
                 start = before if isinstance(before, int | float) else 0
                 sums[name] = start + value
-                columns.setdefault(name, []).append((float(value), weight))
+                columns.setdefault(name, []).append((float(value), update.weight))
     means = {}
     for name, pairs in columns.items():
         values, shares = np.array(pairs, dtype=np.float64).T

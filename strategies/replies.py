@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING
 
-import numpy as np
 from flwr.app import Message
 from flwr.supercore import log
 
-from strategies.aggregation import FloatArray, IntArray
-from strategies.local_methods import Batch, LocalMethod
 from strategies.records import Failure
 from strategies.sampling import Node
 from strategies.validation import Refusal, ReplySchema, Update, validate_replies
@@ -55,55 +52,6 @@ def log_replies(
     for refusal in refused:
         line = "\t> Refused reply from node %d: %s (%s)"
         log(WARNING, line, refusal.node_id, refusal.reason, refusal.detail)
-
-
-def as_batch(
-    updates: list[Update],
-    clusters: list[int],
-    sent: FloatArray,
-    cluster_sizes: IntArray,
-    method: LocalMethod,
-    shared_start: bool,
-    own_starts: bool = False,
-) -> Batch:
-    """Stack accepted replies, one row each.
-
-    Parameters
-    ----------
-    updates : list of Update
-        At least one.
-    clusters : list of int
-        Cluster of each.
-    sent : float64 [C, d]
-        What each cluster's clients were sent.
-    cluster_sizes : int64 [C]
-    method : LocalMethod
-    shared_start : bool
-    own_starts : bool
-        Clients began elsewhere, and say where in an array ``start``.
-    """
-    rows = np.array(clusters, dtype=np.int64)
-    starts = [update.extra("start") if own_starts else None for update in updates]
-    return Batch(
-        values=np.stack([update.values for update in updates]),
-        starts=np.stack(
-            [
-                sent[row] if start is None else start
-                for row, start in zip(clusters, starts, strict=True)
-            ]
-        ),
-        weights=np.array([update.weight for update in updates], dtype=np.float64),
-        clusters=rows,
-        cluster_sizes=cluster_sizes,
-        extras={
-            key: np.stack([update.extra(key) for update in updates]) for key in method.reply_extras
-        },
-        metrics={
-            key: np.array([update.metrics[key] for update in updates], dtype=np.float64)
-            for key in method.reply_metrics
-        },
-        shared_start=shared_start,
-    )
 
 
 def drop_odd_lists(updates: list[Update]) -> tuple[list[Update], list[Refusal]]:

@@ -11,6 +11,7 @@ to which the tests hold them step by step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -270,26 +271,6 @@ def _copy(array: FloatArray | None) -> FloatArray | None:
     return None if array is None else np.array(array, dtype=np.float64)
 
 
-def _adagrad(learning_rate: float = 0.1, tau: float = 1e-3) -> ServerOptimiser:
-    return ServerOptimiser("adagrad", learning_rate, 0.0, 0.0, tau)
-
-
-def _adam(
-    learning_rate: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
-) -> ServerOptimiser:
-    return ServerOptimiser("adam", learning_rate, beta_1, beta_2, tau)
-
-
-def _yogi(
-    learning_rate: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
-) -> ServerOptimiser:
-    return ServerOptimiser("yogi", learning_rate, beta_1, beta_2, tau)
-
-
-def _krum(malicious: int = 1) -> MultiKrum:
-    return MultiKrum(malicious, select=1)
-
-
 RULES: dict[str, Callable[..., AggregationRule]] = {
     "weighted-mean": WeightedMean,
     "unweighted-mean": UnweightedMean,
@@ -300,11 +281,11 @@ RULES: dict[str, Callable[..., AggregationRule]] = {
     "fedavg": WeightedMean,
     "fedmedian": Median,
     "fedtrimmedavg": TrimmedMean,
-    "krum": _krum,
+    "krum": partial(MultiKrum, select=1),
     "multikrum": MultiKrum,
-    "fedadam": _adam,
-    "fedyogi": _yogi,
-    "fedadagrad": _adagrad,
+    "fedadam": partial(ServerOptimiser, "adam"),
+    "fedyogi": partial(ServerOptimiser, "yogi", learning_rate=0.01),
+    "fedadagrad": partial(ServerOptimiser, "adagrad", beta_1=0.0, beta_2=0.0),
     "fedavgm": ServerMomentum,
 }
 """Rule name to a factory that takes the rule's options as keywords."""
@@ -316,7 +297,7 @@ RENAMED = {
 """Names of earlier versions. ``mean`` was eq. 7 or eq. 8, depending on where it stood."""
 
 
-def build_rule(name: str, **options: Any) -> AggregationRule:
+def build_rule(name: str, **options: float) -> AggregationRule:
     """Make the rule `name`.
 
     Raises

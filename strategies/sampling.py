@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import INFO
+from typing import Literal
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -15,8 +16,8 @@ from flwr.supercore import log
 from strategies.cluster_map import ClusterMap
 from strategies.records import NotEnoughNodes
 
-TRAIN_STREAM = 0
-EVALUATE_STREAM = 1
+Leg = Literal["train", "evaluate"]
+_STREAMS: dict[Leg, int] = {"train": 0, "evaluate": 1}  # of the random choice
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,35 @@ Turns = Callable[[Sequence[Node]], Sequence[int] | None]
 
 @dataclass(frozen=True)
 class Participation:
-    """Who takes part in a round; fields as the parameters of `Hierarchical`."""
+    """Who takes part in a round.
 
-    fraction_train: float
-    fraction_evaluate: float
-    evaluate_every: int
-    min_clients: int
-    min_nodes: int
-    node_wait_s: float
-    poll_s: float
-    seed: int
+    Attributes
+    ----------
+    fraction_train, fraction_evaluate : float
+        Share of the connected nodes asked, in [0, 1]; 0: that leg is left out.
+    evaluate_every : int
+        Federated evaluation in every such round, >= 1.
+    min_clients : int
+        Fewest usable replies for a round to count, >= 1. With fewer the policy stays; with none
+        the run fails.
+    min_nodes : int, optional
+        Fewest connected nodes to ask; by default `min_clients`.
+    min_train_nodes, min_evaluate_nodes : int
+        Fewest nodes to ask, whatever the fraction says, >= 0.
+    node_wait_s, poll_s : float
+        How long to wait for them, and how often to look, in seconds.
+    seed : int
+        Of the choice of clients.
+    """
+
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    evaluate_every: int = 1
+    min_clients: int = 1
+    min_nodes: int | None = None
+    node_wait_s: float = 120.0
+    poll_s: float = 0.2
+    seed: int = 0
     min_train_nodes: int = 1
     min_evaluate_nodes: int = 1
 
@@ -125,7 +145,7 @@ class Participation:
             ("fraction_evaluate", 0 <= self.fraction_evaluate <= 1, "[0, 1]"),
             ("evaluate_every", self.evaluate_every >= 1, ">= 1"),
             ("min_clients", self.min_clients >= 1, ">= 1"),
-            ("min_nodes", self.min_nodes >= 1, ">= 1"),
+            ("min_nodes", self.connected_at_least >= 1, ">= 1"),
             ("min_train_nodes", self.min_train_nodes >= 0, ">= 0"),
             ("min_evaluate_nodes", self.min_evaluate_nodes >= 0, ">= 0"),
             ("node_wait_s", self.node_wait_s >= 0, ">= 0"),
@@ -136,6 +156,11 @@ class Participation:
             if not fine:
                 raise ValueError(f"{name}: {getattr(self, name)}; allowed: {allowed}")
 
+    @property
+    def connected_at_least(self) -> int:
+        """Fewest connected nodes to ask."""
+        return self.min_clients if self.min_nodes is None else self.min_nodes
+
     def summary(self) -> None:
         """Log the choice of nodes, as Flower's own strategies do."""
         log(INFO, "\t├──> Sampling:")
@@ -143,10 +168,12 @@ class Participation:
         log(INFO, "\t│\t├──Fraction: train (%.2f) | evaluate (%.2f)", *shares)
         least = self.min_train_nodes, self.min_evaluate_nodes
         log(INFO, "\t│\t├──Minimum nodes: train (%d) | evaluate (%d)", *least)
-        log(INFO, "\t│\t└──Minimum available nodes: %d", self.min_nodes)
+        log(INFO, "\t│\t└──Minimum available nodes: %d", self.connected_at_least)
 
-    def evaluates(self, server_round: int) -> bool:
-        """Tell whether this round has a federated evaluation."""
+    def takes_place(self, leg: Leg, server_round: int) -> bool:
+        """Tell whether this round has a training, or a federated evaluation."""
+        if leg == "train":
+            return self.fraction_train > 0
         return self.fraction_evaluate > 0 and server_round % self.evaluate_every == 0
 
     def pick(
@@ -154,7 +181,7 @@ class Participation:
         grid: Grid,
         cluster_map: ClusterMap,
         server_round: int,
-        stream: int,
+        leg: Leg,
         turns: Turns | None = None,
     ) -> tuple[list[Node], list[Node]]:
         """Return all connected nodes, and those to ask; `turns` as in `choose`.
@@ -164,15 +191,13 @@ class Participation:
         NotEnoughNodes
             See `connected_nodes`.
         """
-        train = stream == TRAIN_STREAM
+        train = leg == "train"
         asked = self.min_train_nodes if train else self.min_evaluate_nodes
-        nodes = connected_nodes(
-            grid, cluster_map, max(self.min_nodes, asked), self.node_wait_s, self.poll_s
-        )
+        needed = max(self.connected_at_least, asked)
+        nodes = connected_nodes(grid, cluster_map, needed, self.node_wait_s, self.poll_s)
         fraction = self.fraction_train if train else self.fraction_evaluate
         least = max(self.min_clients, asked)
         ranks = None if turns is None else turns(nodes)
-        picks = choose(nodes, fraction, least, self.seed, server_round, stream, ranks)
-        what = "configure_train" if train else "configure_evaluate"
-        log(INFO, "%s: Sampled %s nodes (out of %s)", what, len(picks), len(nodes))
+        picks = choose(nodes, fraction, least, self.seed, server_round, _STREAMS[leg], ranks)
+        log(INFO, "configure_%s: Sampled %s nodes (out of %s)", leg, len(picks), len(nodes))
         return nodes, picks

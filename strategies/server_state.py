@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord
 
-from strategies.aggregation import FloatArray
 from strategies.layout import Layout
 from strategies.local_methods import LocalMethod
 from strategies.memory import ClientMemory
 from strategies.rules import State
-from strategies.tiers import RuleSource, Tiers, make_rule
+from strategies.tiers import TierRules, Tiers
+from strategies.validation import Bounds
 
-Bounds = tuple[float | FloatArray, float | FloatArray]
 _VERSION = 2
 
 
@@ -29,20 +28,11 @@ class ServerState:
     def __init__(
         self,
         method: LocalMethod,
-        edge_rule: RuleSource,
-        cloud_rule: RuleSource,
-        cloud_weights: str,
+        rules: TierRules,
         bounds: Bounds,
         keep_values: bool = False,
     ) -> None:
-        if cloud_weights not in ("uniform", "examples"):
-            raise ValueError(f"cloud_weights: {cloud_weights!r}; allowed: uniform, examples")
-        for rule in (edge_rule, cloud_rule):
-            make_rule(rule)  # an unknown name is an error now, not in the first round
-        self.method = method
-        self.edge_rule, self.cloud_rule = edge_rule, cloud_rule
-        self.cloud_weights = cloud_weights
-        self.bounds = bounds
+        self.method, self.rules, self.bounds = method, rules, bounds
         self.memory = ClientMemory(keep_values)
         self.rounds_done = 0
         self.releases = 0
@@ -94,9 +84,7 @@ class ServerState:
         low, high = (np.broadcast_to(np.asarray(b, float), policy.shape) for b in self.bounds)
         if not bool(np.all((low <= policy) & (policy <= high))):
             raise ValueError(f"initial arrays: outside the bounds; allowed: {self.bounds}")
-        tiers = Tiers(
-            policy, num_clusters, self.edge_rule, self.cloud_rule, low, high, self.cloud_weights
-        )
+        tiers = Tiers(policy, num_clusters, self.rules, low, high)
         if self._waiting is not None:
             tiers.load_state_dict(self._waiting)
             self._waiting = None

@@ -6,7 +6,8 @@ No Flower here: a benchmark or a test drives it with plain arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,6 +23,33 @@ def make_rule(source: RuleSource) -> AggregationRule:
     return build_rule(source) if isinstance(source, str) else source()
 
 
+CloudWeights = Literal["uniform", "examples"]
+
+
+@dataclass(frozen=True)
+class TierRules:
+    """How values are combined in either tier.
+
+    Attributes
+    ----------
+    edge_rule, cloud_rule : str or callable
+        A name in `strategies.rules.RULES` or a function that makes a fresh rule.
+    cloud_weights : {"uniform", "examples"}
+        ``uniform`` as in eq. 8, or ``examples``: each cluster counts with the weight it last had,
+        so that weighted mean over weighted mean is the flat one.
+    """
+
+    edge_rule: RuleSource = "weighted-mean"
+    cloud_rule: RuleSource = "unweighted-mean"
+    cloud_weights: CloudWeights = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.cloud_weights not in get_args(CloudWeights):
+            raise ValueError(f"cloud_weights: {self.cloud_weights!r}; allowed: uniform, examples")
+        for rule in (self.edge_rule, self.cloud_rule):
+            make_rule(rule)  # an unknown name is an error now, not in the first round
+
+
 class Tiers:
     """Global policy and cluster policies, and the rules between them.
 
@@ -30,32 +58,24 @@ class Tiers:
     policy : float64 [d]
         Initial value of the global policy and of every cluster.
     num_clusters : int
-    edge_rule, cloud_rule : str or callable
+    rules : TierRules
         Each cluster gets an edge rule of its own, since rules may have a state.
     low, high : float64 [d]
         What comes out is clamped to these: server optimisers may step over.
-    cloud_weights : str
-        ``uniform`` as in eq. 8, or ``examples``: each cluster counts with the weight it last had,
-        so that weighted mean over weighted mean is the flat one.
     """
 
     def __init__(
         self,
         policy: FloatArray,
         num_clusters: int,
-        edge_rule: RuleSource,
-        cloud_rule: RuleSource,
+        rules: TierRules,
         low: FloatArray,
         high: FloatArray,
-        cloud_weights: str = "uniform",
     ) -> None:
-        if cloud_weights not in ("uniform", "examples"):
-            raise ValueError(f"cloud_weights: {cloud_weights!r}; allowed: uniform, examples")
         self.policy = np.array(policy, dtype=np.float64)
         self.low, self.high = low, high
-        self.cloud_weights = cloud_weights
-        self._edge_source = edge_rule
-        self.cloud = make_rule(cloud_rule)
+        self.rules = rules
+        self.cloud = make_rule(rules.cloud_rule)
         self.reset_clusters(np.tile(self.policy, (num_clusters, 1)))
 
     def reset_clusters(self, values: FloatArray) -> None:
@@ -64,7 +84,7 @@ class Tiers:
         self.clusters = np.array(values, dtype=np.float64)
         self.reported: BoolArray = np.zeros(count, dtype=np.bool_)
         self.cluster_weights = np.zeros(count)
-        self.edges = [make_rule(self._edge_source) for _ in range(count)]
+        self.edges = [make_rule(self.rules.edge_rule) for _ in range(count)]
 
     def add_clusters(self, num_clusters: int) -> None:
         """Go on with at least so many clusters; a new one starts at the global policy."""
@@ -73,23 +93,17 @@ class Tiers:
             self.clusters = np.vstack([self.clusters, np.tile(self.policy, (more, 1))])
             self.reported = np.append(self.reported, np.zeros(more, dtype=np.bool_))
             self.cluster_weights = np.append(self.cluster_weights, np.zeros(more))
-            self.edges += [make_rule(self._edge_source) for _ in range(more)]
+            self.edges += [make_rule(self.rules.edge_rule) for _ in range(more)]
 
     @property
     def num_clusters(self) -> int:
         """C."""
         return len(self.clusters)
 
-    def combine_clusters(
-        self, values: FloatArray, weights: FloatArray, clusters: IntArray, previous: FloatArray
-    ) -> FloatArray:
-        """Combine by the edge rules; a cluster of no weight keeps ``previous [C, d]``."""
-        return _by_cluster(self.edges, values, weights, clusters, previous)
-
     def combine_statelessly(
         self, values: FloatArray, weights: FloatArray, clusters: IntArray, previous: FloatArray
     ) -> FloatArray:
-        """Like `combine_clusters`, with the weighted mean in place of a rule that has a state.
+        """Combine by the edge rules, or the weighted mean where one has a state.
 
         For what is aggregated beside the policy and must not disturb a server optimiser.
         """
@@ -112,7 +126,7 @@ class Tiers:
         """
         totals = np.bincount(clusters, weights=weights, minlength=self.num_clusters)
         heard: BoolArray = totals > 0
-        combined = self.combine_clusters(values, weights, clusters, starts)
+        combined = _by_cluster(self.edges, values, weights, clusters, starts)
         new = np.where(heard[:, None], combined, self.clusters)
         self.cluster_weights = np.where(heard, totals, self.cluster_weights)
         return new, heard
@@ -149,7 +163,7 @@ class Tiers:
         self.reported = self.reported | heard
         chosen = self.clusters if self.reported.all() else self.clusters[self.reported]
         weights = np.ones(len(chosen))
-        if self.cloud_weights == "examples":
+        if self.rules.cloud_weights == "examples":
             weights = self.cluster_weights[self.reported]
         self.policy = np.clip(self.cloud.combine(chosen, weights, self.policy), self.low, self.high)
 

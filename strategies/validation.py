@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from strategies.aggregation import FloatArray
 from strategies.layout import Layout, UnreadableArray, decode
 
+Bounds = tuple[float | FloatArray, float | FloatArray]
 REASONS = (
     "not-asked",
     "missing-record",
@@ -81,6 +82,11 @@ class Update:
     layout: Layout | None = None
 
     @property
+    def name(self) -> int:
+        """The client index, or the node id where that is unknown."""
+        return self.client if self.client >= 0 else self.node_id
+
+    @property
     def values(self) -> FloatArray:
         """The client's policy, float64 [d], read anew at every look."""
         if self.record is None or self.layout is None:
@@ -92,6 +98,30 @@ class Update:
         if self.record is None or self.layout is None:
             raise KeyError(key)
         return decode(self.record[key], (self.layout.size,)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class ReplyLimits:
+    """What a reply may hold, in any round.
+
+    Attributes
+    ----------
+    bounds : (low, high)
+        Allowed range of every parameter, scalars or float64 [d]; by default any finite number.
+        Replies outside are refused, results clamped.
+    max_weight : float
+        Largest believable n_k, > 0.
+    require_echo : bool
+        Replies must carry ``round`` and ``client``; see `ReplySchema`.
+    """
+
+    bounds: Bounds = (-np.inf, np.inf)
+    max_weight: float = 1e9
+    require_echo: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.max_weight > 0:
+            raise ValueError(f"max_weight: {self.max_weight}; allowed: > 0")
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 
 from strategies.aggregation import IntArray
+from strategies.cluster_map import ClientMap
 from strategies.clustering.features import ClientProfile
 from strategies.clustering.methods import nearest_cluster
 from strategies.clustering.result import ClusterResult, result_from_state, result_state
 
 
-class LearnedClusters:
+class LearnedClusters(ClientMap):
     """Node -> client -> cluster, for clusters made by `cluster_clients`.
 
     A client that was not clustered is placed by `place` once its profile is known, and until then
-    goes to ``client % num_clusters``; a node whose client is unknown to ``node_id % num_clusters``.
+    goes to ``client % num_clusters``.
 
     Parameters
     ----------
     clients : mapping of node id to client index
-        Grows through `register` as nodes turn up.
+        As `ClientMap`.
     members : sequence of int
         Client of each entry of ``result.assignment``.
     result : ClusterResult
@@ -31,7 +32,7 @@ class LearnedClusters:
     def __init__(
         self, clients: Mapping[int, int], members: Sequence[int], result: ClusterResult
     ) -> None:
-        self._clients = dict(clients)
+        super().__init__(clients)
         self._adopt(members, result)
 
     @property
@@ -43,12 +44,6 @@ class LearnedClusters:
     def members(self) -> dict[int, int]:
         """Cluster by client, of all clients that were clustered or placed, in order of clients."""
         return dict(sorted(self._clusters.items()))
-
-    def register(self, node_id: int, client: int) -> None:
-        """Remember that `node_id` is `client` (>= 0)."""
-        if client < 0:
-            raise ValueError(f"client: {client}; allowed: >= 0")
-        self._clients[node_id] = client
 
     def place(self, client: int, profile: ClientProfile) -> int:
         """Put a late or returning client into the nearest cluster, once there are learned ones.
@@ -67,7 +62,7 @@ class LearnedClusters:
 
     def cluster_of(self, client: int) -> int:
         """Cluster of a client (>= 0)."""
-        return self._clusters.get(client, client % self.num_clusters)
+        return self._clusters.get(client, super().cluster_of(client))
 
     def recluster(self, members: Sequence[int], result: ClusterResult) -> LearnedClusters:
         """Return the map of a new clustering, its clusters numbered like the old ones.
@@ -80,18 +75,6 @@ class LearnedClusters:
             if cluster < new.num_clusters:
                 new._clusters.setdefault(client, cluster)
         return new
-
-    def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Cluster of each node."""
-        clusters = []
-        for node in node_ids:
-            client = self._clients.get(node, -1)
-            clusters.append(self.cluster_of(client) if client >= 0 else node % self.num_clusters)
-        return clusters
-
-    def clients_of(self, node_ids: Sequence[int]) -> list[int]:
-        """Client index of each node, -1 where unknown."""
-        return [self._clients.get(node, -1) for node in node_ids]
 
     def state_dict(self) -> dict[str, Any]:
         """Clusters and placements, without node ids, which change with every start."""

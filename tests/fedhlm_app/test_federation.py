@@ -57,7 +57,7 @@ def test_certified_needs_one_round_of_sums(runner, tmp_path, workload):
     summary = check_summary(folder.summary())
     assert summary.threshold.clients["0"] == first["threshold"]["global"]
     prompts = 40 if workload == "classify" else 8
-    assert federation.strategy.calibration.sums[0][0] <= 4 * prompts
+    assert federation.strategy.calibration.rule.sums[0][0] <= 4 * prompts
 
 
 def test_clients_keep_nothing_that_the_server_may_refuse(runner, tmp_path):
@@ -82,7 +82,7 @@ def test_candidates_of_generation_are_certified_one_by_one(runner, tmp_path):
     assert first["resolution"]["local"] == 0
     # From the second round on a candidate is tried, and all of its tokens are read.
     assert second["resolution"]["local"] > 0 and second["read"] > 0
-    chain = federation.strategy.calibration.chains[0]
+    chain = federation.strategy.calibration.rule.chains[0]
     assert first["threshold"]["global"] == -1
     assert third["threshold"]["global"] == chain.certified
     assert chain.certified > 0
@@ -114,7 +114,7 @@ def test_the_line_of_u_hlm_is_fitted_from_sums(runner, tmp_path):
     federation, folder, _ = runner.run(
         tmp_path, workload="score", learning="linear", rounds=1, line_threshold="risk-prone"
     )
-    calibration = federation.strategy.calibration
+    calibration = federation.strategy.calibration.rule
     assert calibration.sums[0][0] == 80
     assert folder.summary()["threshold"]["global"] == calibration.result(0)
 

@@ -182,7 +182,7 @@ def test_a_private_run_states_what_it_spent(runner, tmp_path, where):
     lines = folder.metrics()
     assert lines[0]["epsilon"] < lines[1]["epsilon"] == lines[2]["epsilon"] == spent
     # 2 rounds, 4 clients, 4 prompts each; noise of every reply, or one for every round.
-    sums = federation.strategy.calibration.sums[0]
+    sums = federation.strategy.calibration.rule.sums[0]
     assert sums[:2].tolist() == [32, 8 if where == "local" else 2]
     replies = [r.content.metric_records["metrics"] for r in grid.replies if r.has_content()]
     curves = np.array([m["risk-curve"] for m in replies if "risk-curve" in m])

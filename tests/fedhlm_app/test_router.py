@@ -183,7 +183,7 @@ def test_certified_after_training(runner, tmp_path, strategy) -> None:
     # Frozen from then on, so that the guarantee is about the model in use.
     np.testing.assert_array_equal(models[1], models[3])
     assert [line["threshold"]["global"] for line in lines[:2]] == [-1, -1]
-    assert lines[3]["threshold"]["global"] == federation.strategy.calibration.result(0) > 0
+    assert lines[3]["threshold"]["global"] == federation.strategy.calibration.rule.result(0) > 0
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
@@ -232,7 +232,7 @@ def test_clusters_have_routers_of_their_own(runner, tmp_path) -> None:
     )
     one, other = federation.strategy.cluster_policies
     assert not np.array_equal(one[1:], other[1:])
-    chains = federation.strategy.calibration.chains
+    chains = federation.strategy.calibration.rule.chains
     assert [one[0], other[0]] == [chains[0].certified, chains[1].certified]
 
 

@@ -21,9 +21,11 @@ from fedhlm_app.settings import Settings
 from hlm.betting import log_terms
 from hlm.risk import RiskSums, learn_then_test
 from strategies.attendance import Attendance, best_level, heard_at_least
-from strategies.calibration import PooledCalibration, SequentialCalibration, Unread
-from strategies.certified import Calibrated
+from strategies.calibrated import CalibrationOptions
+from strategies.calibration import SequentialCalibration
 from strategies.cluster_map import AssignedClusters
+from strategies.hierarchical import Hierarchical
+from strategies.pooled import PooledCalibration, Unread
 from strategies.state import state_from_bytes, state_to_bytes
 
 
@@ -236,12 +238,12 @@ def clients_of(count, up, sums):
 
 
 def strategy_of(calibration, connected, clients, **options):
-    return Calibrated(
-        calibration,
+    tier = options.pop("tier", "global")
+    return Hierarchical(
         AssignedClusters({10 + i: i for i in range(connected)}, [i % 2 for i in range(clients)], 2),
+        calibration=CalibrationOptions(calibration, tier, clients=clients),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,
-        clients=clients,
         **options,
     )
 
@@ -298,8 +300,8 @@ def test_a_guarantee_goes_on_from_its_state_when_few_answer():
     whole, cut, again = run(fresh(), 9), run(fresh(), 4), fresh()
     again.load_state_dict(state_from_bytes(state_to_bytes(cut.state_dict())))
     run(again, 9)
-    assert state_to_bytes(again.calibration.state_dict()) == state_to_bytes(
-        whole.calibration.state_dict()
+    assert state_to_bytes(again.calibration.rule.state_dict()) == state_to_bytes(
+        whole.calibration.rule.state_dict()
     )
     assert again.policy == whole.policy
 

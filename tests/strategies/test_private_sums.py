@@ -13,9 +13,10 @@ import pytest
 from hlm.privacy import gaussian_epsilon
 from hlm.risk import ESCALATE_ALL, CurveRelease, private_conformal_threshold, threshold_grid
 from hlm.risk.private import square_root_sums
-from strategies.calibration import PooledCalibration
-from strategies.certified import Calibrated
+from strategies.calibrated import CalibrationOptions
 from strategies.cluster_map import AssignedClusters
+from strategies.hierarchical import Hierarchical
+from strategies.pooled import PooledCalibration
 from strategies.privacy import CentralPrivacy
 from strategies.state import state_from_bytes, state_to_bytes
 
@@ -45,11 +46,11 @@ def private(seed=0, rounds=1, tier="global", **options):
         rounds,
         partial(RELEASE.add_noise, generator=np.random.default_rng(seed)),
     )
-    return Calibrated(
-        calibration,
+    return Hierarchical(
         AssignedClusters({10 + i: i for i in range(CLIENTS)}, [i % 2 for i in range(CLIENTS)], 2),
-        tier=tier,
-        check=lambda sums: RELEASE.problem(sums["risk-curve"], 0),
+        calibration=CalibrationOptions(
+            calibration, tier, check=lambda sums: RELEASE.problem(sums["risk-curve"], 0)
+        ),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,
         privacy=CentralPrivacy(0.05, 0.5, 1e-6),
@@ -79,7 +80,7 @@ def exact():
 def test_each_round_brings_one_noise_of_its_own():
     strategy = private(rounds=3)
     run(strategy, rounds=5)
-    found = strategy.calibration.sums[0]
+    found = strategy.calibration.rule.sums[0]
     assert found[:2].tolist() == [3 * CLIENTS * PROMPTS, 3]
     generator, noise = np.random.default_rng(0), np.zeros(RELEASE.length)
     for _ in range(3):
@@ -95,7 +96,7 @@ def test_the_noise_differs_between_runs_on_the_same_data():
     for seed in (1, 2):
         strategy = private(seed)
         run(strategy)
-        sums.append(strategy.calibration.sums[0][2:])
+        sums.append(strategy.calibration.rule.sums[0][2:])
     assert (sums[0] != sums[1]).all()
     assert np.abs(sums[0] - exact()[2:]).max() > 0.1
 
@@ -104,7 +105,7 @@ def test_one_client_moves_the_sums_by_no_more_than_the_sensitivity():
     strategies = [private(), private()]
     for strategy, changed in zip(strategies, (None, 2), strict=True):
         run(strategy, changed=changed)
-    one, other = (strategy.calibration.sums[0] for strategy in strategies)
+    one, other = (strategy.calibration.rule.sums[0] for strategy in strategies)
     assert 0 < np.linalg.norm(one - other) <= RELEASE.sensitivity + 1e-9
 
 
@@ -120,20 +121,20 @@ def test_nothing_that_is_kept_holds_the_sums_without_noise():
 def test_every_round_in_which_sums_were_asked_for_is_paid_for():
     strategy = private(rounds=2)
     run(strategy, rounds=4)
-    assert strategy.releases == 2
+    assert strategy.state.releases == 2
     assert strategy.epsilon == gaussian_epsilon(0.5, 2, 1e-6)
     spent = [record.epsilon for record in strategy.history]
     assert spent[0] < spent[1] == spent[2] == spent[3]
     again = private(rounds=2)
     again.load_state_dict(state_from_bytes(state_to_bytes(strategy.state_dict())))
-    assert again.releases == 2
+    assert again.state.releases == 2
 
 
 def test_a_round_whose_replies_do_not_count_is_paid_for_too():
     strategy = private(min_clients=CLIENTS + 1, min_nodes=1)
     run(strategy, rounds=2)
-    assert not strategy.calibration.sums
-    assert strategy.releases == 2
+    assert not strategy.calibration.rule.sums
+    assert strategy.state.releases == 2
 
 
 def test_clusters_get_noise_of_their_own():
@@ -141,7 +142,7 @@ def test_clusters_get_noise_of_their_own():
     run(strategy)
     noises = []
     for cluster in (0, 1):
-        found = strategy.calibration.sums[cluster]
+        found = strategy.calibration.rule.sums[cluster]
         assert found[:2].tolist() == [2 * PROMPTS, 1]
         members = [CURVES[client] for client in range(CLIENTS) if client % 2 == cluster]
         noises.append(found - sum(RELEASE.encode(curve, PROMPTS) for curve in members))
@@ -164,4 +165,4 @@ def test_impossible_vectors_are_refused(bad):
     nodes = {10 + number: honest(number) for number in range(3)} | {13: liar}
     strategy.start(fake.FakeGrid(nodes), fake.initial(-1.0), 1)
     assert [refusal.client for refusal in strategy.history[0].refused] == [3]
-    assert strategy.calibration.sums[0][0] == 3 * PROMPTS
+    assert strategy.calibration.rule.sums[0][0] == 3 * PROMPTS

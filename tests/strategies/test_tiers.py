@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strategies.rules import ServerMomentum
-from strategies.tiers import Tiers
+from strategies.tiers import TierRules, Tiers
 
 LOW, HIGH = np.zeros(1), np.ones(1)
 
@@ -14,7 +14,8 @@ LOW, HIGH = np.zeros(1), np.ones(1)
 def _tiers(
     edge: object = "weighted-mean", cloud: object = "unweighted-mean", clusters: int = 2
 ) -> Tiers:
-    return Tiers(np.array([0.5]), clusters, edge, cloud, LOW, HIGH)  # type: ignore[arg-type]
+    rules = TierRules(edge, cloud)  # type: ignore[arg-type]
+    return Tiers(np.array([0.5]), clusters, rules, LOW, HIGH)
 
 
 def test_every_cluster_has_an_edge_rule_of_its_own() -> None:
@@ -53,9 +54,7 @@ def test_a_silent_round_leaves_the_cloud_rule_alone() -> None:
 
 
 def test_a_state_of_another_size_is_refused() -> None:
-    state = Tiers(
-        np.zeros(3), 2, "weighted-mean", "unweighted-mean", np.zeros(3), np.ones(3)
-    ).state_dict()
+    state = Tiers(np.zeros(3), 2, TierRules(), np.zeros(3), np.ones(3)).state_dict()
     with pytest.raises(ValueError, match="clusters of shape"):
         _tiers().load_state_dict(state)
 

@@ -16,9 +16,11 @@ from hlm.risk import (
     risk_sums,
     threshold_grid,
 )
-from strategies.calibration import PooledCalibration, SequentialCalibration
-from strategies.certified import Calibrated
+from strategies.calibrated import CalibrationOptions
+from strategies.calibration import SequentialCalibration
 from strategies.cluster_map import AssignedClusters
+from strategies.hierarchical import Hierarchical
+from strategies.pooled import PooledCalibration
 from strategies.state import state_from_bytes, state_to_bytes
 
 
@@ -75,13 +77,12 @@ def two_clusters(count=4):
 
 
 def calibrated(tier="global", calibration=None, **options):
-    return Calibrated(
-        pooled() if calibration is None else calibration,
+    rule = pooled() if calibration is None else calibration
+    return Hierarchical(
         two_clusters(),
-        tier=tier,
+        calibration=CalibrationOptions(rule, tier, **options),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,
-        **options,
     )
 
 
@@ -119,7 +120,7 @@ def test_rounds_are_pooled():
     curves = [curve_of(seed, 10) for seed in range(4)]
     run(once, curves)
     run(twice, curves, rounds=3)
-    assert twice.calibration.sums[0][0] == 2 * once.calibration.sums[0][0] == 80
+    assert twice.calibration.rule.sums[0][0] == 2 * once.calibration.rule.sums[0][0] == 80
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_impossible_sums_are_refused_by_the_check():
     curves[2] = curves[2] * 1000
     run(strategy, curves)
     assert strategy.history[0].refused[0].detail == "too many"
-    assert strategy.calibration.sums[0][0] == 120
+    assert strategy.calibration.rule.sums[0][0] == 120
 
 
 # --- candidate by candidate ---------------------------------------------------------------
@@ -249,3 +250,28 @@ def test_a_strategy_goes_on_from_its_state():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         calibrated(**options)
+
+
+# ---- Training first; such rounds are run in tests/fedhlm_app/test_router.py ----
+
+
+def options(**changes):
+    return CalibrationOptions(pooled(), **changes)
+
+
+def test_methods_and_rules_belong_to_the_training_rounds():
+    strategy = Hierarchical(
+        calibration=options(training_rounds=3, tier="cluster"), edge_rule="fedmedian"
+    )
+    assert strategy.state.rules.edge_rule == "fedmedian"
+    assert options(tier="cluster").start(None).personalisation == "cluster"
+    assert options(training_rounds=1).start(None).personalisation == "global"
+
+
+def test_bad_options_of_two_phases_are_refused():
+    with pytest.raises(ValueError, match="training_rounds: -1"):
+        options(training_rounds=-1)
+    with pytest.raises(ValueError, match="tier"):
+        options(training_rounds=1, tier="local")
+    with pytest.raises(ValueError, match="personalisation: 'local'"):
+        Hierarchical(calibration=options(), personalisation="local")

@@ -1,0 +1,104 @@
+"""Keywords of strategies, by name and type; what each means stands where its dataclass does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+
+from strategies.calibrated import CalibrationOptions
+from strategies.local_methods import LocalMethod
+from strategies.outbox import Personalisation
+from strategies.privacy import CentralPrivacy
+from strategies.record_options import RecordOptions
+from strategies.records import RoundRecord
+from strategies.tiers import CloudWeights, RuleSource
+from strategies.validation import Bounds
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Group = TypeVar("Group", bound=DataclassInstance)
+else:
+    Group = TypeVar("Group")
+
+
+class RuleOptions(TypedDict, total=False):
+    """Rules of the two tiers; see `TierRules`."""
+
+    edge_rule: RuleSource
+    cloud_rule: RuleSource
+
+
+class CommonOptions(TypedDict, total=False):
+    """What all constructors take; see `TierRules`, `Start`, `Participation`, `ReplyLimits`."""
+
+    method: LocalMethod | None
+    cloud_weights: CloudWeights
+    personalisation: Personalisation
+    shrink_weight: float
+    evaluate_every: int
+    min_clients: int
+    node_wait_s: float
+    poll_s: float
+    seed: int
+    bounds: Bounds
+    max_weight: float
+    require_echo: bool
+    privacy: CentralPrivacy | None
+    on_round: Callable[[RoundRecord], None] | None
+    keep_values: bool
+
+
+class RoundOptions(TypedDict, total=False):
+    """What Flower's `FedAvg` has under other names, and what a stock app has no use for."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_nodes: int | None
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    records: RecordOptions
+    calibration: CalibrationOptions | None
+
+
+class MethodOptions(TypedDict, total=False):
+    """Keywords of the local methods; see `FedProx`, `Scaffold`, `FedNova`."""
+
+    proximal_mu: float
+    server_learning_rate: float
+    weighting: str
+    max_control: float
+    max_local_steps: int
+
+
+class Options(RuleOptions, CommonOptions, RoundOptions, total=False):
+    """Keywords of `Hierarchical`."""
+
+
+class StrategyOptions(CommonOptions, RoundOptions, MethodOptions, total=False):
+    """Keywords of `build_strategy`."""
+
+
+class DropInOptions(RuleOptions, CommonOptions, MethodOptions, total=False):
+    """Keywords of `HierarchicalFedAvg` and its kin beside Flower's."""
+
+
+def refuse_others(options: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Raise TypeError on keywords that are not `allowed`, as Python does."""
+    others = [name for name in options if name not in allowed]
+    if others:
+        raise TypeError(f"unexpected keywords: {', '.join(others)}")
+
+
+def split(options: StrategyOptions | DropInOptions) -> tuple[MethodOptions, Options]:
+    """Take the keywords of local methods apart from the others."""
+    own = {key: value for key, value in options.items() if key in MethodOptions.__annotations__}
+    rest = {key: value for key, value in options.items() if key not in own}
+    return cast(MethodOptions, own), cast(Options, rest)
+
+
+def group(kind: type[Group], options: Options) -> Group:
+    """Make one of the dataclasses of those `options` that are its fields."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in options.items() if name in names})

@@ -1,0 +1,46 @@
+"""The keywords of the constructors and the dataclasses that take them up are one list."""
+
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+
+from strategies import Hierarchical, HierarchicalFedAvg, HierarchicalFedProx, build_strategy
+from strategies.factory import METHODS
+from strategies.options import MethodOptions, Options
+from strategies.outbox import Start
+from strategies.sampling import Participation
+from strategies.tiers import TierRules
+from strategies.validation import ReplyLimits
+
+GROUPS = (TierRules, Start, Participation, ReplyLimits)
+
+
+def test_every_field_is_a_keyword_of_the_same_type() -> None:
+    keywords = get_type_hints(Options)
+    for kind in GROUPS:
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            assert keywords.pop(field.name) == hints[field.name], field.name
+    assert set(keywords) == {
+        "method", "privacy", "on_round", "records", "keep_values", "calibration",
+    }  # fmt: skip
+
+
+def test_every_option_of_a_method_is_a_keyword() -> None:
+    own = {name for _, names in METHODS.values() for name in names}
+    assert own == set(MethodOptions.__annotations__)
+
+
+def test_a_keyword_that_is_none_is_named() -> None:
+    for make in (
+        Hierarchical,
+        HierarchicalFedAvg,
+        lambda **options: build_strategy("fedavg", **options),
+    ):
+        with pytest.raises(TypeError, match="unexpected keywords: edge_rules"):
+            make(edge_rules="median")  # type: ignore[operator]
+    for other in ("proximal_mu", "min_nodes", "calibration"):
+        with pytest.raises(TypeError, match=other):
+            HierarchicalFedAvg(**{other: 1})  # type: ignore[arg-type]
+    assert HierarchicalFedProx(proximal_mu=0.5).method.config()["proximal-mu"] == 0.5
