@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhlm_app.calibrating import CURVE, GRID, calibration_of, levels, prompts_counted
+from fedhlm_app.learning.sums import CURVE, GRID, calibration_of, levels, prompts_counted
 from fedhlm_app.settings import Settings
-from hlm.betting import log_terms
 from hlm.risk import RiskSums, risk_sums
+from hlm.risk.betting import log_terms
 from strategies.calibration import Calibration, SequentialCalibration
 from strategies.sampling import Node, choose
 

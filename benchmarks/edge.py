@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import corpus, forced
-from hlm.peers import SketchMaker, distance_of_cosine, hamming
-from servers.edge_index import HAS_FAISS, IndexSize, SketchIndex
+from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming
+from servers.edge.index import HAS_FAISS, IndexSize, SketchIndex
 
 BATCH = 32
 BATCHES = 40

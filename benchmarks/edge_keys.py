@@ -22,9 +22,9 @@ from benchmarks._report import write_report
 from benchmarks._teacher_forced import pair_name
 from benchmarks.peers import Federation, Recorder, Setup
 from clients.records import Traffic
-from clients.resolving import Escalation, Resolution
-from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
-from hlm.peers import SketchMaker, distance_of_cosine, hamming, unit_rows
+from clients.resolvers.chain import Escalation, Resolution
+from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming, unit_rows
 
 GATES = (0.998, 0.995, 0.98, 0.95)
 Distances = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]

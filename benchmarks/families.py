@@ -20,9 +20,9 @@ import transformers
 
 from benchmarks._families import FAMILIES, POSITIONS, family_model
 from benchmarks._report import write_report
-from clients.ways import best_ways
-from hlm.agreement import ModelRefusedError
-from servers.ways import best_way
+from clients.decoding.ways import best_ways
+from hlm.reading.agreement import ModelRefusedError
+from servers.engine.ways import best_way
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 HEAD = "| family | on a device | when drafts are taken back | at the server |\n|---|---|---|---|\n"
@@ -80,7 +80,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     set_verbosity: Any = transformers.logging.set_verbosity_error
     set_verbosity()
-    logging.getLogger("hlm.agreement").setLevel(logging.ERROR)
+    logging.getLogger("hlm.reading.agreement").setLevel(logging.ERROR)
     found = {}
     for family in sorted(FAMILIES, key=str.lower):
         found[family] = tried(family)

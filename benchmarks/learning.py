@@ -26,14 +26,15 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks._report import OUT, write_report
-from fedhlm_app import client_app, client_rounds
-from fedhlm_app.device import Device
-from fedhlm_app.federation import Federation
-from fedhlm_app.links import DirectLink
-from fedhlm_app.preflight import check
-from fedhlm_app.runs import RunFolder
-from fedhlm_app.serving import build_service
+from fedhlm_app import client_app
+from fedhlm_app.client import rounds as client_rounds
+from fedhlm_app.client.device import Device
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.server.preflight import check
+from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.links import DirectLink
 from servers.llm import LanguageModelService
 
 SUMS = ("linear", "certified", "certified-high-probability")

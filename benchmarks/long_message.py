@@ -47,7 +47,7 @@ def measure(texts: int) -> dict[str, Any]:
     """Read one message in this process."""
     import torch
 
-    from fedhlm_app.serving import build_service
+    from fedhlm_app.hosting.llm import build_service
     from fedhlm_app.settings import Settings
     from servers.schedule import Schedule
 

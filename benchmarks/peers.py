@@ -23,25 +23,25 @@ import torch
 from benchmarks._peers_world import Prompts, World
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import pair_name
-from clients.cache import CacheConfig, CacheResolver, TokenCache
-from clients.edge import EdgeResolver
-from clients.edge_link import EdgeLinkConfig
-from clients.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.slm import read_texts
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
-from clients.resolving import Escalation, Resolution, Resolver
-from clients.routing import Router, RouterConfig
-from clients.slm import read_texts
-from clients.uplink import LanguageModelUplink, UplinkConfig
-from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
-from hlm.cost import fit_hit_ratio
-from hlm.peers import SketchMaker
+from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
+from clients.resolvers.chain import Escalation, Resolution, Resolver
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_link import EdgeLinkConfig
+from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+from hlm.peers.agreement import SketchMaker
+from hlm.peers.cost import fit_hit_ratio
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
-from servers.edge import EdgeServer
-from servers.edge_config import EdgeConfig
-from servers.engine import Engine
+from servers.edge.config import EdgeConfig
+from servers.edge.server import EdgeServer
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 
 HITS = (Stage.CACHE, Stage.PEER, Stage.EDGE)

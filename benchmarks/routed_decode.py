@@ -37,19 +37,19 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks._report import write_report
+from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.slm import LockstepDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import BoolArray, FloatArray, TextBatch, TokenRecords, Traffic
-from clients.routing import Router, RouterConfig
-from clients.slm import LockstepDecoder
-from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
-from fedhlm_app.links import DirectLink
-from fedhlm_app.pair.load import load_pair
+from fedhlm_app.models.load import load_pair
+from fedhlm_app.transport.links import DirectLink
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
-from servers.engine import Engine, Feed
+from servers.engine.engine import Engine, Feed
 from servers.llm import LanguageModelService
 
 PROMPT_TOKENS = 16

@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, forced, pair_name
-from clients.feedback import Feedback
-from clients.minibatches import minibatch_gradient
-from clients.router_model import (
+from clients.decoding.step_features import StepFeatures
+from clients.learning.feedback import Feedback
+from clients.learning.minibatches import minibatch_gradient
+from clients.learning.router_model import (
     AdamMemory,
     RouterLearning,
     RouterModel,
     adam_steps,
 )
-from clients.step_features import StepFeatures
-from fedhlm_app.pair.load import load_slm
+from fedhlm_app.models.load import load_slm
 from hlm.risk import conformal_threshold, prompt_curves, risk_at, threshold_grid
 from hlm.uncertainty import closed_form, disagreement, entropy
 from strategies.rules import build_rule
@@ -74,7 +74,7 @@ def texts_of(data: Forced) -> NDArray[np.int64]:
 
 
 def traces_of(data: Forced) -> NDArray[np.float32]:
-    """How well the small model foretold each text (`clients.trace`), [prompts, longest, 3]."""
+    """How well the small model predicted each text (`clients.decoding.trace`), [n, longest, 3]."""
     traces = np.full((*texts_of(data).shape, 3), np.nan, np.float32)
     surprise = -np.log(np.maximum(data.x_given, np.exp(np.float32(-20))))
     told = [surprise, 1 - data.x_draft, (data.draft == data.given).astype(np.float32)]

@@ -84,7 +84,7 @@ def httpx_client(port: int):
 @contextmanager
 def link_client(port: int):
     """The project's own link: http.client, one packet a request, the fewest headers."""
-    from fedhlm_app.http_link import HttpLink
+    from fedhlm_app.transport.http_link import HttpLink
 
     link = HttpLink(f"127.0.0.1:{port}", timeout=60)
     yield link.exchange

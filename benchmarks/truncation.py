@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks._report import write_report
-from hlm.k_star import k_star_online
-from hlm.truncation import truncate
+from hlm.truncation.k_star import k_star_online
+from hlm.truncation.truncate import truncate
 
 VOCAB = 152_064
 REPEATS = 50

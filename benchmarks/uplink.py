@@ -25,10 +25,10 @@ from transformers import PreTrainedModel
 
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import shared_folder
+from fedhlm_app.client.device import items_of
 from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
 from fedhlm_app.compare.calibration import Calibration
-from fedhlm_app.device import items_of
-from fedhlm_app.pair.load import load_llm, load_slm, load_tokenizer
+from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.channels import LINKS
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.llm_link import LinkDown, Transport
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
-from clients.resolving import Escalation
-from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.chain import Escalation
+from clients.resolvers.llm_link import LinkDown, Transport
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from hlm.randomness import DrawKeys
 from hlm.verification import Draft, Verifier
 from hlm.wire import Row, RowReply, Status, following_row

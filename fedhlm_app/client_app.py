@@ -15,7 +15,7 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Route a round's tokens, learn from them, and send back the policy and sums."""
-    from fedhlm_app import client_rounds
+    from fedhlm_app.client import rounds as client_rounds
 
     return client_rounds.train(message, context)
 
@@ -23,7 +23,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Route held-out texts with the policy as it is."""
-    from fedhlm_app import client_rounds
+    from fedhlm_app.client import rounds as client_rounds
 
     return client_rounds.evaluate(message, context)
 
@@ -35,6 +35,6 @@ def introduce(message: Message, context: Context) -> Message:
     In a simulation this is when a client process imports what its rounds need, since the LLM is
     being started meanwhile.
     """
-    from fedhlm_app import client_rounds
+    from fedhlm_app.client import rounds as client_rounds
 
     return client_rounds.introduce(message, context)

@@ -14,17 +14,17 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedhlm_app import preflight, resuming
-from fedhlm_app.actor_names import llm_actor_name
-from fedhlm_app.federation import Federation
-from fedhlm_app.run_log import log_result
-from fedhlm_app.runs import RunFolder, runs_base
+from fedhlm_app.models.trying import try_models
+from fedhlm_app.results.run_log import log_result
+from fedhlm_app.results.runs import RunFolder, runs_base
+from fedhlm_app.results.unresolved import RunFailed
+from fedhlm_app.server import preflight, resuming
+from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings
-from fedhlm_app.trying import try_models
-from fedhlm_app.unresolved import RunFailed
+from fedhlm_app.transport.actor_names import llm_actor_name
 
 if TYPE_CHECKING:
-    from fedhlm_app.edge_hosting import EdgeHost
+    from fedhlm_app.hosting.edge import EdgeHost
 
 app = ServerApp()
 
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     log(INFO, "Run folder: %s", folder.path)
     host = None
     if not settings.llm_address:
-        from fedhlm_app.serving import LanguageModelHost
+        from fedhlm_app.hosting.llm import LanguageModelHost
 
         host = LanguageModelHost(settings, llm_actor_name(context.run_id))
         host.start()
@@ -64,8 +64,8 @@ def _edges(settings: Settings, run: int) -> EdgeHost | None:
     """The edge servers of the run; None where it has none."""
     if settings.peer_mode == "off":
         return None
-    from fedhlm_app.edge_hosting import EdgeHost
-    from fedhlm_app.serving import wait_for_ray
+    from fedhlm_app.hosting.edge import EdgeHost
+    from fedhlm_app.hosting.llm import wait_for_ray
 
     wait_for_ray()
     return EdgeHost(settings, run)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
-    from servers.edge import EdgeServer
+    from servers.edge.server import EdgeServer
     from servers.job import Job
     from servers.llm import LanguageModelService
     from servers.schedule import Schedule

@@ -16,7 +16,7 @@ import torch
 from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
 from servers.asked import AskedRow, IntArray, asked_row
 from servers.blocks import skipped
-from servers.engine import Engine, Feed
+from servers.engine.engine import Engine, Feed
 from servers.texts import TextName
 from servers.verdicts import Places, reduce_logits
 

@@ -23,7 +23,7 @@ from hlm.wire import (
     encode_reply,
 )
 from servers.asked import AskedRow, check_askable
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.job import Job
 from servers.schedule import Schedule
 from servers.texts import HeldTexts

@@ -10,7 +10,7 @@ a text or not.
 from __future__ import annotations
 
 from hlm.wire import PrefixDigest, Request, Row, joint_digest
-from servers.engine import Engine
+from servers.engine.engine import Engine
 
 TextName = tuple[int, int]
 """Client and number of its text, as a message says them."""

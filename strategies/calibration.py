@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hlm.betting import FRACTIONS, log_imbalance, log_wealth
 from hlm.risk import ESCALATE_ALL, RiskSums
+from hlm.risk.betting import FRACTIONS, log_imbalance, log_wealth
 from strategies.aggregation import FloatArray
 from strategies.attendance import Attendance
 from strategies.rules import State
@@ -121,13 +121,13 @@ class SequentialCalibration:
     risk of text made at this threshold is above alpha" is tested at level delta, and only if it
     is rejected does the next candidate begin. The first true null that is tested is rejected with
     probability at most delta, and nothing comes after an acceptance, so
-    ``P(risk(result) <= alpha) >= 1 - delta``. Each test is a bet (`hlm.betting`), valid at any
+    ``P(risk(result) <= alpha) >= 1 - delta``. Each test is a bet (`hlm.risk.betting`), valid at any
     time, so a candidate is tested for as many rounds as it takes. The first candidate escalates
     everything, has risk 0, and needs no test.
 
     The risk is that of the mixture in which every member of the group counts the same. Members
     need not answer equally often, or at all: the wealth is divided by what the pattern of answers
-    could have won by itself (`hlm.betting.log_imbalance`).
+    could have won by itself (`hlm.risk.betting.log_imbalance`).
 
     Which candidate comes next is chosen from the curve of the last one, which foretells the risk
     of thresholds above it because escalated tokens show their loss too. The choice uses past data

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
-from clients.resolving import Escalation, Resolution, resolve_in_turn
+from clients.resolvers.chain import Escalation, Resolution, resolve_in_turn
 from hlm.randomness import DrawKeys
 from hlm.verification import Claim, Draft
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clients.llm_link import LinkDown
+from clients.decoding.routing import Router, RouterConfig
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
-from clients.routing import Router, RouterConfig
-from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.llm_link import LinkDown
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 
 GREEDY = Sampling()

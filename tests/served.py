@@ -10,7 +10,7 @@ import numpy as np
 from starlette.applications import Starlette
 
 from hlm.wire import Limits, Row, encode_request
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
 from tests.asking import request_of

@@ -36,7 +36,7 @@ def read_access(certificate: str, key: str, token_file: str) -> Access:
     ValueError
         Naming the option and what is allowed.
     """
-    from fedhlm_app.llm_access import read_token
+    from fedhlm_app.transport.llm_access import read_token
     from servers.access import check_certificate
 
     if key and not certificate:

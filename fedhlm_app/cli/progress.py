@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from fedhlm_app.runs import Progress
+from fedhlm_app.results.runs import Progress
 from fedhlm_app.settings import Settings
 
 Listener = Callable[[Progress | None], None]

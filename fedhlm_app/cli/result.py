@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from fedhlm_app.report.rows import figures
+from fedhlm_app.results.report.rows import figures
 
 
 def result_table(summary: Mapping[str, Any], folder: str) -> Table:

@@ -11,11 +11,11 @@ from types import FrameType
 
 from rich.console import Console
 
-from fedhlm_app import resuming
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
-from fedhlm_app.runs import RunFolder
+from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
 
 COMPLETED, FAILED, BAD_SETTINGS, INTERRUPTED = 0, 1, 2, 130
@@ -123,8 +123,8 @@ def _finished(settings: Settings) -> RunResult | None:
 
 def _check_before_start(settings: Settings) -> None:
     """Refuse data and models that cannot work together, before Flower and Ray are started."""
-    from fedhlm_app import preflight
-    from fedhlm_app.trying import try_models
+    from fedhlm_app.models.trying import try_models
+    from fedhlm_app.server import preflight
 
     preflight.check(settings)
     try_models(settings)

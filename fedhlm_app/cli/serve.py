@@ -102,8 +102,8 @@ def llm(
         "llm-batch-wait-ms": batch_wait_ms,
         "reproducible": reproducible,
     }
-    from fedhlm_app import preflight
-    from fedhlm_app.pair.vocabulary import check_folder
+    from fedhlm_app.models.vocabulary import check_folder
+    from fedhlm_app.server import preflight
 
     errors = Console(stderr=True, highlight=False)
     try:
@@ -141,8 +141,8 @@ def serve(
     """
     import torch
 
-    from fedhlm_app.pair.vocabulary import fingerprint
-    from fedhlm_app.serving import build_service
+    from fedhlm_app.hosting.llm import build_service
+    from fedhlm_app.models.vocabulary import fingerprint
     from servers.service import ServedLanguageModel, ServiceOptions, listen
 
     # Taken before the model is loaded: a port in use is told at once.
@@ -231,8 +231,8 @@ def device(
     stop, 1 when address, folder or model cannot be used, 2 when a setting is wrong.
     """  # noqa: E501
     given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
-    from fedhlm_app import preflight
-    from fedhlm_app.pair.vocabulary import check_folder
+    from fedhlm_app.models.vocabulary import check_folder
+    from fedhlm_app.server import preflight
 
     errors = Console(stderr=True, highlight=False)
     try:
@@ -278,10 +278,10 @@ def serve_device(
     """
     import torch
 
-    from fedhlm_app.feedback_folder import FeedbackFolder
-    from fedhlm_app.llm_access import require_access
+    from fedhlm_app.client.feedback_folder import FeedbackFolder
     from fedhlm_app.serve_device.service import DeviceService
     from fedhlm_app.serve_device.texts import ServedTexts
+    from fedhlm_app.transport.llm_access import require_access
     from servers.service import listen
 
     listener = listen(host, port)

@@ -38,8 +38,8 @@ def show_settings(*, markdown: bool, toml: bool) -> None:
 def show_report(run_folder: Path | None) -> int:
     """Write the report of a run, show its table, and return the exit status."""
     from fedhlm_app.cli.result import result_table
-    from fedhlm_app.report import write_report
-    from fedhlm_app.runs import CONFIG, RunFolder, latest_run
+    from fedhlm_app.results.report import write_report
+    from fedhlm_app.results.runs import CONFIG, RunFolder, latest_run
 
     errors = Console(stderr=True, highlight=False)
     found = latest_run(Path("runs")) if run_folder is None else RunFolder(run_folder)
@@ -62,7 +62,7 @@ def show_environment() -> None:
 
     import psutil
 
-    from fedhlm_app.runs import cores, versions
+    from fedhlm_app.results.runs import cores, versions
 
     memory = psutil.virtual_memory()
     lines = {

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app import preflight
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
@@ -21,10 +20,11 @@ from fedhlm_app.cli.run import (
     terminated_as_interrupted,
     warn,
 )
+from fedhlm_app.models.trying import try_models
+from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings, SettingsError, advice
-from fedhlm_app.sweep import FIGURES, Outcome, SweepBusyError, run_sweep
-from fedhlm_app.sweep_cells import cells_of
-from fedhlm_app.trying import try_models
+from fedhlm_app.sweep.cells import cells_of
+from fedhlm_app.sweep.runner import FIGURES, Outcome, SweepBusyError, run_sweep
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -14,11 +14,14 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clients.block_uplink import BlockUplink
+from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
-from clients.routing import Router, RouterConfig
-from clients.speculative import SpeculativeDecoder
-from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.client.device import items_of
+from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
+from fedhlm_app.client.verifiers import build_verifier
 from fedhlm_app.compare.calibration import Calibration, calibrate
 from fedhlm_app.compare.contender import (
     Clock,
@@ -31,17 +34,14 @@ from fedhlm_app.compare.contender import (
 from fedhlm_app.compare.methods import Measure, Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
-from fedhlm_app.device import items_of
-from fedhlm_app.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
-from fedhlm_app.links import DirectLink
-from fedhlm_app.pair.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
+from fedhlm_app.data.workload import WorkMaker
+from fedhlm_app.models.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
+from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
-from fedhlm_app.torch_names import torch_device, torch_dtype
-from fedhlm_app.verifiers import build_verifier
-from fedhlm_app.workload import WorkMaker
+from fedhlm_app.transport.links import DirectLink
 from hlm.channels import LINKS, Link
 from hlm.verification import Verifier
-from servers.engine import Engine, context_limit
+from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
 
 __all__ = ["Comparison", "Plan"]

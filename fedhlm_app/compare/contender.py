@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from clients.llm_link import Transport
+from clients.decoding.routing import Router
+from clients.decoding.speculative import SpeculativeDecoder
 from clients.records import Stage, TokenRecords, Traffic
-from clients.routing import Router
-from clients.speculative import SpeculativeDecoder
-from clients.uplink import LanguageModelUplink
+from clients.resolvers.llm_link import Transport
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
-from fedhlm_app.workload import Work, correct
+from fedhlm_app.data.workload import Work, correct
 from hlm.sampling import Sampling
 from hlm.wire import (
     IDENTITY_BYTES,

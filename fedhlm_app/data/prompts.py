@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedhlm_app.data.items import DataError, Items
-from fedhlm_app.pair.vocabulary import label_tokens, topic_tokens
+from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

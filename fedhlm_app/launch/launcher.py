@@ -14,7 +14,7 @@ from typing import Any
 from fedhlm_app.launch.app_folder import Components, write_app
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLink, program
-from fedhlm_app.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
 from fedhlm_app.settings import Settings
 
 __all__ = ["Components", "LaunchError", "RunResult", "launch"]

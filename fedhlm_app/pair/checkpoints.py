@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from fedhlm_app.runs import write_atomically
+from fedhlm_app.results.runs import write_atomically
 
 __all__ = ["last_checkpoint"]
 

@@ -158,8 +158,8 @@ def evaluate(
     import torch
 
     from fedhlm_app.data import load_items
+    from fedhlm_app.models.load import load_pair
     from fedhlm_app.pair.figures import evaluate_pair, rounded
-    from fedhlm_app.pair.load import load_pair
 
     if threads:
         torch.set_num_threads(threads)
@@ -185,7 +185,7 @@ def pack(
     tokenizer: Annotated[bool, typer.Option(help="Copy the tokenizer's files too.")] = True,
 ) -> None:
     """Store a model's matrices as 8-bit rows with fp16 scales."""
-    from fedhlm_app.pair.packing import pack_model
+    from fedhlm_app.models.packing import pack_model
 
     keep = ("model.embed_tokens.weight",) if keep_embedding else ()
     size = pack_model(source, out, group_size, keep, tokenizer)

@@ -19,14 +19,15 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_accelerate_available
 
 from fedhlm_app.data import Items, has_splits, load_items, split_client
+from fedhlm_app.models.load import check_same_tokenizer, load_tokenizer
+from fedhlm_app.models.vocabulary import PairError
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
-from fedhlm_app.pair.load import PairError, check_same_tokenizer, load_tokenizer
 from fedhlm_app.pair.recipe import ModelShape, PairTraining
 from fedhlm_app.pair.sequences import encode_articles
 from fedhlm_app.pair.tokenizer import train_tokenizer
 from fedhlm_app.pair.training import new_model, run_stage
-from fedhlm_app.runs import write_atomically
+from fedhlm_app.results.runs import write_atomically
 
 __all__ = ["PairReport", "distil_pair", "train_pair"]
 

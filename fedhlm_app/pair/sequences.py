@@ -14,7 +14,7 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedhlm_app.data import Items
-from fedhlm_app.pair.load import label_tokens, topic_tokens
+from fedhlm_app.models.load import label_tokens, topic_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,12 +12,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from clients.feedback_store import FeedbackStore
-from clients.llm_link import Transport
+from clients.decoding.ways import best_ways
+from clients.learning.feedback_store import FeedbackStore
 from clients.records import IntArray, Stage, TextBatch
-from clients.ways import best_ways
-from fedhlm_app.calibrating import calibrates
-from fedhlm_app.feedback_folder import (
+from clients.resolvers.llm_link import Transport
+from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
     TextNote,
@@ -25,13 +24,14 @@ from fedhlm_app.feedback_folder import (
     digest,
     made_with,
 )
-from fedhlm_app.from_store import next_policy
-from fedhlm_app.inference import RoutedModel
-from fedhlm_app.learning import initial_policy
-from fedhlm_app.pair.load import load_tokenizer
-from fedhlm_app.routed import Routed, feedback_of, figures
+from fedhlm_app.client.from_store import next_policy
+from fedhlm_app.client.inference import RoutedModel
+from fedhlm_app.client.routed import Routed, feedback_of, figures
+from fedhlm_app.learning.gradients import initial_policy
+from fedhlm_app.learning.sums import calibrates
+from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.settings import Settings
-from servers.engine import context_limit
+from servers.engine.engine import context_limit
 
 SESSIONS = 1 << 32
 """Session numbers that the wire has."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _DEVICE = re.compile(r"cpu|auto|mps|cuda(:\d+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_TEXTS = 1 << 31
-"""Texts of one kind that have a number of their own (`fedhlm_app.device`): 2**32 numbers in all."""
+"""Texts of one kind with a number of their own (`fedhlm_app.client.device`): 2**32 in all."""
 
 
 def conflicts(settings: Settings) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hlm.quantising import law_from_weights, quantise
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import draw
+from hlm.truncation.quantising import law_from_weights, quantise
 from hlm.verification import speculative
 from hlm.verification.interface import (
     Claim,

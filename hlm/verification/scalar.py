@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hlm.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import check_law, draw
+from hlm.truncation.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.verification import speculative
 from hlm.verification.full import PROBABILITY_BITS
 from hlm.verification.interface import (

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hlm.count_rules import CountRule, FixedCount
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import check_law, draw
-from hlm.truncation import spread, truncate
+from hlm.truncation.count_rules import CountRule, FixedCount
+from hlm.truncation.truncate import spread, truncate
 from hlm.verification import speculative
 from hlm.verification.full import accept_or_resample
 from hlm.verification.interface import (

@@ -1,8 +1,9 @@
 """Messages by which a device learns whether peers meet the contexts that it meets.
 
-A :class:`EdgeProbe` shows a few new fingerprints (`hlm.fingerprints`); the reply says of each one
-the edge server holds of this device whether another device has shown it too. Both together take
-some 28 bytes with eight new fingerprints and 6 with none. Layouts are in ``docs/edge.md``.
+A :class:`EdgeProbe` shows a few new fingerprints (`hlm.peers.fingerprints`); the reply
+says of each one the edge server holds of this device whether another device has shown it too.
+Both together take some 28 bytes with eight new fingerprints and 6 with none. Layouts are in
+``docs/edge.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hlm.fingerprints import FINGERPRINTS
+from hlm.peers.fingerprints import FINGERPRINTS
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.edge import EDGE_VERSION

@@ -8,7 +8,7 @@ import pstats
 import numpy as np
 
 from benchmarks.routed_decode import PROMPT_TOKENS, routed, server
-from fedhlm_app.pair.load import load_pair
+from fedhlm_app.models.load import load_pair
 
 
 def test_a_step_of_twenty_prompts_takes_few_calls() -> None:

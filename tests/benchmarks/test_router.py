@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks._teacher_forced import Forced, articles, shared_folder
 from benchmarks.router import SHARES, compare, judged_part, kept_loss, train
-from clients.feedback import Feedback
-from clients.router_model import RouterLearning, RouterModel
+from clients.learning.feedback import Feedback
+from clients.learning.router_model import RouterLearning, RouterModel
 
 
 def rows(prompts: int, each: int, seed: int) -> Forced:

@@ -7,15 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from clients.cache import CacheConfig, CacheResolver, TokenCache
-from clients.edge import EdgeResolver
-from clients.edge_link import EdgeLinkConfig
-from clients.hits import FalseHits, verified_rows
 from clients.records import Stage, Traffic
-from clients.resolving import resolve_in_turn
-from hlm.peers import SketchMaker
-from servers.edge import EdgeServer
-from servers.edge_config import EdgeConfig
+from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
+from clients.resolvers.chain import resolve_in_turn
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_link import EdgeLinkConfig
+from clients.resolvers.hits import FalseHits, verified_rows
+from hlm.peers.agreement import SketchMaker
+from servers.edge.config import EdgeConfig
+from servers.edge.server import EdgeServer
 from tests.escalations import Oracle, escalate
 
 VOCAB, SIZE, ROWS, RATE = 30, 24, 3000, 0.3

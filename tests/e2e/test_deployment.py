@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from fedhlm_app.launch import launch
-from fedhlm_app.runs import RunFolder, latest_run
+from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.settings import Settings
 from tests.certificates import Authority
 from tests.e2e.deployed import deployment, run_on, start_flower, start_llm

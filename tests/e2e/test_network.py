@@ -25,15 +25,15 @@ import httpx
 import numpy as np
 import pytest
 
-from clients.llm_link import LinkDown, Transport
 from clients.policy import FixedPolicy
-from fedhlm_app.device import Device
-from fedhlm_app.http_link import HttpLink
+from clients.resolvers.llm_link import LinkDown, Transport
+from fedhlm_app.client.device import Device
+from fedhlm_app.client.routed import Routed
+from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.launch.app_folder import code_root
-from fedhlm_app.links import DirectLink
-from fedhlm_app.routed import Routed
-from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.http_link import HttpLink
+from fedhlm_app.transport.links import DirectLink
 from hlm.channels import Link, Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]

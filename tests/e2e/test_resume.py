@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedhlm_app.runs import RUN_FOLDER_VARIABLE, RunFolder, latest_run
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, latest_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 

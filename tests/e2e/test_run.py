@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
-from fedhlm_app.runs import RunFolder, latest_run
-from fedhlm_app.summary import check_summary
+from fedhlm_app.results.runs import RunFolder, latest_run
+from fedhlm_app.results.summary import check_summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(400)]
 

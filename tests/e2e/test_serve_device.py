@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from fedhlm_app.runs import latest_run
+from fedhlm_app.results.runs import latest_run
 from fedhlm_app.settings import Settings
 from tests.e2e.deployed import deployment, run_on, start_device, start_flower, start_llm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhlm_app.runs import RunFolder, runs_in
+from fedhlm_app.results.runs import RunFolder, runs_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 

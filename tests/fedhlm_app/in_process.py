@@ -8,16 +8,18 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhlm_app import client_app, client_rounds, edge_hosting
-from fedhlm_app.actor_names import edge_actor_name
-from fedhlm_app.device import Device
-from fedhlm_app.edge import has_edge
-from fedhlm_app.federation import Federation
-from fedhlm_app.links import DirectLink
-from fedhlm_app.runs import RunFolder
-from fedhlm_app.serving import build_service
+from fedhlm_app import client_app
+from fedhlm_app.client import rounds as client_rounds
+from fedhlm_app.client.device import Device
+from fedhlm_app.client.edge import has_edge
+from fedhlm_app.hosting import edge as edge_hosting
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings
-from servers.edge import EdgeServer
+from fedhlm_app.transport.actor_names import edge_actor_name
+from fedhlm_app.transport.links import DirectLink
+from servers.edge.server import EdgeServer
 
 DEFAULTS = {
     "clients": 4,

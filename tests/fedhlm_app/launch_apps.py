@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedhlm_app.runs import RunFolder
+from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings
 
 server = ServerApp()

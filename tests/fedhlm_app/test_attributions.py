@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.feedback import Feedback
-from fedhlm_app.learning import STEP_SIZES, rule_of, step_size
+from clients.learning.feedback import Feedback
+from fedhlm_app.client.verifiers import verifier_of
+from fedhlm_app.learning.gradients import STEP_SIZES, rule_of, step_size
 from fedhlm_app.settings import Settings, advice, rows
-from fedhlm_app.verifiers import verifier_of
-from hlm.count_rules import OnlineCount
 from hlm.line import UHLM_LINE
+from hlm.truncation.count_rules import OnlineCount
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

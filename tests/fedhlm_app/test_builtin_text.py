@@ -8,7 +8,7 @@ import pytest
 from clients.policy import ThresholdPolicy
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts
-from fedhlm_app.pair.load import load_pair
+from fedhlm_app.models.load import load_pair
 from tests.routed import build, new_part, own_text
 
 END = 2

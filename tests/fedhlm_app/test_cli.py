@@ -20,8 +20,8 @@ from fedhlm_app.cli.progress import shares, watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.cli.run import collect, parse_overrides
 from fedhlm_app.launch import LaunchError, RunResult
-from fedhlm_app.report.rows import figures
-from fedhlm_app.runs import RunFolder
+from fedhlm_app.results.report.rows import figures
+from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
 from tests.fedhlm_app.launch_apps import summary
 

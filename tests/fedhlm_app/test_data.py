@@ -18,7 +18,7 @@ from fedhlm_app.data import (
     split_client,
 )
 from fedhlm_app.data.text import clean_text, join_text, label_slug
-from fedhlm_app.pair.load import load_tokenizer
+from fedhlm_app.models.load import load_tokenizer
 
 AG_NEWS_ROWS = (
     '"3","Wall St. Bears","Short-sellers, Wall Street\'s band, see #36;5 oil\\nagain."\n'

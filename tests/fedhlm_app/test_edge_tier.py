@@ -5,17 +5,17 @@ import csv
 import numpy as np
 import pytest
 
+from clients.decoding.routing import Router, RouterConfig
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, Traffic
-from clients.routing import Router, RouterConfig
-from clients.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.client.device import Device, training_sessions
+from fedhlm_app.client.inference import end_tokens
 from fedhlm_app.data.items import load_items
-from fedhlm_app.device import Device, training_sessions
-from fedhlm_app.edge_hosting import build_edge
-from fedhlm_app.inference import end_tokens
-from fedhlm_app.links import DirectLink
-from fedhlm_app.serving import build_service
+from fedhlm_app.hosting.edge import build_edge
+from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.links import DirectLink
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS

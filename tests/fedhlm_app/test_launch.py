@@ -23,7 +23,7 @@ from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.launcher import _federation, _flwr_run, _result, _run_id
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
 from fedhlm_app.launch.superlink import PrivateSuperLink
-from fedhlm_app.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, latest_run
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, latest_run
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.launch_apps import summary
 
@@ -94,9 +94,12 @@ def test_the_log_is_searched_for_what_went_wrong() -> None:
     log = (
         "INFO : fine\n\x1b[91mERROR \x1b[0m:     Simulation raised an exception\n"
         "Traceback (most recent call last):\n  File x\nValueError: dataset 'x': no such file\n"
-        "\nDuring handling:\nclients.slm.ModelError: too long\nERROR :    Exit Code: 700\n"
+        "\nDuring handling:\nclients.decoding.slm.ModelError: too long\nERROR :    Exit Code: 700\n"
     )
-    expected = ["ValueError: dataset 'x': no such file", "clients.slm.ModelError: too long"]
+    expected = [
+        "ValueError: dataset 'x': no such file",
+        "clients.decoding.slm.ModelError: too long",
+    ]
     assert last_errors(log) == expected
     assert last_errors(log, most=1) == expected[1:]
     assert last_errors("all is well") == []

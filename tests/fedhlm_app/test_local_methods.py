@@ -7,9 +7,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.feedback import Feedback
-from fedhlm_app.building import build_of
-from fedhlm_app.learning import initial_policy, learn_locally
+from clients.learning.feedback import Feedback
+from fedhlm_app.learning.gradients import initial_policy, learn_locally
+from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, advice
 from strategies import AssignedClusters
 

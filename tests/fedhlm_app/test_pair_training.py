@@ -12,9 +12,9 @@ from torch import nn
 from transformers.trainer_callback import DefaultFlowCallback
 from typer.testing import CliRunner
 
+from fedhlm_app.models.load import load_pair
 from fedhlm_app.pair import pipeline
 from fedhlm_app.pair.cli import pair_app
-from fedhlm_app.pair.load import load_pair
 from fedhlm_app.pair.pipeline import distil_pair, train_pair
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
 from fedhlm_app.pair.sequences import OrderByLength, batch_of, batches_by_length

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.feedback import Feedback
-from fedhlm_app.calibrating import (
+from clients.learning.feedback import Feedback
+from fedhlm_app.learning.sums import (
     GRID,
     calibration_of,
     problem_of,
@@ -19,8 +19,8 @@ from fedhlm_app.calibrating import (
     release_of,
     sums_of,
 )
-from fedhlm_app.report.page import render
-from fedhlm_app.report.rows import figures as table_rows
+from fedhlm_app.results.report.page import render
+from fedhlm_app.results.report.rows import figures as table_rows
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.line import LineSums
 from hlm.privacy import gaussian_epsilon
@@ -250,6 +250,6 @@ def test_a_routers_weights_and_sums_carry_noise(runner, tmp_path, where):
 
 
 def initial_weights(federation):
-    from fedhlm_app.learning import initial_policy
+    from fedhlm_app.learning.gradients import initial_policy
 
     return initial_policy(federation.settings)[1:]

@@ -15,7 +15,7 @@ import pytest
 from fedhlm_app.launch import Components, launch
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, marked
 from fedhlm_app.launch.superlink import PrivateSuperLink
-from fedhlm_app.runs import Progress
+from fedhlm_app.results.runs import Progress
 from fedhlm_app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,16 +13,22 @@ from http.client import HTTPConnection
 import numpy as np
 import pytest
 
-from clients.feedback_store import FeedbackStore
-from clients.llm_link import LinkDown
+from clients.learning.feedback_store import FeedbackStore
 from clients.records import Stage
-from fedhlm_app.feedback_folder import FeedbackFolder, ServedPolicy, TextNote, digest, made_with
-from fedhlm_app.links import DirectLink
-from fedhlm_app.pair.load import load_tokenizer
+from clients.resolvers.llm_link import LinkDown
+from fedhlm_app.client.feedback_folder import (
+    FeedbackFolder,
+    ServedPolicy,
+    TextNote,
+    digest,
+    made_with,
+)
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
 from fedhlm_app.serve_device.texts import BadPrompt, ServedTexts
-from fedhlm_app.serving import build_service
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.links import DirectLink
 from hlm.wire import WireError
 from servers.service import listen, make_server
 

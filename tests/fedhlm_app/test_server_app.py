@@ -11,12 +11,13 @@ from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhlm_app import client_rounds, server_app
-from fedhlm_app.calibrating import prompts_counted
-from fedhlm_app.runs import latest_run, runs_base
-from fedhlm_app.serving import build_service
+from fedhlm_app import server_app
+from fedhlm_app.client import rounds as client_rounds
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.learning.sums import prompts_counted
+from fedhlm_app.results.runs import latest_run, runs_base
+from fedhlm_app.results.unresolved import RunFailed
 from fedhlm_app.settings import Settings
-from fedhlm_app.unresolved import RunFailed
 from tests.fedhlm_app.in_process import LocalGrid, settings_of
 from tests.served import serving
 

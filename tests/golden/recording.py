@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from clients.records import TokenRecords
+from fedhlm_app.client.device import Device
 from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
 from fedhlm_app.compare.contender import Contender
-from fedhlm_app.device import Device
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.cases import RUNS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hlm.count_rules import FixedCount, OfflineBudget, OnlineCount
-from hlm.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.randomness import DrawKeys
+from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
+from hlm.truncation.quantising import law_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
 from hlm.verification.coupled import Coupled, kept_loss, match_probability
 from hlm.verification.scalar import proposal_probability

@@ -49,7 +49,7 @@ from servers.llm import Engine
 from . import sibling
 def late():
     from strategies import fedprox
-    importlib.import_module("fedhlm_app.runs")
+    importlib.import_module("fedhlm_app.results.runs")
 """
     seen = {"numpy", "clients", "json", "servers", "hlm", "strategies", "fedhlm_app"}
     assert imported(source, "hlm") == seen

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from hlm.count_rules import FixedCount, OnlineCount
 from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law
+from hlm.truncation.count_rules import FixedCount, OnlineCount
 from hlm.verification import (
     UNDECIDED,
     VERIFIERS,

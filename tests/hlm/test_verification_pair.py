@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fedhlm_app.pair.load import load_pair
+from fedhlm_app.models.load import load_pair
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling, law
 from hlm.verification import UNDECIDED, VERIFIERS, total_variation

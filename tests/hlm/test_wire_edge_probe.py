@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlm.fingerprints import FINGERPRINTS
+from hlm.peers.fingerprints import FINGERPRINTS
 from hlm.wire import InvalidField, Limits, OversizedMessage, TrailingData, WireError
 from hlm.wire.edge_probe import (
     MOST_FINGERPRINTS,

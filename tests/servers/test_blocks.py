@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from hlm.quantising import quantise
 from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, law
+from hlm.truncation.quantising import quantise
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Row, Status, decode_reply, encode_request, following_row
 from servers.blocks import skipped
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model

@@ -15,7 +15,7 @@ from hlm.wire import (
     encode_request,
 )
 from servers.actors import RequestBatcher
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.verdicts import feedback_bytes
 from tests.asking import IDENTITY, request_of

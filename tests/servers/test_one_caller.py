@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hlm.wire import NO_TOKEN, Request, Row, Status, WireError, decode_reply, encode_request
 from servers.actors import RequestBatcher
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.hlm.wire_messages import random_request

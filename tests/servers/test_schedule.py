@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fedhlm_app.http_link import HttpLink
+from fedhlm_app.transport.http_link import HttpLink
 from hlm.wire import Limits, Request, Row, Status, decode_reply, encode_request
 from servers import schedule, verdicts
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.schedule import fair_shares
 from tests.asking import IDENTITY, request_of

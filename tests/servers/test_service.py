@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clients.llm_link import LinkDown
 from clients.policy import FixedPolicy
+from clients.resolvers.llm_link import LinkDown
 from fedhlm_app.cli import app
-from fedhlm_app.http_link import HttpLink
-from fedhlm_app.links import DirectLink
+from fedhlm_app.transport.http_link import HttpLink
+from fedhlm_app.transport.links import DirectLink
 from hlm.wire import Request, Row, Status, WireError, decode_reply, encode_request
 from servers.llm import LanguageModelService
 from servers.service import ServiceOptions

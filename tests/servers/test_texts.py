@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from clients.policy import RandomPolicy, ThresholdPolicy
-from fedhlm_app.http_link import HttpLink
-from fedhlm_app.pair.load import load_llm
+from fedhlm_app.models.load import load_llm
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.http_link import HttpLink
 from hlm.wire import Row, RowReply, Status, decode_reply, encode_request
-from servers.engine import Engine
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model

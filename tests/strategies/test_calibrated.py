@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hlm.betting import log_terms
 from hlm.risk import (
     RiskSums,
     conformal_threshold,
@@ -16,6 +15,7 @@ from hlm.risk import (
     risk_sums,
     threshold_grid,
 )
+from hlm.risk.betting import log_terms
 from strategies.calibrated import CalibrationOptions
 from strategies.calibration import SequentialCalibration
 from strategies.cluster_map import AssignedClusters

@@ -18,8 +18,8 @@ from scipy import stats
 
 from benchmarks._participation import Pattern, false_certificates, false_thresholds
 from fedhlm_app.settings import Settings
-from hlm.betting import log_terms
 from hlm.risk import RiskSums, learn_then_test
+from hlm.risk.betting import log_terms
 from strategies.attendance import Attendance, best_level, heard_at_least
 from strategies.calibrated import CalibrationOptions
 from strategies.calibration import SequentialCalibration

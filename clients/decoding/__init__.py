@@ -1,0 +1,1 @@
+"""The small model and the lockstep loop that routes its tokens."""

@@ -1,0 +1,88 @@
+"""Decoding a device's prompts in lockstep with the written-out forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from clients.decoding.lockstep_memory import LockstepMemory
+from clients.decoding.slm import IntArray, Step
+from hlm.reading.fused import FusedDecoder, can_fuse
+
+
+class FusedLockstepDecoder:
+    """`LockstepDecoder` with the written-out forward pass, for the models that have one.
+
+    Parameters
+    ----------
+    decoder : FusedDecoder
+        The model.
+    prompts : sequence of numpy.ndarray
+        int64 [length_i] token ids, each at least one token.
+    hidden : bool
+        Also return last hidden states.
+
+    Raises
+    ------
+    ValueError
+        When there is no prompt, or an empty one.
+    """
+
+    def __init__(
+        self, decoder: FusedDecoder, prompts: Sequence[IntArray], hidden: bool = False
+    ) -> None:
+        if not prompts or min(len(prompt) for prompt in prompts) == 0:
+            raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
+        self._decoder, self._hidden = decoder, hidden
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = np.zeros((len(prompts), longest), np.int64)
+        mask = np.zeros((len(prompts), longest), np.bool_)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = prompt
+            mask[row, longest - len(prompt) :] = True
+        positions = np.maximum(mask.cumsum(1) - 1, 0)
+        self._prompts = torch.from_numpy(tokens), torch.from_numpy(positions)
+        self._positions = self._prompts[1][:, -1]
+        self._memory = LockstepMemory(decoder.shape, torch.from_numpy(mask))
+
+    @torch.inference_mode()
+    def start(self) -> Step:
+        """Read the prompts; what comes after each of them."""
+        tokens, positions = self._prompts
+        count = tokens.shape[1]
+        last = torch.arange(count - 1, tokens.numel(), count)
+        return self._read(tokens.flatten(), positions.flatten(), last)
+
+    @torch.inference_mode()
+    def step(self, tokens: IntArray) -> Step:
+        """Append one token to every row (int64 [rows]); what comes next."""
+        self._memory.next_column()
+        self._positions = self._positions + 1
+        every = torch.arange(len(tokens))
+        return self._read(torch.from_numpy(np.ascontiguousarray(tokens)), self._positions, every)
+
+    def keep_rows(self, rows: IntArray) -> None:
+        """Drop every row but these (int64, in order)."""
+        index = torch.from_numpy(rows)
+        self._memory.keep_rows(index)
+        self._positions = self._positions[index]
+
+    def _read(self, tokens: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> Step:
+        memory = self._memory
+        hidden = self._decoder.read(tokens, positions, memory.length, memory, wanted)
+        return Step(self._decoder.logits(hidden), hidden if self._hidden else None)
+
+
+# The devices of a process share a model, and so its written-out form.
+_known: WeakKeyDictionary[PreTrainedModel, FusedDecoder | None] = WeakKeyDictionary()
+
+
+def fused_form(model: PreTrainedModel) -> FusedDecoder | None:
+    """The model written out; None where it is not one of those that can be."""
+    if model not in _known:
+        _known[model] = FusedDecoder(model) if can_fuse(model) else None
+    return _known[model]

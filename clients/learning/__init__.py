@@ -1,0 +1,1 @@
+"""What a device learns from and what it sends for learning."""

@@ -1,0 +1,275 @@
+"""A learned router: predicts beta of a draft from the features of its step.
+
+The router takes the place of the uncertainty ``u``: its score lies in [0, 1], a draft is kept if
+the score is at most the policy's threshold, and that threshold is calibrated by the same certified
+rule (:mod:`clients.learning.sums`). Model and threshold are one flat float64 array, so any
+federated strategy can carry them. The features are those of :mod:`clients.decoding.step_features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.learning.feedback import Feedback
+
+__all__ = [
+    "AdamMemory",
+    "RouterLearning",
+    "RouterModel",
+    "adam_steps",
+    "rescored",
+]
+
+Vector = NDArray[np.float64]
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RouterModel:
+    """Logistic regression, or the same plus one hidden layer of tanh units.
+
+    ``score = sigmoid(b + X w + tanh(X W1 + b1) w2)``; flat order ``[b, w, w2, b1, W1]`` with
+    ``W1`` [f, hidden] row by row.
+
+    Parameters
+    ----------
+    features : int
+        Columns f of the input, >= 1.
+    hidden : int
+        Tanh units; 0 is logistic regression.
+    """
+
+    features: int
+    hidden: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features < 1 or self.hidden < 0:
+            raise ValueError(
+                f"features must be at least 1 and hidden not negative, got {self.features}, "
+                f"{self.hidden}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Length m of the flat array."""
+        return 1 + self.features + self.hidden * (2 + self.features)
+
+    def initial(self, seed: int = 0) -> Vector:
+        """Zero output, with random hidden directions to break their symmetry: float64 [m]."""
+        parameters = np.zeros(self.size)
+        random = np.random.default_rng(seed).standard_normal(self.hidden * self.features)
+        parameters[1 + self.features + 2 * self.hidden :] = random / np.sqrt(self.features)
+        return parameters
+
+    def grown(self, logistic: Vector, seed: int = 0) -> Vector:
+        """Start of this model that scores exactly like a trained logistic one, float64 [m]."""
+        if len(logistic) != 1 + self.features:
+            raise ValueError(
+                f"a logistic router of {self.features} features has {1 + self.features} "
+                f"parameters, got {len(logistic)}"
+            )
+        parameters = self.initial(seed)
+        parameters[: len(logistic)] = logistic
+        return parameters
+
+    def score(self, parameters: Vector, features: Features) -> Vector:
+        """Predicted beta float64 [rows] in [0, 1], of ``parameters`` [m] and features [rows, f]."""
+        return np.asarray(_sigmoid(self._forward(parameters, features)[0]), dtype=np.float64)
+
+    def loss(self, parameters: Vector, features: Features, target: Vector, weight: Vector) -> float:
+        """Weighted mean cross-entropy (nats) against soft labels in [0, 1]; 0 without weight."""
+        total = weight.sum()
+        if not total > 0:
+            return 0.0
+        logit, _ = self._forward(parameters, features)
+        # log(1 + e^z) - t z, without overflow.
+        return float(weight @ (np.logaddexp(0.0, logit) - target * logit) / total)
+
+    def gradient(
+        self, parameters: Vector, features: Features, target: Vector, weight: Vector
+    ) -> Vector:
+        """Gradient of :meth:`loss` in closed form, float64 [m]."""
+        total = weight.sum()
+        if not total > 0:
+            return np.zeros(self.size)
+        logit, activation = self._forward(parameters, features)
+        error = weight * (_sigmoid(logit) - target) / total
+        inputs = features.astype(np.float64)
+        parts = [np.array([error.sum()]), error @ inputs]
+        if self.hidden:
+            output = parameters[1 + self.features : 1 + self.features + self.hidden]
+            inner = error[:, None] * (1 - activation**2) * output
+            parts += [error @ activation, inner.sum(axis=0), (inputs.T @ inner).ravel()]
+        return np.concatenate(parts)
+
+    def _forward(self, parameters: Vector, features: Features) -> tuple[Vector, Vector]:
+        if parameters.shape != (self.size,):
+            raise ValueError(f"parameters must be [{self.size}], got {parameters.shape}")
+        if features.ndim != 2 or features.shape[1] != self.features:
+            raise ValueError(f"features must be [rows, {self.features}], got {features.shape}")
+        inputs = features.astype(np.float64)
+        edges = np.cumsum([1, self.features, self.hidden, self.hidden])
+        bias, linear, output, inner_bias, inner = np.split(parameters, edges)
+        logit = bias[0] + inputs @ linear
+        if not self.hidden:
+            return logit, np.zeros((len(inputs), 0))
+        activation = np.tanh(inputs @ inner.reshape(self.features, self.hidden) + inner_bias)
+        return logit + activation @ output, activation
+
+
+@dataclass(frozen=True)
+class RouterLearning:
+    """The router as a learning rule over ``[threshold, model parameters]``.
+
+    Fits :class:`clients.learning.threshold.ThresholdLearning`, so
+    :func:`hlm.local_steps.local_steps` and every strategy apply. The threshold's gradient is
+    zero: it is calibrated, not descended.
+
+    Parameters
+    ----------
+    model : RouterModel
+        The model.
+    target : {"loss", "ratio"}
+        Predict the decoding's own loss (in greedy decoding the indicator) or eq. 3's value.
+    decay : float
+        L2 penalty on all parameters but the bias, ``decay / 2 |w|^2``, >= 0.
+    """
+
+    model: RouterModel
+    target: Literal["loss", "ratio"] = "loss"
+    decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.target not in ("loss", "ratio"):
+            raise ValueError(f"target must be loss or ratio, got {self.target!r}")
+        if not (np.isfinite(self.decay) and self.decay >= 0):
+            raise ValueError(f"decay must be finite and not negative, got {self.decay}")
+
+    @property
+    def size(self) -> int:
+        """Threshold and model parameters."""
+        return 1 + self.model.size
+
+    @property
+    def bounds(self) -> tuple[Vector, Vector]:
+        """Threshold in [-1, 1] (-1 escalates everything), parameters in [-50, 50]."""
+        upper = np.full(self.size, 50.0)
+        upper[0] = 1.0
+        return -upper, upper
+
+    def initial(self, threshold: float, seed: int = 0) -> Vector:
+        """Threshold and untrained model, float64 [size]."""
+        return np.concatenate([[threshold], self.model.initial(seed)])
+
+    def examples(self, feedback: Feedback) -> int:
+        """Tokens of known beta that have features."""
+        return 0 if feedback.features is None else int(feedback.known.sum())
+
+    def loss(self, policy: Vector, feedback: Feedback) -> float:
+        """Weighted mean cross-entropy plus the penalty."""
+        features, target, weight = self._known(feedback)
+        penalty = 0.5 * self.decay * float(policy[2:] @ policy[2:])
+        return self.model.loss(policy[1:], features, target, weight) + penalty
+
+    def gradient(self, policy: Vector, feedback: Feedback) -> Vector:
+        """Gradient float64 [size]; its first entry, the threshold's, is 0."""
+        gradient = np.zeros(self.size)
+        gradient[1:] = self.model.gradient(policy[1:], *self._known(feedback))
+        gradient[2:] += self.decay * policy[2:]
+        return gradient
+
+    def _known(self, feedback: Feedback) -> tuple[Features, Vector, Vector]:
+        if feedback.features is None:
+            if len(feedback):
+                raise ValueError("the learned router needs feedback with features")
+            return np.zeros((0, self.model.features), np.float32), np.zeros(0), np.zeros(0)
+        rows = feedback.known
+        beta = feedback.beta if self.target == "loss" else feedback.ratio_beta
+        return feedback.features[rows], beta[rows], feedback.weight[rows]
+
+
+@dataclass
+class AdamMemory:
+    """What a client keeps of its gradients between rounds; it never leaves the device.
+
+    Attributes
+    ----------
+    first, second : float64 [size] or None
+        Moments; None before the first step.
+    steps : int
+        Steps taken so far.
+    """
+
+    first: Vector | None = None
+    second: Vector | None = None
+    steps: int = 0
+
+
+def adam_steps(
+    policy: Vector,
+    gradient: Callable[[Vector], Vector],
+    steps: int,
+    learning_rate: float,
+    momentum: float = 0.9,
+    memory: float = 0.999,
+    kept: AdamMemory | None = None,
+) -> Vector:
+    """Local training by Adam (arXiv 1412.6980).
+
+    The router's features are of one size but far from independent, which plain SGD pays for with
+    several times the steps. Methods that correct SGD's own drift (SCAFFOLD, FedNova) keep SGD.
+
+    Parameters
+    ----------
+    policy : float64 [size]
+        Start; not modified.
+    gradient : callable
+        float64 [size] -> float64 [size], for example from
+        :func:`clients.learning.minibatches.minibatch_gradient`.
+    steps : int
+        >= 0.
+    learning_rate : float
+        > 0. Without `kept` it falls linearly to a tenth over the steps; with it, rounds are
+        one long training and whoever calls lets it fall from round to round.
+    momentum, memory : float
+        Decay of the first and second moment, in [0, 1).
+    kept : AdamMemory, optional
+        Moments of earlier rounds, brought up to date. Without it they start at zero: the first
+        steps of a round are then of full length in every direction, and the more so the noisier.
+
+    Returns
+    -------
+    float64 [size]
+    """
+    if steps < 0 or not learning_rate > 0:
+        raise ValueError(f"steps must be >= 0 and learning_rate > 0, got {steps}, {learning_rate}")
+    current = np.array(policy, dtype=np.float64)
+    own = AdamMemory() if kept is None else kept
+    first = np.zeros_like(current) if own.first is None else own.first
+    second = np.zeros_like(current) if own.second is None else own.second
+    for step in range(steps):
+        direction = gradient(current)
+        own.steps += 1
+        first = momentum * first + (1 - momentum) * direction
+        second = memory * second + (1 - memory) * direction**2
+        rate = learning_rate if kept is not None else learning_rate * (1 - 0.9 * step / steps)
+        scale = np.sqrt(second / (1 - memory**own.steps)) + 1e-8
+        current = current - rate * first / (1 - momentum**own.steps) / scale
+    own.first, own.second = first, second
+    return current
+
+
+def rescored(model: RouterModel, policy: Vector, feedback: Feedback) -> Feedback:
+    """Feedback with the score of ``policy`` = [threshold, parameters] in place of u."""
+    if feedback.features is None:
+        raise ValueError("the learned router needs feedback with features")
+    return feedback.with_scores(model.score(policy[1:], feedback.features))
+
+
+def _sigmoid(logit: Vector) -> Vector:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logit)), dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Who decides an escalated token: cache, edge, LLM."""

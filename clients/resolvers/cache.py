@@ -1,0 +1,325 @@
+"""A device's own memory of tokens: the first to be asked, at no byte at all.
+
+``paper`` mode is FedHLM V-A-3 as written: it holds the tokens "previously inferred or received",
+which are those the device kept and those that peers or the LLM decided, and a draft is accepted if
+its embedding is close to that of any of them. It then says little about the context: a cached
+token is always close to itself. ``context`` mode (default) holds what the LLM decided, by the small
+model's last hidden state: the nearest entry confirms the draft past one gate, and replaces it past
+a stricter one, because a neighbour that agrees with the draft is right far more often
+(``docs/edge.md``).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.records import IntArray, Stage, Traffic
+from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.hits import AUDIT_CACHE, AuditedTier, verified_rows
+from hlm.peers.agreement import unit_rows
+
+FloatArray = NDArray[np.float32]
+
+MODES = ("paper", "context")
+_SAME_CONTEXT = 0.9999
+_CHUNK = 1 << 22
+"""Most cosines computed at once: 16 MB."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What a cache holds and when it answers.
+
+    Attributes
+    ----------
+    mode : {"paper", "context"}
+        `cache-mode`.
+    capacity : int
+        Most entries, >= 1.
+    similarity : float
+        Theta: cosine of token embeddings from which a draft is accepted (`paper`).
+    context_gate, reuse_gate : float
+        Cosine of contexts from which an entry confirms the same draft, and replaces another
+        (`context`); the first is at most the second.
+    """
+
+    mode: Literal["paper", "context"] = "context"
+    capacity: int = 1024
+    similarity: float = 0.9
+    context_gate: float = 0.98
+    reuse_gate: float = 0.995
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"cache-mode = {self.mode!r}: allowed are {', '.join(MODES)}")
+        if self.capacity < 1:
+            raise ValueError(f"cache-size = {self.capacity}: must be at least 1")
+        if not -1 <= self.similarity <= 1:
+            raise ValueError(f"similarity = {self.similarity}: a cosine lies in -1 .. 1")
+        if not -1 <= self.context_gate <= self.reuse_gate <= 1:
+            raise ValueError(
+                f"context-gate = {self.context_gate}, reuse-gate = {self.reuse_gate}: need "
+                "-1 <= context-gate <= reuse-gate <= 1"
+            )
+
+
+class TokenCache:
+    """Verified tokens by context, bounded, least recently used out.
+
+    Parameters
+    ----------
+    embeddings : ndarray [vocab, size]
+        The small model's token embeddings.
+    config : CacheConfig
+        See there.
+    hidden_size : int or None
+        Length of a context; None is that of an embedding.
+    """
+
+    def __init__(
+        self,
+        embeddings: NDArray[np.floating],
+        config: CacheConfig | None = None,
+        hidden_size: int | None = None,
+    ) -> None:
+        self.config = CacheConfig() if config is None else config
+        self.embeddings = unit_rows(embeddings)
+        size = self.embeddings.shape[1]
+        if self.config.mode == "context" and hidden_size is not None:
+            size = hidden_size
+        self._keys = np.zeros((0, size), np.float32)
+        self._tokens = np.zeros(0, np.int64)
+        self._used = np.zeros(0, np.int64)
+        self._clock = 0
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> IntArray:
+        """Cached tokens int64 [entries]."""
+        return self._tokens
+
+    def look_up(self, hidden: FloatArray | None, drafts: IntArray) -> IntArray:
+        """What the cache would put in each place.
+
+        Parameters
+        ----------
+        hidden : ndarray of float32 [n, size] or None
+            Contexts; needed in `context` mode.
+        drafts : ndarray of int64 [n]
+            The device's own tokens.
+
+        Returns
+        -------
+        ndarray of int64 [n]
+            -1 where the cache has no answer. Contexts that are not finite have none.
+        """
+        if not len(self) or not len(drafts):
+            return np.full(len(drafts), -1, np.int64)
+        keys, usable = self._queries(hidden, drafts)
+        nearest, similarity = self._nearest(keys)
+        if self.config.mode == "paper":
+            hit = usable & (similarity >= self.config.similarity)
+            found = np.where(hit, drafts, -1)
+        else:
+            found = self._tokens[nearest]
+            same = found == drafts
+            gate = np.where(same, self.config.context_gate, self.config.reuse_gate)
+            hit = usable & (similarity >= gate)
+            found = np.where(hit, found, -1)
+        self._clock += 1
+        self._used[nearest[hit]] = self._clock
+        return found
+
+    def add(self, hidden: FloatArray | None, tokens: IntArray) -> None:
+        """Remember tokens (int64 [n]) and, in `context` mode, contexts (float32 [n, size])."""
+        if not len(tokens):
+            return
+        keys, usable = self._queries(hidden, tokens)
+        keys, tokens = keys[usable], np.asarray(tokens)[usable]
+        # Of equal contexts in one call the last counts.
+        _, last = np.unique(keys[::-1], axis=0, return_index=True)
+        kept = np.sort(len(keys) - 1 - last)[-self.config.capacity :]
+        keys, tokens = keys[kept], tokens[kept]
+        self._clock += 1
+        if len(self) and len(tokens):
+            nearest, similarity = self._nearest(keys)
+            known = similarity >= _SAME_CONTEXT
+            self._tokens[nearest[known]] = tokens[known]
+            self._used[nearest[known]] = self._clock
+            keys, tokens = keys[~known], tokens[~known]
+        self._make_room(len(tokens))
+        self._keys = np.concatenate([self._keys, keys])
+        self._tokens = np.concatenate([self._tokens, tokens])
+        self._used = np.concatenate([self._used, np.full(len(tokens), self._clock)])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All entries as arrays: ``keys`` float32 [n, size], ``tokens`` and ``used`` int64 [n]."""
+        return {"keys": self._keys, "tokens": self._tokens, "used": self._used}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over entries from `state`, the most recently used if there are too many.
+
+        Raises
+        ------
+        ValueError
+            If arrays are missing, differ in length or width, or hold tokens out of range.
+        """
+        missing = {"keys", "tokens", "used"} - set(state)
+        if missing:
+            raise ValueError(f"cache state lacks {', '.join(sorted(missing))}")
+        keys = np.asarray(state["keys"], np.float32)
+        tokens, used = np.asarray(state["tokens"], np.int64), np.asarray(state["used"], np.int64)
+        if keys.shape != (len(tokens), self._keys.shape[1]) or used.shape != tokens.shape:
+            raise ValueError(
+                f"cache state has keys {keys.shape}, tokens {tokens.shape}, used {used.shape}; "
+                f"expected [n, {self._keys.shape[1]}], [n], [n]"
+            )
+        vocab = len(self.embeddings)
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
+            raise ValueError(f"cache state has tokens outside 0 .. {vocab - 1}")
+        if not np.isfinite(keys).all():
+            raise ValueError("cache state has keys that are not finite")
+        newest = np.sort(np.argsort(used, kind="stable")[-self.config.capacity :])
+        self._keys, self._tokens, self._used = keys[newest], tokens[newest], used[newest]
+        self._clock = int(used.max(initial=0))
+
+    def save(self, path: str | Path) -> None:
+        """Write all entries to an ``.npz`` file, whole or not at all."""
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                mode = np.array(self.config.mode)
+                np.savez(file, mode=mode, keys=self._keys, tokens=self._tokens, used=self._used)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def load(self, path: str | Path) -> None:
+        """Take over the entries of a file written by `save`.
+
+        Raises
+        ------
+        ValueError
+            If the file is no cache, or one of another mode or width.
+        FileNotFoundError
+            If there is none.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                state = {name: stored[name] for name in stored.files}
+        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+            raise ValueError(f"{path} is no token cache: {error}") from error
+        mode = str(state.pop("mode", ""))
+        if mode != self.config.mode:
+            raise ValueError(f"{path} has cache-mode {mode!r}; this cache is {self.config.mode}")
+        self.restore(state)
+
+    def _queries(
+        self, hidden: FloatArray | None, tokens: IntArray
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        if self.config.mode == "paper":
+            keys = self.embeddings[tokens]
+        elif hidden is None:
+            raise ValueError("a cache by context needs the small model's hidden states")
+        else:
+            finite = np.isfinite(hidden).all(axis=1, keepdims=True)
+            keys = unit_rows(np.where(finite, hidden, 0.0))
+        return keys, np.asarray(keys.any(axis=1))
+
+    def _nearest(self, keys: FloatArray) -> tuple[IntArray, FloatArray]:
+        """Entry int64 [n] and cosine float32 [n] of the nearest; the oldest entry on ties."""
+        nearest = np.empty(len(keys), np.int64)
+        similarity = np.empty(len(keys), np.float32)
+        rows = max(1, _CHUNK // len(self))
+        for begin in range(0, len(keys), rows):
+            cosines = keys[begin : begin + rows] @ self._keys.T
+            best = cosines.argmax(axis=1)
+            nearest[begin : begin + rows] = best
+            similarity[begin : begin + rows] = cosines[np.arange(len(best)), best]
+        return nearest, similarity
+
+    def _make_room(self, new: int) -> None:
+        leaving = len(self) + new - self.config.capacity
+        if leaving > 0:
+            kept = np.sort(np.argsort(self._used, kind="stable")[leaving:])
+            self._keys, self._tokens = self._keys[kept], self._tokens[kept]
+            self._used = self._used[kept]
+
+
+class CacheResolver:
+    """The cache as the first link of the resolver chain (stage `cache`).
+
+    Parameters
+    ----------
+    cache : TokenCache
+        Filled with what the LLM decides; in `paper` mode with all tokens of the device's texts.
+    audit_rate : float
+        Share of hits that the LLM decides all the same.
+    max_false_hits : float
+        Share of wrong hits that closes the cache; 1: never.
+    before_peers : bool
+        Peers are asked next. While the cache is closed they get what it would have decided,
+        apart from audited rows.
+    """
+
+    verifies = False
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        audit_rate: float = 0.0,
+        max_false_hits: float = 1.0,
+        before_peers: bool = False,
+    ) -> None:
+        self.cache = cache
+        self.before_peers = before_peers
+        self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_CACHE)
+        self.needs_hidden = cache.config.mode == "context"
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        """Tokens the cache knows, apart from those that are audited."""
+        drafts = escalation.draft.tokens.cpu().numpy()
+        tokens = self.cache.look_up(_contexts(escalation), drafts)
+        if self.before_peers and self.tier.closed:
+            tokens = np.where(self.tier.audited(escalation.keys), tokens, -1)
+        held = self.tier.hold_back(escalation, tokens)
+        tokens = np.where(held, -1, tokens)
+        stages = np.where(tokens >= 0, Stage.CACHE, Stage.UNRESOLVED).astype(np.int8)
+        return Resolution(tokens, stages, held)
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Remember what was decided, and count wrong hits."""
+        self.tier.judge(escalation, resolution)
+        if self.cache.config.mode == "paper":
+            self.inferred(resolution.tokens)
+            return
+        verified = verified_rows(resolution)
+        if verified.any():
+            chosen = escalation.select(verified)
+            self.cache.add(_contexts(chosen), resolution.tokens[verified])
+
+    def inferred(self, tokens: IntArray) -> None:
+        """See tokens (int64 [n]) that the device kept by itself; `paper` mode remembers them."""
+        if self.cache.config.mode == "paper":
+            self.cache.add(None, tokens)
+
+
+def _contexts(escalation: Escalation) -> FloatArray | None:
+    if escalation.hidden is None:
+        return None
+    return np.asarray(escalation.hidden.float().cpu().numpy(), np.float32)

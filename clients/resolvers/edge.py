@@ -1,0 +1,316 @@
+"""The way to the edge server: ask it what peers had verified, tell it what the LLM decided.
+
+What the device learns travels with its next question, and a token that was asked about before
+names that question rather than its context again. With the opportunistic rule the device first
+shows fingerprints of its contexts, and asks and shares only if peers meet the same ones. When the
+edge server does not answer, tokens go on to the LLM at once, and the edge server is left alone for
+a while.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.records import BoolArray, IntArray, Stage, Traffic
+from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.edge_link import EdgeLink, EdgeLinkConfig, EdgeTransport
+from clients.resolvers.hits import AUDIT_EDGE, AuditedTier, verified_rows
+from clients.resolvers.introduction import Introduction
+from clients.resolvers.opportunistic import OpportunisticRule
+from hlm.peers.agreement import SketchMaker
+from hlm.wire.edge import (
+    MOST_NUMBERS,
+    NOT_RESOLVED,
+    RESOLVED_BY_NEIGHBOUR,
+    RESOLVED_BY_PEERS,
+    EdgeQuery,
+    EdgeReply,
+    EdgeShare,
+    decode_edge_reply,
+    encode_edge_query,
+)
+from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
+
+Sketches = NDArray[np.uint8]
+Place = tuple[int, int]
+
+_COMMON_HEADER = 2
+"""Bytes of the answer to a probe beside its flags."""
+_EMPTY_WEIGHT = 0.25
+"""What a miss counts while the edge server holds nothing of others."""
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    key: Sketches
+    token: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    number: int
+    row: int
+    token: int
+
+
+class EdgeResolver:
+    """Asks peers by way of the edge server (stages `peer` and `edge`).
+
+    Parameters
+    ----------
+    transport : EdgeTransport
+        Carries bytes.
+    config : EdgeLinkConfig
+        See there.
+    sketches : SketchMaker or None
+        Makes context keys; needed in `context` mode.
+    rule : OpportunisticRule or None
+        Decides what is asked and shared, by what the device finds out about its peers; None asks
+        and shares everything.
+    audit_rate, max_false_hits : float
+        Share of hits that the LLM decides all the same, and share of wrong hits that closes the
+        tier (1: never).
+
+    Raises
+    ------
+    ValueError
+        If there is no `sketches` in `context` mode.
+    """
+
+    verifies = False
+
+    def __init__(
+        self,
+        transport: EdgeTransport,
+        config: EdgeLinkConfig,
+        sketches: SketchMaker | None = None,
+        rule: OpportunisticRule | None = None,
+        audit_rate: float = 0.0,
+        max_false_hits: float = 1.0,
+    ) -> None:
+        if config.mode == "context" and sketches is None:
+            raise ValueError("peer-mode context needs a SketchMaker")
+        self.link = EdgeLink(transport, config)
+        self.config = config
+        self.sketches = sketches
+        self.rule = rule
+        self.introduction: Introduction | None = None
+        if rule is not None and config.mode == "context":
+            self.introduction = Introduction()
+            rule.expect(0.0)
+        self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_EDGE)
+        self.needs_hidden = config.mode == "context"
+        self.rows_asked = 0
+        self._number = 0
+        self._explored_share = 0.0
+        self._asked: dict[Place, tuple[int, int]] = {}
+        self._llm_bytes: tuple[int, int] | None = None
+        # Bounded: while the edge server is away, only the newest tokens wait for it.
+        self._waiting: deque[_Fresh | _Answer] = deque(maxlen=4 * config.most_rows)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no peers to ask."""
+        return self.config.cluster_size < 2
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        """Tokens that peers decide, apart from those that are audited."""
+        resolution = Resolution.none(len(escalation.rows))
+        self._asked.clear()
+        self._llm_bytes = (traffic.messages, traffic.uplink + traffic.downlink)
+        if self.alone or self.link.asleep:
+            return resolution
+        keys, usable = self._contexts(escalation)
+        wanted = np.flatnonzero(usable & self._wanted(escalation, keys))
+        for begin in range(0, len(wanted), self.config.most_rows):
+            part = wanted[begin : begin + self.config.most_rows]
+            reply = self._ask(escalation, part, keys, traffic)
+            if reply is None:
+                break
+            resolution.tokens[part] = reply.tokens
+            resolution.stages[part[reply.outcomes == RESOLVED_BY_PEERS]] = Stage.PEER
+            resolution.stages[part[reply.outcomes == RESOLVED_BY_NEIGHBOUR]] = Stage.EDGE
+        held = self.tier.hold_back(escalation, resolution.tokens)
+        resolution.tokens[held] = -1
+        resolution.stages[held] = Stage.UNRESOLVED
+        return replace(resolution, audited=held)
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Share what the LLM decided, count wrong hits, learn what asking is worth."""
+        self.tier.judge(escalation, resolution)
+        verified = verified_rows(resolution)
+        if self.rule is not None and self._llm_bytes is not None:
+            messages, so_far = self._llm_bytes
+            now = traffic.uplink + traffic.downlink
+            self.rule.note_llm(traffic.messages - messages, now - so_far, int(verified.sum()))
+        self._llm_bytes = None
+        if self.alone or self.config.mode == "paper":
+            return
+        arrived = resolution.stages != Stage.CACHE
+        if self.introduction is not None and arrived.any():
+            keys, usable = self._contexts(escalation.select(arrived))
+            self.introduction.meet(keys[usable])
+            if self.introduction.due:
+                self._introduce(traffic)
+        if verified.any():
+            self._note_verified(escalation.select(verified), resolution.tokens[verified])
+        # A step whose rows all pass by this tier must not find the questions of another one.
+        self._asked.clear()
+        if len(self._waiting) >= self.config.flush_rows:
+            self._share_waiting(traffic)
+
+    def flush(self, traffic: Traffic) -> None:
+        """Send what waits to be shared, and what is to be shown; call at the end of a round."""
+        self._share_waiting(traffic)
+        introduction = self.introduction
+        if introduction is not None and (len(introduction.new) or not introduction.common):
+            self._introduce(traffic)
+
+    def joined_cluster(self) -> None:
+        """Start anew what was learnt about peers, because the peers are others now."""
+        if self.rule is not None:
+            self.rule.joined_cluster()
+        if self.rule is not None and self.introduction is not None:
+            self.introduction.start_over()
+            self.rule.expect(0.0)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What outlives the process: question counter, audits, and what the rule learnt."""
+        hits = self.tier.false_hits
+        learnt = {} if self.rule is None else self.rule.state()
+        shown = {} if self.introduction is None else self.introduction.state()
+        return {"counts": np.array([self._number, hits.checked, hits.wrong]), **learnt, **shown}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over what `state` returned."""
+        self._number, checked, wrong = (int(value) for value in state["counts"])
+        self.tier.false_hits.checked, self.tier.false_hits.wrong = checked, wrong
+        if self.rule is not None and "hits" in state:
+            self.rule.restore(state)
+        if self.introduction is not None and "introduction" in state:
+            self.introduction.restore(state)
+
+    def _contexts(self, escalation: Escalation) -> tuple[Sketches, BoolArray]:
+        rows = len(escalation.rows)
+        if self.config.mode == "paper" or self.sketches is None:
+            return np.zeros((rows, 0), np.uint8), np.ones(rows, np.bool_)
+        if escalation.hidden is None:
+            raise ValueError("peer-mode context needs the small model's hidden states")
+        return self.sketches.sketch(escalation.hidden.float().cpu().numpy())
+
+    def _wanted(self, escalation: Escalation, keys: Sketches) -> BoolArray:
+        """Rows to ask and to share, bool [n]; notes how many of them are exploration."""
+        wanted = np.ones(len(escalation.rows), np.bool_)
+        if self.rule is not None:
+            wrong = self.tier.false_hits.expected if self.tier.false_hits.checked else 0.0
+            worth = self.rule.worth_asking(escalation.uncertainty, wrong)
+            wanted = worth | self.rule.explored(keys, escalation.keys, wrong)
+            self._explored_share = 1 - int(worth.sum()) / max(int(wanted.sum()), 1)
+        if self.tier.closed:
+            # Only what keeps the evidence coming, so that the tier can open again.
+            wanted = wanted & self.tier.audited(escalation.keys)
+        return np.asarray(wanted)
+
+    def _ask(
+        self, escalation: Escalation, part: IntArray, keys: Sketches, traffic: Traffic
+    ) -> EdgeReply | None:
+        drafts = escalation.draft.tokens.cpu().numpy()[part]
+        steps = escalation.steps[part] if self.config.mode == "paper" else None
+        number = self._number
+        reply = self._exchange(keys[part], drafts, steps, traffic)
+        if reply is None:
+            return None
+        self.rows_asked += len(part)
+        if self.rule is not None:
+            hits = reply.outcomes != NOT_RESOLVED
+            # Peers that have just met fill the edge server first: misses then prove little.
+            weight = _EMPTY_WEIGHT if reply.empty else 1.0
+            self.rule.note_hits(escalation.uncertainty[part], hits, weight)
+        places = zip(
+            escalation.rows[part].tolist(), escalation.positions[part].tolist(), strict=True
+        )
+        self._asked.update({place: (number, row) for row, place in enumerate(places)})
+        return reply
+
+    def _note_verified(self, escalation: Escalation, tokens: IntArray) -> None:
+        """Queue verified tokens (int64 [n]) of these n rows for the edge server."""
+        keys, usable = self._contexts(escalation)
+        fresh = usable & self._wanted(escalation, keys)
+        for i, token in enumerate(tokens.tolist()):
+            place = int(escalation.rows[i]), int(escalation.positions[i])
+            asked = self._asked.get(place)
+            if asked is not None:
+                self._waiting.append(_Answer(*asked, token))
+            elif fresh[i]:
+                self._waiting.append(_Fresh(keys[i], token))
+
+    def _share_waiting(self, traffic: Traffic) -> None:
+        """Send what waits to be shared, without a question."""
+        if self._waiting and not self.link.asleep:
+            width = 0 if self.sketches is None else self.sketches.bytes
+            nothing = np.zeros(0, np.int64)
+            self._exchange(np.zeros((0, width), np.uint8), nothing, None, traffic)
+
+    def _introduce(self, traffic: Traffic) -> None:
+        """Show new fingerprints and hear which are common, as far as the budget goes."""
+        rule, introduction = self.rule, self.introduction
+        if rule is None or introduction is None or self.link.asleep or self.alone:
+            return
+        if rule.costs().least_hit_probability() > 1:
+            return  # No share of contexts in common would make asking pay.
+        shown = introduction.new
+        payload = encode_probe(EdgeProbe(self.config.client, shown))
+        flags = introduction.held + len(shown)
+        if len(payload) + _COMMON_HEADER + -(-flags // 8) > rule.budget:
+            return
+        before = traffic.edge
+        common = self.link.send(payload, decode_common, traffic)
+        if common is not None:
+            introduction.note(shown, common)
+            rule.expect(introduction.share)
+            rule.note_edge(1, traffic.edge - before, 0, explored=1.0)
+
+    def _exchange(
+        self, keys: Sketches, drafts: IntArray, steps: IntArray | None, traffic: Traffic
+    ) -> EdgeReply | None:
+        """One message with all that waits to be shared; None if no answer came."""
+        waiting = list(self._waiting)
+        query = EdgeQuery(
+            client=self.config.client,
+            number=self._number,
+            vocab=self.config.vocab,
+            keys=keys,
+            drafts=drafts,
+            steps=steps,
+            share=_share(waiting, keys.shape[1]),
+        )
+        payload = encode_edge_query(query)
+        before = traffic.edge
+        reply = self.link.send(payload, lambda answer: decode_edge_reply(answer, query), traffic)
+        if reply is None:
+            return None
+        self._number = (self._number + 1) % MOST_NUMBERS
+        self._waiting.clear()
+        if self.rule is not None:
+            size = traffic.edge - before
+            self.rule.note_edge(1, size, len(drafts), self._explored_share)
+        return reply
+
+
+def _share(waiting: list[_Fresh | _Answer], width: int) -> EdgeShare:
+    answers = [item for item in waiting if isinstance(item, _Answer)]
+    fresh = [item for item in waiting if isinstance(item, _Fresh)]
+    keys = np.stack([item.key for item in fresh]) if fresh else np.zeros((0, width), np.uint8)
+    return EdgeShare(
+        numbers=np.array([item.number for item in answers], np.int64),
+        rows=np.array([item.row for item in answers], np.int64),
+        answers=np.array([item.token for item in answers], np.int64),
+        keys=keys,
+        tokens=np.array([item.token for item in fresh], np.int64),
+        verified=np.ones(len(fresh), np.bool_),
+    )

@@ -1,0 +1,136 @@
+"""How often a cache or peer hit is wrong: measured by letting the LLM decide some of them anyway.
+
+A hit is wrong if the LLM, asked about the same place, gives another token. In greedy decoding
+that is a fact about the place; in sampled decoding the LLM's own draw may differ from an equally
+good one, so the rate is an upper bound there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clients.records import UNVERIFIED, BoolArray, IntArray
+from clients.resolvers.chain import Escalation, Resolution
+from hlm.intervals import wilson_interval
+from hlm.randomness import DrawKeys, Purpose, uniforms
+
+AUDIT_KEPT, AUDIT_CACHE, AUDIT_EDGE, EXPLORE_EDGE = range(4)
+"""Columns of a row's audit draws; the router uses the first."""
+
+
+def audit_draws(keys: DrawKeys, column: int) -> BoolArray:
+    """One uniform number a row, float64 [rows] in (0, 1), independent between columns."""
+    return uniforms(keys, Purpose.AUDIT, column + 1)[:, column].numpy()
+
+
+@dataclass
+class FalseHits:
+    """Audited hits of one tier.
+
+    Attributes
+    ----------
+    checked, wrong : int
+        Hits that the LLM decided as well, and those it decided otherwise.
+    """
+
+    checked: int = 0
+    wrong: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of wrong hits; NaN before the first audit."""
+        return self.wrong / self.checked if self.checked else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the rate."""
+        return wilson_interval(self.wrong, self.checked)
+
+    @property
+    def expected(self) -> float:
+        """Posterior mean of the rate from a uniform prior, for use in costs; 0.5 at first."""
+        return (self.wrong + 1) / (self.checked + 2)
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether the rate is above `limit` beyond doubt: the lower end of the interval is.
+
+        A tier with few audits stays open; one that is closed goes on being audited, and opens
+        again when the evidence turns.
+        """
+        return self.checked > 0 and self.interval[0] > limit
+
+
+class AuditedTier:
+    """What cache and edge have in common: some hits are held back, for the LLM to decide.
+
+    Parameters
+    ----------
+    rate : float
+        Share of hits that are audited, in [0, 1].
+    most_wrong : float
+        `max-false-hits`: the tier is closed while the false-hit rate exceeds this; 1 never.
+    column : int
+        Which of a row's audit draws decide.
+
+    Raises
+    ------
+    ValueError
+        If a share is out of range.
+    """
+
+    def __init__(self, rate: float, most_wrong: float, column: int) -> None:
+        for name, share in (("audit-rate", rate), ("max-false-hits", most_wrong)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} = {share}: must lie in 0 .. 1")
+        self.rate = rate
+        self.most_wrong = most_wrong
+        self.false_hits = FalseHits()
+        self._column = column
+        self._proposed: dict[tuple[int, int], int] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether hits are held back because too many were wrong."""
+        return self.false_hits.exceeds(self.most_wrong)
+
+    def audited(self, keys: DrawKeys) -> BoolArray:
+        """Rows whose hit, if they have one, is left to the LLM, bool [rows]."""
+        if self.rate <= 0:
+            return np.zeros(keys.rows, np.bool_)
+        return np.asarray(audit_draws(keys, self._column) < self.rate)
+
+    def hold_back(self, escalation: Escalation, tokens: IntArray) -> BoolArray:
+        """Remember the proposals (int64 [n], -1 where none) of rows to be audited, return them.
+
+        While the tier is closed all of its proposals are audited: they cost nothing where the LLM
+        decides these rows in any case. Rows held back must reach the LLM whatever tiers are in
+        between (`Resolution.audited`), or the rate is that of those rows that others left.
+        """
+        proposed = tokens >= 0
+        held = proposed if self.closed else proposed & self.audited(escalation.keys)
+        # What an evaluation held back is never judged, and says nothing about these rows.
+        self._proposed.clear()
+        for i in np.flatnonzero(held).tolist():
+            place = int(escalation.rows[i]), int(escalation.positions[i])
+            self._proposed[place] = int(tokens[i])
+        return held
+
+    def judge(self, escalation: Escalation, resolution: Resolution) -> None:
+        """Compare what was held back with what was decided in the end."""
+        if not self._proposed:
+            return
+        verified = verified_rows(resolution)
+        for i in np.flatnonzero(verified).tolist():
+            place = int(escalation.rows[i]), int(escalation.positions[i])
+            token = self._proposed.get(place)
+            if token is not None:
+                self.false_hits.checked += 1
+                self.false_hits.wrong += token != int(resolution.tokens[i])
+        self._proposed.clear()
+
+
+def verified_rows(resolution: Resolution) -> BoolArray:
+    """Rows that the LLM decided, bool [n]."""
+    return ~np.isin(resolution.stages, UNVERIFIED)

@@ -1,0 +1,166 @@
+"""The edge tier of a device: its cache, and its way to the edge server of its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from clients.records import Traffic
+from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
+from clients.resolvers.chain import Escalation, Resolution, Resolver
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_link import EdgeLinkConfig, EdgeTransport
+from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from fedhlm_app.settings import Settings
+from hlm.peers.agreement import SketchMaker
+
+State = dict[str, dict[str, NDArray[Any]]]
+
+
+def has_edge(settings: Settings) -> bool:
+    """Whether any tier stands between the device's policy and the LLM."""
+    return settings.cache_mode != "off" or settings.peer_mode != "off"
+
+
+def token_embeddings(model: PreTrainedModel) -> NDArray[np.float32]:
+    """Input embeddings of a model, float32 [vocab, size]."""
+    weight: Any = model.get_input_embeddings().weight
+    found: NDArray[np.float32] = weight.detach().float().cpu().numpy()
+    return found
+
+
+class EdgeSide:
+    """A device's own cache, and its way to the edge server of its cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    client : int
+        Number of the device.
+    model : transformers.PreTrainedModel
+        The small model: its embeddings, and the size of its hidden states.
+    link : callable
+        Cluster number to a transport.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: int,
+        model: PreTrainedModel,
+        link: Callable[[int], EdgeTransport],
+    ) -> None:
+        self.settings = settings
+        self.client = client
+        self._link = link
+        text_config = model.config.get_text_config()
+        self._vocab = int(text_config.vocab_size)
+        self._hidden = int(text_config.hidden_size)
+        self._embeddings = token_embeddings(model)
+        self._sketches = SketchMaker(self._hidden, 64 * settings.sketch_words, settings.seed)
+        self._cluster = 0
+        self._before: dict[str, int] = {}
+        self.cache: CacheResolver | None = None
+        self.edge: EdgeResolver | None = None
+
+    def join(self, cluster: int, cluster_size: int, state: Mapping[str, Any]) -> None:
+        """Take up the work in a cluster, with what was learned before (`state`)."""
+        settings = self.settings
+        if settings.cache_mode != "off":
+            cache = TokenCache(
+                self._embeddings,
+                CacheConfig(
+                    settings.cache_mode,
+                    settings.cache_size,
+                    settings.similarity,
+                    settings.context_gate,
+                    max(settings.reuse_gate, settings.context_gate),
+                ),
+                self._hidden,
+            )
+            self.cache = CacheResolver(
+                cache,
+                settings.audit_rate,
+                settings.max_false_hits,
+                before_peers=settings.peer_mode != "off",
+            )
+            if "cache" in state:
+                cache.restore(dict(state["cache"]))
+        if settings.peer_mode != "off":
+            self.edge = EdgeResolver(
+                self._link(cluster),
+                EdgeLinkConfig(self.client, self._vocab, cluster_size, settings.peer_mode),
+                self._sketches if settings.peer_mode == "context" else None,
+                self._rule(),
+                settings.audit_rate,
+                settings.max_false_hits,
+            )
+            if "edge" in state:
+                self.edge.restore(dict(state["edge"]))
+                if int(state["cluster"]["number"]) != cluster:
+                    self.edge.joined_cluster()
+        if self.cache is not None and "cache-hits" in state:
+            hits = self.cache.tier.false_hits
+            hits.checked, hits.wrong = (int(n) for n in state["cache-hits"]["counts"])
+        self._cluster = cluster
+        self._before = self._hits()
+
+    def _rule(self) -> OpportunisticRule | None:
+        settings = self.settings
+        if not settings.opportunistic:
+            return None
+        edge = llm = BYTES
+        if settings.cost_unit == "ms":
+            edge = Price(settings.edge_round_trip, 8000 / (settings.edge_rate * 1e6))
+            llm = Price(settings.llm_round_trip, 8000 / (settings.llm_rate * 1e6))
+        config = OpportunisticConfig(edge=edge, llm=llm, error=settings.cost_wrong_hit)
+        return OpportunisticRule(config)
+
+    def resolvers(self, learning: bool = True) -> list[Resolver]:
+        """Cache, then edge; without `learning` they answer but remember nothing."""
+        found: list[Resolver] = [tier for tier in (self.cache, self.edge) if tier is not None]
+        return found if learning else [_ReadOnly(tier) for tier in found]
+
+    def finish(self, traffic: Traffic) -> State:
+        """Send what waits to be shared; what must be kept until the next round."""
+        state: State = {}
+        if self.cache is not None:
+            state["cache"] = self.cache.cache.state()
+            hits = self.cache.tier.false_hits
+            state["cache-hits"] = {"counts": np.array([hits.checked, hits.wrong])}
+        if self.edge is not None:
+            self.edge.flush(traffic)
+            state["edge"] = self.edge.state()
+            state["cluster"] = {"number": np.array(self._cluster)}
+        return state
+
+    def figures(self) -> dict[str, int]:
+        """Hits audited since `join`, and those of them that the LLM decided otherwise."""
+        return {name: count - self._before.get(name, 0) for name, count in self._hits().items()}
+
+    def _hits(self) -> dict[str, int]:
+        found = {}
+        for name, tier in (("cache", self.cache), ("edge", self.edge)):
+            if tier is not None:
+                found[f"{name}-audited"] = int(tier.tier.false_hits.checked)
+                found[f"{name}-false"] = int(tier.tier.false_hits.wrong)
+        return found
+
+
+class _ReadOnly:
+    """A tier during evaluation: held-out texts must not find themselves in it next time."""
+
+    def __init__(self, tier: Resolver) -> None:
+        self._tier = tier
+        self.needs_hidden, self.verifies = tier.needs_hidden, tier.verifies
+
+    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+        return self._tier.resolve(escalation, traffic)
+
+    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Nothing is remembered."""

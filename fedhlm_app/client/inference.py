@@ -1,0 +1,198 @@
+"""A small model with its policy, its verifier and its way to the LLM, made from settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from clients.decoding.routing import Router, RouterConfig, UncertaintyMeasure
+from clients.decoding.ways import best_ways
+from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
+from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
+from clients.resolvers.edge_link import EdgeTransport
+from clients.resolvers.llm_link import Transport
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from fedhlm_app.client.edge import EdgeSide, has_edge
+from fedhlm_app.client.verifiers import verifier_of
+from fedhlm_app.learning.router import router_columns, router_features, router_model
+from fedhlm_app.models.context_length import longest_context
+from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.torch_names import torch_device, torch_dtype
+from fedhlm_app.settings import Settings
+from hlm import uncertainty
+from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.sampling import Sampling
+from hlm.verification import Verifier
+
+
+class RoutedModel:
+    """Routed inference of one client: the same whether its texts come from data or from users.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    client : int
+        Number of the device.
+    transport : Transport
+        Reaches the LLM service.
+    edge_link : callable, optional
+        Cluster number to the transport of its edge server; needed with the edge tier.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: int,
+        transport: Transport,
+        edge_link: Callable[[int], EdgeTransport] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.client = client
+        self.sampling = sampling_of(settings)
+        self.model = load_slm(
+            settings.slm, torch_dtype(settings.dtype), torch_device(settings.device)
+        )
+        best_ways(self.model, longest_context(settings))
+        self.verifier: Verifier = verifier_of(settings)
+        self.uplink = LanguageModelUplink(
+            transport,
+            self.verifier,
+            UplinkConfig(
+                client=client,
+                vocab=int(self.model.config.get_text_config().vocab_size),
+                sampling=self.sampling,
+                seed=shared_seed(settings),
+                feedback=settings.free_feedback,
+            ),
+        )
+        self.edge: EdgeSide | None = None
+        if has_edge(settings):
+            if edge_link is None:
+                raise ValueError("cache-mode, peer-mode: the edge tier needs a link to the edge")
+            self.edge = EdgeSide(settings, client, self.model, edge_link)
+        routed = settings.policy == "router"
+        self.config = RouterConfig(
+            sampling=self.sampling,
+            uncertainty=uncertainty_of(settings),
+            seed=settings.seed + 1,
+            client=client,
+            end_tokens=end_tokens(self.model),
+            audit_rate=settings.audit_rate,
+            features=router_features(settings, self.model) if routed else None,
+            feature_count=router_columns(settings).count if routed else 0,
+        )
+
+    def route(
+        self,
+        policy: Policy,
+        texts: TextBatch,
+        amount: int | IntArray,
+        *,
+        reading: bool = False,
+        learning: bool = True,
+        measuring: bool = True,
+    ) -> tuple[TokenRecords, Traffic, int]:
+        """Continue texts, or route the tokens of given ones.
+
+        Parameters
+        ----------
+        policy : Policy
+            Keeps or escalates.
+        texts : TextBatch
+            Grows in place unless `given`.
+        amount : int or numpy.ndarray
+            Most new tokens of a text; for given texts int64 [rows], the first routed positions.
+        reading : bool
+            The LLM reads kept tokens as well, and the device learns from what it says.
+        learning : bool
+            Caches and peers may remember these texts.
+        measuring : bool
+            The LLM reads the other tokens too, for a report alone.
+
+        Returns
+        -------
+        TokenRecords, Traffic, int
+            The tokens, what crossed the links, and how many kept tokens `reading` told of.
+        """
+        tiers = [] if self.edge is None else self.edge.resolvers(learning)
+        cache = self.edge.cache if learning and self.edge is not None else None
+        router = Router(
+            self.model,
+            self.config,
+            policy,
+            self.verifier,
+            [*tiers, self.uplink],
+            on_kept=None if cache is None else cache.inferred,
+        )
+        traffic = Traffic()
+        if isinstance(amount, int):
+            records = router.generate(texts, amount, traffic)
+        else:
+            records = router.score(texts, amount, traffic)
+        read = 0
+        if reading:
+            known = int(np.isfinite(records.log_prob).sum())
+            self.uplink.measure(texts, records, traffic, learned=True)
+            read = int(np.isfinite(records.log_prob).sum()) - known
+        if measuring:
+            self.uplink.measure(texts, records, traffic)
+        return records, traffic, read
+
+    def policy(self, parameters: FloatArray) -> Policy:
+        """The routing policy of the settings, with learned parameters (float64 [d])."""
+        kind = self.settings.policy
+        if kind in ("always", "never"):
+            return FixedPolicy(kept=kind == "always")
+        if kind == "random":
+            return RandomPolicy(self.settings.random_share)
+        if kind == "router":
+            return RouterPolicy(parameters, router_model(self.settings).score)
+        return ThresholdPolicy(float(parameters[0]), kind)
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(settings.decoding, settings.temperature, settings.top_p)
+
+
+def shared_seed(settings: Settings) -> int:
+    """Seed the LLM draws with: the device's in sampled decoding; 0, "none", saves bytes."""
+    return settings.seed + 1 if settings.decoding == "sampled" else 0
+
+
+def end_tokens(model: torch.nn.Module) -> frozenset[int]:
+    """Tokens that end a text, from the model's generation config."""
+    found: int | list[int] | None = model.generation_config.eos_token_id  # type: ignore[union-attr, assignment]
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+def uncertainty_of(settings: Settings) -> UncertaintyMeasure:
+    """The uncertainty measure of the settings."""
+    temperature, samples = settings.uncertainty_temperature, settings.uncertainty_samples
+
+    def closed_form(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        return uncertainty.closed_form(logits, draft, temperature)
+
+    def disagreement(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
+        return uncertainty.disagreement(logits, draft, temperature, draws)
+
+    def sweep(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
+        return uncertainty.temperature_sweep(logits, draft, draws)
+
+    def entropy(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        return uncertainty.entropy(logits)
+
+    measures: dict[str, UncertaintyMeasure] = {
+        "closed-form": closed_form,
+        "disagreement": disagreement,
+        "temperature-sweep": sweep,
+        "entropy": entropy,
+    }
+    return measures[settings.uncertainty]

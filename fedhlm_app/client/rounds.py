@@ -1,0 +1,316 @@
+"""A client's side of a round: route this device's texts, learn from feedback, report sums."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from logging import WARNING
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+
+from clients.records import FloatArray, Traffic
+from clients.resolvers.llm_link import Transport
+from fedhlm_app.client.device import Device
+from fedhlm_app.client.feedback_folder import FeedbackFolder
+from fedhlm_app.client.from_store import next_policy, told_since
+from fedhlm_app.client.profiles import PROFILE, profile_record, requested
+from fedhlm_app.client.routed import (
+    Figures,
+    Routed,
+    Told,
+    calibration_feedback,
+    feedback_of,
+    figures,
+)
+from fedhlm_app.client.token_columns import TOKENS, token_columns
+from fedhlm_app.learning.gradients import learn_locally, private_policy
+from fedhlm_app.learning.router import trains_router
+from fedhlm_app.learning.sums import calibrates, sums_of
+from fedhlm_app.results.unresolved import lost_words
+from fedhlm_app.settings import Settings
+from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
+from fedhlm_app.transport.links import RayLink
+from fedhlm_app.transport.llm_access import llm_link
+from hlm.local_steps import Personalisation, starting_point
+
+BOOKMARK = "feedback-bookmark"
+"""Key, in `context.state`, of how far into its stored texts the client has told the server."""
+FEEDBACK_STORE = "feedback-store"
+"""Node config: the folder that `fedhlm serve device --store` writes to."""
+EDGE_STATE = "edge-tier-"
+"""Prefix of the records that hold its cache and what it learned about its edge server."""
+EDGE_TIMEOUT = 10.0
+"""Seconds to wait for an edge server before the LLM is asked instead."""
+
+
+def train(message: Message, context: Context) -> Message:
+    """Route a round's tokens, or take those served since, learn, send back policy and sums."""
+    settings, client = opened(context)
+    folder = served_folder(context)
+    config = message.content.config_records["config"]
+    server_round = int(cast(int, config["round"]))
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    start = _start(arrays, config)
+    calibrate = bool(config.get("calibrate", False))
+    if folder is None:
+        told = _route_round(settings, start, calibrate, config, context)
+    else:
+        bookmark = _bookmark(folder, settings, config, context)
+        told = told_since(folder, settings, start, bookmark)
+        context.state[BOOKMARK] = MetricRecord(
+            {"text": bookmark, "round": server_round, "text-of-round": told.newest}
+        )
+    _warn_of_lost(client, server_round, told.figures)
+    begin = time.perf_counter()
+    step = learn_locally(
+        settings,
+        start,
+        told.feedback,
+        config,
+        arrays.get("control"),
+        arrays.get("client_control"),
+    )
+    # Seeded by the operating system: noise from a seed the server knows could be taken away.
+    generator = np.random.default_rng()
+    sent = step.result.policy
+    if not calibrates(settings) or trains_router(settings, server_round):
+        sent = private_policy(settings, sent, start, generator)
+    reply = {"policy": sent}
+    if config["personalisation"] in ("local", "shrunk"):
+        reply["start"] = start
+    if step.result.control_delta is not None:
+        reply["control_delta"] = step.result.control_delta
+    metrics: Figures = {
+        **told.figures,
+        "num-examples": step.examples,
+        "round": server_round,
+        "client": client,
+        "threshold": float(sent[0]),
+        "loss-before": step.loss_before,
+        "loss-after": step.loss_after,
+        "local-steps": max(1, step.result.steps),
+        "seconds-learning": time.perf_counter() - begin,
+    }
+    if calibrates(settings):
+        metrics.update(_calibration(settings, told, server_round, calibrate, generator))
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+    if told.columns:
+        content[TOKENS] = ConfigRecord({**told.columns})
+    if folder is not None:
+        # It serves with what it has learned, although the next round may bring the older one back.
+        learned = {**arrays, "own": step.result.policy}
+        after = _start(learned, {**config, "own-weight": step.examples})
+        folder.write_policy(
+            next_policy(settings, after, server_round, told.newest, bookmark, calibrating=calibrate)
+        )
+    return Message(content, reply_to=message)
+
+
+def _calibration(
+    settings: Settings,
+    told: Told,
+    server_round: int,
+    calibrate: bool,
+    generator: np.random.Generator,
+) -> Figures:
+    """What a rule of sums says of a round: its own count of tokens, and the sums if wanted."""
+    found: Figures = {}
+    if not trains_router(settings, server_round):
+        # With noise on the device not even the number of tokens is told.
+        hidden = settings.privacy == "local"
+        found["num-examples"] = (
+            settings.tokens_per_round if hidden else int(told.counted.known.sum())
+        )
+    if calibrate:
+        found.update(sums_of(settings, told.counted, generator))
+    return found
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Route held-out texts with the policy as it is; a device that serves takes it up instead."""
+    settings, client = opened(context)
+    config = message.content.config_records["config"]
+    arrays = {
+        name: array.numpy().astype(np.float64)
+        for name, array in message.content.array_records["arrays"].items()
+    }
+    start, server_round = _start(arrays, config), int(cast(int, config["round"]))
+    folder = served_folder(context)
+    if folder is None:
+        device = _device(settings, client, context.run_id)
+        _join_cluster(device, config, context)
+        routed = device.evaluate(device.policy(start))
+    else:
+        routed = Routed([], Traffic())
+        # While a threshold is under test, the texts of a device must be made with it.
+        if not calibrates(settings) or server_round >= settings.rounds:
+            told = _bookmark(folder, settings, config, context)
+            folder.write_policy(
+                next_policy(settings, start, server_round, told, told, calibrating=False)
+            )
+    metrics = figures(routed, settings)
+    _warn_of_lost(client, server_round, metrics)
+    identity: Figures = {
+        "num-examples": metrics["tokens"],
+        "round": server_round,
+        "client": client,
+    }
+    content = RecordDict({"metrics": MetricRecord({**metrics, **identity})})
+    return Message(content, reply_to=message)
+
+
+def introduce(message: Message, context: Context) -> Message:
+    """Tell the server which data partition this node is and, where asked, its profile."""
+    metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
+    content = RecordDict({"metrics": metrics})
+    release = requested(message)
+    if release is not None:
+        settings, client = opened(context)
+        if FEEDBACK_STORE in context.node_config:
+            raise ValueError(
+                f"cluster-by = {settings.cluster_by!r}: a device with feedback-store keeps no text "
+                "to make a profile of; set cluster-by=round-robin or random"
+            )
+        device = _device(settings, client, context.run_id)
+        content[PROFILE] = profile_record(device, release)
+    return Message(content, reply_to=message)
+
+
+def _warn_of_lost(client: int, server_round: int, sums: Figures) -> None:
+    if lost := lost_words(sums):
+        log(WARNING, "client %d, round %d: %s", client, server_round, lost)
+
+
+def opened(context: Context) -> tuple[Settings, int]:
+    """The settings of the run, and this node's number in it.
+
+    Raises
+    ------
+    ValueError
+        When the node has no ``partition-id``.
+    """
+    settings = Settings.from_run_config(context.run_config)
+    if "partition-id" not in context.node_config:
+        raise ValueError(
+            "node config: partition-id is missing; start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=20"'
+        )
+    return settings, int(cast(int, context.node_config["partition-id"]))
+
+
+def served_folder(context: Context) -> FeedbackFolder | None:
+    """The folder this node's serving process writes to; None where it routes a dataset's texts.
+
+    Raises
+    ------
+    ValueError
+        When the folder does not exist.
+    """
+    path = str(context.node_config.get(FEEDBACK_STORE, ""))
+    return FeedbackFolder(path) if path else None
+
+
+@lru_cache(maxsize=64)
+def _device(settings: Settings, client: int, run: int) -> Device:
+    import torch
+
+    # Simulated devices run side by side, one per core: threads of their own would only compete.
+    torch.set_num_threads(1)
+    transport: Transport
+    if settings.llm_address:
+        transport = llm_link(settings)
+    else:
+        transport = RayLink(llm_actor_name(run), settings.llm_timeout)
+    return Device(
+        settings,
+        client,
+        transport,
+        lambda cluster: RayLink(edge_actor_name(run, cluster), EDGE_TIMEOUT),
+    )
+
+
+def _route_round(
+    settings: Settings,
+    start: FloatArray,
+    calibrate: bool,
+    config: ConfigRecord,
+    context: Context,
+) -> Told:
+    """Route a round's texts of the dataset."""
+    device = _device(settings, opened(context)[1], context.run_id)
+    _join_cluster(device, config, context)
+    routed = device.train_round(
+        device.policy(start),
+        int(cast(int, config["round"])),
+        calibrate,
+        int(cast(int, config.get("contribution", -1))),
+    )
+    hits = {}
+    if device.edge is not None:
+        for name, arrays_kept in device.edge.finish(routed.traffic).items():
+            kept = {key: Array(np.asarray(value)) for key, value in arrays_kept.items()}
+            context.state[EDGE_STATE + name] = ArrayRecord(kept)
+        hits = device.edge.figures()
+    return Told(
+        feedback_of(routed, settings),
+        calibration_feedback(routed, settings),
+        {**figures(routed, settings), **hits},
+        token_columns(routed, settings) if settings.token_log else {},
+    )
+
+
+def _bookmark(
+    folder: FeedbackFolder, settings: Settings, config: ConfigRecord, context: Context
+) -> int:
+    """Number of the last stored text that a round of this run has had and the server accepted.
+
+    What a lost or refused reply told is told again.
+    """
+    accepted = int(cast(int, config.get("accepted-round", 0)))
+    if BOOKMARK in context.state.metric_records:
+        kept = context.state.metric_records[BOOKMARK]
+        key = "text-of-round" if kept["round"] == accepted else "text"
+        return int(cast(int, kept[key]))
+    # To Flower a run that goes on is a new one: what it has learned from stands in the folder.
+    before = folder.read_policy() if settings.resume else None
+    if before is None:
+        return 0
+    return before.consumed if before.server_round == accepted else before.consumed_before
+
+
+def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:
+    """Give the device its cluster, and what its edge tier kept from earlier rounds."""
+    if device.edge is None:
+        return
+    state = {
+        name.removeprefix(EDGE_STATE): {key: array.numpy() for key, array in record.items()}
+        for name, record in context.state.array_records.items()
+        if name.startswith(EDGE_STATE)
+    }
+    cluster = int(cast(int, config["cluster"]))
+    sizes = cast(list[int], config.get("cluster-sizes", []))
+    device.edge.join(cluster, sizes[cluster] if cluster < len(sizes) else 1, state)
+
+
+def _start(arrays: Mapping[str, FloatArray], config: Mapping[str, object]) -> FloatArray:
+    """Where this client starts from: what it was sent, or its own policy as last accepted."""
+    return starting_point(
+        cast(Personalisation, config["personalisation"]),
+        arrays["policy"],
+        arrays.get("cluster"),
+        arrays.get("own"),
+        float(cast(float, config.get("own-weight", 0.0))),
+        float(cast(float, config.get("shrink-weight", 0.0))),
+    )

@@ -1,0 +1,96 @@
+"""The edge servers of a run, one for each cluster, hosted in Ray actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from logging import WARNING
+from typing import Any
+
+from flwr.common.logger import log
+
+from fedhlm_app.client.edge import token_embeddings
+from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.torch_names import torch_dtype
+from fedhlm_app.settings import Settings
+from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
+from fedhlm_app.transport.links import RayLink
+from servers.actors import start_edge_actor
+from servers.edge.config import EdgeConfig
+from servers.edge.server import EdgeServer
+
+
+def build_edge(
+    settings: Settings, run: int, cluster: int, members: Sequence[int], clusters: int
+) -> EdgeServer:
+    """The edge server of one cluster; runs inside its actor."""
+    embeddings = token_embeddings(load_slm(settings.slm, torch_dtype(settings.dtype), "cpu"))
+    neighbours = []
+    if settings.inter_cluster:
+        others = [other for other in range(clusters) if other != cluster]
+        neighbours = [RayLink(edge_actor_name(run, other), 5.0) for other in others]
+    context = settings.peer_mode == "context"
+    config = EdgeConfig(
+        mode="context" if context else "paper",
+        similarity=settings.similarity,
+        context_gate=settings.context_gate,
+        reuse_gate=max(settings.reuse_gate, settings.context_gate),
+        key_bytes=8 * settings.sketch_words,
+        deferred=settings.reproducible,
+    )
+    return EdgeServer(cluster, embeddings, config, members, neighbours)
+
+
+class EdgeHost:
+    """Keeps the edge actors of a run alive, one for each cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    run : int
+        Flower's number of the run.
+    """
+
+    def __init__(self, settings: Settings, run: int) -> None:
+        self.settings = settings
+        self.run = run
+        self._actors: list[Any] = []
+        self._assignments: set[tuple[int, ...]] = set()
+
+    def ensure(self, assignment: Sequence[int]) -> None:
+        """Find the actors, or start those that are gone; members follow the assignment.
+
+        One that restarts by itself in mid-round serves the members it began with until then.
+        """
+        clusters = self.settings.clusters
+        self._assignments.add(tuple(assignment))
+        moved = len(self._assignments) > 1
+        self._actors = []
+        for cluster in range(clusters):
+            members = [client for client, own in enumerate(assignment) if own == cluster]
+            build = partial(build_edge, self.settings, self.run, cluster, members, clusters)
+            name = edge_actor_name(self.run, cluster)
+            self._actors.append(start_edge_actor(build, name, NAMESPACE))
+            if moved:
+                # An actor that is found knows the members it was built with.
+                self._actors[-1].serve.remote(members)
+
+    def publish(self) -> None:
+        """Make the round's shared tokens visible (a round is over)."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        for cluster, actor in enumerate(self._actors):
+            try:
+                ray.get(actor.publish.remote(), timeout=30.0)
+            except (RayActorError, GetTimeoutError) as error:
+                log(WARNING, "edge server %d does not answer, and starts empty: %s", cluster, error)
+
+    def stop(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        self._actors = []

@@ -1,0 +1,260 @@
+"""The learning rule of the settings, and one client's step with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+
+from clients.learning.feedback import Feedback
+from clients.learning.minibatches import minibatch_gradient
+from clients.learning.router_model import adam_steps
+from clients.learning.threshold import (
+    BalancedLearning,
+    PaperLearning,
+    PrimalDualLearning,
+    ThresholdLearning,
+)
+from clients.records import FloatArray
+from fedhlm_app.learning.router import escalates_all, router_rule, trains_router
+from fedhlm_app.learning.sums import ONE_ROUND_RULES, calibrates
+from fedhlm_app.settings import Settings
+from hlm.local_steps import LocalResult, Method, local_steps
+from hlm.privacy import private_update
+from hlm.risk import ESCALATE_ALL
+
+__all__ = [
+    "GRADIENT_RULES",
+    "ONE_ROUND_RULES",
+    "LocalStep",
+    "initial_policy",
+    "learn_locally",
+    "learns",
+    "own_step_sizes",
+    "policy_bounds",
+    "private_policy",
+    "rule_of",
+    "step_size",
+]
+
+GRADIENT_RULES = ("paper", "balanced", "primal-dual")
+
+FIRST_DUAL = 4.0
+"""First price of a wrong token in `primal-dual`, in transmissions."""
+
+STEP_SIZES = {"paper": (0.02, 1.0), "balanced": (0.1, 0.1), "primal-dual": (0.1, 0.1)}
+"""First step and its decay by rule, where the settings leave them to the rule.
+
+Our choices, also for `paper`: the paper asks for steps whose sum diverges and whose sum of squares
+does not, and names no number. .02 / (1 + r) is such a sequence, and from .50 it ends near the
+paper's Fig. 4.
+"""
+
+ROUTER_STEP_SIZES = {"sgd": 0.05, "adam": 0.01}
+"""First step of a router by optimizer, where the settings leave it to that."""
+
+
+def learns(settings: Settings) -> bool:
+    """Whether the policy has anything to learn."""
+    learned = settings.policy in ("threshold", "u-hlm", "router")
+    return learned and settings.learning != "none"
+
+
+def rule_of(settings: Settings) -> ThresholdLearning | None:
+    """The gradient rule of the settings; None where nothing is learned by gradients."""
+    if not learns(settings):
+        return None
+    threshold = _threshold_rule(settings)
+    return router_rule(settings, threshold) if settings.policy == "router" else threshold
+
+
+def _router_rule(settings: Settings, server_round: int) -> ThresholdLearning | None:
+    """What a router learns by in a round; None where it is left alone."""
+    if not trains_router(settings, server_round):
+        return None
+    waits = escalates_all(settings, server_round)
+    return router_rule(settings, None if waits else _threshold_rule(settings))
+
+
+def _threshold_rule(settings: Settings) -> ThresholdLearning | None:
+    if settings.learning == "paper":
+        return PaperLearning(settings.gamma, settings.transmission_penalty, settings.reduction)
+    if settings.learning == "balanced":
+        return BalancedLearning(
+            settings.gamma, settings.cost_transmit, settings.cost_error, settings.reduction
+        )
+    if settings.learning == "primal-dual":
+        return PrimalDualLearning(settings.fidelity_budget, settings.gamma)
+    return None
+
+
+def initial_policy(settings: Settings) -> FloatArray:
+    """Policy parameters before the first round, float64 [d]."""
+    # Nothing is kept before there is a guarantee.
+    careful = calibrates(settings) and settings.learning != "linear"
+    threshold = ESCALATE_ALL if careful else settings.initial_threshold
+    if settings.policy == "router":
+        return router_rule(settings, None).initial(threshold)
+    rule = rule_of(settings)
+    if rule is None:
+        return np.array([threshold])
+    policy = rule.initial(threshold)
+    if settings.learning == "primal-dual":
+        # Where errors are cheap at first, the threshold may rise until nothing is escalated, and
+        # then nobody is left to tell of an error.
+        policy[1] = FIRST_DUAL
+    return policy
+
+
+def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest parameters a client may send, float64 [d] each."""
+    rule = rule_of(settings)
+    if rule is None:
+        low = high = initial_policy(settings)
+        low, high = low.copy(), high.copy()
+        low[0], high[0] = -1.0, 1.0
+        return low, high
+    low, high = rule.bounds
+    # An initial threshold below 0 means "escalate everything"; it is no error to start there.
+    return np.minimum(low, initial_policy(settings)), np.maximum(high, initial_policy(settings))
+
+
+def step_size(settings: Settings, server_round: int) -> float:
+    """Step size of a round, from 1."""
+    if settings.policy == "router":
+        rate = settings.router_learning_rate or ROUTER_STEP_SIZES[settings.router_optimizer]
+        return rate / (1 + settings.router_learning_rate_decay * (server_round - 1))
+    first, decay = settings.learning_rate, settings.learning_rate_decay
+    if first == 0:
+        first, decay = STEP_SIZES[settings.learning]
+    return first / (1 + decay * (server_round - 1))
+
+
+def own_step_sizes(settings: Settings) -> dict[str, float]:
+    """What settings of 0 stand for, by kebab-case key: the first step of a rule, an optimizer."""
+    found = {}
+    if settings.learning_rate == 0 and settings.learning in STEP_SIZES:
+        first, decay = STEP_SIZES[settings.learning]
+        found = {"learning-rate": first, "learning-rate-decay": decay}
+    if settings.policy == "router" and settings.router_learning_rate == 0:
+        found["router-learning-rate"] = ROUTER_STEP_SIZES[settings.router_optimizer]
+    return found
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """What a client's learning gave in one round.
+
+    Attributes
+    ----------
+    result : LocalResult
+        New parameters, and what the strategy's method needs.
+    examples : int
+        n_k of eq. 7.
+    loss_before, loss_after : float
+        The rule's loss around the steps.
+    """
+
+    result: LocalResult
+    examples: int
+    loss_before: float
+    loss_after: float
+
+
+def learn_locally(
+    settings: Settings,
+    policy: FloatArray,
+    feedback: Feedback,
+    config: Mapping[str, object],
+    server_control: FloatArray | None,
+    client_control: FloatArray | None,
+) -> LocalStep:
+    """Gradient steps on one client's feedback (eq. 6), as the strategy's method wants them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    policy : numpy.ndarray
+        float64 [d], where the client starts.
+    feedback : Feedback
+        The round's tokens.
+    config : mapping
+        The message's ConfigRecord: ``round``, ``local-method``, ``proximal-mu``.
+    server_control, client_control : numpy.ndarray or None
+        SCAFFOLD's variates, float64 [d].
+
+    Returns
+    -------
+    LocalStep
+        Unchanged parameters with 0 examples when there is nothing to learn from.
+    """
+    server_round = int(cast(int, config["round"]))
+    rule = rule_of(settings)
+    if settings.policy == "router":
+        rule = _router_rule(settings, server_round)
+    if settings.audit_rate == 0 and settings.learning != "paper":
+        # Nobody stands for tokens of unknown beta; as if right they would only raise thresholds.
+        feedback = feedback.select(feedback.known)
+    examples = 0 if rule is None else rule.examples(feedback)
+    if rule is None or examples == 0:
+        zero = np.zeros_like(policy)
+        # SCAFFOLD's server counts on a change of the variate; to others it would be bytes for
+        # nothing, in every reply of a rule that learns from sums.
+        change = zero if config.get("local-method") == "scaffold" else None
+        return LocalStep(LocalResult(policy.copy(), zero, 0, change, client_control), 0, 0.0, 0.0)
+    rate = step_size(settings, server_round)
+    before = rule.loss(policy, feedback)
+    steps = settings.router_steps if settings.policy == "router" else settings.local_steps
+    method = cast(Method, config.get("local-method", "fedavg"))
+    mu = float(cast(float, config.get("proximal-mu", 0.0)))
+    gradient: Callable[[FloatArray], FloatArray] = partial(rule.gradient, feedback=feedback)
+    if 0 < settings.local_batch < len(feedback):
+        shuffle = np.random.default_rng([settings.seed, server_round])
+        gradient = minibatch_gradient(rule, feedback, settings.local_batch, shuffle)
+        steps *= -(-len(feedback) // settings.local_batch)
+    if settings.router_optimizer == "adam" and escalates_all(settings, server_round):
+        pull = mu if method == "fedprox" else 0.0
+        moved = adam_steps(policy, lambda at: gradient(at) + pull * (at - policy), steps, rate)
+        moved = np.clip(moved, *rule.bounds)
+        result = LocalResult(moved, moved - policy, steps)
+    else:
+        result = local_steps(
+            policy,
+            gradient,
+            steps,
+            rate,
+            method=method,
+            anchor=policy,
+            mu=mu,
+            server_control=server_control,
+            client_control=client_control,
+            clip=rule.bounds,
+        )
+    return LocalStep(result, examples, before, rule.loss(result.policy, feedback))
+
+
+def private_policy(
+    settings: Settings, policy: FloatArray, start: FloatArray, generator: np.random.Generator
+) -> FloatArray:
+    """The policy as it may leave the client: with noise where `privacy` is ``local``, float64 [d].
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    policy, start : numpy.ndarray
+        float64 [d], what was learned, and what the client was sent.
+    generator : numpy.random.Generator
+        Unknown to the server.
+    """
+    if settings.privacy != "local" or rule_of(settings) is None:
+        return policy
+    noisy = private_update(policy, start, settings.privacy_clip, settings.privacy_noise, generator)
+    if calibrates(settings):
+        # A certified router's threshold is set by sums: held until then, it tells nothing.
+        noisy[0] = start[0]
+    return np.clip(noisy, *policy_bounds(settings))

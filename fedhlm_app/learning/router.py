@@ -1,0 +1,189 @@
+"""The learned router of a run: its features, its model, its learning rule, and who trains when.
+
+The policy is one float64 array, ``[threshold, model parameters]``. In the first `router-rounds`
+rounds every token is escalated, so that the model learns from all of them, the sure ones too.
+Then, with a certified rule, the model is frozen and the threshold calibrated, on texts that the
+model was not trained on: a score fitted to its calibration texts would look better there than it
+is. With a gradient rule (`learning` = ``balanced``, ``paper``) the model goes on learning, and
+the threshold with it, by that rule with the score in place of the uncertainty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.learning.feedback import Feedback
+from clients.learning.router_model import RouterLearning, RouterModel, rescored
+from clients.learning.threshold import ThresholdLearning
+from clients.records import FloatArray, IntArray
+from fedhlm_app.learning.sums import calibrates
+from fedhlm_app.models.vocabulary import BUILTIN
+from fedhlm_assets import asset_path
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from clients.decoding.routing import StepFeatures as FeaturesOfStep
+    from clients.decoding.step_features import StepFeatures
+    from fedhlm_app.settings import Settings
+
+__all__ = [
+    "RouterRule",
+    "escalates_all",
+    "router_columns",
+    "router_features",
+    "router_model",
+    "router_rule",
+    "texts_of_round",
+    "trains_router",
+]
+
+THRESHOLD_RATE = 2.0
+"""Step of the threshold over that of the model: about what the threshold rules use alone."""
+
+
+@dataclass(frozen=True)
+class RouterRule:
+    """Model and threshold as one rule for `hlm.local_steps`.
+
+    Parameters
+    ----------
+    router : RouterLearning
+        Learns the model.
+    threshold : ThresholdLearning or None
+        Learns the threshold from scores, over a policy of size 1; None leaves it alone.
+    threshold_rate : float
+        Step of the threshold over the step of the model, >= 0.
+    """
+
+    router: RouterLearning
+    threshold: ThresholdLearning | None = None
+    threshold_rate: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Threshold and model parameters."""
+        return self.router.size
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Those of the two parts, float64 [size] each."""
+        low, high = self.router.bounds
+        if self.threshold is not None:
+            low[:1], high[:1] = self.threshold.bounds
+        return low, high
+
+    def initial(self, threshold: float) -> FloatArray:
+        """Threshold and untrained model, float64 [size]."""
+        return self.router.initial(threshold)
+
+    def examples(self, feedback: Feedback) -> int:
+        """Tokens of known beta that have features."""
+        return self.router.examples(feedback)
+
+    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
+        """The model's cross-entropy; the threshold's own loss is of another unit."""
+        return self.router.loss(policy, feedback)
+
+    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
+        """Gradient float64 [size]."""
+        gradient = self.router.gradient(policy, feedback)
+        if self.threshold is not None:
+            scored = rescored(self.router.model, policy, feedback)
+            gradient[:1] = self.threshold_rate * self.threshold.gradient(policy[:1], scored)
+        return gradient
+
+
+def trains_router(settings: Settings, server_round: int) -> bool:
+    """Whether the model learns in this round (from 1)."""
+    if settings.policy != "router" or settings.learning == "none":
+        return False
+    return not calibrates(settings) or server_round <= settings.router_rounds
+
+
+def escalates_all(settings: Settings, server_round: int) -> bool:
+    """Whether this training round (from 1) gathers what the LLM says of every token."""
+    return trains_router(settings, server_round) and server_round <= settings.router_rounds
+
+
+def router_rule(settings: Settings, threshold: ThresholdLearning | None) -> RouterRule:
+    """The learning rule of the settings, around the rule of its threshold."""
+    learning = RouterLearning(router_model(settings), "loss", settings.router_penalty)
+    return RouterRule(learning, threshold, THRESHOLD_RATE)
+
+
+def router_model(settings: Settings) -> RouterModel:
+    """The model of the settings; its size follows from the small model's config alone."""
+    return RouterModel(router_columns(settings).count, settings.router_hidden)
+
+
+def router_columns(settings: Settings) -> StepFeatures:
+    """Which columns the model sees; server and devices come to the same."""
+    # PyTorch comes along, which runs without a router are spared on the server.
+    from clients.decoding.step_features import StepFeatures
+
+    hidden, embedding = _widths(settings.slm)
+    return StepFeatures(hidden, settings.router_projection, embedding, history=True, trace=True)
+
+
+def router_features(settings: Settings, model: PreTrainedModel) -> FeaturesOfStep:
+    """Features of a step, as `clients.decoding.routing` asks for them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    model : PreTrainedModel
+        The small model.
+    """
+    columns = router_columns(settings)
+    embeddings: Any = model.get_input_embeddings()
+    table = embeddings.weight.detach()
+
+    def features(
+        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        drafts: torch.Tensor,
+        positions: IntArray,
+        tokens: IntArray,
+        traces: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        return columns(logits, hidden, drafts, positions, table, tokens, positions, traces)
+
+    return features
+
+
+def texts_of_round(
+    settings: Settings, rows: IntArray, client: int, server_round: int
+) -> tuple[IntArray, int]:
+    """Items a round may draw from, and its number among the rounds that do.
+
+    With a certified router half of a device's items (int64 [n], n >= 1) train the model and the
+    other half calibrates; otherwise every round draws from all.
+    """
+    if settings.policy != "router" or not calibrates(settings):
+        return rows, server_round
+    shuffled = np.random.default_rng([settings.seed, client, 0]).permutation(rows)
+    half = len(rows) // 2
+    if trains_router(settings, server_round):
+        return shuffled[half:], server_round
+    return (shuffled[:half] if half else rows), server_round - settings.router_rounds
+
+
+@lru_cache(maxsize=8)
+def _widths(slm: str) -> tuple[int, int]:
+    """Hidden size of the small model, and width of its token embeddings."""
+    from transformers import AutoConfig
+
+    source = str(asset_path("pair/slm")) if slm == BUILTIN else slm
+    config: Any = AutoConfig.from_pretrained(source).get_text_config()
+    hidden = int(config.hidden_size)
+    # OPT and ELECTRA embed tokens in a space of their own.
+    embedding = getattr(config, "word_embed_proj_dim", getattr(config, "embedding_size", hidden))
+    return hidden, int(embedding)

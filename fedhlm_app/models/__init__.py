@@ -1,0 +1,1 @@
+"""Loading the models of a pair."""

@@ -1,5 +1,0 @@
-"""A run as one HTML page that needs no network: cards, charts by round, settings."""
-
-from fedhlm_app.report.page import render, write_report
-
-__all__ = ["render", "write_report"]

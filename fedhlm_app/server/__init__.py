@@ -1,0 +1,1 @@
+"""The rounds of a ServerApp: clusters, strategy, checkpoints, checks before the first."""

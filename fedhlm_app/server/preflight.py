@@ -1,0 +1,155 @@
+"""Everything that can be refused before a model is loaded or a round begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhlm_app.data.dataset import items_of
+from fedhlm_app.data.items import Items
+from fedhlm_app.data.partitions import partition
+from fedhlm_app.models.context_length import longest_context
+from fedhlm_app.models.vocabulary import (
+    BUILTIN,
+    check_context,
+    check_folder,
+    check_same_tokenizer,
+    fingerprint,
+    label_tokens,
+    load_tokenizer,
+    vocabulary_size,
+)
+from fedhlm_app.results.unresolved import needs_llm
+from fedhlm_app.server import resuming
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.errors import closest
+from fedhlm_app.transport.llm_access import check_llm
+
+
+def check(settings: Settings, *, simulated: bool = True) -> Items:
+    """Check folders, devices, rules, data, tokenizers, contexts and the served LLM; no weights.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    simulated : bool
+        The devices are processes of this machine, so that it must have what they run on.
+
+    Returns
+    -------
+    Items
+        The dataset, which is in memory now.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, its value and what is allowed (`DataError`, `PairError`,
+        `SettingsError`).
+    """
+    settings.check_paths()
+    if settings.resume:
+        resuming.check(settings)
+    check_writable(settings)
+    check_devices(settings, simulated=simulated)
+    check_rules(settings)
+    check_folder(settings.slm, "slm")
+    check_folder(settings.llm, "llm", weights=not settings.llm_address)
+    items = items_of(settings)
+    partition(items, settings.clients, settings.partition, settings.dirichlet_alpha, settings.seed)
+    check_same_tokenizer(settings.slm, settings.llm)
+    longest = longest_context(settings)
+    check_context(settings.slm, longest, "slm")
+    check_context(settings.llm, longest, "llm")
+    if settings.workload == "classify":
+        label_tokens(load_tokenizer(settings.llm), items.label_names)
+    elif settings.llm != BUILTIN:
+        load_tokenizer(settings.llm)
+    if settings.llm_address and needs_llm(settings):
+        require_model(settings, check_llm(settings))
+    return items
+
+
+def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
+    """Refuse an LLM that is not the one the settings name, or too short of sight for the run.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    told : mapping
+        What the LLM says of itself: ``vocab`` and ``max_context``, and where it is served
+        ``model`` and ``tokenizer``.
+
+    Raises
+    ------
+    SettingsError
+        Naming both models.
+    """
+    served = f"the LLM at '{settings.llm_address}'" if settings.llm_address else "the LLM's actor"
+    if told.get("model"):
+        served += f" ('{told['model']}')"
+    expected = vocabulary_size(settings.llm)
+    if expected is not None and told.get("vocab") != expected:
+        raise SettingsError(
+            f"setting 'llm' = {settings.llm!r} has a vocabulary of {expected} tokens, and "
+            f"{served} one of {told.get('vocab')}; serve the model that the run names"
+        )
+    # A server of an earlier version does not tell.
+    if told.get("tokenizer") and told["tokenizer"] != fingerprint(settings.llm):
+        raise SettingsError(
+            f"setting 'llm' = {settings.llm!r}: {served} has another tokenizer, so that its token "
+            "ids mean other text; serve the model that the run names"
+        )
+    # A text's last token is decided, and never read.
+    longest = longest_context(settings) - 1
+    if told.get("max_context", longest) < longest:
+        raise SettingsError(
+            f"setting 'llm-context': {served} reads texts of at most {told['max_context']} tokens, "
+            f"and the run's have up to {longest}; raise it where the LLM is served (--context)"
+        )
+
+
+def check_writable(settings: Settings) -> None:
+    """Refuse a folder of runs, or a run to go on with, that cannot be written to."""
+    name = "resume" if settings.resume else "run-dir"
+    wanted = Path(settings.resume or settings.run_dir)
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is not a folder"
+        raise SettingsError(
+            f"setting {name!r} = '{wanted}': '{there}' {why}; give a folder that can be written to"
+        )
+
+
+def check_devices(settings: Settings, *, simulated: bool = True) -> None:
+    """Refuse devices that this machine does not have, of the models that it runs."""
+    wanted = [("device", settings.device)] if simulated else []
+    if not settings.llm_address:
+        wanted.append(("llm-device", settings.llm_device))
+    for setting, device in wanted:
+        if device != "cpu":  # PyTorch takes seconds to import
+            from fedhlm_app.models.torch_names import torch_device
+
+            torch_device(device, setting)
+
+
+def check_rules(settings: Settings) -> None:
+    """Refuse rules of edge and cloud that do not exist."""
+    for setting, rule in (("edge-rule", settings.edge_rule), ("cloud-rule", settings.cloud_rule)):
+        if rule in ("weighted-mean", "unweighted-mean"):
+            continue  # the strategies, and with them Flower, take a second to import
+        from strategies.rules import RENAMED, RULES
+
+        if rule in RENAMED:
+            raise SettingsError(
+                f"setting {setting!r} = {rule!r} is not allowed: now called {RENAMED[rule]}"
+            )
+        if rule not in RULES:
+            near = closest(rule, RULES)
+            raise SettingsError(
+                f"setting {setting!r} = {rule!r} is not allowed: one of {', '.join(sorted(RULES))}"
+                + (f"; did you mean {near!r}?" if near else "")
+            )

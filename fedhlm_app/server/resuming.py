@@ -1,0 +1,102 @@
+"""Going on with a run: what may differ from the run it was, checked before anything is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedhlm_app.results.runs import CONFIG, RunFolder
+from fedhlm_app.settings import SettingsError
+from fedhlm_app.settings.sources import Scalar
+
+if TYPE_CHECKING:
+    from fedhlm_app.settings import Settings
+
+MAY_CHANGE = (
+    "rounds", "workers", "token-log", "checkpoint", "device", "llm-device", "llm-address",
+    "llm-ca-file", "llm-token-file",
+    "llm-timeout", "llm-sessions", "llm-context", "llm-batch-wait-ms", "reproducible",
+    "round-timeout", "min-clients", "max-unresolved", "evaluate-every", "evaluate-prompts",
+    "fraction-evaluate",
+)  # fmt: skip
+"""Settings that a run may go on with at another value: how long, where, and with what patience.
+
+A checkpoint holds policies, moments and control variates of the rule, calibration sums, privacy
+spent, and what each client keeps. All other settings say what those mean: thresholds are learned
+for a pair, its number formats, its data and its verifier; sums of two rules, budgets or shares of
+clients asked cannot be added up; noise is accounted for at one scale.
+"""
+
+_PLACE = ("resume", "name", "run-dir")
+"""Without effect on a run that goes on, which stays in its folder."""
+
+
+def settings_of(folder: RunFolder) -> dict[str, Scalar]:
+    """The settings a run was started, or last resumed, with, by kebab-case key.
+
+    Raises
+    ------
+    SettingsError
+        When the folder is not a run's.
+    """
+    try:
+        return dict(folder.config()["settings"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise SettingsError(
+            f"setting 'resume' = '{folder.path}': no run folder, its {CONFIG} cannot be read"
+        ) from error
+
+
+def check(settings: Settings) -> int:
+    """Check that the run in `resume` can go on with these settings; touches nothing.
+
+    Returns
+    -------
+    int
+        Rounds that its checkpoint has done.
+
+    Raises
+    ------
+    SettingsError
+        One line for each setting that may not change: name, value, the run's value.
+    CheckpointError
+        When the folder has no checkpoint that can be read.
+    """
+    # Strategies, and with them Flower, take a second to load that other commands are spared.
+    from fedhlm_app.server import checkpoint
+
+    folder = RunFolder(Path(settings.resume))
+    state, _, _ = checkpoint.load(folder.path)
+    done = int(state["round"])
+    before = settings.defaults() | settings_of(folder)
+    found = [
+        f"setting {key!r} = {value!r}: the run in '{folder.path}' has {before[key]!r}, and its "
+        "checkpoint stands for nothing else"
+        for key, value in settings.to_run_config().items()
+        if value != before[key] and key not in (*MAY_CHANGE, *_PLACE)
+    ]
+    if found:
+        found.append("what may change when a run goes on: " + ", ".join(MAY_CHANGE))
+    if settings.rounds < done:
+        found.append(
+            f"setting 'rounds' = {settings.rounds}: the run in '{folder.path}' has done {done}; "
+            f"allowed: at least {done}"
+        )
+    if found:
+        raise SettingsError("\n".join(found))
+    return done
+
+
+def finished(settings: Settings) -> dict[str, Any] | None:
+    """The summary of a resumed run that has no round left to do; None for one that has to go on.
+
+    Raises
+    ------
+    SettingsError, CheckpointError
+        As `check`.
+    """
+    done = check(settings)
+    summary = RunFolder(Path(settings.resume)).summary()
+    ended = summary is not None and summary["rounds"] == done == settings.rounds
+    return summary if ended else None

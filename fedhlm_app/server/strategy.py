@@ -1,0 +1,84 @@
+"""The strategy of a run, made from its settings."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+from fedhlm_app.learning.gradients import policy_bounds
+from fedhlm_app.learning.sums import calibrates, calibration_of, problem_of
+from fedhlm_app.settings import Settings
+from strategies.calibrated import CalibrationOptions
+from strategies.cluster_map import ClusterMap
+from strategies.factory import build_strategy
+from strategies.hierarchical import Hierarchical
+from strategies.options import StrategyOptions
+from strategies.privacy import CentralPrivacy
+from strategies.records import RoundRecord
+
+
+def build_of(
+    settings: Settings, clusters: ClusterMap, on_round: Callable[[RoundRecord], None]
+) -> Hierarchical:
+    """The strategy that the settings ask for, before its first round.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    clusters : ClusterMap
+        Which client is in which cluster.
+    on_round : callable
+        Called with each finished round.
+    """
+    options: StrategyOptions = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
+        "evaluate_every": max(1, settings.evaluate_every),
+        "min_clients": settings.min_clients,
+        "node_wait_s": settings.round_timeout,
+        "seed": settings.seed,
+        "bounds": policy_bounds(settings),
+        # An evaluation may route more tokens than a round, and reports them as its weight.
+        "max_weight": float(
+            max(
+                settings.tokens_per_round,
+                settings.evaluate_prompts * settings.tokens_per_prompt,
+            )
+        ),
+        "on_round": on_round,
+        "require_echo": True,
+        # Thresholds of single clients are part of the report.
+        "keep_values": True,
+        "privacy": _central_privacy(settings),
+        "proximal_mu": settings.proximal_mu,
+        "server_learning_rate": settings.server_learning_rate,
+    }
+    if calibrates(settings):
+        options["calibration"] = CalibrationOptions(
+            calibration_of(settings),
+            tier=settings.personalisation,
+            pseudo=settings.shrinkage,
+            check=partial(problem_of, settings),
+            clients=settings.clients,
+            training_rounds=settings.router_rounds if settings.policy == "router" else 0,
+        )
+    else:
+        options["personalisation"] = settings.personalisation
+        options["shrink_weight"] = settings.shrinkage
+    return build_strategy(
+        settings.strategy, settings.edge_rule, settings.cloud_rule, clusters, **options
+    )
+
+
+def _central_privacy(settings: Settings) -> CentralPrivacy | None:
+    if settings.privacy != "central":
+        return None
+    # Whoever knows the seed of the noise can take it away: it is drawn, and kept nowhere.
+    return CentralPrivacy(
+        settings.privacy_clip,
+        settings.privacy_noise,
+        settings.privacy_delta,
+        seed=secrets.randbits(63),
+    )

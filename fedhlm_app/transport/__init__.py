@@ -1,0 +1,1 @@
+"""Ways from a device to a service, and the names they are found by."""

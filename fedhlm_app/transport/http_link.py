@@ -1,0 +1,219 @@
+"""A served LLM at a network address: http or https, with a bearer token where it wants one."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
+from typing import Any
+
+from clients.resolvers.llm_link import LinkDown, LinkRefused
+from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
+from hlm.wire import Limits, WireError
+
+EXCHANGE, STATS = "/v1/exchange", "/v1/stats"
+
+_EXPIRED, _NOT_YET_VALID = 10, 9
+_WRONG_HOST = (62, 64)  # a name, an IP address
+_UNKNOWN_ISSUER = (2, 18, 19, 20, 21)
+"""Codes of ``X509_verify_cert`` (OpenSSL, x509_vfy.h)."""
+
+
+class HttpLink:
+    """A served LLM at an address (`fedhlm serve llm`): binary bodies over HTTP.
+
+    Connections are kept open, so that no token pays for a handshake, and may be used by several
+    threads. One that the server has closed meanwhile, be it idle for long or started again, is
+    replaced without notice: a request that is sent twice does no harm, since it says itself where
+    its tokens belong.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``, or a URL with scheme ``http`` or ``https`` and perhaps a path.
+    timeout : float
+        Seconds to wait for a connection, and for each part of an answer, > 0.
+    ca_file : str
+        PEM file of the authorities whose certificates are trusted; empty: the system's.
+    token : str
+        Bearer token, sent with every request; empty: none. It is in no message of an error.
+
+    Raises
+    ------
+    ValueError
+        When the address is none.
+    OSError
+        When `ca_file` cannot be read or holds no certificates.
+    """
+
+    def __init__(self, address: str, timeout: float, *, ca_file: str = "", token: str = "") -> None:
+        self.address = address
+        self.timeout = timeout
+        self._at = parse_address(address)
+        self._trusted = (
+            ssl.create_default_context(cafile=ca_file or None) if self._at.secure else None
+        )
+        self._token = token
+        self._idle: list[_Connection] = []
+        self._lock = threading.Lock()
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Send a request, return the reply.
+
+        Raises
+        ------
+        LinkRefused
+            When the server wants another token, or is not the one it should be.
+        LinkDown
+            When the server cannot be reached, is too slow or too busy, or fails.
+        WireError
+            When the server finds the request invalid or too large.
+        """
+        if not payload:
+            raise WireError("an empty request")
+        return self._ask("POST", EXCHANGE, payload)
+
+    def stats(self) -> dict[str, Any]:
+        """What the server says of itself: model, vocabulary, limits, counters.
+
+        Raises
+        ------
+        LinkRefused, LinkDown
+            As `exchange`; `LinkDown` also when what answers is no LLM server.
+        """
+        try:
+            found = json.loads(self._ask("GET", STATS, b""))
+        except (ValueError, WireError):
+            found = None
+        if not isinstance(found, dict):
+            raise LinkDown(f"what answers at {self.address} is no LLM server")
+        return found
+
+    def close(self) -> None:
+        """Close idle connections; the next request opens one."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _ask(self, method: str, path: str, payload: bytes) -> bytes:
+        status, body = self._reached(method, path, payload)
+        if status == HTTPStatus.OK:
+            return body
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            # What the server writes is not repeated: it might repeat the token.
+            what = (
+                f"refuses the bearer token (status {status})"
+                if self._token
+                else f"wants a bearer token (status {status}): give it in a file "
+                f"(llm-token-file) or in the environment ({TOKEN_VARIABLE})"
+            )
+            raise LinkRefused(f"the LLM server {self.address} {what}", cause="token")
+        text = body.decode("utf-8", errors="replace").strip()[:200]
+        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            raise WireError(f"the LLM server {self.address} refused a request: {text}")
+        raise LinkDown(f"the LLM server {self.address} answered {status}: {text}")
+
+    def _reached(self, method: str, path: str, payload: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to one request."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None:
+                answer = self._send(connection := self._open(), method, path, payload)
+            else:
+                try:
+                    answer = self._send(connection, method, path, payload)
+                except TimeoutError:
+                    raise  # a slow server would only be slower with the same request again
+                except (OSError, HTTPException):
+                    connection.close()
+                    answer = self._send(connection := self._open(), method, path, payload)
+        except (OSError, HTTPException) as error:
+            if connection is not None:
+                connection.close()
+            # Idle connections to a server that is gone would each have to fail once.
+            self.close()
+            raise self._named(error) from error
+        with self._lock:
+            self._idle.append(connection)
+        return answer
+
+    def _named(self, error: OSError | HTTPException) -> LinkDown:
+        """What went wrong with a connection; a wrong setting is told from a server that is gone."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            why = certificate_problem(error, self._at.host)
+        elif isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            why = "it does not speak TLS, as llm-address = https://... says"
+        else:
+            reason = str(error) or type(error).__name__
+            if isinstance(error, RemoteDisconnected) and not self._at.secure:
+                reason += " (if it speaks TLS, llm-address must begin with https://)"
+            return LinkDown(f"no answer from the LLM server {self.address}: {reason}")
+        return LinkRefused(f"no trust in the LLM server {self.address}: {why}", cause="certificate")
+
+    def _open(self) -> _Connection:
+        if self._trusted is None:
+            return _Connection(self._at.host, self._at.port, timeout=self.timeout)
+        return _SecureConnection(
+            self._at.host, self._at.port, timeout=self.timeout, context=self._trusted
+        )
+
+    def _send(
+        self, connection: _Connection, method: str, path: str, payload: bytes
+    ) -> tuple[int, bytes]:
+        # Header lines are bytes too: only those that HTTP asks for.
+        connection.putrequest(method, self._at.path + path, skip_accept_encoding=True)
+        if self._token:
+            connection.putheader("authorization", f"Bearer {self._token}")
+        connection.putheader("content-length", str(len(payload)))
+        connection.body_follows = bool(payload)
+        connection.endheaders(payload)
+        response = connection.getresponse()
+        most = Limits().max_bytes
+        announced = response.length
+        if announced is None and not response.chunked:
+            # Its end would be where the connection ends, cut or not.
+            raise HTTPException("an answer of unknown length")
+        # Of an announced length only a read without a bound tells that it was cut short.
+        body = response.read(most + 1) if announced is None else b""
+        if max(announced or 0, len(body)) > most:
+            raise HTTPException(f"an answer of more than {most} bytes")
+        return response.status, body if announced is None else response.read()
+
+
+class _Connection(HTTPConnection):
+    """Sends a request's head together with its body: one small packet rather than two."""
+
+    body_follows = True
+    _head: bytes | None = None
+
+    def send(self, data: Any) -> None:
+        if self.body_follows and self._head is None:
+            self._head = data
+            return
+        whole, self._head = (self._head or b"") + data, None
+        super().send(whole)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+def certificate_problem(error: ssl.SSLCertVerificationError, host: str) -> str:
+    """What is wrong with a server's certificate, and what to do about it."""
+    code = error.verify_code
+    if code == _EXPIRED:
+        return "its certificate has expired"
+    if code == _NOT_YET_VALID:
+        return "its certificate is not valid yet; is this machine's clock right?"
+    if code in _WRONG_HOST:
+        return f"its certificate is for another host than {host}"
+    if code in _UNKNOWN_ISSUER:
+        return (
+            "its certificate is of an authority that is not trusted here; "
+            "name the authority's PEM file in llm-ca-file"
+        )
+    return f"its certificate is not accepted ({error.verify_message})"

@@ -1,0 +1,75 @@
+"""Ways to reach a service of this run: in this process, or a named Ray actor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clients.resolvers.llm_link import LinkDown
+from fedhlm_app.transport.actor_names import NAMESPACE
+from hlm.wire import WireError
+
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
+
+
+class DirectLink:
+    """The service in this very process.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Answers.
+    """
+
+    def __init__(self, service: LanguageModelService) -> None:
+        self.service = service
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Send a request, return the reply."""
+        return self.service.handle(payload)
+
+
+class RayLink:
+    """A named Ray actor, looked up when it is first needed.
+
+    Parameters
+    ----------
+    name : str
+        Name in the namespace `NAMESPACE`.
+    timeout : float
+        Seconds to wait for an answer, > 0.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        self._actor: Any = None
+
+    def exchange(self, payload: bytes) -> bytes:
+        """Send a request, return the reply.
+
+        Raises
+        ------
+        LinkDown
+            When the actor is not there, has died, or does not answer in time.
+        WireError
+            When the actor finds the request invalid.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        try:
+            if self._actor is None:
+                self._actor = ray.get_actor(self.name, namespace=NAMESPACE)
+            answer: bytes = ray.get(self._actor.exchange.remote(payload), timeout=self.timeout)
+        except (RayActorError, GetTimeoutError, ValueError) as error:
+            if isinstance(error, WireError):
+                raise
+            # A killed actor comes back under the same name, perhaps with another identity.
+            self._actor = None
+            raise LinkDown(f"the LLM actor {self.name!r} does not answer: {error}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, WireError):
+                raise error.cause from error
+            raise LinkDown(f"the LLM actor {self.name!r} failed: {error.cause}") from error
+        return answer

@@ -1,0 +1,154 @@
+"""The way to a served LLM, from the settings and, for what must stay secret, from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from clients.resolvers.llm_link import LinkDown, LinkRefused
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
+from fedhlm_app.transport.http_link import HttpLink
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,4096}=*")
+"""What RFC 6750 calls b64token, and long enough not to be guessed."""
+
+logger = getLogger(__name__)
+
+CHECK_SECONDS = 10.0
+"""Longest wait for the server before a run."""
+
+
+def read_token(file: str, named: str, environ: Mapping[str, str] | None = None) -> str:
+    """The bearer token of the LLM server, for a device or for the server itself.
+
+    Parameters
+    ----------
+    file : str
+        Path of a file that holds the token and nothing else; empty: look into the environment.
+    named : str
+        What the user calls this file, for errors: a setting or an option.
+    environ : mapping
+        Environment, in which FEDHLM_LLM_TOKEN may hold the token; `os.environ` when None.
+
+    Returns
+    -------
+    str
+        Empty where there is none.
+
+    Raises
+    ------
+    SettingsError
+        When the file cannot be read, or does not hold a token; the token is not repeated.
+    """
+    if file:
+        where = f"{named} = {file!r}"
+        try:
+            found = Path(file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no text"
+            raise SettingsError(f"{where}: cannot be read: {reason}") from None
+    else:
+        where = f"environment variable {TOKEN_VARIABLE}"
+        found = (os.environ if environ is None else environ).get(TOKEN_VARIABLE, "").strip()
+        if not found:
+            return ""
+    if not _TOKEN.fullmatch(found):
+        raise SettingsError(
+            f"{where}: holds no bearer token; allowed are 16 to 4096 letters, digits and -._~+/ "
+            "(`openssl rand -hex 32` makes one)"
+        )
+    return found
+
+
+def llm_link(settings: Settings, timeout: float | None = None) -> HttpLink:
+    """The link of a device to the LLM at `llm-address`.
+
+    Parameters
+    ----------
+    settings : Settings
+        With an address.
+    timeout : float
+        Seconds to wait for an answer; `llm-timeout` when None.
+
+    Raises
+    ------
+    SettingsError
+        When the CA file or the token cannot be used, or a token would travel in the clear.
+    """
+    address = parse_address(settings.llm_address)
+    token = read_token(settings.llm_token_file, "setting 'llm-token-file'")
+    if token and not (address.secure or address.loopback):
+        raise SettingsError(
+            f"setting 'llm-address' = {settings.llm_address!r}: the bearer token would travel "
+            "unencrypted; use an https:// address, or leave the token out (llm-token-file, "
+            f"{TOKEN_VARIABLE})"
+        )
+    try:
+        return HttpLink(
+            settings.llm_address,
+            settings.llm_timeout if timeout is None else timeout,
+            ca_file=settings.llm_ca_file,
+            token=token,
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"setting 'llm-ca-file' = {settings.llm_ca_file!r}: no file of certificates in PEM "
+            f"({error.strerror or error})"
+        ) from None
+
+
+def require_access(settings: Settings) -> HttpLink:
+    """The link of a device that goes on without the LLM, but not with a setting that is wrong.
+
+    Raises
+    ------
+    SettingsError
+        When the server is there, and its certificate or the device's token is not accepted.
+    """
+    with closing(llm_link(settings, _patience(settings))) as link:
+        try:
+            link.stats()
+        except LinkRefused as error:
+            raise SettingsError(f"setting 'llm-address': {error}") from None
+        except LinkDown as error:
+            logger.warning("%s; it will be tried again", error)
+    return llm_link(settings)
+
+
+def check_llm(settings: Settings) -> dict[str, Any]:
+    """Ask the LLM at `llm-address` what it is, before anything is started.
+
+    Returns
+    -------
+    dict
+        What ``/v1/stats`` says: model, vocabulary, limits, counters.
+
+    Raises
+    ------
+    SettingsError
+        One line that says why it serves no run: not reached, no trust in its certificate, or the
+        token refused.
+    """
+    with closing(llm_link(settings, _patience(settings))) as link:
+        try:
+            found = link.stats()
+        except LinkDown as error:
+            raise SettingsError(f"setting 'llm-address': {error}") from None
+    limit = found.get("answer_seconds")
+    if isinstance(limit, int | float) and limit >= settings.llm_timeout:
+        raise SettingsError(
+            f"setting 'llm-timeout' = {settings.llm_timeout:g}: the LLM server at "
+            f"{settings.llm_address} may take {limit:g} s to answer; allowed is more than that, or "
+            "give the server the same llm-timeout"
+        )
+    return found
+
+
+def _patience(settings: Settings) -> float:
+    return min(CHECK_SECONDS, settings.llm_timeout)

@@ -1,0 +1,1 @@
+"""Reading texts with a model in several ways, and whether they agree."""

@@ -1,0 +1,1 @@
+"""Uploading part of a distribution (CU-HLM): top-k, the k* rule, integer weights."""

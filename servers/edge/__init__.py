@@ -1,0 +1,1 @@
+"""The edge server: what peers had verified, and what it is worth."""

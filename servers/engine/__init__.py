@@ -1,0 +1,1 @@
+"""The large model: sessions, batching, packed weights."""

@@ -1,0 +1,185 @@
+"""The built-in pair, foreign pairs, and what is refused before weights are read."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from fedhlm_app.data import items_from_rows, load_items, prompts
+from fedhlm_app.models.load import (
+    PairError,
+    check_context,
+    check_same_tokenizer,
+    label_tokens,
+    load_llm,
+    load_pair,
+    load_slm,
+    load_tokenizer,
+    topic_tokens,
+)
+from fedhlm_app.pair.figures import evaluate_pair
+from fedhlm_app.pair.recipe import ModelShape
+from fedhlm_app.pair.tokenizer import train_tokenizer
+from fedhlm_app.pair.training import new_model
+
+TEXTS = ["the cat sat on the mat", "a dog ran in the park", "world sports business scitech"] * 5
+
+
+def save_foreign(folder, vocabulary=300, texts=TEXTS):
+    """A model whose tokenizer knows no topic and no label tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["</s>"], initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    model = new_model(ModelShape(8, 1, 2, 8), len(tokenizer), 32, seed=1, specials=(0, 0, 0))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_builtin_pair_is_two_llamas_with_one_tokenizer():
+    pair = load_pair()
+    assert type(pair.slm).__name__ == type(pair.llm).__name__ == "LlamaForCausalLM"
+    assert pair.slm.num_parameters() == 901_760
+    assert pair.llm.num_parameters() == 7_155_360
+    assert len(pair.tokenizer) == 4096
+    assert pair.labels == {"world": 4, "sports": 5, "business": 6, "scitech": 7}
+    assert pair.topic_token == 3
+    assert not pair.slm.training
+    assert not pair.llm.training
+
+
+def test_models_are_kept_per_process_and_roles_differ():
+    assert load_slm() is load_slm("builtin", torch.float32, "cpu")
+    assert load_llm() is load_pair().llm
+    assert load_slm() is not load_llm()
+
+
+def test_the_builtin_pair_knows_the_topic_of_plain_news():
+    pair = load_pair()
+    texts = [
+        "Striker scores twice as champions win cup final. The coach praised his players.",
+        "Software maker unveils new chip for computers and a faster internet search.",
+    ]
+    made = prompts(
+        items_from_rows("two", texts, [1, 3], list(pair.labels)),
+        pair.tokenizer,
+        [0, 1],
+        "classify",
+    )
+    for prompt in made:
+        for model in (pair.slm, pair.llm):
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(prompt.tokens)[None]).logits[0, -1]
+            assert int(logits.argmax()) == prompt.answer
+
+
+def test_tokenizers_that_differ_are_refused_with_both_names(tmp_path):
+    foreign = save_foreign(tmp_path / "foreign")
+    with pytest.raises(PairError, match=r"slm 'builtin' \(4096 tokens\) and llm '.*foreign' \(300"):
+        check_same_tokenizer("builtin", foreign)
+    with pytest.raises(PairError, match="different tokenizers"):
+        load_pair("builtin", foreign)
+    check_same_tokenizer("builtin", "builtin")
+
+
+def test_equal_vocabularies_in_two_folders_are_a_pair(tmp_path):
+    pair = load_pair(save_foreign(tmp_path / "one"), save_foreign(tmp_path / "two"))
+    assert pair.slm is not pair.llm
+
+
+def test_a_foreign_pair_answers_with_words(tmp_path):
+    pair = load_pair(*[save_foreign(tmp_path / "model")] * 2)
+    assert pair.topic_token is None
+    assert pair.tokenizer.decode(topic_tokens(pair.tokenizer)) == " Topic:"
+    first = {name: pair.tokenizer.encode(f" {name}")[0] for name in pair.labels}
+    assert pair.labels == first
+    items = items_from_rows("one", ["the cat"], [2], list(pair.labels))
+    (prompt,) = prompts(items, pair.tokenizer, [0], "classify")
+    assert pair.tokenizer.decode(prompt.tokens) == "the cat Topic:"
+    assert prompt.answer == pair.labels["business"]
+
+
+def test_labels_with_one_first_token_are_refused():
+    with pytest.raises(PairError, match="'weather' and 'weathers'"):
+        label_tokens(load_tokenizer(), ["weather", "weathers"])
+
+
+def test_context_is_checked_from_the_config_alone():
+    check_context("builtin", 128, "slm")
+    with pytest.raises(PairError, match="llm 'builtin' has 128 positions, but a context of 129"):
+        check_context("builtin", 129)
+
+
+def test_a_name_that_is_nowhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PairError, match="cannot load the model"):
+        load_slm(str(tmp_path / "nothing"))
+    with pytest.raises(PairError, match="cannot load the tokenizer"):
+        load_tokenizer(str(tmp_path / "nothing"))
+
+
+def test_figures_of_a_model_beside_itself(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, ["a", "b"], 300, tmp_path)
+    model = new_model(ModelShape(8, 1, 2, 8), len(tokenizer), 64, seed=1, specials=(0, 1, 2))
+    model.train(False)
+    items = items_from_rows("few", TEXTS[:7], [0, 1, 0, 1, 0, 1, 1], ["a", "b"])
+    figures = evaluate_pair(model, model, tokenizer, items)
+    assert figures.same_top1 == figures.same_label == 1.0
+    assert figures.total_variation == 0.0
+    assert figures.articles == 7
+    # Brute force: one sequence at a time, unpadded, the library's own loss.
+    losses, tokens = 0.0, 0
+    for text, label in zip(items.texts(), items.labels(), strict=True):
+        ids = [1, *tokenizer.encode(text), 3, 4 + int(label), 2]
+        with torch.inference_mode():
+            loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+        losses += float(loss) * (len(ids) - 1)
+        tokens += len(ids) - 1
+    assert figures.tokens == tokens
+    assert figures.slm.perplexity == pytest.approx(
+        float(torch.tensor(losses / tokens).exp()), rel=1e-4
+    )
+
+
+def test_every_public_name_is_there_and_the_package_alone_is_cheap():
+    import subprocess
+    import sys
+
+    import fedhlm_app.pair
+
+    assert all(getattr(fedhlm_app.pair, name) is not None for name in fedhlm_app.pair.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'load_pear'"):
+        fedhlm_app.pair.load_pear
+    code = "import sys, fedhlm_app.pair.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_builtin_pair_is_as_good_as_its_card_says():
+    beside = Path(__file__).resolve().parents[3].parent / "shared"
+    data = Path(os.environ.get("FEDHLM_SHARED", beside)) / "data" / "ag_news"
+    if not (data / "validation.csv.gz").exists():
+        pytest.skip(f"AG News is not at {data}; set FEDHLM_SHARED to a folder with data/ag_news")
+    pair = load_pair()
+    items = load_items(str(data), "validation")
+    # Every tenth article; `fedhlm pair evaluate` takes them all, and minutes. The articles and the
+    # weights are always the same, so that the margins only make up for the sample being one: five
+    # standard errors of a share of 380, and of a perplexity whose articles differ by a third.
+    sample = items.subset(np.arange(0, len(items), 10))
+    figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, sample)
+    assert figures.slm.perplexity <= 38.5 * 1.09
+    assert figures.llm.perplexity <= 19.9 * 1.09
+    assert figures.slm.label_accuracy >= 0.891 - 0.08
+    assert figures.llm.label_accuracy >= 0.912 - 0.07
+    assert figures.same_top1 >= 0.541 - 0.02

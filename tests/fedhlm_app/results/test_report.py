@@ -1,0 +1,182 @@
+"""The report: its numbers, its charts, and that it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+from fedhlm_app.results.report import charts, render, write_report
+from fedhlm_app.results.report.charts import line_chart, share_bar, stacked_bars
+from fedhlm_app.results.report.scale import Scale, short, ticks
+from fedhlm_app.results.report.templates import fill
+from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.settings import Settings
+from tests.fedhlm_app.launch_apps import summary
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class _Balance(HTMLParser):
+    """Collects the text of a page and fails on a tag that is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    settings = Settings.from_sources({"run-dir": str(tmp_path), "rounds": 3, "seed": 11}, {})
+    made = RunFolder.create(settings, {})
+    for number in (1, 2, 3):
+        made.append_metrics(
+            {
+                "round": number,
+                "resolution": {"local": 60 + number, "llm_accepted": 30, "llm_resampled": 10},
+                "threshold": {"global": 0.5 + number / 100, "clusters": {"0": 0.4, "10": 0.6}},
+                "bytes": {"uplink": 123 * number, "downlink": 50, "edge": 0},
+                "llm_agreement": 0.9,
+                "evaluation": {"accuracy": {"token": 0.25, "label": None}} if number == 3 else None,
+            }
+        )
+    made.write_summary(summary(settings) | {"llm_agreement": 0.8765})
+    return made
+
+
+def text_of(page: str) -> str:
+    parser = _Balance()
+    parser.feed(page)
+    assert parser.open == []
+    return " ".join(parser.words)
+
+
+def test_the_page_holds_the_numbers_of_the_run(folder: RunFolder) -> None:
+    page = write_report(folder).read_text("utf-8")
+    text = text_of(page)
+    for figure in ("87.65%", "20", "0.5000", "100.00%", "0.1000", "cluster 10", "0.51"):
+        assert figure in text, figure
+    assert "round 2, up: 246 B" in text
+    assert "round 3, kept on the device: 63 (61.2%)" in text
+    # A chart has a title per point: three rounds of three thresholds.
+    assert len(re.findall(r"<title>(?:global|cluster \d+), round", page)) == 9
+    assert "peers" not in re.findall(r"<li>.*?</li>", page)
+
+
+def test_the_page_loads_nothing(folder: RunFolder) -> None:
+    page = write_report(folder).read_text("utf-8")
+    assert not re.search(r"(?:src|href)\s*=|https?://|@import|url\(", page)
+
+
+def test_changed_settings_stand_out(folder: RunFolder) -> None:
+    page = write_report(folder).read_text("utf-8")
+    assert '<tr class="changed"><td>seed</td>' in page
+    assert "<tr><td>clients</td>" in page
+
+
+def test_a_run_that_failed_early_has_a_page_too(tmp_path: Path) -> None:
+    made = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path)}, {}), {})
+    text = text_of(write_report(made).read_text("utf-8"))
+    assert "This run has no summary" in text and "nothing to draw" in text
+
+
+def test_text_from_settings_cannot_become_markup() -> None:
+    settings = Settings.from_sources({"dataset": "<script>alert(1)</script>"}, {})
+    config = {"settings": settings.to_run_config(), "started": "<b>"}
+    page = render("<i>", config, [], None)
+    assert "<script>" not in page and "<b>" not in page and "<i>" not in page
+
+
+def test_templates_escape_what_is_put_in_and_want_all_of_it() -> None:
+    part = (0.0, 50.0, "</title><script>")
+    bar = fill("shares", parts=[part], names=["<b>&'\""])
+    assert "&lt;/title&gt;&lt;script&gt;" in bar and "&lt;b&gt;&amp;&#39;&#34;" in bar
+    with pytest.raises(UndefinedError, match="names"):
+        fill("shares", parts=[part])
+
+
+def test_only_templates_hold_markup() -> None:
+    folder = Path(charts.__file__).parent
+    by_hand = [path.name for path in folder.glob("*.py") if "</" in path.read_text("utf-8")]
+    assert by_hand == ["templates.py"]
+
+
+def test_charts_are_well_formed_and_inside_their_frame() -> None:
+    chart = line_chart({"a<b": [(1, 0.5), (2, 0.7)], "empty": []})
+    root = ElementTree.fromstring(f"<div>{chart}</div>")
+    line = root.find(".//polyline")
+    assert line is not None
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert all(0 <= x <= 640 and 0 <= y <= 260 for x, y in points)
+    # A higher value is higher up.
+    assert points[1][1] < points[0][1] and points[1][0] > points[0][0]
+    assert [item.text for item in root.iter("li")] == [None]
+
+
+def test_bars_stack_to_the_whole() -> None:
+    chart = stacked_bars({"a": {1: 1, 2: 3}, "b": {1: 3, 2: 1}, "none": {1: 0, 2: 0}}, shares=True)
+    root = ElementTree.fromstring(f"<div>{chart}</div>")
+    heights = [float(bar.attrib["height"]) for bar in root.iter("rect")]
+    assert len(heights) == 4
+    whole = heights[0] + heights[2]
+    assert heights[1] + heights[3] == pytest.approx(whole, abs=0.3)
+    assert heights[0] / whole == pytest.approx(0.25, abs=0.01)
+
+
+def test_one_round_can_be_drawn() -> None:
+    for chart in (line_chart({"a": [(1, 0.5)]}), stacked_bars({"a": {1: 2.0}})):
+        assert "nan" not in ElementTree.tostring(
+            ElementTree.fromstring(f"<p>{chart}</p>"), "unicode"
+        )
+
+
+def test_shares_of_a_bar_add_up() -> None:
+    root = ElementTree.fromstring(f"<p>{share_bar({'a': 1, 'b': 0, 'c': 3})}</p>")
+    widths = [float(bar.attrib["width"].rstrip("%")) for bar in root.iter("rect")]
+    assert widths == [25.0, 75.0]
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9), st.integers(2, 10))
+def test_ticks_cover_the_data_evenly(low: float, width: float, about: int) -> None:
+    marks = ticks(low, low + width, about)
+    step = marks[1] - marks[0]
+    slack = step * 1e-3
+    assert marks[0] <= low + slack and marks[-1] >= low + width - slack
+    assert 2 <= len(marks) <= 2 * about + 3
+    assert all(abs(b - a - step) <= slack for a, b in itertools.pairwise(marks))
+
+
+def test_ticks_need_an_order() -> None:
+    with pytest.raises(ValueError, match="finite and in order"):
+        ticks(2, 1)
+
+
+def test_scale_maps_ends_to_ends() -> None:
+    scale = Scale(0, 10, 100, 0)
+    assert (scale(0), scale(10), scale(5)) == (100, 0, 50)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.53, "0.53"), (1200, "1.2k"), (2e6, "2M")])
+def test_numbers_on_axes_are_short(value: float, text: str) -> None:
+    assert short(value) == text
