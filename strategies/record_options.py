@@ -9,6 +9,7 @@ from logging import INFO
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.supercore import log
 
+from strategies.records import IDENTITY, weighted_means
 from strategies.validation import Update
 
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
@@ -55,27 +56,7 @@ class RecordOptions:
 
 
 def weighted_metrics(updates: list[Update], weight_key: str) -> MetricRecord:
-    """Weighted mean of each metric over the replies that have it; lists entry by entry.
-
-    Equal weights where those of a metric sum to 0. ``client`` and ``round`` are left out.
-    """
-    totals: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for update in updates:
-        for name in update.metrics:
-            totals[name] = totals.get(name, 0.0) + update.weight
-            counts[name] = counts.get(name, 0) + 1
-    means: dict[str, int | float | list[int] | list[float]] = {}
-    for update in updates:
-        for name, value in update.metrics.items():
-            if name in (weight_key, "client", "round"):
-                continue
-            total = totals[name]
-            share = update.weight / total if total > 0 else 1 / counts[name]
-            before = means.get(name)
-            if isinstance(value, list):
-                old = before if isinstance(before, list) else [0.0] * len(value)
-                means[name] = [a + b * share for a, b in zip(old, value, strict=True)]
-            else:
-                means[name] = (before if isinstance(before, float) else 0.0) + value * share
-    return MetricRecord(means)
+    """Weighted mean of each metric but the weight; ``client`` and ``round`` are left out."""
+    names = dict.fromkeys(name for update in updates for name in update.metrics)
+    kept = [name for name in names if name not in (weight_key, *IDENTITY)]
+    return MetricRecord({k: mean.tolist() for k, mean in weighted_means(updates, kept).items()})

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strategies.aggregation import FloatArray
 from strategies.validation import Refusal, Update
 
 if TYPE_CHECKING:
     from strategies.phases import Round
 
 MetricValue = int | float | list[int] | list[float]
-_IDENTITY = frozenset({"client", "round"})  # adding these up would mean nothing
+IDENTITY = frozenset({"client", "round"})  # adding these up would mean nothing
 
 
 class RoundFailed(RuntimeError):
@@ -147,28 +148,35 @@ class RoundRecord:
 
 
 def add_up(updates: list[Update]) -> tuple[dict[str, MetricValue], dict[str, float]]:
-    """Sums of all metrics, and weighted means of the scalar ones.
+    """Sums of all metrics, and weighted means of the scalar ones; see `weighted_means`.
 
-    Integers stay integers. Keys ``client`` and ``round`` are left out. A metric that some replies
-    lack is averaged over those that have it.
+    Integers stay integers, lists are added element by element.
     """
     sums: dict[str, MetricValue] = {}
-    columns: dict[str, list[tuple[float, float]]] = {}
     for update in updates:
         for name, value in update.metrics.items():
-            if name in _IDENTITY:
+            if name in IDENTITY:
                 continue
             before = sums.get(name)
             if isinstance(value, list):
                 items = before if isinstance(before, list) else [0] * len(value)
                 sums[name] = [old + new for old, new in zip(items, value, strict=True)]
             else:
-                start = before if isinstance(before, int | float) else 0
-                sums[name] = start + value
-                columns.setdefault(name, []).append((float(value), update.weight))
+                sums[name] = (before if isinstance(before, int | float) else 0) + value
+    scalars = [name for name, value in sums.items() if not isinstance(value, list)]
+    return sums, {name: float(mean) for name, mean in weighted_means(updates, scalars).items()}
+
+
+def weighted_means(updates: list[Update], names: Iterable[str]) -> dict[str, FloatArray]:
+    """Weighted mean of each named metric over the replies that have it, lists entry by entry.
+
+    Equal weights where those of a metric sum to 0.
+    """
     means = {}
-    for name, pairs in columns.items():
-        values, shares = np.array(pairs, dtype=np.float64).T
+    for name in names:
+        having = [update for update in updates if name in update.metrics]
+        values = np.array([update.metrics[name] for update in having], dtype=np.float64)
+        shares = np.array([update.weight for update in having], dtype=np.float64)
         total = shares.sum()
-        means[name] = float(values @ shares / total) if total > 0 else float(values.mean())
-    return sums, means
+        means[name] = np.asarray(shares @ values / total if total > 0 else values.mean(axis=0))
+    return means
