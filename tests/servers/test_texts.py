@@ -224,8 +224,10 @@ def test_replicas_behind_a_plain_proxy_cost_prefixes_alone():
         round_robin([first, second]) as port,
     ):
         link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        # Both replicas hold texts of an earlier run, longer ones of the same numbers.
+        device(link).generate(OTHER, 2 * STEPS)
         texts, records, traffic = device(link).generate(PROMPTS, STEPS)
-        # One message a text, so that most servers have missed the one before.
+        # One text a message: each begins at one replica and goes on at the other.
         single = device(link)
         one_by_one = [
             new_part(single.generate([prompt], STEPS, np.array([row]))[0], 0)
