@@ -252,7 +252,7 @@ def test_options_out_of_range(options, message):
         calibrated(**options)
 
 
-# ---- Training first; such rounds are run in tests/fedhlm_app/test_router.py ----
+# ---- Training first; such rounds are run in tests/fedhlm_app/learning/test_router.py ----
 
 
 def options(**changes):
