@@ -195,7 +195,10 @@ class Job:
         for (reading, feed), result in zip(self._planned, found, strict=True):
             if result is None:
                 self._lost(reading)
-            elif len(feed.wanted):
+                continue
+            if not feed.start:
+                self._service.texts.begin(feed.session)
+            if len(feed.wanted):
                 ends = np.searchsorted(reading.places.at, [feed.wanted[0], feed.wanted[-1] + 1])
                 here = reading.places.select(slice(*ends))
                 index = torch.from_numpy(np.searchsorted(feed.wanted, here.at)).to(result.device)
@@ -221,7 +224,7 @@ class Job:
         for items in self._waiting:
             first = items[0]
             if not first.row.start:
-                session = texts.begin(first.text, self.request.identity)
+                session = (*first.text, self.request.identity)
             elif owner is not None:
                 session = (*first.text, owner)
             else:

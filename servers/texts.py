@@ -32,14 +32,17 @@ class HeldTexts:
         self._texts: dict[TextName, dict[bytes, PrefixDigest]] = {}
         self._count = 0
 
-    def begin(self, name: TextName, identity: bytes) -> SessionKey:
-        """A text that starts anew; what the device had under its name is forgotten when fed."""
+    def begin(self, session: SessionKey) -> None:
+        """Know a text by its name from now on, once the engine has read its first tokens.
+
+        Not before: names of texts that the engine does not hold are dropped now and then.
+        """
+        name, identity = session[:2], session[2]
         if self._count > 2 * self.engine.max_sessions:
             self._drop_evicted()
         known = self._texts.setdefault(name, {})
         self._count += identity not in known
         known[identity] = PrefixDigest(identity)
-        return (*name, identity)
 
     def owner(self, request: Request) -> bytes | None:
         """The identity under which all tokens that a request builds on are held, if there is one.

@@ -182,6 +182,17 @@ def test_names_of_dropped_texts_are_forgotten():
     assert sum(map(len, service.texts._texts.values())) == service.texts._count
 
 
+def test_texts_that_begin_together_are_all_known_while_names_are_dropped():
+    service = make_service(sessions=6)
+    text = [5, 9]
+    for first in range(0, 90, 3):
+        numbers = range(first, first + 3)
+        ask(service, *(Row(number, 0, np.array(text), 7) for number in numbers))
+        rows = (Row(number, 2, NOTHING, 7) for number in numbers)
+        replies = ask(service, *rows, on=dict.fromkeys(numbers, text))
+        assert [reply.status for reply in replies] == [Status.OK] * 3
+
+
 @contextmanager
 def round_robin(ports):
     """A proxy that hands each request to the next server, whoever asks."""
