@@ -196,8 +196,8 @@ class Job:
             if result is None:
                 self._lost(reading)
                 continue
-            if not feed.start:
-                self._service.texts.begin(feed.session)
+            if not feed.start and reading.session is not None:
+                self._service.texts.begin(reading.session)
             if len(feed.wanted):
                 ends = np.searchsorted(reading.places.at, [feed.wanted[0], feed.wanted[-1] + 1])
                 here = reading.places.select(slice(*ends))
