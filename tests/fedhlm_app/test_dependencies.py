@@ -35,6 +35,8 @@ BASE = _requirements(PROJECT["dependencies"])
 EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
+# Type checkers bring it; nothing imports it at run time.
+TYPES_ALONE = {"_typeshed"}
 # What Transformers' `Trainer` imports where it is there.
 BY_OTHERS = {"accelerate"}
 
@@ -51,7 +53,7 @@ def _imported(folder: str) -> dict[str, str]:
                 names = [node.module]
             for name in [*names, *(BROUGHT[name] for name in names if name in BROUGHT)]:
                 module = name.partition(".")[0]
-                if module not in OWN and module not in sys.stdlib_module_names:
+                if module not in OWN and module not in sys.stdlib_module_names | TYPES_ALONE:
                     found.setdefault(module, path.relative_to(ROOT).as_posix())
     return found
 

@@ -131,7 +131,8 @@ def test_p_value_is_super_uniform_for_bernoulli_losses(alpha: float, n: int, lev
 
 @settings(max_examples=40, deadline=None)
 @given(
-    risks=st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    # SciPy's own binomial overflows at risks like 1e-308.
+    risks=st.lists(st.floats(0, 1).map(lambda risk: round(risk, 9)), min_size=2, max_size=6),
     each=st.integers(1, 12),
     level=st.sampled_from([0.05, 0.3]),
 )

@@ -171,7 +171,7 @@ def test_runs_end_with_a_sweep_that_is_killed(tmp_path):
     script = f"""
 import os, pathlib, signal, sys, threading, time
 from fedhlm_app.sweep import runner as sweep
-from fedhlm_app.sweep.runner import cells as sweep_cells
+from fedhlm_app.sweep import cells as sweep_cells
 folder = pathlib.Path({str(tmp_path)!r})
 run = "import os, pathlib, sys, time; p = pathlib.Path(sys.argv[1]); " \
     "p.write_text(str(os.getpid())); time.sleep(60)"
