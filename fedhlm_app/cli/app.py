@@ -108,7 +108,8 @@ def run(
 
     Exit status: 0 when the run completed, 1 when it failed (its LLM never answering, or more
     tokens left unresolved than `max-unresolved`, among the causes), 2 when a setting is wrong
-    (nothing is started then), 130 when it was interrupted.
+    (nothing is started then; the trace is in ~/.cache/fedhlm/last-error.log), 130 when it was
+    interrupted.
     """
     from fedhlm_app.cli.run import run_job
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from fedhlm_app.cli.error_log import keep_trace
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides, say
 from fedhlm_app.settings import Settings
 
@@ -135,6 +136,7 @@ def run_comparison(
         results, words = _compare(errors, settings, methods, options)
     except (ValueError, OSError) as error:
         say(errors, str(error))
+        keep_trace(error)
         return BAD_SETTINGS
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from fedhlm_app.cli.error_log import keep_trace
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
@@ -86,6 +87,7 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     except (ValueError, OSError) as error:
         # OSError: a hub name that is not in the cache and cannot be fetched.
         say(errors, str(error))
+        keep_trace(error)
         return BAD_SETTINGS
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedhlm_app.cli.error_log import keep_trace
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, collect, say
 from fedhlm_app.settings import Settings, SettingsError
@@ -113,6 +114,7 @@ def llm(
         access = read_access(tls_cert, tls_key, token_file)
     except ValueError as error:
         say(errors, str(error))
+        keep_trace(error)
         raise typer.Exit(BAD_SETTINGS) from None
     try:
         serve(settings, host, port, queue, threads, access)
@@ -245,11 +247,13 @@ def device(
         preflight.check_devices(settings)
     except ValueError as error:
         say(errors, str(error))
+        keep_trace(error)
         raise typer.Exit(BAD_SETTINGS) from None
     try:
         serve_device(settings, host, port, client, store, queue, threads)
     except SettingsError as error:
         say(errors, str(error))
+        keep_trace(error)
         raise typer.Exit(BAD_SETTINGS) from None
     except (OSError, ValueError) as error:
         say(errors, str(error))

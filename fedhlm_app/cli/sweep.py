@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedhlm_app.cli.error_log import keep_trace
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
@@ -78,6 +79,7 @@ def sweep(
         directory = Path(Settings.from_sources(base).run_dir) / _folder_name(name)
     except (ValueError, OSError) as error:
         say(errors, str(error))
+        keep_trace(error)
         raise typer.Exit(BAD_SETTINGS) from None
 
     def report(outcome: Outcome, ended: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            logging.getLogger(__name__).debug("fedhlm pair", exc_info=error)
+            from fedhlm_app.cli.error_log import keep_trace
+
+            keep_trace(error)
             typer.secho(f"fedhlm: {' '.join(str(error).split())}", fg="red", err=True)
             raise typer.Exit(_BAD_SETTINGS) from None
 

@@ -86,14 +86,17 @@ class FullForward:
         ``logits`` [rows, n, vocab].
     hidden : bool
         Also return last hidden states.
-    max_tokens : int
-        Most tokens, padding included, in one pass of several texts.
+    max_tokens, max_logits : int
+        Most tokens, padding included, and most logits in one pass of several texts. One text alone
+        is always read in one pass.
     """
 
-    def __init__(self, model: Any, hidden: bool = False, max_tokens: int = 8192) -> None:
+    def __init__(
+        self, model: Any, hidden: bool = False, max_tokens: int = 8192, max_logits: int = 2**26
+    ) -> None:
         self.model = model
         self.hidden = hidden
-        self.max_tokens = max_tokens
+        self.max_tokens = min(max_tokens, max_logits // model.config.get_text_config().vocab_size)
         self._options = forward_options(model, hidden) | _if_known(model, use_cache=False)
         self._can_keep = "logits_to_keep" in forward_parameters(model)
 

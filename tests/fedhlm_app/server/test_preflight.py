@@ -162,8 +162,13 @@ def command(monkeypatch, tmp_path):
         ("run-dir=empty.csv/runs", "empty.csv' is not a folder"),
     ],
 )
-def test_a_run_that_cannot_work_ends_in_one_line_before_anything_starts(command, setting, says):
+def test_a_run_that_cannot_work_ends_in_one_line_before_anything_starts(
+    command, setting, says, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     answer = command("run", "--set", setting)
+    trace = (tmp_path / "cache" / "fedhlm" / "last-error.log").read_text("utf-8")
+    assert trace.startswith("Traceback")
     assert answer.exit_code == 2 and answer.stdout == ""
     assert says in answer.stderr
     (line,) = answer.stderr.splitlines()
@@ -200,9 +205,13 @@ def test_devices_are_those_of_the_machine_that_computes(command):
         (["serve", "device", "--llm-address", "a:1", "-s", "device=mps"], "setting 'device'"),
     ],
 )
-def test_other_commands_end_in_one_line_too(command, words, says):
+def test_other_commands_end_in_one_line_too(command, words, says, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     answer = command(*words)
     assert answer.exit_code == 2 and answer.stdout == ""
+    # The rest is kept for who wants to know.
+    trace = (tmp_path / "cache" / "fedhlm" / "last-error.log").read_text("utf-8")
+    assert trace.startswith("Traceback") and "Error: " in trace
     assert says in answer.stderr
     (line,) = answer.stderr.splitlines()
     assert line.startswith("fedhlm: ")
