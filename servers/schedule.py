@@ -64,10 +64,11 @@ class Schedule:
         jobs = self._next()
         rows = max(1, LOGIT_VALUES // self.service.engine.vocab)
         jobs = jobs[: min(rows, SLICE_TOKENS)]
-        needs = [job.need(max(rows, SLICE_TOKENS)) for job in jobs]
-        tokens_each = fair_shares([tokens for tokens, _ in needs], SLICE_TOKENS)
-        rows_each = fair_shares([places for _, places in needs], rows)
+        # Several schedules may share the engine: what is held is looked at under its lock as well.
         with self.service.lock, torch.inference_mode():
+            needs = [job.need(max(rows, SLICE_TOKENS)) for job in jobs]
+            tokens_each = fair_shares([tokens for tokens, _ in needs], SLICE_TOKENS)
+            rows_each = fair_shares([places for _, places in needs], rows)
             for job, tokens, most in zip(jobs, tokens_each, rows_each, strict=True):
                 try:
                     job.plan(tokens, most)
