@@ -197,8 +197,17 @@ def can_fuse(model: Any) -> bool:
         and sum(w.numel() * w.element_size() for w in weights) <= MOST_BYTES
         # Adapters and quantised layers compute something else, and hooks may.
         and all(type(part) in _parts(model) for part in model.modules())
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+        and not any(map(_has_foreign_hooks, model.modules()))
     )
+
+
+def _has_foreign_hooks(part: nn.Module) -> bool:
+    """Whether hooks but Transformers' own see a module; those only take down hidden states.
+
+    They stay from the first pass that was asked for hidden states.
+    """
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    return any(not str(hook.__module__).startswith("transformers.") for hook in hooks)
 
 
 def _parts(model: Any) -> set[type]:

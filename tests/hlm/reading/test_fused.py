@@ -98,3 +98,11 @@ def test_joined_layers_do_the_work_of_each():
         found = plain_linear(*joined([one, two, three]))(rows)
         torch.testing.assert_close(found, torch.cat([one(rows), two(rows), three(rows)], dim=1))
     assert joined([two])[1] is None
+
+
+def test_a_pass_that_was_asked_for_hidden_states_changes_nothing():
+    """Transformers leaves its hooks on the model from then on."""
+    model = random_model("llama", 5)
+    model(input_ids=torch.tensor([[1, 2, 3]]), output_hidden_states=True)
+    assert any(part._forward_hooks for part in model.modules())
+    assert can_fuse(model)
