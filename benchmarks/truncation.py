@@ -20,8 +20,8 @@ REPEATS = 50
 THETAS = (0.3, 0.1, 0.01, 0.001)
 
 
-def laws() -> dict[str, torch.Tensor]:
-    """Laws from sharp to flat, as a language model's softmax at different temperatures."""
+def distributions() -> dict[str, torch.Tensor]:
+    """Distributions from sharp to flat, as a language model's softmax at different temperatures."""
     normal = np.random.default_rng(0).normal(size=VOCAB)
     named = {}
     for name, scale in (("sharp", 4.0), ("usual", 3.0), ("warm", 2.0), ("flat", 0.5)):
@@ -32,19 +32,19 @@ def laws() -> dict[str, torch.Tensor]:
     return named
 
 
-def measure(law: torch.Tensor, theta: float) -> dict[str, float]:
+def measure(probs: torch.Tensor, theta: float) -> dict[str, float]:
     """Milliseconds a row for the rule alone and with the top-k that follows.
 
     Processor time of this one thread: other work on the machine does not count.
     """
-    chance = law.amax(dim=-1)
+    chance = probs.amax(dim=-1)
     rejection = torch.tensor([0.3], dtype=torch.float64)
     rule, both = [], []
     for _ in range(REPEATS):
         start = time.thread_time()
-        counts = k_star_online(law, chance, rejection, theta)
+        counts = k_star_online(probs, chance, rejection, theta)
         chosen = time.thread_time()
-        truncate(law, counts)
+        truncate(probs, counts)
         rule.append((chosen - start) * 1e3)
         both.append((time.thread_time() - start) * 1e3)
     return {
@@ -56,11 +56,11 @@ def measure(law: torch.Tensor, theta: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every law at every allowed ratio."""
+    """Measure every distribution at every allowed ratio."""
     torch.set_num_threads(1)
     rows = {
-        f"{name}, theta {theta}": measure(law, theta)
-        for name, law in laws().items()
+        f"{name}, theta {theta}": measure(probs, theta)
+        for name, probs in distributions().items()
         for theta in THETAS
     }
     slowest = max(row["rule_ms_median"] for row in rows.values())

@@ -9,8 +9,8 @@ time of one thread of this machine; links come from `hlm.channels`. AG News is l
 ``FEDHLM_SHARED`` or ``../shared``; without it the built-in corpus is used, and the report says so.
 
 A vocabulary of 32,000 is the same pair with tokens that never occur behind the 4,096: ids take 15
-bits, whole laws have 32,000 entries, and what the truncated upload leaves out is spread over all
-of them. The texts do not change.
+bits, whole distributions have 32,000 entries, and what the truncated upload leaves out is spread
+over all of them. The texts do not change.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Situation:
+class RoutingInput:
     """What a policy may look at, for one step of all rows.
 
     Attributes
@@ -47,11 +47,11 @@ class Policy(Protocol):
     needs_uniforms: bool
     parameters: FloatArray
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """What is compared with the threshold: float64 [rows] in [0, 1]."""
         ...
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the draft is kept, bool [rows]."""
         ...
 
@@ -81,13 +81,13 @@ class ThresholdPolicy:
         """The present threshold."""
         return float(self.parameters[0])
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty itself."""
-        return situation.uncertainty
+        return inputs.uncertainty
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the uncertainty is at most the threshold."""
-        return np.asarray(situation.uncertainty <= self.parameters[0])
+        return np.asarray(inputs.uncertainty <= self.parameters[0])
 
 
 class FixedPolicy:
@@ -107,13 +107,13 @@ class FixedPolicy:
         self._kept = kept
         self.parameters = np.zeros(0)
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty, for the record."""
-        return situation.uncertainty
+        return inputs.uncertainty
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """The same answer for every row."""
-        return np.full(situation.uncertainty.shape, self._kept)
+        return np.full(inputs.uncertainty.shape, self._kept)
 
 
 class RandomPolicy:
@@ -135,15 +135,15 @@ class RandomPolicy:
         self._share = share
         self.parameters = np.zeros(0)
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty, for the record."""
-        return situation.uncertainty
+        return inputs.uncertainty
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the row's own uniform draw is at least the share."""
-        if situation.uniforms is None:
+        if inputs.uniforms is None:
             raise ValueError("the random policy needs uniform numbers")
-        return np.asarray(situation.uniforms >= self._share)
+        return np.asarray(inputs.uniforms >= self._share)
 
 
 class RouterPolicy:
@@ -170,12 +170,12 @@ class RouterPolicy:
         self.parameters = np.asarray(parameters, np.float64)
         self._model = model
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """The learned score."""
-        if situation.features is None:
+        if inputs.features is None:
             raise ValueError("the router policy needs features of the step")
-        return self._model(self.parameters[1:], situation.features)
+        return self._model(self.parameters[1:], inputs.features)
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the score is at most the threshold."""
-        return np.asarray(self.score(situation) <= self.parameters[0])
+        return np.asarray(self.score(inputs) <= self.parameters[0])

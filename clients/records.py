@@ -168,8 +168,8 @@ class TokenRecords:
         """Loss of keeping the draft, in [0, 1]; NaN where unknown.
 
         1{draft is not the LLM's choice} where that choice is defined (`shared_draw`): in greedy
-        decoding, where both laws are point masses, and for coupled draws, where eq. 3 is not
-        valid (see `hlm.verification.coupled.kept_loss`, whose one-sample estimate this is).
+        decoding, where both distributions are point masses, and for coupled draws, where eq. 3 is
+        not valid (see `hlm.verification.coupled.kept_loss`, whose one-sample estimate this is).
         Otherwise eq. 3.
         """
         if not shared_draw:

@@ -1,8 +1,8 @@
-"""From logits to the law a token is really drawn from, and from a law to a token.
+"""From logits to the distribution a token is really drawn from, and from a distribution to a token.
 
-A *law* is a probability distribution over the vocabulary after temperature and top-p, float64
-[rows, vocab]. Everything that is proved about verification (hlm.verification) speaks of laws, never
-of raw softmax values.
+A *distribution* is a probability distribution over the vocabulary after temperature and top-p,
+float64 [rows, vocab]. Everything that is proved about verification (hlm.verification) speaks of
+distributions, never of raw softmax values.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 __all__ = [
     "Sampling",
-    "check_law",
+    "check_probs",
     "checked_top_token",
+    "distribution",
     "draw",
-    "law",
     "probability_of",
     "top_token",
 ]
 
-_LAW_SUM_TOLERANCE = 1e-6
+_SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sampling:
     Attributes
     ----------
     decoding : {"greedy", "sampled"}
-        Greedy takes the most likely token; its law is a point mass.
+        Greedy takes the most likely token; its distribution is a point mass.
     temperature : float
         Divides the logits before the softmax, > 0. Unused in greedy decoding.
     top_p : float
@@ -66,7 +66,7 @@ def top_token(scores: Tensor) -> Tensor:
     Parameters
     ----------
     scores : Tensor [rows, vocab]
-        Logits or a law.
+        Logits or a distribution.
 
     Returns
     -------
@@ -83,18 +83,18 @@ def _check_shape(logits: Tensor) -> None:
 
 
 def _check_highest(highest: Tensor) -> None:
-    # NaN counts as the highest, and a row of -inf has no law
+    # NaN counts as the highest, and a row of -inf has no distribution
     if not bool(torch.isfinite(highest).all()):
         raise ValueError("logits: each row needs a finite maximum and no NaN or +inf")
 
 
 def checked_top_token(logits: Tensor) -> Tensor:
-    """`top_token` of logits that have a law: what greedy decoding draws, without the law itself.
+    """`top_token` of checked logits: what greedy decoding draws, without the distribution.
 
     Parameters
     ----------
     logits : Tensor [rows, vocab]
-        As for `law`.
+        As for `distribution`.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def checked_top_token(logits: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        As `law`.
+        As `distribution`.
     """
     _check_shape(logits)
     tokens = top_token(logits)
@@ -117,7 +117,7 @@ def probability_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     Parameters
     ----------
     logits : Tensor [rows, vocab]
-        As for `law`.
+        As for `distribution`.
     tokens : Tensor of int64 [rows]
     temperature : float
         > 0.
@@ -130,7 +130,7 @@ def probability_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     Raises
     ------
     ValueError
-        As `law` and `Sampling`.
+        As `distribution` and `Sampling`.
     """
     Sampling("sampled", temperature)
     _check_shape(logits)
@@ -150,7 +150,7 @@ def _checked_logits(logits: Tensor) -> Tensor:
     return exact
 
 
-def law(logits: Tensor, sampling: Sampling) -> Tensor:
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution that `sampling` draws from.
 
     Parameters
@@ -188,7 +188,7 @@ def law(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(probabilities).scatter_(1, tokens, nucleus)
 
 
-def check_law(name: str, candidate: Tensor) -> Tensor:
+def check_probs(name: str, candidate: Tensor) -> Tensor:
     """Return `candidate` as float64 on the CPU, or refuse it.
 
     Decisions about tokens are made on the CPU, where float64 sums do not depend on the device.
@@ -198,7 +198,7 @@ def check_law(name: str, candidate: Tensor) -> Tensor:
     name : str
         What to call it in the error.
     candidate : Tensor [rows, vocab]
-        Non-negative, rows sum to 1 within 1e-6 (what float32 laws reach).
+        Non-negative, rows sum to 1 within 1e-6 (what float32 distributions reach).
 
     Returns
     -------
@@ -207,7 +207,7 @@ def check_law(name: str, candidate: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If it is not a law.
+        If it is not a distribution.
     """
     if candidate.ndim != 2 or candidate.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(candidate.shape)}: it must be [rows, vocab]")
@@ -218,17 +218,17 @@ def check_law(name: str, candidate: Tensor) -> Tensor:
     if not lowest >= 0:  # also catches NaN
         raise ValueError(f"{name} holds {lowest}: allowed are probabilities >= 0")
     furthest = float((exact.sum(dim=-1) - 1).abs().amax())
-    if not furthest <= _LAW_SUM_TOLERANCE:
+    if not furthest <= _SUM_TOLERANCE:
         raise ValueError(f"{name} has a row whose sum is {furthest:.3g} away from 1")
     return exact
 
 
-def draw(law: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw tokens by inverting the cumulative law.
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw tokens by inverting the cumulative distribution.
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
+    probs : Tensor [rows, vocab]
         Non-negative weights with a positive sum; they need not be normalised.
     uniforms : Tensor of float64 [rows] or [rows, draws]
         Numbers in [0, 1).
@@ -243,12 +243,12 @@ def draw(law: Tensor, uniforms: Tensor) -> Tensor:
     ValueError
         If shapes do not fit, or a row has no positive probability.
     """
-    if law.ndim != 2 or uniforms.ndim not in (1, 2) or law.shape[0] != uniforms.shape[0]:
+    if probs.ndim != 2 or uniforms.ndim not in (1, 2) or probs.shape[0] != uniforms.shape[0]:
         raise ValueError(
-            f"law has shape {tuple(law.shape)} and uniforms {tuple(uniforms.shape)}: they must be "
-            "[rows, vocab] and [rows] or [rows, draws]"
+            f"probs has shape {tuple(probs.shape)} and uniforms {tuple(uniforms.shape)}: they must "
+            "be [rows, vocab] and [rows] or [rows, draws]"
         )
-    exact = law.to(torch.float64)
+    exact = probs.to(torch.float64)
     numbers = uniforms.to(device=exact.device, dtype=torch.float64)
     points = numbers.unsqueeze(1) if numbers.ndim == 1 else numbers
     if exact.shape[0] == 0:
@@ -258,7 +258,7 @@ def draw(law: Tensor, uniforms: Tensor) -> Tensor:
         # a parallel scan may round differently from entry to entry and step back
         cumulative = cumulative.cummax(dim=-1).values
     if not bool((cumulative[:, -1] > 0).all()):
-        raise ValueError("law: each row needs a positive probability and no NaN")
+        raise ValueError("probs: each row needs a positive probability and no NaN")
     positive = exact > 0
     vocab = exact.shape[1]
     last = vocab - 1 - positive.flip(-1).to(torch.uint8).argmax(dim=-1, keepdim=True)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from hlm.sampling import Sampling, draw, law, probability_of, top_token
+from hlm.sampling import Sampling, distribution, draw, probability_of, top_token
 
 __all__ = ["closed_form", "disagreement", "entropy", "temperature_sweep"]
 
@@ -19,7 +19,7 @@ HOTTEST = 2.0
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    return law(logits, Sampling("sampled", temperature=temperature))
+    return distribution(logits, Sampling("sampled", temperature=temperature))
 
 
 def _check_draft(logits: Tensor, draft: Tensor) -> None:

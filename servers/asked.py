@@ -37,7 +37,7 @@ class AskedRow:
 
     @property
     def asks(self) -> bool:
-        """Whether the law at `end` is needed; a row that ends a block asks for one more token."""
+        """Whether the logits at `end` are needed; a row ending a block asks for one more."""
         return self.drafted or self.row.block
 
     @property

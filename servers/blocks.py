@@ -1,8 +1,8 @@
 """Blocks: several drafts of one text in one message, each going on from the one before it.
 
-One pass of the model gives the laws of all drafts of a block. The drafts are decided one by one
-up to the first rejection. A last row without a draft asks for the token after a block that is
-accepted whole.
+One pass of the model gives the distributions of all drafts of a block. The drafts are decided one
+by one up to the first rejection. A last row without a draft asks for the token after a block that
+is accepted whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def own_tokens(target: torch.Tensor, decoding: str, verifier: str, keys: DrawKey
     Parameters
     ----------
     target : torch.Tensor
-        float64 [rows, vocab], the laws to draw from.
+        float64 [rows, vocab], the distributions to draw from.
     decoding, verifier : str
         Greedy: the most likely token. ``coupled``: the race that a draft would have been compared
         with, so that the text does not depend on where blocks begin. Otherwise a sample.

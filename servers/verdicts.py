@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hlm.randomness import exponentials
-from hlm.sampling import Sampling, checked_top_token, law, top_token
+from hlm.sampling import Sampling, checked_top_token, distribution, top_token
 from hlm.verification import VERIFIERS, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, RowReply, Status
@@ -122,7 +122,7 @@ def _verify(
     if request.verifier == Greedy.name and sampling.decoding == "greedy":
         _verify_greedily(logits, asking)
         return
-    target = law(logits, sampling).cpu()
+    target = distribution(logits, sampling).cpu()
     keys = draw_keys(request, asking, np.array([item.end for item in asking], np.int64))
     rows = [item.row for item in asking]
     drafted = np.flatnonzero([item.drafted for item in asking])
@@ -165,7 +165,7 @@ def _opinions(
         log_prob = logits.gather(1, asked[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
         choice = asked == top_token(logits)
     else:
-        target, asked = law(logits, sampling).cpu(), asked.cpu()
+        target, asked = distribution(logits, sampling).cpu(), asked.cpu()
         log_prob = target.gather(1, asked[:, None])[:, 0].log()
         keys = draw_keys(request, owners, places.at)
         choice = asked == exponential_race(target, exponentials(keys, request.vocab))

@@ -39,19 +39,19 @@ class RollbackDecoder(LockstepDecoder):
         self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
 
     def step(self, tokens: IntArray) -> Step:
-        """Append one token to every row (int64 [rows]); the law of the next."""
+        """Append one token to every row (int64 [rows]); the distribution of the next."""
         return self.read(tokens[:, None], np.ones(len(tokens), np.int64))
 
     @torch.inference_mode()
     def read(self, tokens: IntArray, counts: IntArray) -> Step:
-        """Append a few tokens to each row; the law of the next.
+        """Append a few tokens to each row; the distribution of the next.
 
         Parameters
         ----------
         tokens : numpy.ndarray
             int64 [rows, n], n >= 1; the last `counts` of each row.
         counts : numpy.ndarray
-            int64 [rows], in 0 .. n; the law of a row that appends nothing means nothing.
+            int64 [rows], in 0 .. n; the distribution of a row that appends nothing means nothing.
         """
         width = tokens.shape[1]
         new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)

@@ -19,18 +19,18 @@ from transformers import PreTrainedModel
 from clients.decoding.slm import Step, read_texts
 from clients.decoding.trace import text_traces, trace_of
 from clients.decoding.ways import lockstep_decoder
-from clients.policy import Policy, Situation
+from clients.policy import Policy, RoutingInput
 from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.chain import Escalation, Resolver, resolve_in_turn
 from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import Sampling, law
+from hlm.sampling import Sampling, distribution
 from hlm.verification import Draft, Greedy
 
 
 class Drafter(Protocol):
     """The device's half of a verifier (`hlm.verification`)."""
 
-    def draft(self, law: torch.Tensor, keys: DrawKeys) -> Draft:
+    def draft(self, probs: torch.Tensor, keys: DrawKeys) -> Draft:
         """Draw one draft a row from float64 [rows, vocab]."""
         ...
 
@@ -185,16 +185,16 @@ class Router:
         records = TokenRecords(len(first), int(counts.max()), self.config.feature_count)
         begin = time.perf_counter()
         whole = [texts.text(row) for row in range(len(first))]
-        laws = read_texts(self.model, whole, self._hidden)
+        read = read_texts(self.model, whole, self._hidden)
         if self.config.features is not None:
-            texts.trace = text_traces(self.model, whole, texts.tokens.shape[1], laws)
-        logits = torch.cat([one.logits[at - 1 :] for one, at in zip(laws, first, strict=True)])
+            texts.trace = text_traces(self.model, whole, texts.tokens.shape[1], read)
+        logits = torch.cat([one.logits[at - 1 :] for one, at in zip(read, first, strict=True)])
         hidden = None
         if self._hidden:
             hidden = torch.cat(
                 [
                     one.hidden[at - 1 :]
-                    for one, at in zip(laws, first, strict=True)
+                    for one, at in zip(read, first, strict=True)
                     if one.hidden is not None
                 ]
             )
@@ -223,21 +223,21 @@ class Router:
         )
         draft = self._draft(step.logits, keys)
         uncertainty = self.config.uncertainty(step.logits, draft.tokens, keys).numpy()
-        situation = self._situation(step, draft, keys, uncertainty, positions, texts, rows)
-        kept = self.policy.keep(situation)
+        inputs = self._routing_input(step, draft, keys, uncertainty, positions, texts, rows)
+        kept = self.policy.keep(inputs)
         audited = self._audited(kept, keys)
         escalated = ~kept | audited
         drafts = draft.tokens.numpy()
         records.present[rows, steps] = True
         records.position[rows, steps] = positions
         records.draft[rows, steps] = drafts
-        records.uncertainty[rows, steps] = self.policy.score(situation)
+        records.uncertainty[rows, steps] = self.policy.score(inputs)
         records.probability[rows, steps] = self._probability(step.logits, draft)
         records.kept[rows, steps] = kept
         records.audited[rows, steps] = audited
         records.escalated[rows, steps] = escalated
-        if records.features is not None and situation.features is not None:
-            records.features[rows, steps] = situation.features
+        if records.features is not None and inputs.features is not None:
+            records.features[rows, steps] = inputs.features
         traffic.slm += time.perf_counter() - begin
         tokens, stages = drafts.copy(), np.full(len(rows), Stage.LOCAL, np.int8)
         if escalated.any():
@@ -258,9 +258,9 @@ class Router:
     def _draft(self, logits: torch.Tensor, keys: DrawKeys) -> Draft:
         if isinstance(self.drafter, Greedy) and self.config.sampling.decoding == "greedy":
             return self.drafter.draft_top(logits)
-        return self.drafter.draft(law(logits, self.config.sampling), keys)
+        return self.drafter.draft(distribution(logits, self.config.sampling), keys)
 
-    def _situation(
+    def _routing_input(
         self,
         step: Step,
         draft: Draft,
@@ -269,7 +269,7 @@ class Router:
         positions: IntArray,
         texts: TextBatch,
         rows: IntArray,
-    ) -> Situation:
+    ) -> RoutingInput:
         features = None
         if self.config.features is not None and step.hidden is not None:
             if texts.trace is None:
@@ -286,7 +286,7 @@ class Router:
         draws = None
         if self.policy.needs_uniforms:
             draws = uniforms(keys, Purpose.ROUTE, 1)[:, 0].numpy()
-        return Situation(uncertainty, features, draws)
+        return RoutingInput(uncertainty, features, draws)
 
     def _audited(self, kept: NDArray[np.bool_], keys: DrawKeys) -> NDArray[np.bool_]:
         if self.config.audit_rate <= 0 or not kept.any():
@@ -295,7 +295,7 @@ class Router:
         return np.asarray(kept & (draws < self.config.audit_rate))
 
     def _probability(self, logits: torch.Tensor, draft: Draft) -> FloatArray:
-        """x_d of eq. 3: of the softmax in greedy decoding, of the law drawn from otherwise."""
+        """x_d of eq. 3: of the softmax in greedy decoding, else of what was drawn from."""
         if self.config.sampling.decoding == "sampled":
             return draft.probabilities.numpy()
         chosen = logits.gather(1, draft.tokens[:, None])[:, 0]

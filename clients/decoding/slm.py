@@ -73,12 +73,12 @@ class LockstepDecoder:
 
     @torch.inference_mode()
     def start(self) -> Step:
-        """Read the prompts; the law of each row's first new token."""
+        """Read the prompts; the distribution of each row's first new token."""
         return self._run(self._tokens, self._positions)
 
     @torch.inference_mode()
     def step(self, tokens: IntArray) -> Step:
-        """Append one token to every row (int64 [rows]); the law of the next."""
+        """Append one token to every row (int64 [rows]); the distribution of the next."""
         new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(new)], dim=1)
         self._positions = self._positions[:, -1:] + 1
@@ -111,7 +111,7 @@ class LockstepDecoder:
 def read_texts(
     model: PreTrainedModel, texts: Sequence[IntArray], hidden: bool = False, max_tokens: int = 8192
 ) -> list[Step]:
-    """The law of every token of given texts, context by context, in one pass per batch.
+    """The distribution of every token of given texts, context by context, in one pass per batch.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def read_texts(
     Returns
     -------
     list of Step
-        For each text, logits float32 [length_i - 1, vocab]: row ``t`` is the law of token
+        For each text, logits float32 [length_i - 1, vocab]: row ``t`` is the distribution of token
         ``t + 1``.
     """
     results: list[Step] = []

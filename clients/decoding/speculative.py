@@ -20,7 +20,7 @@ from clients.decoding.slm import Step
 from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
 from clients.records import BoolArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from hlm.randomness import DrawKeys
-from hlm.sampling import law
+from hlm.sampling import distribution
 from hlm.verification import Draft
 
 
@@ -129,7 +129,7 @@ class SpeculativeDecoder:
         while True:
             depth = len(drafts)
             place = DrawKeys(self.config.seed, sessions, positions + depth)
-            draft = self.uplink.drafter.draft(law(logits, self.config.sampling), place)
+            draft = self.uplink.drafter.draft(distribution(logits, self.config.sampling), place)
             drafts.append(draft)
             self._note(records, running, steps + depth, counts > depth, logits, draft, place)
             tokens = draft.tokens.numpy()

@@ -1,9 +1,9 @@
 """What the small model's step already yields, as features for a learned router.
 
 They cost no further pass: the draft's uncertainty at several temperatures, margin,
-entropy and tail masses of the law, position, a projection of the last hidden state, and the
-drafted token's own embedding. The projections are drawn from a fixed seed, so all clients see the
-same coordinates without exchanging them.
+entropy and tail masses of the distribution, position, a projection of the last hidden state, and
+the drafted token's own embedding. The projections are drawn from a fixed seed, so all clients see
+the same coordinates without exchanging them.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class StepFeatures:
         """
         rows = self._checked_rows(logits, hidden, draft, positions)
         places = torch.as_tensor(positions, device=logits.device).float()
-        log_law = torch.log_softmax(logits.float(), dim=1)
-        columns = [_scalars(logits.float(), log_law, draft, places)]
+        log_probs = torch.log_softmax(logits.float(), dim=1)
+        columns = [_scalars(logits.float(), log_probs, draft, places)]
         if self.history:
             if tokens is None or lengths is None:
                 raise ValueError("history features need tokens and lengths")
@@ -173,7 +173,7 @@ class StepFeatures:
             length = torch.as_tensor(lengths, device=logits.device)
             if text.ndim != 2 or len(text) != rows or length.shape != (rows,):
                 raise ValueError(f"tokens must be [{rows}, longest] and lengths [{rows}]")
-            columns.append(_history(log_law, draft, text, length))
+            columns.append(_history(log_probs, draft, text, length))
         if self.trace:
             if traces is None or lengths is None or traces.ndim != 3 or len(traces) != rows:
                 raise ValueError(f"trace features need traces [{rows}, longest, 3] and lengths")
@@ -216,15 +216,15 @@ class StepFeatures:
         return unit @ matrix.to(unit.device)
 
 
-def _scalars(logits: Tensor, log_law: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
+def _scalars(logits: Tensor, log_probs: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
     """Leading columns, standardised: float32 [rows, len(SCALAR_FEATURES)]."""
-    law = log_law.exp()
-    largest = law.topk(min(max(_TAILS), logits.shape[1]), dim=1).values
+    probs = log_probs.exp()
+    largest = probs.topk(min(max(_TAILS), logits.shape[1]), dim=1).values
     top = largest.new_full((len(logits), 3), _LEAST_TAIL)
     top[:, : largest.shape[1]] = largest[:, :3]
     log_top = top.clamp_min(_LEAST_TAIL).log()
     columns = [log_top[:, 0], log_top[:, 1], log_top[:, 2], log_top[:, 0] - log_top[:, 1]]
-    columns.append(-torch.xlogy(law, law).sum(dim=1))
+    columns.append(-torch.xlogy(probs, probs).sum(dim=1))
     for temperature in _TEMPERATURES:
         heated = torch.softmax(logits / temperature, dim=1)
         columns.append(1 - heated.gather(1, draft[:, None])[:, 0])
@@ -232,13 +232,13 @@ def _scalars(logits: Tensor, log_law: Tensor, draft: Tensor, positions: Tensor) 
     for size in _TAILS:
         tail = 1 - mass[:, min(size, mass.shape[1]) - 1]
         columns.append(tail.clamp_min(_LEAST_TAIL).log())
-    columns.append(log_law.gather(1, draft[:, None])[:, 0].clamp_min(-30.0))
+    columns.append(log_probs.gather(1, draft[:, None])[:, 0].clamp_min(-30.0))
     columns += [positions / 50, torch.log1p(positions)]
     raw = torch.stack(columns, dim=1)
     return (raw - raw.new_tensor(_MEAN)) / raw.new_tensor(_SCALE)
 
 
-def _history(log_law: Tensor, draft: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+def _history(log_probs: Tensor, draft: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
     """:data:`HISTORY_FEATURES` of each row, float32 [rows, 7]."""
     place = torch.arange(tokens.shape[1], device=tokens.device)[None]
     last = tokens.gather(1, (lengths - 1)[:, None])
@@ -256,8 +256,8 @@ def _history(log_law: Tensor, draft: Tensor, tokens: Tensor, lengths: Tensor) ->
     has_two, after_two = follower(bigram)
     has_three, after_three = follower(trigram)
     copied = torch.where(has_three, after_three, after_two)
-    copied_log = log_law.gather(1, copied[:, None])[:, 0]
-    draft_log = log_law.gather(1, draft[:, None])[:, 0]
+    copied_log = log_probs.gather(1, copied[:, None])[:, 0]
+    draft_log = log_probs.gather(1, draft[:, None])[:, 0]
     times = ((tokens == draft[:, None]) & (place < lengths[:, None])).sum(dim=1)
     zero = draft_log.new_zeros(())
     columns = [

@@ -24,10 +24,10 @@ TRACED = ("surprise", "doubt", "agreed")
 @torch.inference_mode()
 def trace_of(logits: torch.Tensor, tokens: torch.Tensor) -> NDArray[np.float32]:
     """What the small model's logits [rows, vocab] say of int64 [rows] tokens, [rows, 3]."""
-    log_law = torch.log_softmax(logits.float(), dim=1)
-    top = log_law.max(dim=1)
-    surprise = -log_law.gather(1, tokens[:, None].to(log_law.device))[:, 0].clamp_min(-20.0)
-    agreed = (top.indices == tokens.to(log_law.device)).float()
+    log_probs = torch.log_softmax(logits.float(), dim=1)
+    top = log_probs.max(dim=1)
+    surprise = -log_probs.gather(1, tokens[:, None].to(log_probs.device))[:, 0].clamp_min(-20.0)
+    agreed = (top.indices == tokens.to(log_probs.device)).float()
     return torch.stack([surprise, 1 - top.values.exp(), agreed], dim=1).cpu().numpy()
 
 
@@ -35,7 +35,7 @@ def text_traces(
     model: PreTrainedModel,
     texts: Sequence[NDArray[np.int64]],
     room: int,
-    laws: Sequence[Step] | None = None,
+    steps: Sequence[Step] | None = None,
 ) -> NDArray[np.float32]:
     """Traces of given texts, float32 [texts, room, 3]; NaN where there is none.
 
@@ -47,18 +47,18 @@ def text_traces(
         int64 [length_i], 1 <= length_i <= room. A text's first token was not foretold.
     room : int
         Places of the result.
-    laws : sequence of Step, optional
+    steps : sequence of Step, optional
         What `read_texts` gave for these texts, if that has been done.
     """
     traces = np.full((len(texts), room, len(TRACED)), np.nan, np.float32)
     rows = [row for row, text in enumerate(texts) if len(text) > 1]
     if not rows:
         return traces
-    if laws is None:
-        laws = read_texts(model, [texts[row] for row in rows])
+    if steps is None:
+        steps = read_texts(model, [texts[row] for row in rows])
     else:
-        laws = [laws[row] for row in rows]
-    for row, one in zip(rows, laws, strict=True):
+        steps = [steps[row] for row in rows]
+    for row, one in zip(rows, steps, strict=True):
         text = texts[row]
         traces[row, 1 : len(text)] = trace_of(one.logits, torch.from_numpy(text[1:].copy()))
     return traces

@@ -49,7 +49,8 @@ class Feedback:
         The loss of keeping the draft: ``1{draft != argmax y}`` in greedy decoding,
         ``max(1 - y_d / x_d, 0)`` (FedHLM eq. 3) in sampled decoding. Undefined where not ``known``.
     ratio_beta : float64 [n], in [0, 1]
-        Eq. 3's value on the softmax laws, whatever the decoding. Undefined where not ``known``.
+        Eq. 3's value on the softmax distributions, whatever the decoding. Undefined where not
+        ``known``.
     kept : bool [n]
         The draft stands in the text without verification: the policy kept it, or nobody answered.
     known : bool [n]

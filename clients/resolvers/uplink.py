@@ -60,7 +60,7 @@ class UplinkConfig:
     vocab : int
         Size of the shared vocabulary.
     sampling : Sampling
-        The law the LLM draws from.
+        The distribution the LLM draws from.
     seed : int
         Keys the server's draws; > 0 where decoding is sampled, so that a run repeats.
     feedback : bool

@@ -81,8 +81,9 @@ def compare(
 ) -> None:
     """Compare every method of deciding which tokens the large model sees, and how.
 
-    Decoding is sampled unless `--set decoding=greedy`: greedy drafts need no law, so most methods
-    would be alike. Prompts are decoded one at a time; every message pays its own round trip.
+    Decoding is sampled unless `--set decoding=greedy`: greedy drafts need no distribution, so most
+    methods would be alike. Prompts are decoded one at a time; every message pays its own round
+    trip.
 
     Examples
     --------

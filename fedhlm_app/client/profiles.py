@@ -54,7 +54,7 @@ def device_profile(device: Device, release: int) -> Profile:
     """Profile of at most `profile-prompts` of a device's training texts.
 
     A text is read as a whole, up to the length the pair was trained on, and the small model's
-    entropies are those of its law at each of its tokens. Texts are drawn by (seed, client,
+    entropies are those of its distribution at each of its tokens. Texts are drawn by (seed, client,
     release): the same query gets the same profile, unless there is noise.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Verifiers as the settings describe them: which one, and how much of a law it uploads."""
+"""Verifiers as the settings describe them: which one, and how much of a distribution it uploads."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def count_rule(
     line: UncertaintyLine | None = None,
     budget: Literal["online", "offline"] = "online",
 ) -> CountRule:
-    """How many tokens of the law a truncated method uploads.
+    """How many tokens of the distribution a truncated method uploads.
 
     Parameters
     ----------

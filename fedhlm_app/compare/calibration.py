@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, Situation
+from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, RoutingInput
 from clients.records import TokenRecords
 from fedhlm_app.compare.methods import Measure
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
@@ -45,17 +45,17 @@ class SharePolicy:
             raise ValueError(f"kept_at = {kept_at}: allowed are values in [0, 1]")
         self.parameters = np.array([threshold, kept_at])
 
-    def score(self, situation: Situation) -> FloatArray:
+    def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty itself."""
-        return situation.uncertainty
+        return inputs.uncertainty
 
-    def keep(self, situation: Situation) -> BoolArray:
+    def keep(self, inputs: RoutingInput) -> BoolArray:
         """True below the threshold, and by the row's own uniform draw at it."""
-        if situation.uniforms is None:
+        if inputs.uniforms is None:
             raise ValueError("the share policy needs uniform numbers")
         threshold, kept_at = self.parameters
-        below = situation.uncertainty < threshold
-        at = (situation.uncertainty == threshold) & (situation.uniforms < kept_at)
+        below = inputs.uncertainty < threshold
+        at = (inputs.uncertainty == threshold) & (inputs.uniforms < kept_at)
         return np.asarray(below | at)
 
 

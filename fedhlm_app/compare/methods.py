@@ -48,7 +48,7 @@ class Method:
     free_feedback: bool = False
 
     def exact(self, greedy: bool) -> bool:
-        """Whether all that it lets the LLM decide has exactly the LLM's law."""
+        """Whether all that it lets the LLM decide has exactly the LLM's distribution."""
         if self.name == "slm":
             return False
         return greedy or VERIFIERS[self.verifier].exact
@@ -59,18 +59,18 @@ METHODS = {
     for method in (
         Method("llm", "the large model alone, tokens streamed down", "everything"),
         Method("slm", "the small model alone", "nothing"),
-        Method("rand-hlm", "random tokens, whole law up", "at random", "full"),
-        Method("hlm", "every token, whole law up", "everything", "full"),
+        Method("rand-hlm", "random tokens, whole distribution up", "at random", "full"),
+        Method("hlm", "every token, whole distribution up", "everything", "full"),
         Method(
             "u-hlm",
-            "temperature sweep, whole law up",
+            "temperature sweep, whole distribution up",
             "above its line",
             "full",
             "temperature-sweep",
         ),
         Method(
             "cu-hlm",
-            "temperature sweep, top k* of the law up",
+            "temperature sweep, top k* of the distribution up",
             "above its line",
             "truncated",
             "temperature-sweep",

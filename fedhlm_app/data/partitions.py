@@ -26,8 +26,8 @@ def partition(
     """Divide items among clients, once per process for the same arguments.
 
     ``iid`` deals shuffled items evenly. ``dirichlet`` draws, per label, the clients' shares
-    from a Dirichlet law with ``alpha``. ``by-class`` gives client i the label i modulo labels
-    (and the following ones where clients are fewer than labels, so that no label is lost).
+    from a Dirichlet distribution with ``alpha``. ``by-class`` gives client i the label i modulo
+    labels (and the following ones where clients are fewer than labels, so that no label is lost).
     The dividing is that of the partitioners of `flwr-datasets`; a client left with fewer than
     ``least`` items is then given random ones of the largest clients.
 

@@ -50,7 +50,7 @@ class PairFigures:
     same_top1 : float
         Share of tokens where both have the same top-1, in [0, 1].
     total_variation : float
-        Mean total variation distance between their laws at temperature 1, in [0, 1]. It is
+        Mean total variation distance between their distributions at temperature 1, in [0, 1]. It is
         also the mean rejection probability of a sampled draft.
     same_label : float
         Share of articles with the same label from both, in [0, 1].
@@ -131,11 +131,11 @@ def evaluate_pair(
     for chosen in batches_by_length([len(sequence) for sequence in sequences], _BATCH):
         batch = batch_of([sequences[row] for row in chosen], 0, after_label)
         with torch.inference_mode():
-            laws = [_measure(sums, batch, answers) for sums in (small, large)]
-        tokens += len(laws[0].law)
-        same_top1 += int((laws[0].top == laws[1].top).sum())
-        same_label += int((laws[0].label == laws[1].label).sum())
-        total_variation += float((laws[0].law - laws[1].law).abs().sum()) / 2.0
+            measured = [_measure(sums, batch, answers) for sums in (small, large)]
+        tokens += len(measured[0].probs)
+        same_top1 += int((measured[0].top == measured[1].top).sum())
+        same_label += int((measured[0].label == measured[1].label).sum())
+        total_variation += float((measured[0].probs - measured[1].probs).abs().sum()) / 2.0
     return PairFigures(
         slm=small.figures(tokens, len(sequences)),
         llm=large.figures(tokens, len(sequences)),
@@ -149,9 +149,9 @@ def evaluate_pair(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A model on a batch: laws [tokens, vocab], top-1 [tokens], labels [rows]."""
+    """A model on a batch: distributions [tokens, vocab], top-1 [tokens], labels [rows]."""
 
-    law: torch.Tensor
+    probs: torch.Tensor
     top: torch.Tensor
     label: torch.Tensor
 
@@ -168,12 +168,12 @@ def _measure(sums: _Sums, batch: Batch, answers: torch.Tensor) -> _Measured:
     truth = batch.tokens[rows, batch.label_positions]
     sums.labels_right += int((answers[label] == truth).sum())
     predicted = batch.mask[:, 1:]
-    log_law = logits[:, :-1][predicted].log_softmax(dim=-1)  # [tokens, vocab]
+    log_probs = logits[:, :-1][predicted].log_softmax(dim=-1)  # [tokens, vocab]
     targets = batch.tokens[:, 1:][predicted]
-    sums.log_loss -= float(log_law.gather(1, targets[:, None]).double().sum())
-    top = log_law.argmax(dim=-1)
+    sums.log_loss -= float(log_probs.gather(1, targets[:, None]).double().sum())
+    top = log_probs.argmax(dim=-1)
     sums.correct += int((top == targets).sum())
-    return _Measured(log_law.exp(), top, label)
+    return _Measured(log_probs.exp(), top, label)
 
 
 def rounded(figures: PairFigures) -> dict[str, object]:

@@ -121,7 +121,8 @@ def _decoding(settings: Settings) -> list[str]:
     if not greedy and verification == "greedy":
         return [
             "settings 'verification' = 'greedy' and 'decoding' = 'sampled': sampled text would "
-            "not follow the large model's law; set verification=coupled or another, or auto"
+            "not follow the large model's distribution; set verification=coupled or another, "
+            "or auto"
         ]
     return []
 

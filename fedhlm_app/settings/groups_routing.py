@@ -10,7 +10,7 @@ from fedhlm_app.settings.field import Group, setting
 class RoutingGroup(Group):
     """How a draft is made, judged, and decided when it is escalated."""
 
-    decoding: Literal["greedy", "sampled"] = setting("greedy", "how a token is chosen from a law")
+    decoding: Literal["greedy", "sampled"] = setting("greedy", "how a token is chosen")
     temperature: float = setting(
         1.0, "divides the logits of both models in sampled decoding", above=0, at_most=100
     )
@@ -28,7 +28,7 @@ class RoutingGroup(Group):
         at_most=10_000,
     )
     uncertainty_temperature: float = setting(
-        1.0, "softens the law before uncertainty is taken", above=0, at_most=100
+        1.0, "softens probabilities before uncertainty is taken", above=0, at_most=100
     )
     policy: Literal["threshold", "random", "always", "never", "u-hlm", "router"] = setting(
         "threshold", "which drafts are kept; always keeps every draft, never keeps none"
@@ -47,7 +47,7 @@ class RoutingGroup(Group):
     )  # fmt: skip
     truncation_k: int = setting(
         0,
-        "tokens of the draft's law that truncated sends; 0: the k* rule, by U-HLM's line for its "
+        "most likely tokens that truncated sends; 0: the k* rule, by U-HLM's line for its "
         "own pair of models",
         unit="tokens",
         at_least=0,

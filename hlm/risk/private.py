@@ -28,10 +28,10 @@ probability at most eta; else its threshold is at most T. A prompt's risk R rise
 and is at most B: ``E[R] <= E[R(T)] + eta B <= alpha``. One point decides, so one point's quantile
 is enough and the grid's size costs nothing. eta is chosen from public numbers only.
 
-:func:`private_learn_then_test`. If F(x) bounds ``P(S(g) <= x)`` for every law of risk above alpha
-(Hoeffding-Bentkus), then ``P(Y(g) <= y) = E[P(S(g) <= y - N)] <= E[F(y - N)] =: F'(y)``. F' does
-not fall, so F'(Y(g)) is a p-value: the old one averaged over the noise. Fixed-sequence testing at
-delta then gives P(risk <= alpha) >= 1 - delta, texts and noise together.
+:func:`private_learn_then_test`. If F(x) bounds ``P(S(g) <= x)`` for every distribution of risk
+above alpha (Hoeffding-Bentkus), then ``P(Y(g) <= y) = E[P(S(g) <= y - N)] <= E[F(y - N)] =:
+F'(y)``. F' does not fall, so F'(Y(g)) is a p-value: the old one averaged over the noise.
+Fixed-sequence testing at delta then gives P(risk <= alpha) >= 1 - delta, texts and noise together.
 
 Both walk up the grid and stop at the first point that fails, so every point on the way is a chance
 for noise to stop them early. Where noise is loud, a fixed part of the grid is tested; which part

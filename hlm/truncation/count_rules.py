@@ -1,4 +1,4 @@
-"""Rules that choose how many tokens of a device law to upload (CU-HLM, arXiv 2505.11788)."""
+"""Rules that choose how many tokens to upload (CU-HLM, arXiv 2505.11788)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["CountRule", "FixedCount", "OfflineBudget", "OnlineCount"]
 class CountRule(Protocol):
     """Chooses k for a batch of tokens."""
 
-    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
-        """K per row, int64 [rows], for laws [rows, vocab] and x_d [rows]."""
+    def choose(self, probs: Tensor, draft_probability: Tensor) -> Tensor:
+        """K per row, int64 [rows], for distributions [rows, vocab] and x_d [rows]."""
         ...
 
 
@@ -38,11 +38,11 @@ class FixedCount:
         if self.count < 1:
             raise ValueError(f"count = {self.count}: allowed are values from 1")
 
-    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+    def choose(self, probs: Tensor, draft_probability: Tensor) -> Tensor:
         """See `CountRule.choose`."""
         del draft_probability
-        count = max(min(self.count, law.shape[1] - 1), 1)
-        return torch.full((law.shape[0],), count, dtype=torch.int64)
+        count = max(min(self.count, probs.shape[1] - 1), 1)
+        return torch.full((probs.shape[0],), count, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class OnlineCount:
         """beta_d that the line predicts, float64 [rows] in [0, 1]."""
         return (self.slope * (1 - draft_probability) + self.intercept).clamp(0.0, 1.0)
 
-    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+    def choose(self, probs: Tensor, draft_probability: Tensor) -> Tensor:
         """See `CountRule.choose`."""
         rejection = self.expected_rejection(draft_probability)
-        return k_star_online(law, draft_probability, rejection, self.theta_tv)
+        return k_star_online(probs, draft_probability, rejection, self.theta_tv)
 
 
 class OfflineBudget:
@@ -103,19 +103,19 @@ class OfflineBudget:
         """Mean ratio so far; 0 before the first token."""
         return self.spent / self.tokens if self.tokens else 0.0
 
-    def choose(self, law: Tensor, draft_probability: Tensor) -> Tensor:
+    def choose(self, probs: Tensor, draft_probability: Tensor) -> Tensor:
         """Spend the budget on a batch; see `CountRule.choose`.
 
         Rows of one batch are tokens of one moment: each may use an equal part of what is left.
         """
-        rows = law.shape[0]
+        rows = probs.shape[0]
         if rows == 0:
             return torch.zeros(0, dtype=torch.int64)
         scale = uncertainty_scale(
             draft_probability, self._line.expected_rejection(draft_probability)
         )
         allowance = max(self._line.theta_tv * (self.tokens + rows) - self.spent, 0.0) / rows
-        counts = k_star(law, allowance * scale)
-        self.spent += float((tail_deviation(law, counts) / scale).sum())
+        counts = k_star(probs, allowance * scale)
+        self.spent += float((tail_deviation(probs, counts) / scale).sum())
         self.tokens += rows
         return counts

@@ -1,8 +1,8 @@
-"""How many tokens of a device law to upload: CU-HLM's choice of k (arXiv 2505.11788).
+"""How many tokens of a device distribution to upload: CU-HLM's choice of k (arXiv 2505.11788).
 
-The truncated law xhat keeps the k most likely tokens of x and spreads the rest evenly over the
-other V - k. The *deviation* at k is sum_{i>k} |x_i - xhat_i|, twice TV(x, xhat). It falls with k:
-the token that leaves the tail was above its mean, so the mean drops, and with it everything that
+The truncated distribution xhat keeps the k most likely tokens of x and spreads the rest evenly over
+the other V - k. The *deviation* at k is sum_{i>k} |x_i - xhat_i|, twice TV(x, xhat). It falls with
+k: the token that leaves the tail was above its mean, so the mean drops, and with it everything that
 lies below the mean, which is half of the deviation.
 """
 
@@ -16,11 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hlm.sampling import check_law
+from hlm.sampling import check_probs
 
 __all__ = ["k_star", "k_star_online", "tail_deviation", "uncertainty_scale"]
 
-_SLACK = 1e-12  # rounding of sums of 10**5 probabilities; uniform laws have deviation 0 + rounding
+# rounding of sums of 10**5 probabilities; uniform ones have deviation 0 + rounding
+_SLACK = 1e-12
 _BIN_SHIFT = 45  # keeps 7 of the 52 bits of the mantissa
 _LOWEST_BIN = (1023 - 63) << 7
 _BIN_COUNT = 64 << 7
@@ -75,16 +76,16 @@ def uncertainty_scale(draft_probability: Tensor, rejection: Tensor) -> Tensor:
     return (1 - chance) * certain + chance * _softplus(-rejection.to(torch.float64))
 
 
-def _deviation(law: Tensor, top_sums: Tensor, kept: Tensor) -> Tensor:
-    """Deviation at one k per row, in one pass over the law.
+def _deviation(probs: Tensor, top_sums: Tensor, kept: Tensor) -> Tensor:
+    """Deviation at one k per row, in one pass over the distribution.
 
     Twice the excess over the tail's mean m. All of the top k exceed m too, so the excess of the
-    tail is that of the whole law less top_sum - k m, and the tail need not be told apart.
+    tail is that of the whole distribution less top_sum - k m, and the tail need not be told apart.
     """
-    total = law.sum(dim=-1)
-    tail_tokens = (law.shape[1] - kept).to(torch.float64)
+    total = probs.sum(dim=-1)
+    tail_tokens = (probs.shape[1] - kept).to(torch.float64)
     mean = (total - top_sums).clamp(min=0.0) / tail_tokens.clamp(min=1.0)
-    excess = (law - mean.unsqueeze(1)).clamp_(min=0.0).sum(dim=-1)
+    excess = (probs - mean.unsqueeze(1)).clamp_(min=0.0).sum(dim=-1)
     return (2 * (excess - (top_sums - kept * mean))).clamp(min=0.0)
 
 
@@ -125,8 +126,8 @@ def _k_star_row(row: npt.NDArray[np.float64], limit: float) -> int:
     counts = bracket.kept + np.arange(1, candidates.size + 1)
     top_sums = bracket.mass + candidates.cumsum()
     mean = np.maximum(bracket.total - top_sums, 0.0) / np.maximum(row.size - counts, 1)
-    # excess of the whole law over each mean: exact sums above the highest mean, and the few tokens
-    # between the lowest and the highest one by one
+    # excess of the whole distribution over each mean: exact sums above the highest mean, and the
+    # few tokens between the lowest and the highest one by one
     above = row[row > mean[0]]
     between = np.sort(row[(row > mean[-1]) & (row <= mean[0])])
     first = np.searchsorted(between, mean, side="right")
@@ -140,7 +141,7 @@ def _k_star_row(row: npt.NDArray[np.float64], limit: float) -> int:
     return max(min(answer, row.size - 1), 1)
 
 
-def k_star(law: Tensor, limit: Tensor) -> Tensor:
+def k_star(probs: Tensor, limit: Tensor) -> Tensor:
     """Least k >= 1 whose deviation is at most a limit.
 
     A histogram by magnitude bounds the deviation at every 128th of an octave; only the tokens of
@@ -149,7 +150,7 @@ def k_star(law: Tensor, limit: Tensor) -> Tensor:
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
+    probs : Tensor [rows, vocab]
         Probabilities, not logits, in any order.
     limit : Tensor [rows]
         Largest allowed sum_{i>k} |x_i - xhat_i|, >= 0; rounding of 1e-12 is forgiven.
@@ -162,12 +163,12 @@ def k_star(law: Tensor, limit: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If `law` is no law, or a limit is negative or NaN.
+        If `probs` is no distribution, or a limit is negative or NaN.
     """
-    exact = check_law("law", law)
+    exact = check_probs("probs", probs)
     if limit.shape != exact.shape[:1] or not bool((limit >= 0).all()):
         raise ValueError(f"limit = {limit}: it must be [{exact.shape[0]}] values >= 0")
-    # the two cheap answers first: one token suffices, as for a uniform or a very sharp law
+    # the two cheap answers first: one token suffices, as for a uniform or a very sharp distribution
     rows = np.ascontiguousarray(exact.numpy())
     one = torch.ones(exact.shape[0], dtype=torch.int64)
     enough = _deviation(exact, exact.amax(dim=-1), one) <= limit + _SLACK
@@ -179,7 +180,7 @@ def k_star(law: Tensor, limit: Tensor) -> Tensor:
 
 
 def k_star_online(
-    law: Tensor, draft_probability: Tensor, rejection: Tensor, theta_tv: float
+    probs: Tensor, draft_probability: Tensor, rejection: Tensor, theta_tv: float
 ) -> Tensor:
     """CU-HLM's online rule for each token by itself.
 
@@ -187,12 +188,12 @@ def k_star_online(
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
+    probs : Tensor [rows, vocab]
         Probabilities in any order.
     draft_probability, rejection : Tensor [rows]
         x_d and beta_d; see `uncertainty_scale`.
     theta_tv : float
-        Allowed ratio, >= 0. 0 uploads everything; a uniform law has k* = 1 at any.
+        Allowed ratio, >= 0. 0 uploads everything; a uniform distribution has k* = 1 at any.
 
     Returns
     -------
@@ -205,12 +206,12 @@ def k_star_online(
     """
     if not theta_tv >= 0:
         raise ValueError(f"theta_tv = {theta_tv}: allowed are values >= 0")
-    return k_star(law, theta_tv * uncertainty_scale(draft_probability, rejection))
+    return k_star(probs, theta_tv * uncertainty_scale(draft_probability, rejection))
 
 
-def tail_deviation(law: Tensor, counts: Tensor) -> Tensor:
+def tail_deviation(probs: Tensor, counts: Tensor) -> Tensor:
     """sum_{i>k} |x_i - xhat_i| at given k, float64 [rows]; see `k_star` for the arguments."""
-    exact = check_law("law", law)
+    exact = check_probs("probs", probs)
     if exact.numel() == 0:
         return torch.zeros(exact.shape[0], dtype=torch.float64)
     sums = torch.topk(exact, int(counts.max()), dim=-1).values.cumsum(dim=-1)

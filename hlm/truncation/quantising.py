@@ -1,48 +1,49 @@
-"""Laws as integer weights, so that both sides of a link know the same law to the last bit."""
+"""Probabilities as integer weights, so that both sides of a link know the same to the last bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hlm.sampling import check_law
+from hlm.sampling import check_probs
 
-__all__ = ["law_from_weights", "quantise", "quantise_dithered"]
+__all__ = ["probs_from_weights", "quantise", "quantise_dithered"]
 
 MOST_BITS = 24
 
 
-def _scaled(law: Tensor, bits: int) -> tuple[Tensor, int]:
+def _scaled(probs: Tensor, bits: int) -> tuple[Tensor, int]:
     if not 1 <= bits <= MOST_BITS:
         raise ValueError(f"bits = {bits}: allowed are 1 to {MOST_BITS}")
-    exact = check_law("law", law)
+    exact = check_probs("probs", probs)
     return exact / exact.sum(dim=-1, keepdim=True), 2**bits
 
 
-def quantise(law: Tensor, bits: int) -> Tensor:
-    """Round a law to integer weights by largest remainders.
+def quantise(probs: Tensor, bits: int) -> Tensor:
+    """Round a distribution to integer weights by largest remainders.
 
-    A law both sides must know exactly travels as these integers, and the draft is drawn from them
-    (`law_from_weights`): that keeps verification exact although the law was rounded.
+    A distribution both sides must know exactly travels as these integers, and the draft is drawn
+    from them (`probs_from_weights`): that keeps verification exact although the distribution was
+    rounded.
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
-        The law to round.
+    probs : Tensor [rows, vocab]
+        The distribution to round.
     bits : int
         The weights of a row sum to exactly 2**bits; 1 to 24.
 
     Returns
     -------
     Tensor of int64 [rows, vocab]
-        Each within 1 of law * 2**bits; 0 where the law is 0. Ties go to the lowest id.
+        Each within 1 of probs * 2**bits; 0 where the distribution is 0. Ties go to the lowest id.
 
     Raises
     ------
     ValueError
-        If `bits` is out of range or `law` is no law.
+        If `bits` is out of range or `probs` is no distribution.
     """
-    exact, total = _scaled(law, bits)
+    exact, total = _scaled(probs, bits)
     scaled = exact * total
     weights = scaled.floor()
     missing = (total - weights.sum(dim=-1, keepdim=True)).to(torch.int64)
@@ -52,17 +53,18 @@ def quantise(law: Tensor, bits: int) -> Tensor:
     return weights.to(torch.int64) + extra
 
 
-def quantise_dithered(law: Tensor, bits: int, uniforms: Tensor) -> Tensor:
-    """Round a law to integer weights at random, without bias.
+def quantise_dithered(probs: Tensor, bits: int, uniforms: Tensor) -> Tensor:
+    """Round a distribution to integer weights at random, without bias.
 
-    The weights are floor(C_i + U) - floor(C_{i-1} + U) for the cumulative law C in units of
-    2**-bits and one uniform U per row (systematic sampling): every weight has the expectation
-    law * 2**bits, so a token drawn from the rounded law has exactly the law that was rounded.
+    The weights are floor(C_i + U) - floor(C_{i-1} + U) for the cumulative distribution C in units
+    of 2**-bits and one uniform U per row (systematic sampling): every weight has the expectation
+    probs * 2**bits, so a token drawn from the rounded distribution has exactly the distribution
+    that was rounded.
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
-        The law to round.
+    probs : Tensor [rows, vocab]
+        The distribution to round.
     bits : int
         The weights of a row sum to exactly 2**bits; 1 to 24.
     uniforms : Tensor of float64 [rows]
@@ -71,14 +73,14 @@ def quantise_dithered(law: Tensor, bits: int, uniforms: Tensor) -> Tensor:
     Returns
     -------
     Tensor of int64 [rows, vocab]
-        Each within 1 of law * 2**bits; 0 where the law is 0.
+        Each within 1 of probs * 2**bits; 0 where the distribution is 0.
 
     Raises
     ------
     ValueError
-        If `bits` is out of range, `law` is no law or shapes do not fit.
+        If `bits` is out of range, `probs` is no distribution or shapes do not fit.
     """
-    exact, total = _scaled(law, bits)
+    exact, total = _scaled(probs, bits)
     if uniforms.shape != exact.shape[:1]:
         raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}: it must be [rows]")
     cumulative = exact.cumsum(dim=-1)
@@ -90,8 +92,8 @@ def quantise_dithered(law: Tensor, bits: int, uniforms: Tensor) -> Tensor:
     return steps - before
 
 
-def law_from_weights(weights: Tensor, bits: int) -> Tensor:
-    """The law that integer weights stand for: weights / 2**bits, exact in float64.
+def probs_from_weights(weights: Tensor, bits: int) -> Tensor:
+    """The distribution that integer weights stand for: weights / 2**bits, exact in float64.
 
     Parameters
     ----------

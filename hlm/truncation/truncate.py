@@ -1,25 +1,25 @@
-"""A truncated device law on the wire: its top-k with 8-bit weights, the rest spread evenly."""
+"""A truncated distribution on the wire: its top-k with 8-bit weights, the rest spread evenly."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hlm.sampling import check_law
+from hlm.sampling import check_probs
 from hlm.truncation.quantising import quantise
 
 __all__ = ["WEIGHT_BITS", "spread", "truncate"]
 
 WEIGHT_BITS = 8
-"""Probabilities of a truncated law travel in units of 2**-8."""
+"""Probabilities of a truncated distribution travel in units of 2**-8."""
 
 
-def truncate(law: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def truncate(probs: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The top-k of each row as ids and 8-bit weights.
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
+    probs : Tensor [rows, vocab]
         vocab >= 2.
     counts : Tensor of int64 [rows]
         k of each row, 1 to vocab - 1. (With one token left over, nothing is lost.)
@@ -35,9 +35,9 @@ def truncate(law: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ValueError
-        If `law` is no law or a count is out of range.
+        If `probs` is no distribution or a count is out of range.
     """
-    exact = check_law("law", law)
+    exact = check_probs("probs", probs)
     rows, vocab = exact.shape
     if rows == 0:
         empty = torch.zeros((0, 0), dtype=torch.int64)
@@ -54,7 +54,7 @@ def truncate(law: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread(support: Tensor, weights: Tensor, counts: Tensor, vocab: int) -> Tensor:
-    """The truncated law that ids and weights stand for, the same on both sides to the last bit.
+    """The distribution that ids and weights stand for, the same on both sides to the last bit.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def spread(support: Tensor, weights: Tensor, counts: Tensor, vocab: int) -> Tens
     mentions.scatter_add_(1, columns, torch.ones_like(columns))
     if int(mentions[:, :vocab].max()) > 1:
         raise ValueError("support: an id is named twice")
-    law: Tensor = share.expand(-1, vocab + 1).clone()
-    named_law = units.to(torch.float64).mul(2.0**-WEIGHT_BITS)
-    law.scatter_(1, columns, named_law)
-    return law[:, :vocab]
+    probs: Tensor = share.expand(-1, vocab + 1).clone()
+    named_probs = units.to(torch.float64).mul(2.0**-WEIGHT_BITS)
+    probs.scatter_(1, columns, named_probs)
+    return probs[:, :vocab]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys, exponentials
-from hlm.sampling import check_law
+from hlm.sampling import check_probs
 from hlm.verification.interface import (
     Claim,
     Draft,
@@ -20,14 +20,15 @@ from hlm.verification.interface import (
 __all__ = ["Coupled", "exponential_race", "kept_loss", "match_probability"]
 
 
-def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
-    """The token whose clock rings first: argmin of clocks / law.
+def exponential_race(probs: Tensor, clocks: Tensor) -> Tensor:
+    """The token whose clock rings first: argmin of clocks / probs.
 
-    For independent Exp(1) clocks the winner has exactly the law (Gumbel-max in other clothes).
+    For independent Exp(1) clocks the winner has exactly the distribution (Gumbel-max in other
+    clothes).
 
     Parameters
     ----------
-    law : Tensor [rows, vocab]
+    probs : Tensor [rows, vocab]
         Rows have a positive sum; a token of probability 0 never wins.
     clocks : Tensor of float64 [rows, vocab]
         Positive and finite.
@@ -37,7 +38,7 @@ def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
     Tensor of int64 [rows]
         The lowest id on ties.
     """
-    exact = law.to(torch.float64)
+    exact = probs.to(torch.float64)
     waiting = clocks / exact
     # clock / 1e-320 overflows to inf like a clock / 0: settle those by their probability, so that
     # an impossible token cannot win by its lower id
@@ -47,7 +48,7 @@ def exponential_race(law: Tensor, clocks: Tensor) -> Tensor:
     return waiting.argmin(dim=-1)
 
 
-def match_probability(law: Tensor, target: Tensor) -> Tensor:
+def match_probability(probs: Tensor, target: Tensor) -> Tensor:
     """Chance that both sides of a coupled race draw the same token, per token.
 
     The i-th is 1 / sum_j max(x_j/x_i, y_j/y_i) = x_i y_i / sum_j max(x_j y_i, y_j x_i). In the
@@ -56,15 +57,15 @@ def match_probability(law: Tensor, target: Tensor) -> Tensor:
 
     Parameters
     ----------
-    law, target : Tensor of float64 [rows, vocab]
+    probs, target : Tensor of float64 [rows, vocab]
 
     Returns
     -------
     Tensor of float64 [rows, vocab]
     """
-    ratio = torch.where(law > 0, target / law, torch.inf)
+    ratio = torch.where(probs > 0, target / probs, torch.inf)
     order = ratio.argsort(dim=-1)
-    x, y = law.gather(1, order), target.gather(1, order)
+    x, y = probs.gather(1, order), target.gather(1, order)
     x_up_to = x.cumsum(dim=-1)
     y_after = y.flip(-1).cumsum(dim=-1).flip(-1) - y
     rates = y * x_up_to + x * y_after.clamp(min=0.0)
@@ -72,7 +73,7 @@ def match_probability(law: Tensor, target: Tensor) -> Tensor:
     return torch.zeros_like(matches).scatter_(1, order, matches)
 
 
-def kept_loss(law: Tensor, target: Tensor) -> Tensor:
+def kept_loss(probs: Tensor, target: Tensor) -> Tensor:
     """What keeping each token unverified may cost when the others are decided by coupled races.
 
     The certificate TV(hybrid text, target text) <= E[sum of kept * loss] holds for coupled
@@ -82,15 +83,15 @@ def kept_loss(law: Tensor, target: Tensor) -> Tensor:
 
     Parameters
     ----------
-    law, target : Tensor of float64 [rows, vocab]
+    probs, target : Tensor of float64 [rows, vocab]
 
     Returns
     -------
     Tensor of float64 [rows, vocab]
-        In [0, 1]; 0 where the law is 0.
+        In [0, 1]; 0 where the distribution is 0.
     """
-    possible = law > 0
-    share = match_probability(law, target) / torch.where(possible, law, 1.0)
+    possible = probs > 0
+    share = match_probability(probs, target) / torch.where(possible, probs, 1.0)
     return torch.where(possible, (1 - share).clamp(0.0, 1.0), 0.0)
 
 
@@ -107,9 +108,9 @@ class Coupled:
     exact = True
     crosses = "the draft's id up; the token down"
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Race the device law; see `Verifier.draft`."""
-        exact = check_law("law", law)
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Race the device distribution; see `Verifier.draft`."""
+        exact = check_probs("probs", probs)
         tokens = exponential_race(exact, exponentials(keys, exact.shape[1]))
         return drafted(exact, tokens, Claim(tokens))
 
@@ -124,13 +125,13 @@ class Coupled:
         del draft, keys
         return decided_tokens(verdict)
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """One minus the chance that both races end alike."""
-        matches = match_probability(law.to(torch.float64), target.to(torch.float64))
+        matches = match_probability(probs.to(torch.float64), target.to(torch.float64))
         return (1.0 - matches.sum(dim=-1)).clamp(min=0.0)
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
-        """Law of the winner of the target's race: rates over their sum."""
-        del law
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
+        """Distribution of the winner of the target's race: rates over their sum."""
+        del probs
         rates = target.to(torch.float64)
         return rates / rates.sum(dim=-1, keepdim=True)

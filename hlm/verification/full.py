@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import draw
-from hlm.truncation.quantising import law_from_weights, quantise
+from hlm.truncation.quantising import probs_from_weights, quantise
 from hlm.verification import speculative
 from hlm.verification.interface import (
     Claim,
@@ -27,7 +27,7 @@ PROBABILITY_BITS = 16
 
 
 def accept_or_resample(seen: Tensor, target: Tensor, drafts: Tensor, keys: DrawKeys) -> Verdict:
-    """Speculative sampling by a server that sees a law of the device.
+    """Speculative sampling by a server that sees a distribution of the device.
 
     Parameters
     ----------
@@ -50,21 +50,21 @@ def accept_or_resample(seen: Tensor, target: Tensor, drafts: Tensor, keys: DrawK
 
 
 class Full:
-    """Speculative sampling with the whole device law at the server (HLM, FedHLM eq. 3).
+    """Speculative sampling with the whole device distribution at the server (HLM, FedHLM eq. 3).
 
     Crosses the link: the draft's id and one 16-bit weight per vocabulary entry up, the token down.
-    Exact, because the draft is drawn from the very law that is sent, the quantised one.
-    Rejection probability: TV(x, y), the least possible, for x the quantised law.
+    Exact, because the draft is drawn from the very distribution that is sent, the quantised one.
+    Rejection probability: TV(x, y), the least possible, for x the quantised distribution.
     """
 
     name = "full"
     exact = True
-    crosses = "the draft's id and the whole quantised device law up; the token down"
+    crosses = "the draft's id and the whole quantised device distribution up; the token down"
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Quantise the law and draw from it; see `Verifier.draft`."""
-        weights = quantise(law, PROBABILITY_BITS)
-        quantised = law_from_weights(weights, PROBABILITY_BITS)
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Quantise the distribution and draw from it; see `Verifier.draft`."""
+        weights = quantise(probs, PROBABILITY_BITS)
+        quantised = probs_from_weights(weights, PROBABILITY_BITS)
         tokens = draw(quantised, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
         return drafted(quantised, tokens, Claim(tokens, weights=weights))
 
@@ -74,7 +74,7 @@ class Full:
         if claim.weights is None or claim.weights.shape != exact.shape:
             raise ClaimError(f"weights: the full method needs them as {tuple(exact.shape)}")
         try:
-            seen = law_from_weights(claim.weights, PROBABILITY_BITS)
+            seen = probs_from_weights(claim.weights, PROBABILITY_BITS)
         except ValueError as error:
             raise ClaimError(str(error)) from error
         return accept_or_resample(seen, exact, claim.tokens, keys)
@@ -84,12 +84,12 @@ class Full:
         del draft, keys
         return decided_tokens(verdict)
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """TV(quantised x, y)."""
-        quantised = law_from_weights(quantise(law, PROBABILITY_BITS), PROBABILITY_BITS)
+        quantised = probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
         return total_variation(quantised, target)
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
         """The target, up to rounding."""
-        quantised = law_from_weights(quantise(law, PROBABILITY_BITS), PROBABILITY_BITS)
-        return speculative.output_law(quantised, quantised, target.to(torch.float64))
+        quantised = probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
+        return speculative.output_distribution(quantised, quantised, target.to(torch.float64))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys
-from hlm.sampling import check_law, checked_top_token, top_token
+from hlm.sampling import check_probs, checked_top_token, top_token
 from hlm.verification.interface import (
     Claim,
     Draft,
@@ -20,8 +20,8 @@ from hlm.verification.interface import (
 __all__ = ["Greedy"]
 
 
-def _point_mass(law: Tensor) -> Tensor:
-    return torch.zeros_like(law).scatter_(1, top_token(law).unsqueeze(1), 1.0)
+def _point_mass(probs: Tensor) -> Tensor:
+    return torch.zeros_like(probs).scatter_(1, top_token(probs).unsqueeze(1), 1.0)
 
 
 class Greedy:
@@ -31,28 +31,28 @@ class Greedy:
     greedy text, token for token. Rejection probability: 1 if the top tokens differ, else 0, which
     is the total variation of the two point masses.
 
-    Only the maximum of a law counts here, so `target` may be the softmax values: its `ln y_d` is
-    then a usable feedback where a point mass would say 0 or -inf.
+    Only the maximum of a distribution counts here, so `target` may be the softmax values: its `ln
+    y_d` is then a usable feedback where a point mass would say 0 or -inf.
     """
 
     name = "greedy"
     exact = True
     crosses = "the draft's id up; the token down"
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Take the most likely token of each row; see `Verifier.draft`."""
         del keys
-        point_mass = _point_mass(check_law("law", law))
+        point_mass = _point_mass(check_probs("probs", probs))
         tokens = top_token(point_mass)
         return drafted(point_mass, tokens, Claim(tokens))
 
     def draft_top(self, logits: Tensor) -> Draft:
-        """Take the most likely token of logits [rows, vocab]; no law is made, and none kept.
+        """Take the most likely token of logits [rows, vocab]; no distribution is made or kept.
 
         Raises
         ------
         ValueError
-            As `hlm.sampling.law`.
+            As `hlm.sampling.distribution`.
         """
         tokens = checked_top_token(logits).cpu()
         return Draft(tokens, torch.ones(len(tokens), dtype=torch.float64), None, Claim(tokens))
@@ -69,11 +69,11 @@ class Greedy:
         del draft, keys
         return decided_tokens(verdict)
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """1 where the top tokens differ, else 0."""
-        return (top_token(law) != top_token(target)).to(torch.float64)
+        return (top_token(probs) != top_token(target)).to(torch.float64)
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
         """The point mass on the target's top token."""
-        del law
-        return _point_mass(check_law("target", target))
+        del probs
+        return _point_mass(check_probs("target", target))

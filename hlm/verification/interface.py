@@ -1,10 +1,11 @@
 """What every way of deciding an escalated token has in common.
 
-Words used throughout: the *draft* d is the token the small model drew from its *device law* x; the
-*claim* is all the server learns about it; the server compares it with the *target* y, the law of
-the large model, and answers with a *verdict*. A draft is *accepted*, or *rejected* and replaced:
-*resampled*. The chance that an accepted-or-resampled token differs from the draft is the
-*rejection probability*; no scheme whose output has law y rejects less often than TV(x, y).
+Words used throughout: the *draft* d is the token the small model drew from its *device
+distribution* x; the *claim* is all the server learns about it; the server compares it with the
+*target* y, the distribution of the large model, and answers with a *verdict*. A draft is
+*accepted*, or *rejected* and replaced: *resampled*. The chance that an accepted-or-resampled token
+differs from the draft is the *rejection probability*; no scheme whose output has distribution y
+rejects less often than TV(x, y).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys
-from hlm.sampling import check_law, top_token
+from hlm.sampling import check_probs, top_token
 
 __all__ = ["UNDECIDED", "Claim", "ClaimError", "Draft", "Verdict", "Verifier", "total_variation"]
 
@@ -90,17 +91,17 @@ class Draft:
     tokens : Tensor of int64 [rows]
         The drafts.
     probabilities : Tensor of float64 [rows]
-        x_d, in (0, 1], under `law`.
-    law : Tensor of float64 [rows, vocab] or None
-        The law the drafts were really drawn from (quantised or truncated, where the method does).
-        None where the method has no further use for it.
+        x_d, in (0, 1], under `distribution`.
+    distribution : Tensor of float64 [rows, vocab] or None
+        The distribution the drafts were really drawn from (quantised or truncated, where the method
+        does). None where the method has no further use for it.
     claim : Claim
         What goes up.
     """
 
     tokens: Tensor
     probabilities: Tensor
-    law: Tensor | None
+    distribution: Tensor | None
     claim: Claim
 
     def select(self, rows: Tensor) -> Draft:
@@ -108,7 +109,7 @@ class Draft:
         return Draft(
             tokens=self.tokens[rows],
             probabilities=self.probabilities[rows],
-            law=_select(self.law, rows),
+            distribution=_select(self.distribution, rows),
             claim=self.claim.select(rows),
         )
 
@@ -163,12 +164,12 @@ class Verifier(Protocol):
     name: str
     """Value of the setting ``verification``."""
     exact: bool
-    """Whether the output has exactly the target's law."""
+    """Whether the output has exactly the target's distribution."""
     crosses: str
     """What crosses the link, in one sentence."""
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Device: draw drafts from `law` (float64 [rows, vocab])."""
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Device: draw drafts from `probs` (float64 [rows, vocab])."""
         ...
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
@@ -179,37 +180,37 @@ class Verifier(Protocol):
         """Device: the tokens (int64 [rows]); `UNDECIDED` asks again with `Claim.ask_again`."""
         ...
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """Chance that the token differs from the draft, float64 [rows]."""
         ...
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
-        """Exact law of the token that results, float64 [rows, vocab]."""
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
+        """Exact distribution of the token that results, float64 [rows, vocab]."""
         ...
 
 
 def total_variation(first: Tensor, second: Tensor) -> Tensor:
-    """Total variation distance of two laws [rows, vocab], float64 [rows] in [0, 1]."""
+    """Total variation distance of two distributions [rows, vocab], float64 [rows] in [0, 1]."""
     return (first.to(torch.float64) - second.to(torch.float64)).abs().sum(dim=-1) / 2
 
 
-def drafted(law: Tensor, tokens: Tensor, claim: Claim) -> Draft:
-    """Assemble a draft whose tokens were drawn from `law`."""
-    probabilities = law.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return Draft(tokens=tokens, probabilities=probabilities, law=law, claim=claim)
+def drafted(probs: Tensor, tokens: Tensor, claim: Claim) -> Draft:
+    """Assemble a draft whose tokens were drawn from `probs`."""
+    probabilities = probs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return Draft(tokens=tokens, probabilities=probabilities, distribution=probs, claim=claim)
 
 
-def kept_law(draft: Draft) -> Tensor:
-    """The law of drafts, for methods that resample on the device.
+def kept_distribution(draft: Draft) -> Tensor:
+    """The distribution of drafts, for methods that resample on the device.
 
     Raises
     ------
     ValueError
         If the drafts come without.
     """
-    if draft.law is None:
-        raise ValueError("law: this method needs the law that the drafts were drawn from")
-    return draft.law
+    if draft.distribution is None:
+        raise ValueError("distribution: this method needs that which the drafts were drawn from")
+    return draft.distribution
 
 
 def checked_target(target: Tensor, claim: Claim) -> Tensor:
@@ -220,9 +221,9 @@ def checked_target(target: Tensor, claim: Claim) -> Tensor:
     ClaimError
         If a draft is outside the vocabulary or the number of rows differs.
     ValueError
-        If the target is not a law.
+        If the target is not a distribution.
     """
-    exact = check_law("target", target)
+    exact = check_probs("target", target)
     rows, vocab = exact.shape
     if claim.tokens.shape != (rows,):
         raise ClaimError(f"tokens has shape {tuple(claim.tokens.shape)}: it must be [{rows}]")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import check_law, draw
-from hlm.truncation.quantising import law_from_weights, quantise, quantise_dithered
+from hlm.sampling import check_probs, draw
+from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import speculative
 from hlm.verification.full import PROBABILITY_BITS
 from hlm.verification.interface import (
@@ -26,7 +26,7 @@ from hlm.verification.interface import (
     Verdict,
     checked_target,
     drafted,
-    kept_law,
+    kept_distribution,
     total_variation,
     verdict_on,
 )
@@ -38,13 +38,13 @@ _UNITS = 2**PROBABILITY_BITS
 _SLICES_AT_ONCE = 64
 
 
-def _quantised(law: Tensor) -> Tensor:
-    return law_from_weights(quantise(law, PROBABILITY_BITS), PROBABILITY_BITS)
+def _quantised(probs: Tensor) -> Tensor:
+    return probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
 
 
-def _draft(law: Tensor, keys: DrawKeys) -> Draft:
-    weights = quantise(law, PROBABILITY_BITS)
-    quantised = law_from_weights(weights, PROBABILITY_BITS)
+def _draft(probs: Tensor, keys: DrawKeys) -> Draft:
+    weights = quantise(probs, PROBABILITY_BITS)
+    quantised = probs_from_weights(weights, PROBABILITY_BITS)
     tokens = draw(quantised, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
     weight = weights.gather(1, tokens.unsqueeze(1)).squeeze(1)
     return drafted(quantised, tokens, Claim(tokens, weight=weight))
@@ -85,7 +85,7 @@ def _dither_slices(target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         chances = widths[start : start + _SLICES_AT_ONCE]
         rows = target.expand(dithers.shape[0], -1)
         weights = quantise_dithered(rows, PROBABILITY_BITS, dithers)
-        yield law_from_weights(weights, PROBABILITY_BITS), chances
+        yield probs_from_weights(weights, PROBABILITY_BITS), chances
 
 
 class Scalar:
@@ -94,25 +94,25 @@ class Scalar:
     Crosses the link: the draft's id and its 16-bit weight up; one bit down, and after a rejection
     a 16-bit weight per vocabulary entry. Exact: the target is rounded at random without bias
     (`quantise_dithered`), one rounding serves both the accept test and the residual, the output
-    has exactly the rounded law, and the mean of the rounded law is the target. Rejection
-    probability: the mean over the rounding of TV(x, rounded y), at least TV(x, y), for x the
-    quantised device law.
+    has exactly the rounded distribution, and the mean of the rounded distribution is the target.
+    Rejection probability: the mean over the rounding of TV(x, rounded y), at least TV(x, y), for x
+    the quantised device distribution.
     """
 
     name = "scalar"
     exact = True
     crosses = "the draft's id and weight up; accepted, or the quantised target, down"
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Quantise the law and draw from it; see `Verifier.draft`."""
-        return _draft(law, keys)
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Quantise the distribution and draw from it; see `Verifier.draft`."""
+        return _draft(probs, keys)
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Test the draft; send the target for those rejected; see `Verifier.decide`."""
         exact = checked_target(target, claim)
         dither = uniforms(keys, Purpose.RESAMPLE, 1).squeeze(1)
         weights = quantise_dithered(exact, PROBABILITY_BITS, dither)
-        accepted = _accepts(law_from_weights(weights, PROBABILITY_BITS), claim, keys)
+        accepted = _accepts(probs_from_weights(weights, PROBABILITY_BITS), claim, keys)
         # a point mass leaves one possible token: name it, as 2**16 does not fit 16 bits
         heaviest, heaviest_token = weights.max(dim=-1)
         certain = heaviest == _UNITS
@@ -127,46 +127,46 @@ class Scalar:
         open_rows = verdict.tokens == UNDECIDED
         if not bool(open_rows.any()):
             return verdict.tokens
-        weights, law = verdict.target_weights, kept_law(draft)
-        if weights is None or weights.shape != law.shape:
-            raise ClaimError(f"target_weights: needed as {tuple(law.shape)} to resample")
+        weights, probs = verdict.target_weights, kept_distribution(draft)
+        if weights is None or weights.shape != probs.shape:
+            raise ClaimError(f"target_weights: needed as {tuple(probs.shape)} to resample")
         try:
-            target = law_from_weights(weights[open_rows], PROBABILITY_BITS)
+            target = probs_from_weights(weights[open_rows], PROBABILITY_BITS)
         except ValueError as error:
             raise ClaimError(f"target_weights: {error}") from error
         # number 0 of this purpose is the server's dither
         numbers = uniforms(keys.select(open_rows), Purpose.RESAMPLE, 2)[:, 1]
         tokens = verdict.tokens.clone()
-        tokens[open_rows] = draw(speculative.residual(law[open_rows], target), numbers)
+        tokens[open_rows] = draw(speculative.residual(probs[open_rows], target), numbers)
         return tokens
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """Mean of TV(quantised x, rounded y) over the rounding; O(vocab**2), for analysis."""
-        seen, goal = _quantised(law), check_law("target", target)
+        seen, goal = _quantised(probs), check_probs("target", target)
         rejected = torch.zeros(goal.shape[0], dtype=torch.float64)
         for row in range(goal.shape[0]):
             for rounded, chances in _dither_slices(goal[row]):
                 rejected[row] += chances @ total_variation(seen[row], rounded)
         return rejected
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
-        """Law of the token, over every rounding; O(vocab**2), for analysis."""
-        seen, goal = _quantised(law), check_law("target", target)
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
+        """Distribution of the token, over every rounding; O(vocab**2), for analysis."""
+        seen, goal = _quantised(probs), check_probs("target", target)
         result = torch.zeros_like(goal)
         for row in range(goal.shape[0]):
             for rounded, chances in _dither_slices(goal[row]):
                 x = seen[row].expand_as(rounded)
-                result[row] += chances @ speculative.output_law(x, x, rounded)
+                result[row] += chances @ speculative.output_distribution(x, x, rounded)
         return result
 
 
-def proposal_probability(law: Tensor, target: Tensor) -> Tensor:
-    """Chance that the device takes each token as a proposal: (1 - law / target)+.
+def proposal_probability(probs: Tensor, target: Tensor) -> Tensor:
+    """Chance that the device takes each token as a proposal: (1 - probs / target)+.
 
     Zero where the target is 0: such a token is never proposed.
     """
     possible = target > 0
-    ratio = law / torch.where(possible, target, torch.ones_like(target))
+    ratio = probs / torch.where(possible, target, torch.ones_like(target))
     return torch.where(possible, (1 - ratio).clamp(min=0.0), 0.0)
 
 
@@ -178,7 +178,7 @@ class ScalarProposals:
     takes the first z with x_z 2**16 < bar. As x_z 2**16 is an integer that is x_z < U y_z, whose
     chance is (1 - x_z/y_z)+: exact, although y_z itself never travels. If none passes the device
     asks again. Rejection probability: TV(x, y), the least possible, for x the quantised device
-    law; the expected number of proposals per escalated token that the device looks at is 1
+    distribution; the expected number of proposals per escalated token that the device looks at is 1
     (1/TV(x, y) after each rejection).
 
     Parameters
@@ -196,9 +196,9 @@ class ScalarProposals:
             raise ValueError(f"proposals = {proposals}: allowed are values from 1")
         self.proposals = proposals
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Quantise the law and draw from it; see `Verifier.draft`."""
-        return _draft(law, keys)
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Quantise the distribution and draw from it; see `Verifier.draft`."""
+        return _draft(probs, keys)
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Test the draft, propose where it is rejected or was before; see `Verifier.decide`."""
@@ -231,11 +231,11 @@ class ScalarProposals:
         if verdict.proposals is None or verdict.bars is None:
             raise ClaimError("proposals and bars: needed to resample")
         proposals, bars = verdict.proposals[open_rows], verdict.bars[open_rows]
-        law = kept_law(draft)
-        if bool(((proposals < 0) | (proposals >= law.shape[1])).any()):
-            raise ClaimError(f"proposals: allowed are ids from 0 to {law.shape[1] - 1}")
-        # the law was drawn from integer weights, so this product is an integer
-        weights = law[open_rows].gather(1, proposals) * _UNITS
+        probs = kept_distribution(draft)
+        if bool(((proposals < 0) | (proposals >= probs.shape[1])).any()):
+            raise ClaimError(f"proposals: allowed are ids from 0 to {probs.shape[1] - 1}")
+        # the distribution was drawn from integer weights, so this product is an integer
+        weights = probs[open_rows].gather(1, proposals) * _UNITS
         passes = weights < bars
         first = passes.to(torch.uint8).argmax(dim=-1, keepdim=True)
         chosen = torch.where(passes.any(dim=-1), proposals.gather(1, first).squeeze(1), UNDECIDED)
@@ -243,13 +243,13 @@ class ScalarProposals:
         tokens[open_rows] = chosen
         return tokens
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """TV(quantised x, y)."""
-        return total_variation(_quantised(law), check_law("target", target))
+        return total_variation(_quantised(probs), check_probs("target", target))
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
-        """Law of the token when the device asks until a proposal passes."""
-        seen, goal = _quantised(law), check_law("target", target)
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
+        """Distribution of the token when the device asks until a proposal passes."""
+        seen, goal = _quantised(probs), check_probs("target", target)
         kept = seen * speculative.accept_probability(seen, goal)
         rejected = (seen - kept).sum(dim=-1, keepdim=True)
         passing = goal * proposal_probability(seen, goal)

@@ -2,7 +2,8 @@
 
 Leviathan et al., arXiv 2211.17192; FedHLM eq. 3 is one minus `accept_probability`. A draft d from
 x is accepted with probability min(1, y_d/x_d) and a rejected one is replaced by a sample of the
-residual (y - x)+ / TV(x, y). The result has law y if, and only if, d was drawn from that x.
+residual (y - x)+ / TV(x, y). The result has distribution y if, and only if, d was drawn from that
+x.
 """
 
 from __future__ import annotations
@@ -10,54 +11,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accept_probability", "output_law", "residual"]
+__all__ = ["accept_probability", "output_distribution", "residual"]
 
 
-def accept_probability(law: Tensor, target: Tensor) -> Tensor:
-    """Chance of accepting each token as a draft: min(1, target / law).
+def accept_probability(probs: Tensor, target: Tensor) -> Tensor:
+    """Chance of accepting each token as a draft: min(1, target / probs).
 
     Parameters
     ----------
-    law, target : Tensor of float64, same shape
-        x and y, whole laws or the entries of the drafts.
+    probs, target : Tensor of float64, same shape
+        x and y, whole distributions or the entries of the drafts.
 
     Returns
     -------
     Tensor of float64, same shape
-        In [0, 1]; 1 where the law is 0 (such a draft says nothing against itself).
+        In [0, 1]; 1 where the distribution is 0 (such a draft says nothing against itself).
     """
-    possible = law > 0
+    possible = probs > 0
     # dividing by a subnormal may give inf, which the minimum turns into 1
-    ratio = target / torch.where(possible, law, torch.ones_like(law))
-    return torch.where(possible, ratio.clamp(max=1.0), torch.ones_like(law))
+    ratio = target / torch.where(possible, probs, torch.ones_like(probs))
+    return torch.where(possible, ratio.clamp(max=1.0), torch.ones_like(probs))
 
 
-def residual(law: Tensor, target: Tensor) -> Tensor:
-    """Law of the replacement of a rejected draft: (target - law)+, normalised.
+def residual(probs: Tensor, target: Tensor) -> Tensor:
+    """Distribution of the replacement of a rejected draft: (target - probs)+, normalised.
 
     Parameters
     ----------
-    law, target : Tensor of float64 [rows, vocab]
+    probs, target : Tensor of float64 [rows, vocab]
 
     Returns
     -------
     Tensor of float64 [rows, vocab]
-        The target itself in rows where both laws are equal: nothing is rejected there.
+        The target itself in rows where both distributions are equal: nothing is rejected there.
     """
-    excess = (target - law).clamp(min=0.0)
+    excess = (target - probs).clamp(min=0.0)
     total = excess.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, excess / torch.where(total > 0, total, 1.0), target)
 
 
-def output_law(drawn: Tensor, seen: Tensor, target: Tensor) -> Tensor:
-    """Law of the token when the draft comes from one law and is tested against another.
+def output_distribution(drawn: Tensor, seen: Tensor, target: Tensor) -> Tensor:
+    """Distribution of the token when the draft is drawn from one and tested against another.
 
     Parameters
     ----------
     drawn : Tensor of float64 [rows, vocab]
-        The law the draft is drawn from.
+        The distribution the draft is drawn from.
     seen : Tensor of float64 [rows, vocab]
-        The law the server tests and resamples with. Equal to `drawn`, the result is `target`.
+        The distribution the server tests and resamples with. Equal to `drawn`, the result is
+        `target`.
     target : Tensor of float64 [rows, vocab]
 
     Returns

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import check_law, draw
+from hlm.sampling import check_probs, draw
 from hlm.truncation.count_rules import CountRule, FixedCount
 from hlm.truncation.truncate import spread, truncate
 from hlm.verification import speculative
@@ -38,7 +38,7 @@ class _TruncatedUpload:
         self.rule: CountRule = FixedCount(DEFAULT_COUNT) if rule is None else rule
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
-        """Accept or resample with the truncated law; see `Verifier.decide`."""
+        """Accept or resample with the truncated distribution; see `Verifier.decide`."""
         exact = checked_target(target, claim)
         if claim.support is None or claim.weights is None or claim.counts is None:
             raise ClaimError("support, weights and counts: the truncated methods need all three")
@@ -60,10 +60,10 @@ class Truncated(_TruncatedUpload):
     """CU-HLM as in the paper: draft from x, verify against xhat.
 
     Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
-    Not exact: the output's law is at most TV(x, xhat) away from the target when k does not depend
-    on the draft. (Drafts from xhat would give the target exactly; the same channel from draft to
-    token, fed x instead, cannot widen the distance.) The online and offline rules look at the
-    draft; `output_law` gives their bias, for which no such bound is claimed. Rejection
+    Not exact: the output's distribution is at most TV(x, xhat) away from the target when k does not
+    depend on the draft. (Drafts from xhat would give the target exactly; the same channel from
+    draft to token, fed x instead, cannot widen the distance.) The online and offline rules look at
+    the draft; `output_distribution` gives their bias, for which no such bound is claimed. Rejection
     probability: sum_d x_d (1 - y_d/xhat_d)+.
 
     Parameters
@@ -76,9 +76,9 @@ class Truncated(_TruncatedUpload):
     exact = False
     crosses = "the draft's id and the quantised top k up; the token down"
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
-        """Draw from the whole law, truncate what goes up; see `Verifier.draft`."""
-        exact = check_law("law", law)
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
+        """Draw from the whole distribution, truncate what goes up; see `Verifier.draft`."""
+        exact = check_probs("probs", probs)
         tokens = draw(exact, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
         probabilities = exact.gather(1, tokens.unsqueeze(1)).squeeze(1)
         counts = self.rule.choose(exact, probabilities.clamp(max=1.0))
@@ -87,23 +87,23 @@ class Truncated(_TruncatedUpload):
         return drafted(exact, tokens, claim)
 
     def _seen_by_draft(self, row: Tensor) -> Tensor:
-        """Truncated law for every possible draft of one row, [vocab, vocab]."""
-        laws = row.expand(row.shape[0], -1)
-        counts = self.rule.choose(laws, row.clamp(max=1.0))
-        return spread(*truncate(laws, counts), counts, row.shape[0])
+        """Truncated distribution for every possible draft of one row, [vocab, vocab]."""
+        probs = row.expand(row.shape[0], -1)
+        counts = self.rule.choose(probs, row.clamp(max=1.0))
+        return spread(*truncate(probs, counts), counts, row.shape[0])
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """sum_d x_d (1 - y_d/xhat_d)+; a rule that keeps a budget is charged."""
-        exact, goal = check_law("law", law), check_law("target", target)
+        exact, goal = check_probs("probs", probs), check_probs("target", target)
         rejected = torch.empty(exact.shape[0], dtype=torch.float64)
         for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
             seen = self._seen_by_draft(x).diagonal()
             rejected[row] = (x * (1 - speculative.accept_probability(seen, y))).sum()
         return rejected
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
-        """Law of the token, draft by draft: O(vocab**2), for analysis."""
-        exact, goal = check_law("law", law), check_law("target", target)
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
+        """Distribution of the token, draft by draft: O(vocab**2), for analysis."""
+        exact, goal = check_probs("probs", probs), check_probs("target", target)
         result = torch.empty_like(goal)
         for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
             seen = self._seen_by_draft(x)
@@ -114,12 +114,12 @@ class Truncated(_TruncatedUpload):
 
 
 class TruncatedExact(_TruncatedUpload):
-    """Draft from the truncated law xhat itself, verify against it.
+    """Draft from the truncated distribution xhat itself, verify against it.
 
     Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
-    Exact at any k: draft and test use one law, and k is chosen before the draft, with the most
-    likely token in the draft's place. Rejection probability: TV(xhat, y), at most TV(x, xhat) more
-    than the least possible.
+    Exact at any k: draft and test use one distribution, and k is chosen before the draft, with the
+    most likely token in the draft's place. Rejection probability: TV(xhat, y), at most TV(x, xhat)
+    more than the least possible.
 
     Parameters
     ----------
@@ -131,24 +131,24 @@ class TruncatedExact(_TruncatedUpload):
     exact = True
     crosses = "the draft's id and the quantised top k up; the token down"
 
-    def _truncated(self, law: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        exact = check_law("law", law)
+    def _truncated(self, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        exact = check_probs("probs", probs)
         counts = self.rule.choose(exact, exact.amax(dim=-1).clamp(max=1.0))
         support, weights = truncate(exact, counts)
         return support, weights, counts, spread(support, weights, counts, exact.shape[1])
 
-    def draft(self, law: Tensor, keys: DrawKeys) -> Draft:
+    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Truncate, then draw from what is left; see `Verifier.draft`."""
-        support, weights, counts, truncated = self._truncated(law)
+        support, weights, counts, truncated = self._truncated(probs)
         tokens = draw(truncated, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
         claim = Claim(tokens, support=support, weights=weights, counts=counts)
         return drafted(truncated, tokens, claim)
 
-    def rejection_probability(self, law: Tensor, target: Tensor) -> Tensor:
+    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
         """TV(xhat, y)."""
-        return total_variation(self._truncated(law)[3], check_law("target", target))
+        return total_variation(self._truncated(probs)[3], check_probs("target", target))
 
-    def output_law(self, law: Tensor, target: Tensor) -> Tensor:
+    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
         """The target, up to rounding."""
-        truncated = self._truncated(law)[3]
-        return speculative.output_law(truncated, truncated, check_law("target", target))
+        truncated = self._truncated(probs)[3]
+        return speculative.output_distribution(truncated, truncated, check_probs("target", target))

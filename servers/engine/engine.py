@@ -42,8 +42,8 @@ class Feed:
     tokens : numpy.ndarray
         int64 [n], n >= 0.
     wanted : numpy.ndarray
-        int64 [m] increasing positions ``p`` in ``1 .. start + n``: the law of token ``p`` given
-        tokens ``0 .. p - 1``. May be empty: then no forward pass is spent.
+        int64 [m] increasing positions ``p`` in ``1 .. start + n``: the distribution of token ``p``
+        given tokens ``0 .. p - 1``. May be empty: then no forward pass is spent.
     """
 
     session: Hashable

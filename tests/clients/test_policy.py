@@ -3,30 +3,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.policy import FixedPolicy, RandomPolicy, RouterPolicy, Situation, ThresholdPolicy
+from clients.policy import FixedPolicy, RandomPolicy, RouterPolicy, RoutingInput, ThresholdPolicy
 
 UNCERTAINTY = np.array([0.0, 0.3, 0.5, 0.500001, 1.0])
 
 
 def test_threshold_keeps_up_to_and_including_itself():
     policy = ThresholdPolicy(0.5)
-    assert policy.keep(Situation(UNCERTAINTY)).tolist() == [True, True, True, False, False]
+    assert policy.keep(RoutingInput(UNCERTAINTY)).tolist() == [True, True, True, False, False]
     assert policy.parameters.tolist() == [0.5]
 
 
 def test_thresholds_outside_the_unit_interval_mean_none_and_all():
-    assert not ThresholdPolicy(-1).keep(Situation(UNCERTAINTY)).any()
-    assert ThresholdPolicy(1).keep(Situation(UNCERTAINTY)).all()
+    assert not ThresholdPolicy(-1).keep(RoutingInput(UNCERTAINTY)).any()
+    assert ThresholdPolicy(1).keep(RoutingInput(UNCERTAINTY)).all()
 
 
 def test_always_keeps_and_never_does_not():
-    assert FixedPolicy(kept=True).keep(Situation(UNCERTAINTY)).all()
-    assert not FixedPolicy(kept=False).keep(Situation(UNCERTAINTY)).any()
+    assert FixedPolicy(kept=True).keep(RoutingInput(UNCERTAINTY)).all()
+    assert not FixedPolicy(kept=False).keep(RoutingInput(UNCERTAINTY)).any()
 
 
 def test_random_escalates_its_share():
     draws = np.random.default_rng(0).random(100_000)
-    kept = RandomPolicy(0.3).keep(Situation(np.zeros(100_000), uniforms=draws))
+    kept = RandomPolicy(0.3).keep(RoutingInput(np.zeros(100_000), uniforms=draws))
     # Six standard deviations: a false alarm in 5e8 seeds, and this seed is fixed.
     assert abs(kept.mean() - 0.7) < 6 * np.sqrt(0.21 / 100_000)
 
@@ -37,8 +37,8 @@ def test_the_router_compares_its_own_score():
 
     policy = RouterPolicy(np.array([0.5, 2.0]), model)
     features = np.array([[0.1], [0.25], [0.3]], np.float32)
-    situation = Situation(np.ones(3), features)
-    assert policy.keep(situation).tolist() == [True, True, False]
+    inputs = RoutingInput(np.ones(3), features)
+    assert policy.keep(inputs).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,6 @@ def test_bad_parameters_are_refused(make):
 
 def test_missing_inputs_are_named():
     with pytest.raises(ValueError, match="uniform"):
-        RandomPolicy(0.5).keep(Situation(UNCERTAINTY))
+        RandomPolicy(0.5).keep(RoutingInput(UNCERTAINTY))
     with pytest.raises(ValueError, match="features"):
-        RouterPolicy(np.zeros(2), lambda w, f: f[:, 0]).keep(Situation(UNCERTAINTY))
+        RouterPolicy(np.zeros(2), lambda w, f: f[:, 0]).keep(RoutingInput(UNCERTAINTY))

@@ -286,7 +286,7 @@ def predicted(routed: Routed, link: Link) -> float:
 
 @pytest.mark.parametrize("options", [GREEDY, FULL], ids=["greedy", "full"])
 def test_a_slow_link_takes_as_long_as_the_cost_model_says(network, options):
-    """Small messages, which cost a round trip each, and whole laws of 8 kB, which fill the link."""
+    """Small messages cost a round trip each; distributions of 8 kB fill the link."""
     with network.joined(SLOW):
         routed = over(network, options)
     seconds, measured = predicted(routed, SLOW), routed.traffic.waited

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.policy import FixedPolicy, Situation
+from clients.policy import FixedPolicy, RoutingInput
 from clients.records import Stage, TokenRecords, Traffic
 from fedhlm_app.cli.compare import run_comparison, settings_of
 from fedhlm_app.compare import DEFAULT_METHODS, METHODS, Comparison, Method, Plan, chosen_methods
@@ -71,7 +71,7 @@ def test_the_extremes_are_what_they_must_be(sampled):
     # Nothing crosses a link, so all links are alike.
     assert len(set(slm["tokens_per_second"].values())) == 1
     assert [name for name, result in results.items() if not result["exact"]] == ["slm", "cu-hlm"]
-    # A whole law is two bytes an entry; an id is twelve bits.
+    # A whole distribution is two bytes an entry; an id is twelve bits.
     assert results["hlm"]["payload_bytes_per_sent_token"] == pytest.approx(2 * 4096, abs=3)
     assert 1 <= results["coupled"]["payload_bytes_per_sent_token"] <= 2
     assert 3 <= results["scalar"]["payload_bytes_per_sent_token"] <= 4
@@ -168,7 +168,7 @@ def test_a_share_is_met_in_expectation_whatever_ties(steps, share):
     expected = (uncertainty > threshold).mean() + (uncertainty == threshold).mean() * (1 - kept_at)
     assert expected == pytest.approx(share, abs=1e-9)
     draws = np.full(uncertainty.size, 0.5)
-    kept = policy.keep(Situation(uncertainty, uniforms=draws))
+    kept = policy.keep(RoutingInput(uncertainty, uniforms=draws))
     assert kept[uncertainty < threshold].all()
     assert not kept[uncertainty > threshold].any()
 

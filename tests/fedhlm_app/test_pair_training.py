@@ -164,9 +164,9 @@ class TestStage:
             batch = batch_of([sequences[row] for row in rows])
             where = batch.mask[:, 1:]
             logits = [m(batch.tokens[:, :-1]).logits[where] for m in (plain, teacher)]
-            law = logits[1].softmax(-1).detach()
+            probs = logits[1].softmax(-1).detach()
             onehot = nn.functional.one_hot(batch.tokens[:, 1:][where], 40)
-            loss = nn.functional.cross_entropy(logits[0], 0.5 * law + 0.5 * onehot)
+            loss = nn.functional.cross_entropy(logits[0], 0.5 * probs + 0.5 * onehot)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -237,7 +237,7 @@ class TestStage:
         with pytest.raises(ValueError, match="written with other settings"):
             self.run(tmp_path / "late", changed, shorter)
 
-    def test_distilling_brings_the_law_nearer(self, tmp_path):
+    def test_distilling_brings_the_distribution_nearer(self, tmp_path):
         student, teacher = tiny_model(), tiny_model(2)
         # A teacher with something to say: random logits are all alike.
         with torch.no_grad():
@@ -247,8 +247,8 @@ class TestStage:
 
         def distance():
             with torch.inference_mode():
-                laws = [m(batch.tokens).logits[batch.mask].softmax(-1) for m in (student, teacher)]
-            return float((laws[0] - laws[1]).abs().sum(-1).mean() / 2)
+                probs = [m(batch.tokens).logits[batch.mask].softmax(-1) for m in (student, teacher)]
+            return float((probs[0] - probs[1]).abs().sum(-1).mean() / 2)
 
         before = distance()
         settings = PairTraining("", str(tmp_path), bfloat16=False)

@@ -8,19 +8,19 @@ import torch
 
 from hlm.randomness import DrawKeys
 from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
-from hlm.truncation.quantising import law_from_weights, quantise, quantise_dithered
+from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
 from hlm.verification.coupled import Coupled, kept_loss, match_probability
 from hlm.verification.scalar import proposal_probability
-from hlm.verification.speculative import accept_probability, output_law, residual
+from hlm.verification.speculative import accept_probability, output_distribution, residual
 
 EXACT_SAMPLED = [
     name for name, verifier in VERIFIERS.items() if verifier.exact and name != "greedy"
 ]
 
 
-def random_laws(seed, rows, vocab, spread=1.5, zeros=0.2):
-    """Laws of the sort that occur: some peaked, some with impossible tokens."""
+def random_probs(seed, rows, vocab, spread=1.5, zeros=0.2):
+    """Distributions of the sort that occur: some peaked, some with impossible tokens."""
     generator = np.random.default_rng(seed)
     weights = np.exp(generator.normal(size=(rows, vocab)) * spread)
     mask = generator.random((rows, vocab)) >= zeros
@@ -59,19 +59,19 @@ def special_pairs():
 
 
 PAIRS = [
-    (random_laws(0, 200, 2), random_laws(1, 200, 2)),
-    (random_laws(2, 200, 3), random_laws(3, 200, 3)),
-    (random_laws(4, 100, 7, 3.0), random_laws(5, 100, 7, 3.0)),
-    (random_laws(6, 30, 40), random_laws(7, 30, 40)),
+    (random_probs(0, 200, 2), random_probs(1, 200, 2)),
+    (random_probs(2, 200, 3), random_probs(3, 200, 3)),
+    (random_probs(4, 100, 7, 3.0), random_probs(5, 100, 7, 3.0)),
+    (random_probs(6, 30, 40), random_probs(7, 30, 40)),
     special_pairs(),
 ]
 
 
 @pytest.mark.parametrize("name", EXACT_SAMPLED)
 @pytest.mark.parametrize("pair", range(len(PAIRS)))
-def test_output_law_of_every_exact_method_is_the_target(name, pair):
+def test_output_distribution_of_every_exact_method_is_the_target(name, pair):
     x, y = PAIRS[pair]
-    assert float((VERIFIERS[name]().output_law(x, y) - y).abs().max()) < 1e-9
+    assert float((VERIFIERS[name]().output_distribution(x, y) - y).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("name", EXACT_SAMPLED)
@@ -79,8 +79,8 @@ def test_output_law_of_every_exact_method_is_the_target(name, pair):
 def test_no_exact_method_rejects_less_than_total_variation(name, pair):
     x, y = PAIRS[pair]
     verifier = VERIFIERS[name]()
-    # the draft's law is x after rounding or truncation: what the method really draws from
-    drawn = device_law(name, x)
+    # the draft's distribution is x after rounding or truncation: what the method really draws from
+    drawn = device_probs(name, x)
     assert bool((verifier.rejection_probability(x, y) >= total_variation(drawn, y) - 1e-12).all())
     if name in ("full", "truncated-exact", "scalar-proposals"):
         assert torch.allclose(
@@ -88,15 +88,15 @@ def test_no_exact_method_rejects_less_than_total_variation(name, pair):
         )
 
 
-def device_law(name, x):
-    """The law `draft` of a method says it drew from."""
+def device_probs(name, x):
+    """The distribution `draft` of a method says it drew from."""
     rows = np.arange(x.shape[0])
-    return VERIFIERS[name]().draft(x, DrawKeys(0, rows, rows)).law
+    return VERIFIERS[name]().draft(x, DrawKeys(0, rows, rows)).distribution
 
 
 def test_scalar_rejects_hardly_more_than_total_variation():
     for x, y in PAIRS:
-        quantised = law_from_weights(quantise(x, 16), 16)
+        quantised = probs_from_weights(quantise(x, 16), 16)
         excess = VERIFIERS["scalar"]().rejection_probability(x, y) - total_variation(quantised, y)
         assert float(excess.max()) <= x.shape[1] * 2**-16
 
@@ -105,7 +105,7 @@ def test_scalar_rejects_hardly_more_than_total_variation():
 def test_truncated_exact_is_exact_at_any_k_and_by_any_rule(count):
     x, y = PAIRS[2]
     for rule in (FixedCount(count), OnlineCount(0.1 * count), OfflineBudget(0.05 * count)):
-        assert float((TruncatedExact(rule).output_law(x, y) - y).abs().max()) < 1e-9
+        assert float((TruncatedExact(rule).output_distribution(x, y) - y).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 39])
@@ -116,24 +116,24 @@ def test_bias_of_the_truncated_method_is_within_its_bound(count):
             continue
         verifier = Truncated(FixedCount(count))
         seen = TruncatedExact(FixedCount(count))._truncated(x)[3]
-        bias = total_variation(verifier.output_law(x, y), y)
+        bias = total_variation(verifier.output_distribution(x, y), y)
         assert bool((bias <= total_variation(x, seen) + 1e-12).all())
         biased += int((bias > 1e-4).sum())
     assert biased > 0  # the bound is not met because nothing happened
     assert not Truncated.exact
 
 
-def test_output_law_is_biased_when_draft_and_test_use_different_laws():
+def test_output_distribution_is_biased_when_draft_and_test_use_different_distributions():
     x, y = PAIRS[1]
-    other = random_laws(99, 200, 3)
-    bias = total_variation(output_law(x, other, y), y)
+    other = random_probs(99, 200, 3)
+    bias = total_variation(output_distribution(x, other, y), y)
     assert bool((bias <= total_variation(x, other) + 1e-12).all())
     assert float(bias.max()) > 0.05
 
 
 def test_greedy_gives_the_top_token_of_the_target():
     for x, y in PAIRS:
-        result = VERIFIERS["greedy"]().output_law(x, y)
+        result = VERIFIERS["greedy"]().output_distribution(x, y)
         assert torch.equal(result.argmax(-1), y.argmax(-1))
         assert torch.equal(result.sum(-1), torch.ones(y.shape[0], dtype=torch.float64))
 
@@ -152,13 +152,13 @@ def test_bar_in_integers_is_the_proposal_probability():
 def test_expected_proposals_per_token_is_one():
     # rejected with chance TV, then 1/TV proposals on average
     for x, y in PAIRS[:4]:
-        quantised = law_from_weights(quantise(x, 16), 16)
+        quantised = probs_from_weights(quantise(x, 16), 16)
         passing = (y * proposal_probability(quantised, y)).sum(-1)
         assert torch.allclose(passing, total_variation(quantised, y), atol=1e-12)
 
 
-def race_law(x, y):
-    """Joint law of (device token, server token) of one coupled race, [vocab, vocab].
+def race_probs(x, y):
+    """Joint distribution of (device token, server token) of one coupled race, [vocab, vocab].
 
     P(i, j) is the integral of x_i y_j / A(r)**2 over r in [y_i/x_i, y_j/x_j] with
     A(r) = sum_k max(x_k r, y_k), which is linear between the ratios y_k/x_k; P(i, i) = x_i / A(y_i
@@ -181,12 +181,12 @@ def race_law(x, y):
     return joint
 
 
-def test_coupled_race_by_its_exact_joint_law():
+def test_coupled_race_by_its_exact_joint_distribution():
     for seed in range(40):
         vocab = 2 + seed % 5
-        x = random_laws(seed, 1, vocab, zeros=0.0)
-        y = random_laws(seed + 1000, 1, vocab, zeros=0.0)
-        joint = race_law(x[0].numpy(), y[0].numpy())
+        x = random_probs(seed, 1, vocab, zeros=0.0)
+        y = random_probs(seed + 1000, 1, vocab, zeros=0.0)
+        joint = race_probs(x[0].numpy(), y[0].numpy())
         assert np.allclose(joint.sum(1), x[0], atol=1e-12)
         assert np.allclose(joint.sum(0), y[0], atol=1e-12)
         assert np.allclose(np.diag(joint), match_probability(x, y)[0], atol=1e-12)
@@ -194,7 +194,7 @@ def test_coupled_race_by_its_exact_joint_law():
 
 
 def test_coupled_matches_the_formula_as_written():
-    x, y = random_laws(8, 50, 6, zeros=0.0), random_laws(9, 50, 6, zeros=0.0)
+    x, y = random_probs(8, 50, 6, zeros=0.0), random_probs(9, 50, 6, zeros=0.0)
     ratio_x = x.unsqueeze(1) / x.unsqueeze(2)
     ratio_y = y.unsqueeze(1) / y.unsqueeze(2)
     expected = (1 / torch.maximum(ratio_x, ratio_y).sum(-1)).sum(-1)
@@ -214,7 +214,7 @@ def test_coupled_stays_between_its_bounds(pair):
 
 
 class Model:
-    """A law for every context of a small vocabulary."""
+    """A distribution for every context of a small vocabulary."""
 
     def __init__(self, seed, vocab, length, zeros=0.15):
         contexts = [
@@ -222,69 +222,69 @@ class Model:
             for size in range(length)
             for context in itertools.product(range(vocab), repeat=size)
         ]
-        table = random_laws(seed, len(contexts), vocab, zeros=zeros)
-        self.laws = {context: table[i : i + 1] for i, context in enumerate(contexts)}
+        table = random_probs(seed, len(contexts), vocab, zeros=zeros)
+        self.probs = {context: table[i : i + 1] for i, context in enumerate(contexts)}
         self.vocab, self.length = vocab, length
 
-    def text_law(self):
-        return text_law(self.vocab, self.length, lambda context: self.laws[context][0])
+    def text_probs(self):
+        return text_probs(self.vocab, self.length, lambda context: self.probs[context][0])
 
 
-def text_law(vocab, length, next_law):
-    """Law of whole texts from the law of the next token, as a flat tensor."""
-    laws = []
+def text_probs(vocab, length, next_probs):
+    """Distribution of whole texts from the distribution of the next token, as a flat tensor."""
+    probs = []
     for text in itertools.product(range(vocab), repeat=length):
         chance = 1.0
         for size in range(length):
-            chance = chance * float(next_law(text[:size])[text[size]])
-        laws.append(chance)
-    return torch.tensor(laws, dtype=torch.float64)
+            chance = chance * float(next_probs(text[:size])[text[size]])
+        probs.append(chance)
+    return torch.tensor(probs, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", EXACT_SAMPLED)
-def test_texts_of_three_tokens_have_the_target_law(name):
+def test_texts_of_three_tokens_have_the_target_distribution(name):
     verifier = VERIFIERS[name]()
     for seed in range(5):
         small, large = Model(seed, 3, 3), Model(seed + 50, 3, 3)
         hybrid = {
-            context: verifier.output_law(small.laws[context], large.laws[context])[0]
-            for context in small.laws
+            context: verifier.output_distribution(small.probs[context], large.probs[context])[0]
+            for context in small.probs
         }
-        difference = text_law(3, 3, hybrid.__getitem__) - large.text_law()
+        difference = text_probs(3, 3, hybrid.__getitem__) - large.text_probs()
         assert float(difference.abs().max()) < 1e-9
 
 
 def speculative_kernel(x, y):
-    """Row d: law of the token when d is drafted and verified, [vocab, vocab]."""
+    """Row d: distribution of the token when d is drafted and verified, [vocab, vocab]."""
     accepted = accept_probability(x, y)
     return torch.diag(accepted) + (1 - accepted).unsqueeze(1) * residual(x[None], y[None])
 
 
 def coupled_kernel(x, y):
-    return torch.from_numpy(race_law(x.numpy(), y.numpy())) / x.unsqueeze(1)
+    return torch.from_numpy(race_probs(x.numpy(), y.numpy())) / x.unsqueeze(1)
 
 
 def routed(small, large, kernel, keep):
-    """Next-token law of the hybrid and its expected loss, per context."""
-    laws, losses = {}, {}
-    for context in small.laws:
-        x, y = small.laws[context][0], large.laws[context][0]
+    """Next-token distribution of the hybrid and its expected loss, per context."""
+    probs, losses = {}, {}
+    for context in small.probs:
+        x, y = small.probs[context][0], large.probs[context][0]
         kept = keep[context].double()
         transition = kernel(x, y)
         loss = 1 - transition.diagonal()
-        laws[context] = x * kept + (x * (1 - kept)) @ transition
+        probs[context] = x * kept + (x * (1 - kept)) @ transition
         losses[context] = float((x * kept * loss).sum())
-    return laws, losses
+    return probs, losses
 
 
-def certificate(vocab, length, laws, losses):
+def certificate(vocab, length, probs, losses):
     """E over hybrid texts of the sum of kept * loss."""
     total = 0.0
     for size in range(length):
         for context in itertools.product(range(vocab), repeat=size):
             chance = 1.0
             for end in range(size):
-                chance *= float(laws[context[:end]][context[end]])
+                chance *= float(probs[context[:end]][context[end]])
             total += chance * losses[context]
     return total
 
@@ -299,17 +299,17 @@ def test_certificate_bounds_the_distance_of_texts(kernel, zeros, vocab, length):
         large = Model(seed + 500, vocab, length, zeros)
         # routing by u: any subset of drafts may be kept, also the worst
         threshold = float(torch.rand(1, generator=generator))
-        noise = {context: torch.rand(vocab, generator=generator) for context in small.laws}
+        noise = {context: torch.rand(vocab, generator=generator) for context in small.probs}
         for keep in (
-            {context: 1 - law[0] <= threshold for context, law in small.laws.items()},
-            {context: noise[context] <= threshold for context in small.laws},
-            {context: torch.ones(vocab, dtype=torch.bool) for context in small.laws},
+            {context: 1 - probs[0] <= threshold for context, probs in small.probs.items()},
+            {context: noise[context] <= threshold for context in small.probs},
+            {context: torch.ones(vocab, dtype=torch.bool) for context in small.probs},
         ):
-            laws, losses = routed(small, large, kernel, keep)
+            probs, losses = routed(small, large, kernel, keep)
             distance = float(
-                (text_law(vocab, length, laws.__getitem__) - large.text_law()).abs().sum() / 2
+                (text_probs(vocab, length, probs.__getitem__) - large.text_probs()).abs().sum() / 2
             )
-            bound = certificate(vocab, length, laws, losses)
+            bound = certificate(vocab, length, probs, losses)
             assert distance <= bound + 1e-12
             tight += distance > 0.5 * bound > 0.01
     assert tight > 0
@@ -338,12 +338,12 @@ def test_speculative_loss_is_beta_of_the_paper():
 
 
 def test_dither_slices_cover_every_rounding():
-    # the enumeration inside Scalar.output_law against a grid of dithers
+    # the enumeration inside Scalar.output_distribution against a grid of dithers
     x, y = PAIRS[1][0][:5], PAIRS[1][1][:5]
     grid = (torch.arange(4001, dtype=torch.float64) + 0.5) / 4001
-    quantised = law_from_weights(quantise(x, 16), 16)
+    quantised = probs_from_weights(quantise(x, 16), 16)
     exact = VERIFIERS["scalar"]().rejection_probability(x, y)
     for row in range(5):
-        rounded = law_from_weights(quantise_dithered(y[row].expand(4001, -1), 16, grid), 16)
+        rounded = probs_from_weights(quantise_dithered(y[row].expand(4001, -1), 16, grid), 16)
         mean = total_variation(quantised[row], rounded).mean()
         assert float((mean - exact[row]).abs()) < 1e-7

@@ -141,7 +141,7 @@ def test_p_value_is_super_uniform_for_clients_that_differ(
 ) -> None:
     """As many coins of each client, or texts drawn without replacement from pools of 12; exact."""
     for coins in (True, False):
-        law, mean = np.ones(1), []
+        probs, mean = np.ones(1), []
         for risk in risks:
             wrong = risk if coins else round(risk * 12) / 12
             mean.append(wrong)
@@ -151,12 +151,12 @@ def test_p_value_is_super_uniform_for_clients_that_differ(
                 if coins
                 else stats.hypergeom.pmf(k, 12, round(wrong * 12), each)
             )
-            law = np.convolve(law, part)
+            probs = np.convolve(probs, part)
         alpha, n = float(np.mean(mean)), each * len(risks)
         if not 1e-6 < alpha < 1 - 1e-6:
             continue
         p_values = hoeffding_bentkus(np.arange(n + 1) / n, n, alpha)
-        assert law[p_values <= level].sum() <= level + 1e-9
+        assert probs[p_values <= level].sum() <= level + 1e-9
 
 
 def test_learn_then_test_stops_at_the_first_failure() -> None:

@@ -7,32 +7,32 @@ from hypothesis.extra import numpy as st_numpy
 
 from hlm.sampling import (
     Sampling,
-    check_law,
+    check_probs,
     checked_top_token,
+    distribution,
     draw,
-    law,
     probability_of,
     top_token,
 )
 
 
-def test_greedy_law_is_one_hot_on_lowest_id_of_ties():
+def test_greedy_distribution_is_one_hot_on_lowest_id_of_ties():
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], dtype=torch.bfloat16)
     expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    assert torch.equal(law(logits, Sampling("greedy")), expected)
+    assert torch.equal(distribution(logits, Sampling("greedy")), expected)
     assert top_token(logits).tolist() == [1, 0]
 
 
-def test_sampled_law_is_softmax_at_temperature():
+def test_sampled_distribution_is_softmax_at_temperature():
     logits = torch.tensor([[0.3, -1.0, 2.0, -torch.inf]])
-    result = law(logits, Sampling("sampled", temperature=0.7))
+    result = distribution(logits, Sampling("sampled", temperature=0.7))
     assert torch.allclose(result, torch.softmax(logits.double() / 0.7, -1), atol=1e-15)
     assert result.dtype == torch.float64
     assert result[0, 3] == 0
 
 
 def test_tiny_temperature_does_not_overflow():
-    result = law(torch.tensor([[1e4, 0.0, -1e4]]), Sampling("sampled", temperature=1e-300))
+    result = distribution(torch.tensor([[1e4, 0.0, -1e4]]), Sampling("sampled", temperature=1e-300))
     assert result.tolist() == [[1.0, 0.0, 0.0]]
 
 
@@ -42,7 +42,7 @@ def test_tiny_temperature_does_not_overflow():
 def test_top_p_keeps_the_token_that_crosses_the_boundary(top_p, kept):
     probabilities = torch.tensor([[0.2, 0.5, 0.05, 0.25]], dtype=torch.float64)
     # 0.5 + 0.25 = 0.75 < 0.79 keeps the third; the boundary of each case is strict
-    result = law(probabilities.log(), Sampling("sampled", top_p=top_p))
+    result = distribution(probabilities.log(), Sampling("sampled", top_p=top_p))
     ordered = [0.5, 0.25, 0.2, 0.05]
     mass, expected = 0.0, 0
     for probability in ordered:
@@ -59,7 +59,7 @@ def test_top_p_keeps_the_token_that_crosses_the_boundary(top_p, kept):
 
 
 def test_top_p_never_keeps_nothing():
-    result = law(torch.zeros(1, 5), Sampling("sampled", top_p=1e-9))
+    result = distribution(torch.zeros(1, 5), Sampling("sampled", top_p=1e-9))
     assert result.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
 
 
@@ -79,12 +79,12 @@ def test_sampling_refuses_unknown_decoding():
 @pytest.mark.parametrize(
     "row", [[0.0, float("nan")], [float("inf"), 0.0], [-float("inf"), -float("inf")]]
 )
-def test_law_refuses_logits_without_a_law(row):
+def test_distribution_refuses_logits_without_a_distribution(row):
     with pytest.raises(ValueError, match="logits"):
-        law(torch.tensor([row]), Sampling("sampled"))
+        distribution(torch.tensor([row]), Sampling("sampled"))
 
 
-def test_draw_inverts_the_cumulative_law():
+def test_draw_inverts_the_cumulative_distribution():
     table = torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64)
     points = torch.tensor([[0.0, 0.1999, 0.2001, 0.4999, 0.5001, 1 - 2**-53]], dtype=torch.float64)
     assert draw(table, points).tolist() == [[0, 0, 2, 2, 3, 3]]
@@ -108,13 +108,13 @@ def test_draw_never_returns_a_token_of_probability_zero(weights, uniform):
     table = torch.from_numpy(weights).unsqueeze(0)
     point = torch.tensor([uniform], dtype=torch.float64)
     if not weights.sum() > 0:
-        with pytest.raises(ValueError, match="law"):
+        with pytest.raises(ValueError, match="probs"):
             draw(table, point)
         return
     assert weights[draw(table, point).item()] > 0
 
 
-def test_draw_takes_float32_laws_and_no_rows():
+def test_draw_takes_float32_distributions_and_no_rows():
     assert draw(torch.tensor([[0.0, 1.0]]), torch.tensor([0.999])).tolist() == [1]
     assert draw(torch.zeros(0, 3), torch.zeros(0)).shape == (0,)
 
@@ -125,24 +125,24 @@ def test_draw_refuses_shapes_that_do_not_fit():
 
 
 @pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5], [float("nan"), 1.0]])
-def test_what_is_no_law_is_refused(row):
+def test_what_is_no_distribution_is_refused(row):
     with pytest.raises(ValueError, match="target"):
-        check_law("target", torch.tensor([row]))
+        check_probs("target", torch.tensor([row]))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0, 1e-300])
-def test_probability_of_a_token_is_its_entry_in_the_law(temperature):
+def test_probability_of_a_token_is_its_entry_in_the_distribution(temperature):
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(5, 40)) * 4).float()
     logits[0, 3] = -torch.inf
     tokens = torch.tensor([3, 0, 1, 39, 7])
-    expected = law(logits, Sampling("sampled", temperature))[torch.arange(5), tokens]
+    expected = distribution(logits, Sampling("sampled", temperature))[torch.arange(5), tokens]
     found = probability_of(logits, tokens, temperature)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, atol=1e-15, rtol=1e-13)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_the_top_token_of_no_law_is_refused(bad):
+def test_the_top_token_of_no_distribution_is_refused(bad):
     logits = torch.zeros(2, 3)
     logits[1, 1] = bad
     with pytest.raises(ValueError, match="finite maximum"):

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from hlm.randomness import DrawKeys, exponentials
-from hlm.sampling import Sampling, law
+from hlm.sampling import Sampling, distribution
 from hlm.truncation.count_rules import FixedCount, OnlineCount
 from hlm.verification import (
     UNDECIDED,
@@ -60,11 +60,11 @@ def run(verifier, x, y, names):
     return draft, accepted, tokens
 
 
-def chi_square(tokens, expected_law):
-    counts = np.bincount(tokens.numpy(), minlength=expected_law.shape[0])
-    possible = expected_law.numpy() > 0
+def chi_square(tokens, expected_probs):
+    counts = np.bincount(tokens.numpy(), minlength=expected_probs.shape[0])
+    possible = expected_probs.numpy() > 0
     assert counts[~possible].sum() == 0
-    expected = expected_law.numpy()[possible] * counts.sum()
+    expected = expected_probs.numpy()[possible] * counts.sum()
     return stats.chisquare(counts[possible], expected * counts.sum() / expected.sum()).pvalue
 
 
@@ -82,11 +82,11 @@ METHODS = [
 
 
 @pytest.mark.parametrize("verifier", METHODS, ids=lambda v: f"{v.name}-{METHODS.index(v)}")
-def test_tokens_follow_the_stated_law_and_rejections_the_stated_rate(verifier):
+def test_tokens_follow_the_stated_distribution_and_rejections_the_stated_rate(verifier):
     draft, accepted, tokens = run(verifier, X.expand(ROWS, -1), Y.expand(ROWS, -1), keys(ROWS))
-    expected = verifier.output_law(X, Y)[0]
+    expected = verifier.output_distribution(X, Y)[0]
     assert chi_square(tokens, expected) > FALSE_ALARM
-    assert chi_square(draft.tokens, draft.law[0]) > FALSE_ALARM
+    assert chi_square(draft.tokens, draft.distribution[0]) > FALSE_ALARM
     if verifier.exact:
         assert float((expected - Y[0]).abs().max()) < 1e-9
     rejected = int((~accepted).sum())
@@ -125,15 +125,15 @@ def test_server_needs_the_claim_and_the_device_needs_the_verdict_only(name):
     verdict = server.decide(y, copied, keys(200))
     tokens = device.finish(draft, verdict, keys(200))
     assert torch.equal(tokens[verdict.accepted], draft.tokens[verdict.accepted])
-    assert torch.equal(draft.probabilities, draft.law[torch.arange(200), draft.tokens])
+    assert torch.equal(draft.probabilities, draft.distribution[torch.arange(200), draft.tokens])
     assert bool((draft.probabilities > 0).all())
     assert torch.equal(verdict.is_top, draft.tokens == y.argmax(-1))
     assert torch.equal(verdict.target_log_prob, y[torch.arange(200), draft.tokens].log())
 
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
-def test_equal_laws_are_always_accepted(name):
-    # laws in units of 2**-16 that truncation keeps whole; the dither leaves integers alone
+def test_equal_distributions_are_always_accepted(name):
+    # distributions in units of 2**-16 that truncation keeps whole; the dither leaves integers alone
     x = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).double().expand(500, -1)
     verifier = VERIFIERS[name]()
     draft, accepted, tokens = run(verifier, x, x, keys(500))
@@ -142,7 +142,7 @@ def test_equal_laws_are_always_accepted(name):
 
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
-def test_disjoint_laws_are_always_resampled(name):
+def test_disjoint_distributions_are_always_resampled(name):
     x = torch.tensor([[1.0, 0.0, 0.0]]).double().expand(200, -1)
     y = torch.tensor([[0.0, 0.75, 0.25]]).double().expand(200, -1)
     _, accepted, tokens = run(VERIFIERS[name](), x, y, keys(200))
@@ -188,12 +188,12 @@ def test_registry_names_and_statements():
 
 def test_greedy_ties_go_to_the_lowest_id_on_both_sides():
     logits = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float32)
-    softmax = law(logits, Sampling("sampled"))
+    softmax = distribution(logits, Sampling("sampled"))
     verifier = Greedy()
     draft = verifier.draft(softmax, keys(1))
     assert draft.tokens.tolist() == [1]
     assert draft.probabilities.tolist() == [1.0]
-    verdict = verifier.decide(law(logits, Sampling("greedy")), draft.claim, keys(1))
+    verdict = verifier.decide(distribution(logits, Sampling("greedy")), draft.claim, keys(1))
     assert verdict.accepted.tolist() == [True]
 
 
@@ -219,11 +219,11 @@ def test_race_in_float32_is_the_race_of_the_same_numbers_in_float64():
     clocks = exponentials(names, 64)
     assert torch.equal(exponential_race(x, clocks), exponential_race(x.double(), clocks))
     draft = Coupled().draft(x, names)
-    assert draft.law.dtype == torch.float64
+    assert draft.distribution.dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
-def test_float32_laws_and_no_rows_are_fine(name):
+def test_float32_distributions_and_no_rows_are_fine(name):
     verifier = VERIFIERS[name]()
     tokens = run(verifier, X.float().expand(50, -1), Y.float().expand(50, -1), keys(50))[2]
     assert bool((Y[0, tokens] > 0).all())
@@ -260,7 +260,7 @@ def test_impossible_weights_are_refused(weight):
             VERIFIERS[name]().decide(Y, claim, keys(1))
 
 
-def test_weights_that_are_no_law_are_refused():
+def test_weights_that_are_no_distribution_are_refused():
     weights = torch.tensor([[2**16, 1, 0, 0, 0, 0]])
     with pytest.raises(ClaimError, match="weights"):
         Full().decide(Y, Claim(torch.tensor([0]), weights=weights), keys(1))
@@ -313,34 +313,34 @@ def test_mean_number_of_proposals_looked_at_is_one():
     assert verdict.proposals is not None
     assert verdict.bars is not None
     rejected = ~verdict.accepted
-    weights = draft.law[rejected].gather(1, verdict.proposals[rejected]) * 2**16
+    weights = draft.distribution[rejected].gather(1, verdict.proposals[rejected]) * 2**16
     passes = weights < verdict.bars[rejected]
     assert bool(passes.any(1).all())
     looked_at = passes.to(torch.uint8).argmax(1) + 1
     mean = looked_at.sum().item() / ROWS
-    distance = total_variation(draft.law[:1], Y).item()
+    distance = total_variation(draft.distribution[:1], Y).item()
     deviation = ((2 - distance) / distance - 1) ** 0.5 / ROWS**0.5
     assert abs(mean - 1) < 5 * deviation  # false alarm 6e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_greedy_draft_from_logits_is_that_from_their_law(dtype):
+def test_a_greedy_draft_from_logits_is_that_from_their_distribution(dtype):
     logits = torch.from_numpy(np.random.default_rng(3).normal(size=(40, 30))).to(dtype)
     names = keys(40)
     short = Greedy().draft_top(logits)
-    long = Greedy().draft(law(logits, Sampling()), names)
+    long = Greedy().draft(distribution(logits, Sampling()), names)
     assert torch.equal(short.tokens, long.tokens)
     assert torch.equal(short.claim.tokens, long.claim.tokens)
     assert torch.equal(short.probabilities, long.probabilities)
-    assert short.select(torch.tensor([2, 5])).law is None
+    assert short.select(torch.tensor([2, 5])).distribution is None
 
 
-def test_drafts_without_a_law_cannot_be_resampled():
+def test_drafts_without_a_distribution_cannot_be_resampled():
     names = keys(1)
     draft = Greedy().draft_top(torch.tensor([[0.0, 1.0]]))
     verdict = dataclasses.replace(
         Greedy().decide(torch.tensor([[1.0, 0.0]]), draft.claim, names),
         tokens=torch.tensor([UNDECIDED]),
     )
-    with pytest.raises(ValueError, match="law: this method"):
+    with pytest.raises(ValueError, match="distribution: this method"):
         Scalar().finish(draft, verdict, names)

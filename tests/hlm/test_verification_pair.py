@@ -1,4 +1,4 @@
-"""Exactness on the built-in models: tokens drawn in real contexts follow the large model's law.
+"""Exactness on the built-in models: tokens drawn in real contexts follow the large model.
 
 Five methods in four contexts at a fixed seed, two tests each: every one fails by chance with
 probability 1e-6, all together with 4e-5.
@@ -14,7 +14,7 @@ from scipy import stats
 
 from fedhlm_app.models.load import load_pair
 from hlm.randomness import DrawKeys
-from hlm.sampling import Sampling, law
+from hlm.sampling import Sampling, distribution
 from hlm.verification import UNDECIDED, VERIFIERS, total_variation
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ EXACT = sorted({name for name, cls in VERIFIERS.items() if cls.exact} - {"greedy
 
 
 @pytest.fixture(scope="module")
-def real_laws():
+def real_probs():
     """(x, y) after the first 12 tokens of one news item of each topic."""
     pair = load_pair()
     pairs = []
@@ -35,8 +35,8 @@ def real_laws():
         ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"][:12]
         prefix = torch.tensor([[pair.tokenizer.bos_token_id, *ids]])
         with torch.inference_mode():
-            x = law(pair.slm(prefix).logits[:, -1], SAMPLING)
-            y = law(pair.llm(prefix).logits[:, -1], SAMPLING)
+            x = distribution(pair.slm(prefix).logits[:, -1], SAMPLING)
+            y = distribution(pair.llm(prefix).logits[:, -1], SAMPLING)
         pairs.append((x.clone(), y.clone()))
     assert len(pairs) == 4
     return pairs
@@ -60,10 +60,10 @@ def draws(verifier, x, y, first):
     return tokens, accepted
 
 
-def pooled_chi_square(tokens, expected_law):
+def pooled_chi_square(tokens, expected_probs):
     """Chi-square with the tail pooled, so that every cell expects at least ten."""
-    counts = np.bincount(tokens.numpy(), minlength=expected_law.shape[0])
-    chances = expected_law.numpy()
+    counts = np.bincount(tokens.numpy(), minlength=expected_probs.shape[0])
+    chances = expected_probs.numpy()
     assert counts[chances == 0].sum() == 0
     order = np.argsort(-chances)
     expected, observed = chances[order] * counts.sum(), counts[order]
@@ -78,8 +78,8 @@ def pooled_chi_square(tokens, expected_law):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_tokens_in_real_contexts_follow_the_large_model(name, real_laws):
-    for context, (x, y) in enumerate(real_laws):
+def test_tokens_in_real_contexts_follow_the_large_model(name, real_probs):
+    for context, (x, y) in enumerate(real_probs):
         verifier = VERIFIERS[name]()
         parts = [draws(verifier, x, y, context * DRAWS + first) for first in range(0, DRAWS, BATCH)]
         tokens = torch.cat([part[0] for part in parts])
@@ -87,15 +87,15 @@ def test_tokens_in_real_contexts_follow_the_large_model(name, real_laws):
         # the pair disagrees enough that taking the draft would be caught
         assert total_variation(x, y).item() > 0.1
         rejected = DRAWS - sum(part[1] for part in parts)
-        law_drawn = verifier.draft(x, DrawKeys(0, np.array([0]), np.array([0]))).law
-        least = total_variation(law_drawn, y).item()
+        drawn_probs = verifier.draft(x, DrawKeys(0, np.array([0]), np.array([0]))).distribution
+        least = total_variation(drawn_probs, y).item()
         # no method rejects less than TV: one-sided at the same false-alarm rate
         assert stats.binomtest(rejected, DRAWS, least, "less").pvalue > FALSE_ALARM
 
 
-def test_drafts_alone_would_be_caught(real_laws):
+def test_drafts_alone_would_be_caught(real_probs):
     verifier = VERIFIERS["full"]()
-    x, y = real_laws[0]
+    x, y = real_probs[0]
     mixed = torch.where(y > 0, x, 0.0)
     mixed = mixed / mixed.sum(-1, keepdim=True)
     tokens = torch.cat(

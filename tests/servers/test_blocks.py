@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hlm.randomness import DrawKeys, exponentials
-from hlm.sampling import Sampling, law
+from hlm.sampling import Sampling, distribution
 from hlm.truncation.quantising import quantise
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Row, Status, decode_reply, encode_request, following_row
@@ -53,7 +53,7 @@ def own_token(text, decoding="greedy"):
     if decoding == "greedy":
         return int(logits_after(text).argmax())
     clocks = exponentials(keys_at(len(text)), VOCAB)
-    return int(exponential_race(law(logits_after(text), Sampling("sampled")), clocks))
+    return int(exponential_race(distribution(logits_after(text), Sampling("sampled")), clocks))
 
 
 def own_text(count, decoding="greedy", prefix=PREFIX):
@@ -96,8 +96,8 @@ def outline(reply):
     return reply.status, reply.accepted, reply.token, reply.feedback.tolist()
 
 
-def law_claims(laws, bits):
-    weights = quantise(torch.as_tensor(laws), bits)
+def probs_claims(probs, bits):
+    weights = quantise(torch.as_tensor(probs), bits)
     return [{"weights": row.numpy()} for row in weights]
 
 
@@ -107,13 +107,13 @@ def test_a_block_is_decided_as_its_drafts_one_by_one(verifier):
     lengths = []
     for session in range(30):
         context, drafts, claims = list(PREFIX), [], []
-        for _ in range(3):  # drafts near the target's law, so that some stand
-            target = law(logits_after(context), Sampling("sampled"))[0]
+        for _ in range(3):  # drafts near the target's distribution, so that some stand
+            target = distribution(logits_after(context), Sampling("sampled"))[0]
             device = 0.7 * target.numpy() + 0.3 / VOCAB
             drafts.append(int(generator.choice(VOCAB, p=device / device.sum())))
             context.append(drafts[-1])
             if verifier == "full":
-                claims += law_claims(device[None] / device.sum(), 16)
+                claims += probs_claims(device[None] / device.sum(), 16)
             elif verifier == "scalar":
                 claims.append({"weight": max(1, round(65536 * device[drafts[-1]]))})
             else:
@@ -128,7 +128,7 @@ def test_a_block_is_decided_as_its_drafts_one_by_one(verifier):
             alone += ask(other, [row], verifier, "sampled", bits=16)
             if not alone[-1].accepted:
                 break
-        # Weights of a whole law may differ by a unit: one pass or two round differently.
+        # Weights of a whole distribution may differ by a unit: one pass or two round differently.
         assert [outline(reply) for reply in together[: len(alone)]] == [*map(outline, alone)]
         assert {reply.status for reply in together[len(alone) :]} <= {Status.SKIPPED}
         # What the device draws itself is not held.
@@ -172,7 +172,7 @@ def test_blocks_of_several_texts_share_one_pass():
 def test_a_claim_that_cannot_be_is_refused_and_the_drafts_are_forgotten():
     service = make_service()
     # `full` is defined on weights of 16 bits; these sum to 2**8.
-    claims = law_claims(np.full((2, VOCAB), 1 / VOCAB), 8)
+    claims = probs_claims(np.full((2, VOCAB), 1 / VOCAB), 8)
     replies = ask(service, block([1, 2], claims=claims), "full", "sampled", bits=8)
     assert [reply.status for reply in replies] == [Status.REFUSED, Status.SKIPPED]
     assert service.engine.held((0, 0, IDENTITY)) == len(PREFIX)

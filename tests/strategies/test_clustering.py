@@ -113,7 +113,7 @@ def slow_test(samples, folds):
             diagonal = np.diag(np.diag(covariance))
             covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal
             for other in range(count):
-                # Log-odds of two normal laws with equal covariance.
+                # Log-odds of two normal distributions with equal covariance.
                 logs = [
                     -0.5 * gap @ np.linalg.solve(covariance, gap)
                     for gap in (sample - train[who].mean(axis=0) for who in (one, other))
@@ -172,7 +172,8 @@ def test_identical_clients_cannot_be_told_apart(level):
         shares.append(test.told_apart(level)[pairs].mean())
         accuracies.append(test.accuracy[pairs].mean())
     # 20 independent federations: the mean of their shares lies within 4 of its own deviations
-    # of the level (6e-5), but for a fifth of it: prompts are few and the law is approximate.
+    # of the level (6e-5), but for a fifth of it: prompts are few and the distribution is
+    # approximate.
     assert abs(np.mean(accuracies) - 0.5) < 4 * np.std(accuracies) / np.sqrt(20)
     slack = 4 * np.std(shares) / np.sqrt(20) + level / 5
     assert abs(np.mean(shares) - level) < slack

@@ -16,7 +16,7 @@ from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.uplink import UplinkConfig
-from hlm.sampling import Sampling, law
+from hlm.sampling import Sampling, distribution
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
 from servers.engine.engine import Engine
@@ -116,8 +116,8 @@ def small_vocabulary(seed):
 
 
 @pytest.mark.slow
-def test_the_law_of_texts_is_the_llms():
-    """4,000 texts of three tokens against their exact law; false alarm 1e-4."""
+def test_the_distribution_of_texts_is_the_llms():
+    """4,000 texts of three tokens against their exact distribution; false alarm 1e-4."""
     slm, llm = small_vocabulary(1), small_vocabulary(2)
     prompt = np.array([1, 3])
     texts_made, batch = 4000, 1000
@@ -132,8 +132,8 @@ def test_the_law_of_texts_is_the_llms():
     whole = np.concatenate([np.tile(prompt, (125, 1)), every], axis=1)
     with torch.inference_mode():
         logits = llm(torch.from_numpy(whole)).logits[:, 1:4].float()
-    laws = law(logits.reshape(-1, 5), SAMPLED).view(125, 3, 5)
-    chances = laws.gather(2, torch.from_numpy(every)[:, :, None])[:, :, 0].prod(1).numpy()
+    probs = distribution(logits.reshape(-1, 5), SAMPLED).view(125, 3, 5)
+    chances = probs.gather(2, torch.from_numpy(every)[:, :, None])[:, :, 0].prod(1).numpy()
     assert chances.sum() == pytest.approx(1)
     # Rare texts are counted as one, as chi-square wants.
     common = chances * texts_made >= 5

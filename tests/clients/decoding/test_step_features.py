@@ -29,16 +29,16 @@ def test_scalar_features_before_standardising() -> None:
     np.testing.assert_array_equal(columns(logits, hidden, draft, positions.numpy()), features)
     # Differences between rows cancel the fixed mean; the fixed scale is found from one column.
     named = dict(zip(SCALAR_FEATURES, features.T, strict=True))
-    law = torch.softmax(logits, 1).sort(1, descending=True).values
+    probs = torch.softmax(logits, 1).sort(1, descending=True).values
     expected = {
-        "log-top-1": law[:, 0].log(),
-        "log-top-2": law[:, 1].log(),
-        "log-margin": law[:, 0].log() - law[:, 1].log(),
-        "entropy": -(law * law.log()).sum(1),
-        "closed-form-1.0": 1 - law[:, 0],
+        "log-top-1": probs[:, 0].log(),
+        "log-top-2": probs[:, 1].log(),
+        "log-margin": probs[:, 0].log() - probs[:, 1].log(),
+        "entropy": -(probs * probs.log()).sum(1),
+        "closed-form-1.0": 1 - probs[:, 0],
         "closed-form-2.0": 1 - torch.softmax(logits / 2, 1).amax(1),
-        "log-tail-10": (1 - law[:, :10].sum(1)).log(),
-        "log-draft": law[:, 0].log(),
+        "log-tail-10": (1 - probs[:, :10].sum(1)).log(),
+        "log-draft": probs[:, 0].log(),
         "position": positions / 50,
     }
     for name, values in expected.items():
@@ -56,7 +56,7 @@ def test_features_do_not_depend_on_the_batch_and_stay_finite() -> None:
         one = slice(row, row + 1)
         alone = columns(logits[one], hidden[one], draft[one], positions[one])
         np.testing.assert_allclose(alone, together[one], rtol=1e-5, atol=1e-5)
-    # A law on one token, a vocabulary below the largest tail, and a zero hidden state.
+    # A distribution on one token, a vocabulary below the largest tail, and a zero hidden state.
     sure = columns(
         torch.tensor([[1e4, 0.0]]), torch.zeros(1, 300), torch.tensor([1]), torch.tensor([0])
     )
@@ -85,7 +85,7 @@ def test_projection_and_embedding_columns() -> None:
     )
 
 
-def brute_force_history(log_law: np.ndarray, draft: int, text: list[int]) -> list[float]:
+def brute_force_history(log_probs: np.ndarray, draft: int, text: list[int]) -> list[float]:
     """One row of the history columns by plain search."""
     two = [j for j in range(len(text) - 1) if text[j] == text[-1]]
     three = [j for j in two if j > 0 and text[j - 1] == text[-2]]
@@ -98,8 +98,8 @@ def brute_force_history(log_law: np.ndarray, draft: int, text: list[int]) -> lis
         float(bool(three) and after_three == draft),
         float(bool(three) and after_three != draft),
         np.log1p(text.count(draft)),
-        0.0 if copied is None else (log_law[copied] - log_law[draft]) / 3,
-        0.0 if copied is None else np.exp(log_law[copied]),
+        0.0 if copied is None else (log_probs[copied] - log_probs[draft]) / 3,
+        0.0 if copied is None else np.exp(log_probs[copied]),
     ]
 
 
@@ -112,9 +112,9 @@ def test_history_columns_equal_brute_force() -> None:
     columns = StepFeatures(4, projection=0, history=True)
     features = columns(logits, hidden, draft, positions, tokens=tokens, lengths=lengths)
     assert features.shape[1] == columns.count
-    log_law = torch.log_softmax(logits, 1).numpy()
+    log_probs = torch.log_softmax(logits, 1).numpy()
     expected = [
-        brute_force_history(log_law[row], int(draft[row]), tokens[row, : lengths[row]].tolist())
+        brute_force_history(log_probs[row], int(draft[row]), tokens[row, : lengths[row]].tolist())
         for row in range(200)
     ]
     np.testing.assert_allclose(features[:, len(SCALAR_FEATURES) :], expected, atol=1e-5)

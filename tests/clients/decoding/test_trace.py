@@ -17,8 +17,8 @@ from tests.routed import SAMPLED, build, make_prompts
 def test_three_numbers_of_a_token() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0], [50.0, 0.0, 0.0]])
     traces = trace_of(logits, torch.tensor([1, 2]))
-    law = torch.softmax(logits, 1)
-    np.testing.assert_allclose(traces[0], [-law[0, 1].log(), 1 - law[0, 2], 0], rtol=1e-6)
+    probs = torch.softmax(logits, 1)
+    np.testing.assert_allclose(traces[0], [-probs[0, 1].log(), 1 - probs[0, 2], 0], rtol=1e-6)
     # A token the model thought impossible stays finite.
     np.testing.assert_allclose(traces[1], [20, 0, 0], atol=1e-6)
     assert trace_of(logits, torch.tensor([2, 0]))[:, 2].tolist() == [1, 1]

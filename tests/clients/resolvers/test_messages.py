@@ -25,8 +25,8 @@ def test_rows_tokens_and_weights_are_bounded():
     assert sizes(rows, max_rows=4) == [4, 4, 2]
     assert sizes(rows, max_tokens=7) == [2] * 5
     assert sizes(rows, max_tokens=1) == [1] * 10  # the server says what it does not read
-    law = np.full(100, 655)
-    claimed = [Row(number, 4, NOTHING, 1, weights=law) for number in range(10)]
+    probs = np.full(100, 655)
+    claimed = [Row(number, 4, NOTHING, 1, weights=probs) for number in range(10)]
     assert sizes(claimed, 100, max_weights=350) == [3, 3, 3, 1]
 
 
@@ -43,9 +43,9 @@ def test_blocks_stay_together():
 def test_messages_of_large_claims_are_read(verifier):
     vocab = 152_064
     if verifier == "full":
-        law = np.zeros(vocab, np.int64)
-        law[:256] = 256
-        claim = {"weights": law}
+        probs = np.zeros(vocab, np.int64)
+        probs[:256] = 256
+        claim = {"weights": probs}
     else:
         claim = {"support": np.arange(30_000), "weights": np.zeros(30_000, np.int64)}
     rows = [Row(number, 4, NOTHING, 1, **claim) for number in range(60)]

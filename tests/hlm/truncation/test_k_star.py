@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlm.truncation.k_star import k_star, k_star_online, tail_deviation, uncertainty_scale
-from tests.hlm.truncated_laws import deviations, random_law, scale
+from tests.hlm.truncated_probs import deviations, random_probs, scale
 
 
 @settings(max_examples=150, deadline=None)
@@ -20,7 +20,7 @@ from tests.hlm.truncated_laws import deviations, random_law, scale
     st.floats(0.0, 1.5),
 )
 def test_online_rule_equals_brute_force(seed, vocab, sharpness, x_d, beta_d, theta):
-    x = random_law(seed, vocab, sharpness)
+    x = random_probs(seed, vocab, sharpness)
     chance = torch.tensor([x_d], dtype=torch.float64)
     rejection = torch.tensor([beta_d], dtype=torch.float64)
     found = k_star_online(torch.from_numpy(x)[None], chance, rejection, theta).item()
@@ -32,18 +32,18 @@ def test_online_rule_equals_brute_force(seed, vocab, sharpness, x_d, beta_d, the
 
 
 def test_rows_are_independent_and_order_does_not_matter():
-    laws = np.stack([random_law(seed, 50, 0.5 + seed) for seed in range(6)])
+    probs = np.stack([random_probs(seed, 50, 0.5 + seed) for seed in range(6)])
     limits = torch.linspace(0, 0.8, 6).double()
-    together = k_star(torch.from_numpy(laws), limits)
+    together = k_star(torch.from_numpy(probs), limits)
     for row in range(6):
-        shuffled = np.random.default_rng(row).permutation(laws[row])
+        shuffled = np.random.default_rng(row).permutation(probs[row])
         assert k_star(torch.from_numpy(shuffled)[None], limits[row : row + 1]) == together[row]
 
 
 def test_large_vocabularies_equal_one_full_sort():
     # the definition again, by sorting everything, where brute force would take minutes
     for seed, sharpness in enumerate([0.001, 0.1, 1.0, 3.0, 30.0]):
-        x = np.sort(random_law(seed, 5000, sharpness))[::-1]
+        x = np.sort(random_probs(seed, 5000, sharpness))[::-1]
         kept = np.arange(1, 5000)
         mean = x[::-1].cumsum()[::-1][1:] / (5000 - kept)
         deviation = np.array(
@@ -60,22 +60,22 @@ def test_large_vocabularies_equal_one_full_sort():
 
 @pytest.mark.parametrize("vocab", [2, 3, 1000, 32_000])
 @pytest.mark.parametrize("theta", [0.0, 0.1])
-def test_uniform_law_has_k_star_one(vocab, theta):
-    law = torch.full((1, vocab), 1 / vocab).double()
-    assert k_star_online(law, law[:, 0], torch.tensor([0.5]), theta).item() == 1
+def test_uniform_distribution_has_k_star_one(vocab, theta):
+    probs = torch.full((1, vocab), 1 / vocab).double()
+    assert k_star_online(probs, probs[:, 0], torch.tensor([0.5]), theta).item() == 1
 
 
 def test_nothing_allowed_uploads_all_that_differs():
-    law = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]]).double()
-    law /= law.sum(-1, keepdim=True)
-    assert k_star(law, torch.zeros(2)).tolist() == [3, 1]
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]]).double()
+    probs /= probs.sum(-1, keepdim=True)
+    assert k_star(probs, torch.zeros(2)).tolist() == [3, 1]
     assert k_star(torch.ones(1, 1).double(), torch.zeros(1)).tolist() == [1]
     assert k_star(torch.zeros(0, 4).double(), torch.zeros(0)).tolist() == []
 
 
 def test_deviation_falls_with_k_and_equals_the_definition():
     for seed in range(20):
-        x = random_law(seed, 30, seed / 5)
+        x = random_probs(seed, 30, seed / 5)
         counts = torch.arange(1, 31)
         measured = tail_deviation(torch.from_numpy(x).expand(30, -1), counts).numpy()
         assert np.allclose(measured, deviations(x), atol=1e-12)
@@ -99,6 +99,6 @@ def test_scale_as_written():
     ],
 )
 def test_arguments_out_of_range_are_refused(x_d, beta_d, theta, message):
-    law = torch.tensor([[0.5, 0.5]]).double()
+    probs = torch.tensor([[0.5, 0.5]]).double()
     with pytest.raises(ValueError, match=message):
-        k_star_online(law, torch.tensor([x_d]), torch.tensor([beta_d]), theta)
+        k_star_online(probs, torch.tensor([x_d]), torch.tensor([beta_d]), theta)

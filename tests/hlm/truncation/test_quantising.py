@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlm.truncation.quantising import law_from_weights, quantise, quantise_dithered
+from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 
 
-def laws(largest_vocab=40):
-    """Laws of every kind: flat, peaked, with zeros."""
+def probs(largest_vocab=40):
+    """Distributions of every kind: flat, peaked, with zeros."""
     return (
         st.tuples(
             st.integers(1, largest_vocab), st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 5, 30])
@@ -25,7 +25,7 @@ def laws(largest_vocab=40):
 
 
 @settings(max_examples=200, deadline=None)
-@given(laws(), st.integers(1, 24))
+@given(probs(), st.integers(1, 24))
 def test_quantised_weights_sum_exactly_and_stay_within_one(table, bits):
     weights = quantise(table, bits)
     assert weights.dtype == torch.int64
@@ -33,7 +33,7 @@ def test_quantised_weights_sum_exactly_and_stay_within_one(table, bits):
     assert int(weights.min()) >= 0
     assert float((weights - table * 2**bits).abs().max()) < 1 + 1e-6
     assert not bool(((table == 0) & (weights > 0)).any())
-    restored = law_from_weights(weights, bits)
+    restored = probs_from_weights(weights, bits)
     assert float(restored.sum()) == 1.0
     assert torch.equal(quantise(restored, bits), weights)
 
@@ -45,7 +45,7 @@ def test_largest_remainders_by_hand():
 
 
 @settings(max_examples=100, deadline=None)
-@given(laws(), st.integers(1, 24), st.sampled_from([2**-53, 0.25, 0.5, 1 - 2**-53]))
+@given(probs(), st.integers(1, 24), st.sampled_from([2**-53, 0.25, 0.5, 1 - 2**-53]))
 def test_dithered_weights_sum_exactly_and_stay_within_one(table, bits, dither):
     weights = quantise_dithered(table, bits, torch.tensor([dither], dtype=torch.float64))
     assert int(weights.sum()) == 2**bits
@@ -70,6 +70,6 @@ def test_quantise_refuses_bits(bits):
 
 def test_weights_with_another_sum_are_refused():
     with pytest.raises(ValueError, match="weights"):
-        law_from_weights(torch.tensor([[3, 4]]), 3)
+        probs_from_weights(torch.tensor([[3, 4]]), 3)
     with pytest.raises(ValueError, match="weights"):
-        law_from_weights(torch.tensor([[9, -1]]), 3)
+        probs_from_weights(torch.tensor([[9, -1]]), 3)

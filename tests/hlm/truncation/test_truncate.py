@@ -6,16 +6,18 @@ from hypothesis import strategies as st
 
 from hlm.truncation.count_rules import FixedCount
 from hlm.truncation.truncate import spread, truncate
-from tests.hlm.truncated_laws import random_law
+from tests.hlm.truncated_probs import random_probs
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 50), st.sampled_from([0.0, 1.0, 20.0]))
-def test_truncated_law_is_near_and_a_law(seed, vocab, sharpness):
+def test_truncated_distribution_is_near_and_a_distribution(seed, vocab, sharpness):
     generator = np.random.default_rng(seed)
-    law = torch.from_numpy(np.stack([random_law(seed + row, vocab, sharpness) for row in range(3)]))
+    probs = torch.from_numpy(
+        np.stack([random_probs(seed + row, vocab, sharpness) for row in range(3)])
+    )
     counts = torch.from_numpy(generator.integers(1, vocab, size=3))
-    support, weights = truncate(law, counts)
+    support, weights = truncate(probs, counts)
     truncated = spread(support, weights, counts, vocab)
     assert torch.allclose(truncated.sum(-1), torch.ones(3).double(), atol=1e-12)
     assert int(weights.max()) <= 255
@@ -23,21 +25,21 @@ def test_truncated_law_is_near_and_a_law(seed, vocab, sharpness):
     for row in range(3):
         count = int(counts[row])
         ids = support[row, :count]
-        assert sorted(law[row, ids].tolist()) == sorted(law[row].topk(count).values.tolist())
+        assert sorted(probs[row, ids].tolist()) == sorted(probs[row].topk(count).values.tolist())
         assert bool((support[row, count:] == -1).all())
         assert bool((weights[row, count:] == 0).all())
         # largest remainders are within one unit; a point mass gives one unit to the tail
-        assert float((truncated[row, ids] - law[row, ids]).abs().max()) <= 1 / 256 + 1e-9
+        assert float((truncated[row, ids] - probs[row, ids]).abs().max()) <= 1 / 256 + 1e-9
 
 
 def test_spread_by_hand():
     support = torch.tensor([[4, 1], [2, -1]])
     weights = torch.tensor([[128, 64], [255, 0]])
-    law = spread(support, weights, torch.tensor([2, 1]), 5)
+    probs = spread(support, weights, torch.tensor([2, 1]), 5)
     third = 64 / 256 / 3
     tail = 1 / 256 / 4
     expected = [[third, 0.25, third, third, 0.5], [tail, tail, 255 / 256, tail, tail]]
-    assert law.tolist() == pytest.approx(np.array(expected))
+    assert probs.tolist() == pytest.approx(np.array(expected))
 
 
 @pytest.mark.parametrize(
@@ -60,10 +62,10 @@ def test_spread_refuses_what_cannot_be(support, weights, counts, message):
 
 
 def test_counts_out_of_range_are_refused():
-    law = torch.tensor([[0.5, 0.5]]).double()
+    probs = torch.tensor([[0.5, 0.5]]).double()
     for count in (0, 2):
         with pytest.raises(ValueError, match="counts"):
-            truncate(law, torch.tensor([count]))
+            truncate(probs, torch.tensor([count]))
     with pytest.raises(ValueError, match="count"):
         FixedCount(0)
-    assert FixedCount(9).choose(law, law[:, 0]).tolist() == [1]
+    assert FixedCount(9).choose(probs, probs[:, 0]).tolist() == [1]

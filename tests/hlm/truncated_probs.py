@@ -1,4 +1,4 @@
-"""What truncation is held against: the deviation by its definition, and laws to try it on."""
+"""What truncation is held against: the deviation by its definition, and rows to try it on."""
 
 import math
 
@@ -21,6 +21,6 @@ def scale(x_d, beta_d):
     return (1 - x_d) * math.log(1 + math.exp(-1)) + x_d * math.log(1 + math.exp(-beta_d))
 
 
-def random_law(seed, vocab, sharpness):
+def random_probs(seed, vocab, sharpness):
     weights = np.exp(np.random.default_rng(seed).normal(size=vocab) * sharpness)
     return weights / weights.sum()
