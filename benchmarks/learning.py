@@ -34,7 +34,7 @@ from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server.preflight import check
 from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from servers.llm import LanguageModelService
 
 SUMS = ("linear", "certified", "certified-high-probability")
@@ -103,7 +103,7 @@ def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) 
 
     def device(settings: Settings, client: int, run: int) -> Device:
         if client not in devices:
-            devices[client] = Device(settings, client, DirectLink(service))
+            devices[client] = Device(settings, client, DirectTransport(service))
         return devices[client]
 
     grid, begin = Grid(settings), time.perf_counter()

@@ -29,11 +29,11 @@ from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Escalation, Resolution, Resolver
-from clients.resolvers.edge import EdgeResolver
-from clients.resolvers.edge_link import EdgeLinkConfig
+from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker
 from hlm.peers.cost import fit_hit_ratio
 from hlm.sampling import Sampling
@@ -71,17 +71,6 @@ class Setup:
     audit_rate: float = 0.05
     inter_cluster: bool = False
     seed: int = 0
-
-
-class Link:
-    """Carries bytes to a server in this process."""
-
-    def __init__(self, service: Any) -> None:
-        self._service = service
-
-    def exchange(self, payload: bytes) -> bytes:
-        """The service's answer."""
-        return bytes(self._service.handle(payload))
 
 
 @dataclass
@@ -154,7 +143,9 @@ class Federation:
         ]
         if setup.inter_cluster:
             for edge in self.edges:
-                edge.neighbours = [Link(other) for other in self.edges if other is not edge]
+                edge.neighbours = [
+                    DirectTransport(other) for other in self.edges if other is not edge
+                ]
         # Eq. 14 needs what came to a cache; the paper-mode run has no other memory of contexts.
         self.recording = setup.world == "shared" and setup.peer_mode == "paper"
         self.chains = [self._chain(client) for client in range(setup.clients)]
@@ -173,17 +164,17 @@ class Federation:
                 edge, llm = MILLISECONDS if setup.unit == "ms" else (BYTES, BYTES)
                 rule = OpportunisticRule(OpportunisticConfig(edge=edge, llm=llm))
             paper = setup.peer_mode == "paper"
-            link = EdgeLinkConfig(
+            link = EdgeResolverConfig(
                 client, self.vocab, setup.clients // setup.clusters, "paper" if paper else "context"
             )
-            transport = Link(self.edges[client % setup.clusters])
+            transport = DirectTransport(self.edges[client % setup.clusters])
             sketches = SketchMaker(self.embeddings.shape[1])
             chain.append(EdgeResolver(transport, link, sketches, rule, setup.audit_rate))
         if self.recording:
             chain.append(Recorder())
         uplink = UplinkConfig(client=client, vocab=self.vocab, sampling=Sampling())
         verifier = VERIFIERS[setup.verifier]()
-        chain.append(LanguageModelUplink(Link(self.service), verifier, uplink))
+        chain.append(LanguageModelUplink(DirectTransport(self.service), verifier, uplink))
         return chain
 
     def run(self) -> Tally:

@@ -45,7 +45,7 @@ from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
 from fedhlm_app.models.load import load_pair
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
@@ -73,7 +73,9 @@ def routed(
     """One routed decode of all prompts in lockstep; the server gets them whole every time."""
     verifier = VERIFIERS["greedy"]()
     vocab = int(slm.config.vocab_size)
-    uplink = LanguageModelUplink(DirectLink(service), verifier, UplinkConfig(0, vocab, Sampling()))
+    uplink = LanguageModelUplink(
+        DirectTransport(service), verifier, UplinkConfig(0, vocab, Sampling())
+    )
     config = RouterConfig(
         Sampling(), lambda logits, draft, keys: closed_form(logits, draft, 1.0), 1, 0
     )

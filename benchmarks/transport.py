@@ -84,9 +84,9 @@ def httpx_client(port: int):
 @contextmanager
 def link_client(port: int):
     """The project's own link: http.client, one packet a request, the fewest headers."""
-    from fedhlm_app.transport.http_link import HttpLink
+    from fedhlm_app.transport.http_transport import HttpTransport
 
-    link = HttpLink(f"127.0.0.1:{port}", timeout=60)
+    link = HttpTransport(f"127.0.0.1:{port}", timeout=60)
     yield link.exchange
     link.close()
 

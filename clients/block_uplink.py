@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.resolvers.chain import Escalation
-from clients.resolvers.llm_link import LinkDown, Transport
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from hlm.randomness import DrawKeys
+from hlm.transport import LinkDown, Transport
 from hlm.verification import Draft, Verifier
 from hlm.wire import Row, RowReply, Status, following_row
 

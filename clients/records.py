@@ -236,12 +236,12 @@ class Traffic:
     edge : int
         Bytes both ways between the device and its edge server.
     failures : int
-        Exchanges that brought no answer.
+        Exchanges with either that brought no answer.
     refused, untrusted : int
         Those of them in which the LLM server refused the device's token, or its certificate was
         not accepted.
     waited : float
-        Seconds spent waiting for the LLM server.
+        Seconds spent waiting for answers of LLM and edge server.
     slm : float
         Seconds spent in the small model.
     measured : int

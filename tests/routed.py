@@ -10,9 +10,10 @@ import torch
 from clients.decoding.routing import Router, RouterConfig
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
-from clients.resolvers.llm_link import LinkDown
+from clients.resolvers.link import BackOff
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from hlm.sampling import Sampling
+from hlm.transport import LinkDown
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
 from servers.engine.engine import Engine
@@ -75,8 +76,9 @@ def build(
     uplink = LanguageModelUplink(
         link,
         method,
-        UplinkConfig(0, vocab, sampling, seed=seed, feedback=feedback, first_pause=pause),
+        UplinkConfig(0, vocab, sampling, seed=seed, feedback=feedback),
     )
+    uplink.link.back_off = BackOff(pause)
     config = RouterConfig(
         sampling,
         lambda logits, draft, keys: closed_form(logits, draft, 1.0),

@@ -10,19 +10,22 @@ a while.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.records import BoolArray, IntArray, Stage, Traffic
 from clients.resolvers.chain import Escalation, Resolution
-from clients.resolvers.edge_link import EdgeLink, EdgeLinkConfig, EdgeTransport
 from clients.resolvers.hits import AUDIT_EDGE, AuditedTier, verified_rows
 from clients.resolvers.introduction import Introduction
+from clients.resolvers.link import Link
 from clients.resolvers.opportunistic import OpportunisticRule
 from hlm.peers.agreement import SketchMaker
+from hlm.transport import LinkDown, Transport
+from hlm.wire import WireError
 from hlm.wire.edge import (
     MOST_NUMBERS,
     NOT_RESOLVED,
@@ -38,11 +41,40 @@ from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
 
 Sketches = NDArray[np.uint8]
 Place = tuple[int, int]
+Reply = TypeVar("Reply")
 
 _COMMON_HEADER = 2
 """Bytes of the answer to a probe beside its flags."""
 _EMPTY_WEIGHT = 0.25
 """What a miss counts while the edge server holds nothing of others."""
+
+
+@dataclass(frozen=True)
+class EdgeResolverConfig:
+    """What the messages of a device have in common.
+
+    Attributes
+    ----------
+    client : int
+        Number of the device.
+    vocab : int
+        Size of the shared vocabulary.
+    cluster_size : int
+        Clients of the cluster; alone, a device never asks.
+    mode : {"context", "paper"}
+        `peer-mode`.
+    most_rows : int
+        Most rows in one question.
+    flush_rows : int
+        Shared tokens that wait for a question before they travel on their own.
+    """
+
+    client: int
+    vocab: int
+    cluster_size: int
+    mode: Literal["context", "paper"] = "context"
+    most_rows: int = 512
+    flush_rows: int = 64
 
 
 @dataclass(frozen=True)
@@ -63,9 +95,9 @@ class EdgeResolver:
 
     Parameters
     ----------
-    transport : EdgeTransport
+    transport : Transport
         Carries bytes.
-    config : EdgeLinkConfig
+    config : EdgeResolverConfig
         See there.
     sketches : SketchMaker or None
         Makes context keys; needed in `context` mode.
@@ -86,8 +118,8 @@ class EdgeResolver:
 
     def __init__(
         self,
-        transport: EdgeTransport,
-        config: EdgeLinkConfig,
+        transport: Transport,
+        config: EdgeResolverConfig,
         sketches: SketchMaker | None = None,
         rule: OpportunisticRule | None = None,
         audit_rate: float = 0.0,
@@ -95,7 +127,7 @@ class EdgeResolver:
     ) -> None:
         if config.mode == "context" and sketches is None:
             raise ValueError("peer-mode context needs a SketchMaker")
-        self.link = EdgeLink(transport, config)
+        self.link = Link(transport, "edge")
         self.config = config
         self.sketches = sketches
         self.rule = rule
@@ -269,7 +301,7 @@ class EdgeResolver:
         if len(payload) + _COMMON_HEADER + -(-flags // 8) > rule.budget:
             return
         before = traffic.edge
-        common = self.link.send(payload, decode_common, traffic)
+        common = self._send(payload, decode_common, traffic)
         if common is not None:
             introduction.note(shown, common)
             rule.expect(introduction.share)
@@ -291,7 +323,7 @@ class EdgeResolver:
         )
         payload = encode_edge_query(query)
         before = traffic.edge
-        reply = self.link.send(payload, lambda answer: decode_edge_reply(answer, query), traffic)
+        reply = self._send(payload, lambda answer: decode_edge_reply(answer, query), traffic)
         if reply is None:
             return None
         self._number = (self._number + 1) % MOST_NUMBERS
@@ -300,6 +332,18 @@ class EdgeResolver:
             size = traffic.edge - before
             self.rule.note_edge(1, size, len(drafts), self._explored_share)
         return reply
+
+    def _send(
+        self, payload: bytes, decode: Callable[[bytes], Reply], traffic: Traffic
+    ) -> Reply | None:
+        """The answer, if there is one; to be refused helps no more than to get none."""
+        try:
+            return self.link.exchange(payload, decode, traffic)
+        except LinkDown:
+            return None
+        except WireError as error:
+            self.link.failed(error, traffic)
+            return None
 
 
 def _share(waiting: list[_Fresh | _Answer], width: int) -> EdgeShare:

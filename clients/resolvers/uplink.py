@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
-from clients.resolvers.back_off import BackOff
 from clients.resolvers.chain import Escalation, Resolution
-from clients.resolvers.llm_link import LinkDown, LlmLink, Transport
+from clients.resolvers.link import Link
 from clients.resolvers.messages import digest_of, messages, resent
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
+from hlm.transport import LinkDown, Transport
 from hlm.verification import UNDECIDED, Claim, Draft, Verdict
 from hlm.wire import (
     IDENTITY_BYTES,
@@ -70,9 +70,6 @@ class UplinkConfig:
     identity : bytes
         16 random bytes of this device process, drawn anew unless given. They keep its texts apart
         from those of other devices and runs, whatever their numbers, and influence no token.
-    first_pause, longest_pause : float
-        Seconds for which the server is left alone after a failure; doubles with each further
-        one, and starts again after an answer.
     """
 
     client: int
@@ -82,8 +79,6 @@ class UplinkConfig:
     feedback: bool = True
     draft_feedback: bool = True
     identity: bytes = field(default_factory=lambda: secrets.token_bytes(IDENTITY_BYTES), repr=False)
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
 
 
 class LanguageModelUplink:
@@ -100,7 +95,7 @@ class LanguageModelUplink:
 
     Attributes
     ----------
-    link : LlmLink
+    link : Link
         Sends the requests.
     """
 
@@ -110,7 +105,7 @@ class LanguageModelUplink:
     def __init__(self, transport: Transport, verifier: Finisher, config: UplinkConfig) -> None:
         self.verifier = verifier
         self.config = config
-        self.link = LlmLink(transport, BackOff(config.first_pause, config.longest_pause))
+        self.link = Link(transport, "llm")
 
     def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
         """Have the rows verified; rows without an answer stay undecided."""
@@ -297,7 +292,7 @@ class LanguageModelUplink:
             digest=digest,
         )
         payload = encode_request(request)
-        return decode_reply(self.link.exchange(payload, traffic), request).rows
+        return self.link.exchange(payload, lambda b: decode_reply(b, request), traffic).rows
 
     def _plain_verifier(self) -> str:
         return "greedy" if self.config.sampling.decoding == "greedy" else "coupled"

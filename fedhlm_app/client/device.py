@@ -10,8 +10,6 @@ import numpy as np
 
 from clients.policy import Policy
 from clients.records import BoolArray, IntArray, Traffic
-from clients.resolvers.edge_link import EdgeTransport
-from clients.resolvers.llm_link import Transport
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.items import Items, Split, load_items
@@ -22,6 +20,7 @@ from fedhlm_app.learning.sums import calibrates, is_sequential, reads_kept_token
 from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.risk import ESCALATE_ALL
+from hlm.transport import Transport
 
 
 def training_sessions(server_round: int, tokens_per_round: int, texts: IntArray) -> IntArray:
@@ -67,7 +66,7 @@ class Device(RoutedModel):
         settings: Settings,
         client: int,
         transport: Transport,
-        edge_link: Callable[[int], EdgeTransport] | None = None,
+        edge_link: Callable[[int], Transport] | None = None,
     ) -> None:
         super().__init__(settings, client, transport, edge_link)
         items = items_of(settings)

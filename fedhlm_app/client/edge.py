@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from clients.records import Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Escalation, Resolution, Resolver
-from clients.resolvers.edge import EdgeResolver
-from clients.resolvers.edge_link import EdgeLinkConfig, EdgeTransport
+from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from fedhlm_app.settings import Settings
 from hlm.peers.agreement import SketchMaker
+from hlm.transport import Transport
 
 State = dict[str, dict[str, NDArray[Any]]]
 
@@ -53,7 +53,7 @@ class EdgeSide:
         settings: Settings,
         client: int,
         model: PreTrainedModel,
-        link: Callable[[int], EdgeTransport],
+        link: Callable[[int], Transport],
     ) -> None:
         self.settings = settings
         self.client = client
@@ -94,7 +94,7 @@ class EdgeSide:
         if settings.peer_mode != "off":
             self.edge = EdgeResolver(
                 self._link(cluster),
-                EdgeLinkConfig(self.client, self._vocab, cluster_size, settings.peer_mode),
+                EdgeResolverConfig(self.client, self._vocab, cluster_size, settings.peer_mode),
                 self._sketches if settings.peer_mode == "context" else None,
                 self._rule(),
                 settings.audit_rate,

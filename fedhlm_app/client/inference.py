@@ -11,8 +11,6 @@ from clients.decoding.routing import Router, RouterConfig, UncertaintyMeasure
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
-from clients.resolvers.edge_link import EdgeTransport
-from clients.resolvers.llm_link import Transport
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.client.edge import EdgeSide, has_edge
 from fedhlm_app.client.verifiers import verifier_of
@@ -24,6 +22,7 @@ from fedhlm_app.settings import Settings
 from hlm import uncertainty
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling
+from hlm.transport import Transport
 from hlm.verification import Verifier
 
 
@@ -47,7 +46,7 @@ class RoutedModel:
         settings: Settings,
         client: int,
         transport: Transport,
-        edge_link: Callable[[int], EdgeTransport] | None = None,
+        edge_link: Callable[[int], Transport] | None = None,
     ) -> None:
         self.settings = settings
         self.client = client

@@ -13,7 +13,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.common.logger import log
 
 from clients.records import FloatArray, Traffic
-from clients.resolvers.llm_link import Transport
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.feedback_folder import FeedbackFolder
 from fedhlm_app.client.from_store import next_policy, told_since
@@ -33,9 +32,10 @@ from fedhlm_app.learning.sums import calibrates, sums_of
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
-from fedhlm_app.transport.links import RayLink
 from fedhlm_app.transport.llm_access import llm_link
+from fedhlm_app.transport.transports import RayTransport
 from hlm.local_steps import Personalisation, starting_point
+from hlm.transport import Transport
 
 BOOKMARK = "feedback-bookmark"
 """Key, in `context.state`, of how far into its stored texts the client has told the server."""
@@ -232,12 +232,12 @@ def _device(settings: Settings, client: int, run: int) -> Device:
     if settings.llm_address:
         transport = llm_link(settings)
     else:
-        transport = RayLink(llm_actor_name(run), settings.llm_timeout)
+        transport = RayTransport(llm_actor_name(run), settings.llm_timeout)
     return Device(
         settings,
         client,
         transport,
-        lambda cluster: RayLink(edge_actor_name(run, cluster), EDGE_TIMEOUT),
+        lambda cluster: RayTransport(edge_actor_name(run, cluster), EDGE_TIMEOUT),
     )
 
 

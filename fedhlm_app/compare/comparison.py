@@ -38,7 +38,7 @@ from fedhlm_app.data.workload import WorkMaker
 from fedhlm_app.models.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import LINKS, Link
 from hlm.verification import Verifier
 from servers.engine.engine import Engine, context_limit
@@ -249,7 +249,7 @@ class Comparison:
             )
         engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
         service = LanguageModelService(engine)
-        recorder = Recorder(DirectLink(service), self.plan.clock)
+        recorder = Recorder(DirectTransport(service), self.plan.clock)
         config = UplinkConfig(
             client=client,
             vocab=int(self.slm.config.get_text_config().vocab_size),

@@ -12,12 +12,12 @@ from typing import Protocol
 from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.records import Stage, TokenRecords, Traffic
-from clients.resolvers.llm_link import Transport
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.data.workload import Work, correct
 from hlm.sampling import Sampling
+from hlm.transport import Transport
 from hlm.wire import (
     IDENTITY_BYTES,
     Reply,

@@ -14,7 +14,7 @@ from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.torch_names import torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
-from fedhlm_app.transport.links import RayLink
+from fedhlm_app.transport.transports import RayTransport
 from servers.actors import start_edge_actor
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
@@ -28,7 +28,7 @@ def build_edge(
     neighbours = []
     if settings.inter_cluster:
         others = [other for other in range(clusters) if other != cluster]
-        neighbours = [RayLink(edge_actor_name(run, other), 5.0) for other in others]
+        neighbours = [RayTransport(edge_actor_name(run, other), 5.0) for other in others]
     context = settings.peer_mode == "context"
     config = EdgeConfig(
         mode="context" if context else "paper",

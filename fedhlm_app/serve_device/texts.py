@@ -15,7 +15,6 @@ import numpy as np
 from clients.decoding.ways import best_ways
 from clients.learning.feedback_store import FeedbackStore
 from clients.records import IntArray, Stage, TextBatch
-from clients.resolvers.llm_link import Transport
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -31,6 +30,7 @@ from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.learning.sums import calibrates
 from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.settings import Settings
+from hlm.transport import Transport
 from servers.engine.engine import context_limit
 
 SESSIONS = 1 << 32

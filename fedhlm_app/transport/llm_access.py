@@ -10,10 +10,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from clients.resolvers.llm_link import LinkDown, LinkRefused
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
-from fedhlm_app.transport.http_link import HttpLink
+from fedhlm_app.transport.http_transport import HttpTransport
+from hlm.transport import LinkDown, LinkRefused
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,4096}=*")
 """What RFC 6750 calls b64token, and long enough not to be guessed."""
@@ -66,7 +66,7 @@ def read_token(file: str, named: str, environ: Mapping[str, str] | None = None) 
     return found
 
 
-def llm_link(settings: Settings, timeout: float | None = None) -> HttpLink:
+def llm_link(settings: Settings, timeout: float | None = None) -> HttpTransport:
     """The link of a device to the LLM at `llm-address`.
 
     Parameters
@@ -90,7 +90,7 @@ def llm_link(settings: Settings, timeout: float | None = None) -> HttpLink:
             f"{TOKEN_VARIABLE})"
         )
     try:
-        return HttpLink(
+        return HttpTransport(
             settings.llm_address,
             settings.llm_timeout if timeout is None else timeout,
             ca_file=settings.llm_ca_file,
@@ -103,7 +103,7 @@ def llm_link(settings: Settings, timeout: float | None = None) -> HttpLink:
         ) from None
 
 
-def require_access(settings: Settings) -> HttpLink:
+def require_access(settings: Settings) -> HttpTransport:
     """The link of a device that goes on without the LLM, but not with a setting that is wrong.
 
     Raises

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hlm.peers.agreement import degenerate, distance_of_cosine
+from hlm.transport import LinkDown, Transport
 from hlm.wire import InvalidField, Limits, WireError
 from hlm.wire.edge import (
     NOT_RESOLVED,
@@ -50,14 +50,6 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
-class Neighbour(Protocol):
-    """Another cluster's edge server, however it is reached."""
-
-    def exchange(self, payload: bytes) -> bytes:
-        """Send a query, return the reply; ConnectionError or TimeoutError when there is none."""
-        ...
-
-
 class EdgeServer:
     """Peers of one cluster.
 
@@ -71,8 +63,8 @@ class EdgeServer:
         See there.
     members : collection of int or None
         Clients of the cluster; others are refused. None takes whoever comes.
-    neighbours : sequence of Neighbour
-        Asked in this order about what the own cluster cannot decide.
+    neighbours : sequence of Transport
+        Other clusters' edge servers, asked in this order about what the own cannot decide.
     limits : Limits
         Largest message read.
     """
@@ -83,7 +75,7 @@ class EdgeServer:
         embeddings: NDArray[np.floating],
         config: EdgeConfig | None = None,
         members: Collection[int] | None = None,
-        neighbours: Sequence[Neighbour] = (),
+        neighbours: Sequence[Transport] = (),
         limits: Limits | None = None,
     ) -> None:
         vectors = np.asarray(embeddings, dtype=np.float32)
@@ -227,7 +219,7 @@ class EdgeServer:
                 found = decode_common(answer, self.limits)
                 if len(found) != len(rest):
                     raise InvalidField(f"{len(found)} flags for {len(rest)} fingerprints")
-            except (ConnectionError, TimeoutError, WireError):
+            except (LinkDown, WireError):
                 with self._lock:
                     self.stats.neighbour_failures += 1
                 continue
@@ -288,7 +280,7 @@ class EdgeServer:
             try:
                 answer = neighbour.exchange(payload)
                 reply = decode_edge_reply(answer, question, self.limits)
-            except (ConnectionError, TimeoutError, WireError):
+            except (LinkDown, WireError):
                 with self._lock:
                     self.stats.neighbour_failures += 1
                 continue

@@ -10,9 +10,9 @@ import pytest
 from clients.records import Stage, Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import resolve_in_turn
-from clients.resolvers.edge import EdgeResolver
-from clients.resolvers.edge_link import EdgeLinkConfig
+from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
 from clients.resolvers.hits import FalseHits, verified_rows
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
@@ -21,14 +21,6 @@ from tests.escalations import Oracle, escalate
 VOCAB, SIZE, ROWS, RATE = 30, 24, 3000, 0.3
 EMBEDDINGS = np.random.default_rng(3).normal(size=(VOCAB, SIZE)).astype(np.float32)
 TRUTH = np.random.default_rng(4).integers(0, VOCAB, ROWS)
-
-
-class Link:
-    def __init__(self, edge):
-        self.edge = edge
-
-    def exchange(self, payload):
-        return self.edge.handle(payload)
 
 
 def world():
@@ -55,12 +47,14 @@ def world():
 
 def edge_server(number, keys, tokens, neighbours=()):
     edge = EdgeServer(number, EMBEDDINGS, EdgeConfig(min_peers=1))
-    teacher = EdgeResolver(Link(edge), EdgeLinkConfig(0, VOCAB, 2), SketchMaker(SIZE))
+    teacher = EdgeResolver(
+        DirectTransport(edge), EdgeResolverConfig(0, VOCAB, 2), SketchMaker(SIZE)
+    )
     held, traffic = np.flatnonzero(tokens >= 0), Traffic()
     escalation = escalate(keys[held], np.zeros(len(held)))
     resolve_in_turn([teacher, Oracle(tokens[held])], escalation, traffic)
     teacher.flush(traffic)
-    edge.neighbours = [Link(other) for other in neighbours]
+    edge.neighbours = [DirectTransport(other) for other in neighbours]
     return edge
 
 
@@ -74,8 +68,8 @@ def tiers(cache_on, peers_on, neighbours_on, rate, limit=1.0):
     if peers_on:
         others = [edge_server(1, keys, far)] if neighbours_on else []
         chain["edge"] = EdgeResolver(
-            Link(edge_server(0, keys, theirs, others)),
-            EdgeLinkConfig(1, VOCAB, 2),
+            DirectTransport(edge_server(0, keys, theirs, others)),
+            EdgeResolverConfig(1, VOCAB, 2),
             SketchMaker(SIZE),
             audit_rate=rate,
             max_false_hits=limit,

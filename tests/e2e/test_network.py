@@ -26,15 +26,15 @@ import numpy as np
 import pytest
 
 from clients.policy import FixedPolicy
-from clients.resolvers.llm_link import LinkDown, Transport
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.launch.app_folder import code_root
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.http_link import HttpLink
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.http_transport import HttpTransport
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import Link, Trace
+from hlm.transport import LinkDown, Transport
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -227,7 +227,7 @@ def route(options: dict[str, Any], transport: Transport, server_round: int = 1) 
 
 def in_process(options: dict[str, Any]) -> Routed:
     settings = Settings.from_sources({**options, "clients": 3, "clusters": 1}, environ={})
-    return route(options, DirectLink(build_service(settings)))
+    return route(options, DirectTransport(build_service(settings)))
 
 
 def texts(routed: Routed) -> list[np.ndarray]:
@@ -244,7 +244,7 @@ def over(network: Network, options: dict[str, Any]) -> Routed:
     expected = in_process(options)
 
     def act() -> tuple[Routed, Counting, dict[str, int]]:
-        link = HttpLink(f"{FAR}:{PORT}", timeout=60)
+        link = HttpTransport(f"{FAR}:{PORT}", timeout=60)
         before, counting = served_bytes(), Counting(link)
         routed = route(options, counting)
         after = served_bytes()
@@ -315,7 +315,7 @@ def test_losses_cost_time_and_nothing_else(network):
 def test_a_cut_wire_leaves_tokens_with_the_device_and_a_mended_one_is_used_again(network):
     with network.joined(SLOW):
         end = network.device()
-        link = HttpLink(f"{FAR}:{PORT}", timeout=2)
+        link = HttpTransport(f"{FAR}:{PORT}", timeout=2)
 
         class Cutting:
             calls = 0

@@ -18,7 +18,7 @@ from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from servers.edge.server import EdgeServer
 
 DEFAULTS = {
@@ -110,7 +110,9 @@ class Runner:
         self.devices: dict[tuple[Settings, int], Device] = {}
         self.edges: LocalEdges | None = None
         monkeypatch.setattr(client_rounds, "_device", self._device)
-        monkeypatch.setattr(edge_hosting, "RayLink", lambda name, _: EdgeLink(self.edges, name))
+        monkeypatch.setattr(
+            edge_hosting, "RayTransport", lambda name, _: EdgeLink(self.edges, name)
+        )
         # Flower's Message wants to know who writes it.
         for name in ("_task_id", "_run_id", "_node_id"):
             monkeypatch.setattr(TaskIdentity, name, 1)
@@ -121,7 +123,7 @@ class Runner:
             self.devices[key] = Device(
                 settings,
                 client,
-                DirectLink(self.service),
+                DirectTransport(self.service),
                 lambda cluster: EdgeLink(self.edges, edge_actor_name(run, cluster)),
             )
         return self.devices[key]

@@ -15,8 +15,9 @@ from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.edge import build_edge
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.sampling import Sampling
+from hlm.transport import LinkDown
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
 
@@ -39,7 +40,7 @@ class EdgeLink:
 
     def exchange(self, payload):
         if self.down:
-            raise ConnectionError("cut by the test")
+            raise LinkDown("cut by the test")
         return self.server.handle(payload)
 
 
@@ -47,7 +48,9 @@ def rounds(service, how, count=3, clients=2, link=None):
     """Rounds of a few clients, whose state travels between them as in a run."""
     if link is None:
         link = EdgeLink(build_edge(how, 0, 0, range(how.clients), 1))
-    devices = [Device(how, k, DirectLink(service), lambda cluster: link) for k in range(clients)]
+    devices = [
+        Device(how, k, DirectTransport(service), lambda cluster: link) for k in range(clients)
+    ]
     kept: list[dict] = [{} for _ in devices]
     routed = []
     for number in range(1, count + 1):
@@ -108,11 +111,11 @@ def test_with_all_off_it_is_the_plain_router(service):
     """The tiers off are as if there were none: same tokens, stages and bytes, bit for bit."""
     how = settings()
     assert how.cache_mode == how.peer_mode == "off"
-    device = Device(how, 0, DirectLink(service))
+    device = Device(how, 0, DirectTransport(service))
     assert device.edge is None
     routed = device.train_round(ThresholdPolicy(0.4), 1)
     uplink = LanguageModelUplink(
-        DirectLink(build_service(how)),
+        DirectTransport(build_service(how)),
         VERIFIERS["greedy"](),
         UplinkConfig(client=0, vocab=int(device.model.config.vocab_size), sampling=Sampling()),
     )
@@ -168,7 +171,7 @@ def stage_counts(service, few_texts, **changes):
     if inter:
         edges[0].neighbours, edges[1].neighbours = [EdgeLink(edges[1])], [EdgeLink(edges[0])]
     links = [EdgeLink(edge) for edge in edges]
-    devices = [Device(how, k, DirectLink(service), links.__getitem__) for k in range(5)]
+    devices = [Device(how, k, DirectTransport(service), links.__getitem__) for k in range(5)]
     kept: list[dict] = [{} for _ in devices]
     counts, tokens = np.zeros(len(Stage), np.int64), 0
     for number in (1, 2, 3):
@@ -230,7 +233,7 @@ def test_an_edge_that_is_down_sends_tokens_on_to_the_llm(service):
     link = EdgeLink(build_edge(how, 0, 0, range(4), 1))
     link.down = True
     routed = rounds(service, how, count=1, clients=1, link=link)[0][3]
-    plain = Device(settings(), 0, DirectLink(service)).train_round(ThresholdPolicy(0.4), 1)
+    plain = Device(settings(), 0, DirectTransport(service)).train_round(ThresholdPolicy(0.4), 1)
     assert np.array_equal(stages(routed), stages(plain))
     assert routed.traffic.failures > 0
     assert routed.traffic.edge == 0
@@ -246,7 +249,7 @@ def test_audited_hits_are_counted_by_round(service):
 
 def test_evaluation_leaves_the_tiers_as_they_were(service):
     how = settings(cache_mode="context")
-    device = Device(how, 0, DirectLink(service), lambda cluster: None)
+    device = Device(how, 0, DirectTransport(service), lambda cluster: None)
     device.edge.join(0, 4, {})
     first = device.evaluate(ThresholdPolicy(0.4))
     assert len(device.edge.cache.cache) == 0

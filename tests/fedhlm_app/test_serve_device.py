@@ -15,7 +15,6 @@ import pytest
 
 from clients.learning.feedback_store import FeedbackStore
 from clients.records import Stage
-from clients.resolvers.llm_link import LinkDown
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -28,7 +27,8 @@ from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
 from fedhlm_app.serve_device.texts import BadPrompt, ServedTexts
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
+from hlm.transport import LinkDown
 from hlm.wire import WireError
 from servers.service import listen, make_server
 
@@ -46,7 +46,7 @@ def llm():
 
 
 def served(llm, folder=None, **changes) -> ServedTexts:
-    return ServedTexts(settings(**changes), 5, DirectLink(llm), folder)
+    return ServedTexts(settings(**changes), 5, DirectTransport(llm), folder)
 
 
 class Down:

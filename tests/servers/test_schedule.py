@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fedhlm_app.transport.http_link import HttpLink
+from fedhlm_app.transport.http_transport import HttpTransport
 from hlm.wire import Limits, Request, Row, Status, decode_reply, encode_request
 from servers import schedule, verdicts
 from servers.engine.engine import Engine
@@ -162,7 +162,7 @@ def test_a_short_question_is_answered_between_the_slices_of_a_long_one(most, sma
     service = StuckService()
     long = encode_request(texts(1, 60))
     with serving(service, most=most) as (port, _), ThreadPoolExecutor(3) as pool:
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         reading = pool.submit(link.exchange, long)
         assert service.reached.wait(30)
         others = [pool.submit(link.exchange, payload(client=client)) for client in (1, 2)]
@@ -209,7 +209,7 @@ def hung_up(port, body):
 def test_what_abandoned_callers_asked_costs_nobody_a_pass(most):
     service = StuckService()
     with serving(service, most=most) as (port, served), ThreadPoolExecutor(2) as pool:
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         first = pool.submit(link.exchange, payload(client=0))
         assert service.reached.wait(30)
         callers = [hung_up(port, payload(client=client)) for client in range(1, 11)]
@@ -234,7 +234,7 @@ def test_a_long_request_whose_caller_hangs_up_is_read_no_further(small_slices):
         caller.close()
         wait_until(lambda: served.waiting == 0)
         service.go.set()
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         link.exchange(payload(client=5))
         link.close()
         wait_until(lambda: served._batcher.abandoned == 1)

@@ -20,10 +20,10 @@ import pytest
 from typer.testing import CliRunner
 
 from clients.policy import FixedPolicy
-from clients.resolvers.llm_link import LinkDown
 from fedhlm_app.cli import app
-from fedhlm_app.transport.http_link import HttpLink
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.http_transport import HttpTransport
+from fedhlm_app.transport.transports import DirectTransport
+from hlm.transport import LinkDown
 from hlm.wire import Request, Row, Status, WireError, decode_reply, encode_request
 from servers.llm import LanguageModelService
 from servers.service import ServiceOptions
@@ -34,9 +34,9 @@ from tests.served import LIMITS, StuckService, make_service, payload, serving
 
 
 @contextmanager
-def linked(service: LanguageModelService, **options) -> Iterator[HttpLink]:
+def linked(service: LanguageModelService, **options) -> Iterator[HttpTransport]:
     with serving(service, **options) as (port, _):
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         try:
             yield link
         finally:
@@ -70,10 +70,10 @@ def test_text_and_counted_bytes_are_those_of_a_link_within_the_process():
     prompts = make_prompts(VOCAB, 4)
     never = FixedPolicy(kept=False)
     with serving(make_service()) as (port, served):
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         texts, records, traffic = routed(link, never, prompts, 6)
         link.close()
-    direct, same, counted = routed(DirectLink(make_service()), never, prompts, 6)
+    direct, same, counted = routed(DirectTransport(make_service()), never, prompts, 6)
     assert [new_part(texts, i) for i in range(4)] == [new_part(direct, i) for i in range(4)]
     assert records.stage_counts() == same.stage_counts()
     assert (traffic.uplink, traffic.downlink) == (counted.uplink, counted.downlink)
@@ -131,10 +131,10 @@ def test_a_full_queue_answers_busy_and_recovers():
         serving(service, queue=1) as (port, served),
         ThreadPoolExecutor(1) as pool,
     ):
-        first = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        first = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         answer = pool.submit(first.exchange, payload())
         assert service.reached.wait(30)
-        second = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        second = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         with pytest.raises(LinkDown, match="503: busy: 1 requests wait"):
             second.exchange(payload(1))
         service.go.set()
@@ -216,7 +216,7 @@ def test_threads_may_share_a_link():
 
 def test_one_connection_serves_a_whole_text():
     with serving(make_service()) as (port, _), counted_connections(port) as (through, opened):
-        link = HttpLink(f"127.0.0.1:{through}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{through}", timeout=30)
         for session in range(20):
             link.exchange(payload(session))
         assert opened == [1]
@@ -257,7 +257,7 @@ def test_after_a_restart_the_prefix_is_sent_again_and_the_text_is_the_same():
     prompts, never = make_prompts(VOCAB, 3), FixedPolicy(kept=False)
     with ExitStack() as second, ExitStack() as first:
         port, _ = first.enter_context(serving(make_service()))
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
 
         class Restarting:
             calls = 0
@@ -271,7 +271,7 @@ def test_after_a_restart_the_prefix_is_sent_again_and_the_text_is_the_same():
 
         texts, records, traffic = routed(Restarting(), never, prompts, 6)
         link.close()
-    direct, same, counted = routed(DirectLink(make_service()), never, prompts, 6)
+    direct, same, counted = routed(DirectTransport(make_service()), never, prompts, 6)
     assert [new_part(texts, i) for i in range(3)] == [new_part(direct, i) for i in range(3)]
     assert records.stage_counts() == same.stage_counts()
     assert traffic.failures == 0
@@ -293,7 +293,7 @@ def test_no_server_is_a_link_down():
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(LinkDown, match=f"no answer from the LLM server 127.0.0.1:{port}"):
-        HttpLink(f"127.0.0.1:{port}", timeout=5).exchange(payload())
+        HttpTransport(f"127.0.0.1:{port}", timeout=5).exchange(payload())
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_connection_that_is_cut_or_no_http_is_a_link_down(answer):
 
         thread = threading.Thread(target=once)
         thread.start()
-        link = HttpLink(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5)
+        link = HttpTransport(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5)
         with pytest.raises(LinkDown):
             link.exchange(payload())
         thread.join()
@@ -325,7 +325,7 @@ def test_a_connection_that_is_cut_or_no_http_is_a_link_down(answer):
 
 def test_a_silent_server_is_given_up_after_the_timeout_and_asked_only_once():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        link = HttpLink(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
+        link = HttpTransport(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
         begun = time.monotonic()
         with pytest.raises(LinkDown, match="timed out"):
             link.exchange(payload())
@@ -354,7 +354,7 @@ def test_a_stopped_server_answers_what_it_has_taken_in():
     service = StuckService()
     with ThreadPoolExecutor(1) as pool:
         with serving(service) as (port, _):
-            link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+            link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
             answer = pool.submit(link.exchange, payload())
             assert service.reached.wait(30)
             threading.Timer(0.5, service.go.set).start()

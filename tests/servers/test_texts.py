@@ -19,7 +19,7 @@ from clients.policy import RandomPolicy, ThresholdPolicy
 from fedhlm_app.models.load import load_llm
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.http_link import HttpLink
+from fedhlm_app.transport.http_transport import HttpTransport
 from hlm.wire import Row, RowReply, Status, decode_reply, encode_request
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
@@ -234,7 +234,7 @@ def test_replicas_behind_a_plain_proxy_cost_prefixes_alone():
         serving(make_service()) as (second, _),
         round_robin([first, second]) as port,
     ):
-        link = HttpLink(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
         # Both replicas hold texts of an earlier run, longer ones of the same numbers.
         device(link).generate(OTHER, 2 * STEPS)
         texts, records, traffic = device(link).generate(PROMPTS, STEPS)
@@ -302,7 +302,9 @@ def test_two_devices_of_one_number_at_a_real_server():
     try:
         address = process.stdout.readline().split()[3]
         with ThreadPoolExecutor(2) as pool:
-            devices = [ServedTexts(settings, 0, HttpLink(address, timeout=60)) for _ in prompts]
+            devices = [
+                ServedTexts(settings, 0, HttpTransport(address, timeout=60)) for _ in prompts
+            ]
             found = list(pool.map(answers, devices, prompts))
     finally:
         process.kill()

@@ -15,6 +15,7 @@ from clients.decoding.routing import RouterConfig
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
+from clients.resolvers.link import BackOff
 from clients.resolvers.uplink import UplinkConfig
 from hlm.sampling import Sampling, distribution
 from hlm.uncertainty import closed_form
@@ -50,8 +51,9 @@ class Setup:
         self.uplink = BlockUplink(
             self.link,
             VERIFIERS[name](),
-            UplinkConfig(0, vocab, sampling, seed=seed, first_pause=pause),
+            UplinkConfig(0, vocab, sampling, seed=seed),
         )
+        self.uplink.link.back_off = BackOff(pause)
         config = RouterConfig(
             sampling, lambda logits, draft, keys: closed_form(logits, draft, 1.0), seed, 0, ends
         )

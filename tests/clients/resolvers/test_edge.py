@@ -5,11 +5,11 @@ import pytest
 
 from clients.records import Stage, Traffic
 from clients.resolvers.chain import resolve_in_turn
-from clients.resolvers.edge import EdgeResolver
-from clients.resolvers.edge_link import EdgeLinkConfig
-from clients.resolvers.llm_link import LinkDown
+from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
+from clients.resolvers.link import BackOff
 from clients.resolvers.opportunistic import OpportunisticConfig, OpportunisticRule, Price
 from hlm.peers.agreement import SketchMaker
+from hlm.transport import LinkDown
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
 from tests.escalations import Oracle, escalate, run
@@ -41,13 +41,15 @@ def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, rule=Non
     resolvers = [
         EdgeResolver(
             links[client],
-            EdgeLinkConfig(client, VOCAB, size or clients, mode, first_pause=pause),
+            EdgeResolverConfig(client, VOCAB, size or clients, mode),
             SketchMaker(SIZE),
             rule=None if rule is None else rule(),
             **options,
         )
         for client in range(clients)
     ]
+    for resolver in resolvers:
+        resolver.link.back_off = BackOff(pause)
     return edge, links, resolvers
 
 
@@ -310,7 +312,7 @@ def test_large_escalations_are_asked_in_parts():
 
 def test_a_sketch_maker_is_needed_by_context():
     with pytest.raises(ValueError, match="SketchMaker"):
-        EdgeResolver(Link(None), EdgeLinkConfig(0, VOCAB, 2))
+        EdgeResolver(Link(None), EdgeResolverConfig(0, VOCAB, 2))
     _, _, (first, _) = cluster()
     with pytest.raises(ValueError, match="hidden"):
         run(first, None, [1], [1])

@@ -10,7 +10,7 @@ from fedhlm_app.client.inference import uncertainty_of
 from fedhlm_app.client.routed import Routed, feedback_of
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.settings import Settings
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 
 
 def settings(**changes) -> Settings:
@@ -24,7 +24,7 @@ def service():
 
 
 def device(service, client=0, **changes) -> Device:
-    return Device(settings(**changes), client, DirectLink(service))
+    return Device(settings(**changes), client, DirectTransport(service))
 
 
 @pytest.mark.parametrize("workload", ["generate", "score", "classify"])

@@ -27,7 +27,7 @@ from fedhlm_app.learning.sums import prompts_counted
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.server.rounds import Federation
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.risk import ESCALATE_ALL, RiskSums
 from tests.fedhlm_app.in_process import LocalGrid, Runner, settings_of
 
@@ -212,7 +212,7 @@ class Deployed:
         for client in range(self.settings.clients):
             (path / str(client)).mkdir()
             folder = FeedbackFolder(path / str(client))
-            link = DirectLink(runner.service)
+            link = DirectTransport(runner.service)
             self.served.append(ServedTexts(self.settings, client, link, folder))
         run_folder = RunFolder.create(self.settings, {})
         self.grid = ServingGrid(self, runner.service)

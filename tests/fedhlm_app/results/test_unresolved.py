@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 from clients.records import Stage, TokenRecords, Traffic
-from clients.resolvers.llm_link import LinkDown
 from fedhlm_app.cli import run as run_module
 from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.client.device import Device
@@ -18,7 +17,8 @@ from fedhlm_app.results.unresolved import RunFailed, failure, needs_llm
 from fedhlm_app.server import preflight, resuming
 from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.transport.links import DirectLink
+from fedhlm_app.transport.transports import DirectTransport
+from hlm.transport import LinkDown
 from tests.fedhlm_app.in_process import LocalGrid, Runner, settings_of
 from tests.served import make_service, serving
 
@@ -51,7 +51,7 @@ def run(runner, tmp_path, monkeypatch):
 
         def device(settings, client, _):
             if client not in devices:
-                link = Flaky(DirectLink(runner.service), down)
+                link = Flaky(DirectTransport(runner.service), down)
                 devices[client] = Device(settings, client, link)
                 # A link that was down is tried again at once.
                 devices[client].uplink.link.back_off.first = 0.0

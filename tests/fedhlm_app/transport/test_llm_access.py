@@ -15,13 +15,13 @@ from starlette.routing import Mount
 from typer.testing import CliRunner
 
 from clients.policy import FixedPolicy
-from clients.resolvers.llm_link import LinkDown, LinkRefused
 from fedhlm_app.cli import app
 from fedhlm_app.client.rounds import _device
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import Address, parse_address
 from fedhlm_app.transport.llm_access import check_llm, llm_link, read_token, require_access
+from hlm.transport import LinkDown, LinkRefused
 from servers.service import ServedLanguageModel, ServiceOptions
 from tests.certificates import NOW, Authority
 from tests.models import VOCAB, random_model

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hlm.peers.agreement import cosine
+from hlm.transport import LinkDown
 from hlm.wire import InvalidField, WireError
 from hlm.wire.edge import (
     NOT_RESOLVED,
@@ -241,7 +242,7 @@ class Direct:
     def exchange(self, payload):
         self.calls += 1
         if self.down:
-            raise ConnectionError("cut by the test")
+            raise LinkDown("cut by the test")
         return self.edge.handle(payload)
 
 

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from clients.resolvers.llm_link import LinkDown
 from fedhlm_app.transport.actor_names import NAMESPACE
+from hlm.transport import LinkDown
 from hlm.wire import WireError
 
-if TYPE_CHECKING:
-    from servers.llm import LanguageModelService
+
+class Handler(Protocol):
+    """The LLM's service, or an edge server."""
+
+    def handle(self, payload: bytes) -> bytes:
+        """Answer a message; WireError when it is invalid."""
+        ...
 
 
-class DirectLink:
-    """The service in this very process.
+class DirectTransport:
+    """A service in this very process.
 
     Parameters
     ----------
-    service : LanguageModelService
+    service : Handler
         Answers.
     """
 
-    def __init__(self, service: LanguageModelService) -> None:
+    def __init__(self, service: Handler) -> None:
         self.service = service
 
     def exchange(self, payload: bytes) -> bytes:
-        """Send a request, return the reply."""
+        """Send a message, return the reply (see `hlm.transport.Transport`)."""
         return self.service.handle(payload)
 
 
-class RayLink:
+class RayTransport:
     """A named Ray actor, looked up when it is first needed.
 
     Parameters
@@ -46,15 +51,7 @@ class RayLink:
         self._actor: Any = None
 
     def exchange(self, payload: bytes) -> bytes:
-        """Send a request, return the reply.
-
-        Raises
-        ------
-        LinkDown
-            When the actor is not there, has died, or does not answer in time.
-        WireError
-            When the actor finds the request invalid.
-        """
+        """Send a message, return the reply (see `hlm.transport.Transport`)."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -67,9 +64,9 @@ class RayLink:
                 raise
             # A killed actor comes back under the same name, perhaps with another identity.
             self._actor = None
-            raise LinkDown(f"the LLM actor {self.name!r} does not answer: {error}") from error
+            raise LinkDown(f"the actor {self.name!r} does not answer: {error}") from error
         except RayTaskError as error:
             if isinstance(error.cause, WireError):
                 raise error.cause from error
-            raise LinkDown(f"the LLM actor {self.name!r} failed: {error.cause}") from error
+            raise LinkDown(f"the actor {self.name!r} failed: {error.cause}") from error
         return answer

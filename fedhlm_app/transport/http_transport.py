@@ -9,8 +9,8 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from typing import Any
 
-from clients.resolvers.llm_link import LinkDown, LinkRefused
 from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
+from hlm.transport import LinkDown, LinkRefused
 from hlm.wire import Limits, WireError
 
 EXCHANGE, STATS = "/v1/exchange", "/v1/stats"
@@ -21,7 +21,7 @@ _UNKNOWN_ISSUER = (2, 18, 19, 20, 21)
 """Codes of ``X509_verify_cert`` (OpenSSL, x509_vfy.h)."""
 
 
-class HttpLink:
+class HttpTransport:
     """A served LLM at an address (`fedhlm serve llm`): binary bodies over HTTP.
 
     Connections are kept open, so that no token pays for a handshake, and may be used by several

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 from clients.policy import FixedPolicy
 from clients.records import Traffic
-from clients.resolvers.back_off import BackOff
-from clients.resolvers.edge_link import EdgeLink, EdgeLinkConfig
+from clients.resolvers.link import BackOff, Link
+from hlm.transport import LinkDown
 from hlm.wire import WireError
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
@@ -22,6 +24,11 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Answering:
+    def exchange(self, payload: bytes) -> bytes:
+        return b"\x01"
 
 
 def pause(back_off: BackOff, clock: Clock) -> float:
@@ -101,15 +108,37 @@ def test_after_an_answer_of_the_edge_the_next_failure_starts_at_the_first_pause(
 
         def exchange(self, payload: bytes) -> bytes:
             if self.down:
-                raise ConnectionError
+                raise LinkDown("cut")
             return b"\x01"
 
     transport = Flaky()
-    link = EdgeLink(transport, EdgeLinkConfig(0, VOCAB, 2))
+    link = Link(transport, "edge")
     link.back_off.clock = clock = Clock()
     found = []
     for down in (True, True, False, True):
         transport.down = down
-        link.send(b"\x00", lambda answer: answer, Traffic())
+        with nullcontext() if not down else pytest.raises(LinkDown):
+            link.exchange(b"\x00", bytes, Traffic())
         found.append(pause(link.back_off, clock))
     assert found == [0.5, 1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("server", ["llm", "edge"])
+def test_an_answer_that_cannot_be_read_is_none(server, caplog):
+    def unreadable(answer: bytes) -> bytes:
+        raise WireError("byte 0 is odd")
+
+    link, traffic = Link(Answering(), server), Traffic()
+    for _ in range(2):
+        with pytest.raises(LinkDown, match="byte 0 is odd"):
+            link.exchange(b"\x00", unreadable, traffic)
+    assert link.asleep and traffic.failures == 2
+    assert (traffic.uplink, traffic.downlink, traffic.edge, traffic.messages) == (0, 0, 0, 0)
+    assert len(caplog.records) == 1  # once in a row
+
+
+def test_bytes_are_counted_by_the_server_they_cross_to():
+    traffic = Traffic()
+    Link(Answering(), "llm").exchange(b"\x00\x01\x02", bytes, traffic)
+    Link(Answering(), "edge").exchange(b"\x00\x01", bytes, traffic)
+    assert (traffic.uplink, traffic.downlink, traffic.messages, traffic.edge) == (3, 1, 1, 3)
