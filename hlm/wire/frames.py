@@ -1,0 +1,178 @@
+"""Frames: what the server says in a stream (layout: ``docs/spans.md``).
+
+The first one holds the ordinary reply to the request, each further one what was written since. All
+say how long they are, so that whatever lies between may join them or cut them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from hlm.wire.bit_reader import BitReader
+from hlm.wire.bit_writer import BitWriter
+from hlm.wire.bits import bits_needed
+from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.messages import IntArray, Limits, Reply, Request, Status
+from hlm.wire.reply import decode_reply
+
+_LENGTH_BYTES = 4
+_DEFAULT_LIMITS = Limits()
+
+
+class End(IntEnum):
+    """Why the server writes no more of a row."""
+
+    SPAN = 0
+    """As many tokens as were asked for."""
+    CONTEXT = 1
+    """The longest text that the model reads."""
+    STOPPED = 2
+    """The device took it back: by a stop, or by a later request about the text."""
+    UNHEARD = 3
+    """Its credit was used up, and the device gave no more for a while."""
+    LOST = 4
+    """The text lost its place to others."""
+    BUSY = 5
+    """Too many rows are being written; this one has its verdict alone."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was written since the frame before.
+
+    Parameters
+    ----------
+    tokens
+        int64 [n] for each row that was being written, in order; n may be 0.
+    ends
+        Rows of which no more will come, after these tokens.
+    """
+
+    tokens: Mapping[int, IntArray]
+    ends: Mapping[int, End] = field(default_factory=dict)
+
+
+def framed(body: bytes) -> bytes:
+    """``body`` after its length: 7 bits a byte, the low ones first, bit 7 where more follow."""
+    length, prefix = len(body), bytearray()
+    while length > 0x7F:
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix) + body
+
+
+def encode_frame(frame: Frame, vocab: int) -> bytes:
+    """Bytes of ``frame``, its length first; the rows being written are those of its tokens."""
+    writer = BitWriter()
+    writer.flag(bool(frame.ends))
+    if frame.ends:
+        writer.bits(np.array([row in frame.ends for row in frame.tokens], np.uint8))
+        for row in frame.tokens:
+            if row in frame.ends:
+                writer.uint(frame.ends[row], 3)
+    parts = list(frame.tokens.values())
+    writer.column([len(part) for part in parts], 0)
+    writer.array(np.concatenate(parts), bits_needed(vocab))
+    return framed(writer.getvalue())
+
+
+class FrameReader:
+    """Reads a stream, in whatever pieces it arrives.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+    limits : Limits
+        Largest frame that is read.
+
+    Attributes
+    ----------
+    reply : Reply or None
+        Once the first frame is here.
+    running : list of int
+        Rows of which more may come; meaningful once there is a reply.
+    """
+
+    def __init__(self, request: Request, limits: Limits = _DEFAULT_LIMITS) -> None:
+        self.request = request
+        self.limits = limits
+        self.reply: Reply | None = None
+        self.running: list[int] = []
+        self._buffer = bytearray()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is here."""
+        return self.reply is not None and not self.running and not self._buffer
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """Take in what has arrived; the frames of tokens that are whole now.
+
+        Raises
+        ------
+        WireError
+            Whatever is wrong with the bytes; the stream is of no use then.
+        """
+        self._buffer += chunk
+        frames = []
+        while (body := self._next_body()) is not None:
+            if self.reply is None:
+                self.reply = decode_reply(body, self.request, self.limits)
+                rows = enumerate(self.reply.rows)
+                self.running = [index for index, row in rows if row.status == Status.OK]
+            else:
+                frames.append(self._read(body))
+        return frames
+
+    def _next_body(self) -> bytes | None:
+        length = shift = 0
+        for byte in self._buffer[:_LENGTH_BYTES]:
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte <= 0x7F:
+                break
+        else:
+            if len(self._buffer) >= _LENGTH_BYTES:
+                raise InvalidField(f"the length of a frame has at most {_LENGTH_BYTES} bytes")
+            return None
+        if length > self.limits.max_bytes:
+            raise OversizedMessage(
+                f"a frame of {length} bytes; at most {self.limits.max_bytes} are allowed"
+            )
+        begin = shift // 7
+        end = begin + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[begin:end])
+        del self._buffer[:end]
+        return body
+
+    def _read(self, body: bytes) -> Frame:
+        if not self.running:
+            raise InvalidField("a frame after the end of its stream")
+        rows, reader = self.running, BitReader(body)
+        ended = reader.bits(len(rows)).tolist() if reader.flag() else []
+        ends = {row: _end(reader.uint(3)) for row, flag in zip(rows, ended, strict=False) if flag}
+        counts = reader.column(len(rows), 0)
+        total = int(counts.sum())
+        if total > self.limits.max_tokens:
+            raise OversizedMessage(f"{total} tokens; at most {self.limits.max_tokens} are allowed")
+        tokens = reader.array(total, bits_needed(self.request.vocab))
+        reader.finish()
+        if total and int(tokens.max()) >= self.request.vocab:
+            raise InvalidField(f"tokens must be in [0, {self.request.vocab})")
+        self.running = [row for row in rows if row not in ends]
+        parts = np.split(tokens, np.cumsum(counts)[:-1])
+        return Frame(dict(zip(rows, parts, strict=True)), ends)
+
+
+def _end(code: int) -> End:
+    if code >= len(End):
+        raise InvalidField(f"end {code}; known are 0 to {len(End) - 1}")
+    return End(code)
