@@ -1,4 +1,4 @@
-"""The settings as a table: what `fedhlm settings` and the README show."""
+"""The settings as a table: what `fedhlm settings` and docs/settings.md show."""
 
 from __future__ import annotations
 

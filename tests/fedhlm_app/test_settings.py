@@ -188,6 +188,8 @@ def test_the_table_has_every_setting_once_with_its_meaning() -> None:
     numbers = [row for row in listed if row.allowed.startswith("an integer")]
     assert [row.name for row in numbers if not row.unit] == ["seed"]
     assert markdown_table().count("\n| `") == len(listed)
+    page = Path(__file__).parents[2] / "docs/settings.md"
+    assert markdown_table() in page.read_text("utf-8"), "`fedhlm settings --markdown` prints it"
 
 
 @pytest.mark.parametrize(
