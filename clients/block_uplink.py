@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
 from clients.resolvers.chain import Escalation
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from hlm.feedback import read_feedback
 from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
-from hlm.verification import Draft, Verifier
+from hlm.verification import VERIFIERS, Draft, Verifier
 from hlm.wire import Row, RowReply, Status, following_row
-
-DECIDED_BY_ID = ("greedy", "coupled")
-"""Verifiers whose drafts are their ids alone, and that leave nothing to the device."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +71,19 @@ class BlockUplink(LanguageModelUplink):
     transport : Transport
         Carries bytes.
     verifier : Verifier
-        One of `DECIDED_BY_ID`; draws the drafts and says how they are decided.
+        With a shared draw; draws the drafts and says how they are decided.
     config : UplinkConfig
         As for `LanguageModelUplink`.
 
     Raises
     ------
     ValueError
-        For a verifier that claims more about a draft than its id.
+        For a verifier without one, which claims more about a draft than its id.
     """
 
     def __init__(self, transport: Transport, verifier: Verifier, config: UplinkConfig) -> None:
-        if verifier.name not in DECIDED_BY_ID:
-            allowed = ", ".join(DECIDED_BY_ID)
+        if not verifier.shared_draw:
+            allowed = ", ".join(name for name, one in VERIFIERS.items() if one.shared_draw)
             raise ValueError(f"verifier = {verifier.name!r}: for blocks one of {allowed} is needed")
         super().__init__(transport, verifier, config)
         self.drafter = verifier
@@ -186,8 +184,8 @@ class BlockUplink(LanguageModelUplink):
         row, step, records = escalation.rows[i], escalation.steps[i], escalation.records
         for depth, told in zip(places, feedback, strict=True):
             if told is not None and len(told):
-                records.log_prob[row, step + depth] = -(int(told[-1]) & 0x7F) / 8
-                records.draft_choice[row, step + depth] = int(told[-1]) >> 7
+                place = row, step + depth
+                records.log_prob[place], records.draft_choice[place] = read_feedback(told[-1])
 
 
 def _lost(answer: list[RowReply]) -> bool:

@@ -9,6 +9,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.feedback import read_feedback
 from hlm.wire import PrefixDigest
 
 IntArray = NDArray[np.int64]
@@ -149,14 +150,13 @@ class TokenRecords:
         rows, steps : numpy.ndarray
             int64 [n], routed places the bytes are about.
         feedback : numpy.ndarray
-            uint8 [n]: bit 7 says that the token is the LLM's own choice, bits 0-6 are
-            ``round(-8 ln y)``.
+            uint8 [n], see `hlm.feedback`.
         """
-        choice = (feedback >> 7).astype(np.int8)
+        log_prob, choice = read_feedback(feedback)
         self.choice[rows, steps] = choice
         same = self.token[rows, steps] == self.draft[rows, steps]
         places = rows[same], steps[same]
-        self.log_prob[places] = -(feedback[same] & 0x7F).astype(np.float64) / 8
+        self.log_prob[places] = log_prob[same]
         self.draft_choice[places] = choice[same]
 
     def ratio_beta(self) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["DrawKeys", "Purpose", "exponentials", "portable_log", "uniforms"]
+__all__ = ["DrawKeys", "Purpose", "exponentials", "portable_log", "session_keys", "uniforms"]
 
 _UINT64_COUNT = 2**64
 _POSITION_LIMIT = 2**63
@@ -98,6 +98,19 @@ class DrawKeys:
         object.__setattr__(chosen, "sessions", self.sessions[index])
         object.__setattr__(chosen, "positions", self.positions[index])
         return chosen
+
+
+def session_keys(client: int, sessions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """One number for a text of a device that no other text shares, uint64 [rows].
+
+    Parameters
+    ----------
+    client : int
+        Number of the device, in [0, 2**32).
+    sessions : ndarray of int64 [rows]
+        The device's number for each text, in [0, 2**32).
+    """
+    return (np.uint64(client) << np.uint64(32)) | sessions.astype(np.uint64)
 
 
 def _uniform_matrix(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hlm.randomness import DrawKeys
 from hlm.wire import NO_TOKEN, Request, Row, RowReply, Status, WireError
 from servers.texts import SessionKey, TextName
 
@@ -87,11 +85,3 @@ def asked_row(request: Request, index: int) -> AskedRow:
     count = request.feedback_count(index) - int(row.draft != NO_TOKEN)
     count = max(count, 0) if request.feedback else 0
     return AskedRow(request, row, (request.client, row.session), end, count)
-
-
-def draw_keys(request: Request, items: Sequence[AskedRow], positions: IntArray) -> DrawKeys:
-    """Keys of the draws at `positions` of the rows' texts."""
-    sessions = np.array(
-        [(request.client << 32) | item.row.session for item in items], dtype=np.uint64
-    )
-    return DrawKeys(request.seed, sessions, positions)

@@ -14,7 +14,7 @@ import torch
 
 from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
 from hlm.sampling import draw, top_token
-from hlm.verification.coupled import exponential_race
+from hlm.verification.coupled import Coupled, exponential_race
 from hlm.wire import Row
 
 
@@ -33,7 +33,7 @@ def own_tokens(target: torch.Tensor, decoding: str, verifier: str, keys: DrawKey
     """
     if decoding == "greedy":
         return top_token(target)
-    if verifier == "coupled":
+    if verifier == Coupled.name:
         return exponential_race(target, exponentials(keys, target.shape[1]))
     return draw(target, uniforms(keys, Purpose.RESAMPLE, 1)[:, 0])
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hlm.randomness import exponentials
+from hlm.feedback import feedback_bytes
+from hlm.randomness import DrawKeys, exponentials, session_keys
 from hlm.sampling import Sampling, checked_top_token, distribution, top_token
 from hlm.verification import VERIFIERS, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, RowReply, Status
 from hlm.wire.claims import claim_of, reply_fields
-from servers.asked import AskedRow, IntArray, draw_keys
+from servers.asked import AskedRow, IntArray
 from servers.blocks import own_tokens
 
 REDUCED_VALUES = 1 << 22
@@ -123,7 +124,7 @@ def _verify(
         _verify_greedily(logits, asking)
         return
     target = distribution(logits, sampling).cpu()
-    keys = draw_keys(request, asking, np.array([item.end for item in asking], np.int64))
+    keys = _draw_keys(request, asking, np.array([item.end for item in asking], np.int64))
     rows = [item.row for item in asking]
     drafted = np.flatnonzero([item.drafted for item in asking])
     further = np.flatnonzero([not item.drafted for item in asking])
@@ -152,6 +153,11 @@ def _verify_greedily(logits: torch.Tensor, asking: Sequence[AskedRow]) -> None:
             item.decided["accepted"] = item.row.draft == token
 
 
+def _draw_keys(request: Request, items: Sequence[AskedRow], positions: IntArray) -> DrawKeys:
+    sessions = np.array([item.row.session for item in items], np.int64)
+    return DrawKeys(request.seed, session_keys(request.client, sessions), positions)
+
+
 def _opinions(
     request: Request,
     sampling: Sampling,
@@ -167,22 +173,6 @@ def _opinions(
     else:
         target, asked = distribution(logits, sampling).cpu(), asked.cpu()
         log_prob = target.gather(1, asked[:, None])[:, 0].log()
-        keys = draw_keys(request, owners, places.at)
+        keys = _draw_keys(request, owners, places.at)
         choice = asked == exponential_race(target, exponentials(keys, request.vocab))
     return feedback_bytes(log_prob, choice)
-
-
-def feedback_bytes(log_prob: torch.Tensor, choice: torch.Tensor) -> NDArray[np.uint8]:
-    """One byte a token: bit 7 is `choice`, bits 0-6 are ``round(-8 ln y)``, at most 127.
-
-    Parameters
-    ----------
-    log_prob : torch.Tensor
-        float [n], nats, <= 0; -inf is the largest code.
-    choice : torch.Tensor
-        bool [n]: the token is what the LLM itself would have put there: its most likely token in
-        greedy decoding, its own draw with the request's shared randomness otherwise.
-    """
-    code = torch.round(-8.0 * log_prob.double()).clamp(0, 127).nan_to_num(127.0)
-    packed = code.to(torch.uint8) | (choice.to(torch.uint8) << 7)
-    return packed.cpu().numpy()

@@ -22,7 +22,7 @@ from clients.decoding.ways import lockstep_decoder
 from clients.policy import Policy, RoutingInput
 from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.chain import Escalation, Resolver, resolve_in_turn
-from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.randomness import DrawKeys, Purpose, session_keys, uniforms
 from hlm.sampling import Sampling, distribution
 from hlm.verification import Draft, Greedy
 
@@ -82,11 +82,6 @@ class RouterConfig:
     audit_rate: float = 0.0
     features: StepFeatures | None = None
     feature_count: int = 0
-
-
-def session_keys(client: int, sessions: IntArray) -> NDArray[np.uint64]:
-    """One number for a text of a device that no other text shares, uint64 [rows]."""
-    return (np.uint64(client) << np.uint64(32)) | sessions.astype(np.uint64)
 
 
 class Router:

@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from clients.block_uplink import Ahead, BlockUplink, Verified
-from clients.decoding.routing import RouterConfig, session_keys
+from clients.decoding.routing import RouterConfig
 from clients.decoding.slm import Step
 from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
 from clients.records import BoolArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
-from hlm.randomness import DrawKeys
+from hlm.randomness import DrawKeys, session_keys
 from hlm.sampling import distribution
 from hlm.verification import Draft
 
@@ -169,7 +169,6 @@ class SpeculativeDecoder:
         self, texts: TextBatch, records: TokenRecords, ahead: Ahead, verified: Verified
     ) -> None:
         """Add to each text what stands of its block, and the token after it."""
-        shared = self.config.sampling.decoding == "greedy" or self.uplink.verifier.name == "coupled"
         for i, row in enumerate(ahead.rows):
             served, count = bool(verified.served[i]), int(ahead.counts[i])
             stand = int(verified.accepted[i]) if served else count
@@ -179,7 +178,7 @@ class SpeculativeDecoder:
             if verified.tokens[i] >= 0:
                 tokens.append(int(verified.tokens[i]))
                 stages.append(Stage.LLM_RESAMPLED)
-                choices.append(1 if shared else -1)
+                choices.append(1)  # a verifier for blocks shares the LLM's draw
             first, length = int(ahead.steps[i]), int(texts.lengths[row])
             made = slice(first, first + len(tokens))
             texts.tokens[row, length : length + len(tokens)] = tokens

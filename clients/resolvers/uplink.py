@@ -21,10 +21,11 @@ from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.chain import Escalation, Resolution
 from clients.resolvers.link import Link
 from clients.resolvers.messages import digest_of, messages, resent
+from hlm.feedback import read_feedback
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown, Transport
-from hlm.verification import UNDECIDED, Claim, Draft, Verdict
+from hlm.verification import UNDECIDED, Claim, Draft, Verdict, plain_verifier, shares_draw
 from hlm.wire import (
     IDENTITY_BYTES,
     Request,
@@ -154,7 +155,8 @@ class LanguageModelUplink:
             texts.held[row] = end
         counted = Traffic()
         try:
-            ask = partial(self._exchange, texts, self._plain_verifier(), True, counted)
+            plain = plain_verifier(self.config.sampling.decoding)
+            ask = partial(self._exchange, texts, plain, True, counted)
             replies = ask(measured, owners)
             again = [i for i, r in enumerate(replies) if r.status == Status.PREFIX_NEEDED]
             if again:
@@ -214,11 +216,10 @@ class LanguageModelUplink:
         known = (verdict.tokens.numpy() >= 0) & (not texts.given)
         np.put(texts.held, escalation.rows[index], escalation.positions[index] + known)
         self._note(escalation, index, answered)
-        greedy = self.config.sampling.decoding == "greedy"
-        final = accepted | greedy | (self.verifier.name == "coupled")
+        own = accepted | shares_draw(self.verifier.name, self.config.sampling.decoding)
         records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
-        # Greedy and coupled verdicts are the LLM's own choice; other samples need not be.
-        records.choice[places] = np.where(final, 1, records.choice[places])
+        # With a shared draw verdicts are the LLM's own choice; other samples need not be.
+        records.choice[places] = np.where(own, 1, records.choice[places])
         still_open: IntArray = index[~decided]
         return still_open
 
@@ -253,8 +254,7 @@ class LanguageModelUplink:
         records, drafts, before = escalation.records, back == 0, back > 0
         records.note_feedback(rows[before], steps[before], feedback[before])
         places = rows[drafts], steps[drafts]
-        records.log_prob[places] = -(feedback[drafts] & 0x7F).astype(np.float64) / 8
-        records.draft_choice[places] = feedback[drafts] >> 7
+        records.log_prob[places], records.draft_choice[places] = read_feedback(feedback[drafts])
 
     def _exchange(
         self,
@@ -293,6 +293,3 @@ class LanguageModelUplink:
         )
         payload = encode_request(request)
         return self.link.exchange(payload, lambda b: decode_reply(b, request), traffic).rows
-
-    def _plain_verifier(self) -> str:
-        return "greedy" if self.config.sampling.decoding == "greedy" else "coupled"

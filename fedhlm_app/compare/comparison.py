@@ -40,7 +40,7 @@ from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import LINKS, Link
-from hlm.verification import Verifier
+from hlm.verification import Verifier, plain_verifier
 from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
 
@@ -266,7 +266,7 @@ class Comparison:
         )
 
     def _plain(self) -> Verifier:
-        return build_verifier("greedy" if self._greedy else "coupled")
+        return build_verifier(plain_verifier(self._sampling.decoding))
 
     def _config(self, client: int, measure: str) -> RouterConfig:
         measured = self.settings.model_copy(update={"uncertainty": measure})

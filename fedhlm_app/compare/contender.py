@@ -18,6 +18,7 @@ from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.data.workload import Work, correct
 from hlm.sampling import Sampling
 from hlm.transport import Transport
+from hlm.verification import VERIFIERS, plain_verifier
 from hlm.wire import (
     IDENTITY_BYTES,
     Reply,
@@ -120,7 +121,9 @@ class Routed:
         if counted:
             greedy = self.router.config.sampling.decoding == "greedy"
             # Text of the small model alone is tied to no draw of the large one.
-            race = self.method.verifier == "coupled" and self.method.escalates != "nothing"
+            race = (
+                VERIFIERS[self.method.verifier].shared_draw and self.method.escalates != "nothing"
+            )
             self.tally.add_text(records, traffic, seconds, greedy, race)
             self.tally.payload += sum(payload_bytes(request) for request in requests)
         return records
@@ -220,7 +223,7 @@ class LanguageModelAlone:
 def _request(row: Row, vocab: int, sampling: Sampling, seed: int) -> Request:
     greedy = sampling.decoding == "greedy"
     return Request(
-        verifier="greedy" if greedy else "coupled",
+        verifier=plain_verifier(sampling.decoding),
         vocab=vocab,
         rows=(row,),
         seed=0 if greedy else seed,

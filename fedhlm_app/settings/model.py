@@ -201,8 +201,7 @@ class Settings(
 
     @property
     def shared_draw(self) -> bool:
-        """Whether "what the LLM itself would have put there" is one definite token.
+        """Whether "what the LLM itself would have put there" is one definite token."""
+        from hlm.verification import shares_draw  # PyTorch takes seconds to import
 
-        So it is in greedy decoding, and when both sides draw with the same clocks (coupled).
-        """
-        return self.verifier in ("greedy", "coupled")
+        return shares_draw(self.verifier, self.decoding)

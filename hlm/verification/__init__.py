@@ -13,6 +13,7 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
+    Need,
     Verdict,
     Verifier,
     total_variation,
@@ -29,12 +30,15 @@ __all__ = [
     "Draft",
     "Full",
     "Greedy",
+    "Need",
     "Scalar",
     "ScalarProposals",
     "Truncated",
     "TruncatedExact",
     "Verdict",
     "Verifier",
+    "plain_verifier",
+    "shares_draw",
     "total_variation",
 ]
 
@@ -42,3 +46,16 @@ VERIFIERS: dict[str, type[Verifier]] = {
     verifier.name: verifier
     for verifier in (Greedy, Full, Truncated, TruncatedExact, Scalar, ScalarProposals, Coupled)
 }
+
+
+def plain_verifier(decoding: str) -> str:
+    """The verifier that asks for the LLM's own token, with nothing but an id going up."""
+    return Greedy.name if decoding == "greedy" else Coupled.name
+
+
+def shares_draw(verifier: str, decoding: str) -> bool:
+    """Whether "what the LLM itself would have put there" is one definite token.
+
+    So it is in greedy decoding, and where both sides draw with the same clocks.
+    """
+    return decoding == "greedy" or VERIFIERS[verifier].shared_draw

@@ -13,6 +13,7 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
+    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -59,6 +60,8 @@ class Full:
 
     name = "full"
     exact = True
+    shared_draw = False
+    needs = Need.PROBS
     crosses = "the draft's id and the whole quantised device distribution up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:

@@ -10,6 +10,7 @@ from hlm.sampling import check_probs, checked_top_token, top_token
 from hlm.verification.interface import (
     Claim,
     Draft,
+    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -37,6 +38,8 @@ class Greedy:
 
     name = "greedy"
     exact = True
+    shared_draw = True
+    needs = Need.TOP
     crosses = "the draft's id up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:

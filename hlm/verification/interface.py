@@ -11,6 +11,7 @@ rejects less often than TV(x, y).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Flag, auto
 from typing import Protocol
 
 import torch
@@ -19,7 +20,16 @@ from torch import Tensor
 from hlm.randomness import DrawKeys
 from hlm.sampling import check_probs, top_token
 
-__all__ = ["UNDECIDED", "Claim", "ClaimError", "Draft", "Verdict", "Verifier", "total_variation"]
+__all__ = [
+    "UNDECIDED",
+    "Claim",
+    "ClaimError",
+    "Draft",
+    "Need",
+    "Verdict",
+    "Verifier",
+    "total_variation",
+]
 
 UNDECIDED = -1
 """Stands in a token array where the device still has to find the token."""
@@ -27,6 +37,17 @@ UNDECIDED = -1
 
 class ClaimError(ValueError):
     """A claim or verdict from the other side cannot be what it says."""
+
+
+class Need(Flag):
+    """What is told of the large model's next token, at any place of a text."""
+
+    TOP = auto()
+    """The most likely token."""
+    LOG_PROBS = auto()
+    """Log-probabilities of given tokens."""
+    PROBS = auto()
+    """The whole distribution."""
 
 
 def _select(field: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -165,6 +186,10 @@ class Verifier(Protocol):
     """Value of the setting ``verification``."""
     exact: bool
     """Whether the output has exactly the target's distribution."""
+    shared_draw: bool
+    """Whether a verdict is the token that the LLM would have put there without any draft."""
+    needs: Need
+    """What a backend of the LLM has to offer, so that the server can decide."""
     crosses: str
     """What crosses the link, in one sentence."""
 

@@ -23,6 +23,7 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
+    Need,
     Verdict,
     checked_target,
     drafted,
@@ -101,6 +102,8 @@ class Scalar:
 
     name = "scalar"
     exact = True
+    shared_draw = False
+    needs = Need.PROBS
     crosses = "the draft's id and weight up; accepted, or the quantised target, down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
@@ -189,6 +192,8 @@ class ScalarProposals:
 
     name = "scalar-proposals"
     exact = True
+    shared_draw = False
+    needs = Need.PROBS
     crosses = "the draft's id and weight up; accepted, or proposals with bars, down"
 
     def __init__(self, proposals: int = DEFAULT_PROPOSALS) -> None:

@@ -19,6 +19,7 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
+    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -74,6 +75,8 @@ class Truncated(_TruncatedUpload):
 
     name = "truncated"
     exact = False
+    shared_draw = False
+    needs = Need.PROBS
     crosses = "the draft's id and the quantised top k up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
@@ -129,6 +132,8 @@ class TruncatedExact(_TruncatedUpload):
 
     name = "truncated-exact"
     exact = True
+    shared_draw = False
+    needs = Need.PROBS
     crosses = "the draft's id and the quantised top k up; the token down"
 
     def _truncated(self, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

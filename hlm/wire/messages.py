@@ -264,9 +264,8 @@ class RowReply(_ByValue):
         need not offer one, and after a rejection under a claim of shape WEIGHT the device
         resamples from ``target_*`` or ``proposal_*``.
     feedback
-        uint8 [m], one byte for each of the last m tokens fed or drafted: bit 7 says that the token
-        is what the large model would have put there, bits 0-6 are ``round(-8 ln y)``, at most
-        127. m is :meth:`Request.feedback_count` or less.
+        uint8 [m], one byte (:mod:`hlm.feedback`) for each of the last m tokens fed or drafted; m is
+        :meth:`Request.feedback_count` or less.
     target_support, target_weights
         The large model's law where it is not 0: int64 [k] strictly increasing ids and int64 [k]
         weights >= 1 that sum to 2**16.

@@ -5,7 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from hlm.randomness import DrawKeys, Purpose, exponentials, portable_log, uniforms
+from hlm.randomness import (
+    DrawKeys,
+    Purpose,
+    exponentials,
+    portable_log,
+    session_keys,
+    uniforms,
+)
 
 RECORDED_UNIFORMS = [
     "0x1.61150c14cb43fp-1",
@@ -134,3 +141,10 @@ def test_counts_and_attempts_out_of_range_are_refused():
 
 def test_no_rows_are_no_numbers():
     assert uniforms(keys([], np.array([], dtype=np.int64)), Purpose.DRAFT, 4).shape == (0, 4)
+
+
+def test_session_keys_tell_texts_and_devices_apart():
+    ends = [0, 1, 2**32 - 1]
+    keys = [session_keys(client, np.array(ends)) for client in ends]
+    assert len(np.unique(np.concatenate(keys))) == 9
+    assert keys[2][2] == np.uint64(2**64 - 1)

@@ -17,7 +17,6 @@ from hlm.wire import (
 from servers.actors import RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
-from servers.verdicts import feedback_bytes
 from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
 
@@ -116,13 +115,6 @@ def test_a_vocabulary_the_model_does_not_have_is_refused():
 def test_garbage_is_refused():
     with pytest.raises(WireError):
         make_service().handle(b"\x00garbage")
-
-
-def test_feedback_is_a_flag_and_eighths_of_a_nat():
-    log_prob = torch.tensor([0.0, -1.0, -1.07, -100.0, -torch.inf])
-    choice = torch.tensor([True, False, True, False, False])
-    codes = feedback_bytes(log_prob, choice)
-    assert codes.tolist() == [128, 8, 128 + 9, 127, 127]
 
 
 def test_waiting_requests_are_answered_from_one_pass():
