@@ -21,13 +21,13 @@ from sklearn.cluster import AgglomerativeClustering
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._noise import noise_for_epsilon  # noqa: E402
 from benchmarks._report import write_report  # noqa: E402
 from benchmarks._teacher_forced import BOS, LONGEST_TEXT, corpus, pair_name  # noqa: E402
 from clients.decoding.slm import read_texts  # noqa: E402
 from clients.learning.profile import Profile, ProfileSettings  # noqa: E402
 from clients.learning.profile_making import make_profile, token_sketch  # noqa: E402
 from fedhlm_app.models.load import load_slm, load_tokenizer  # noqa: E402
-from hlm.privacy import noise_for_epsilon  # noqa: E402
 from hlm.uncertainty import entropy  # noqa: E402
 from strategies.cluster_map import shuffled  # noqa: E402
 from strategies.clustering import (  # noqa: E402

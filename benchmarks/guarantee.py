@@ -20,16 +20,9 @@ from numpy.typing import NDArray
 
 from benchmarks._participation import participation
 from benchmarks._report import write_report
+from benchmarks._risk_curves import by_group, personal_thresholds, prompt_curves, risk_at
 from benchmarks._teacher_forced import Forced, corpus, dirichlet_clients, forced
-from hlm.risk import (
-    conformal_threshold,
-    coverage,
-    learn_then_test,
-    personal_thresholds,
-    prompt_curves,
-    risk_at,
-    threshold_grid,
-)
+from hlm.risk import conformal_threshold, learn_then_test, threshold_grid
 
 Floats = NDArray[np.float64]
 ALPHAS = (0.01, 0.02, 0.05, 0.10)
@@ -138,21 +131,24 @@ def client_coverage(
         rows: dict[str, list[list[float]]] = {}
         for _ in range(count):
             half = rng.random(len(risk)) < 0.5
-            sums, prompts = _by_client(risk[half], owner[half], clients)
-            test, test_prompts = _by_client(risk[~half], owner[~half], clients)
-            kept_test, _ = _by_client(kept[~half], owner[~half], clients)
+            sums = by_group(risk[half], owner[half], clients)
+            prompts = np.bincount(owner[half], minlength=clients).astype(np.float64)
+            test = by_group(risk[~half], owner[~half], clients)
+            test_prompts = np.bincount(owner[~half], minlength=clients)
+            kept_test = by_group(kept[~half], owner[~half], clients)
             for tier in ("global", "cluster", "local", "shrunk"):
-                thresholds = personal_thresholds(
-                    sums, prompts, GRID, alpha, tier=tier, clusters=clusters
-                )
-                report = coverage(thresholds, test, test_prompts, GRID, alpha, clusters)
+                thresholds = personal_thresholds(sums, prompts, GRID, alpha, tier, clusters)
+                lost = risk_at(test, GRID, thresholds)
+                present = test_prompts > 0
+                each = lost[present] / test_prompts[present]
+                in_cluster = np.bincount(clusters, lost) / np.bincount(clusters, test_prompts)
                 trr = risk_at(kept_test, GRID, thresholds).sum() / test_prompts.sum()
                 rows.setdefault(tier, []).append(
                     [
-                        report.pooled,
-                        report.share_above,
-                        report.worst,
-                        float(np.nanmax(report.clusters)),
+                        float(lost.sum() / test_prompts.sum()),
+                        float((each > alpha).mean()),
+                        float(each.max()),
+                        float(np.nanmax(in_cluster)),
                         float(trr),
                     ]
                 )
@@ -179,12 +175,6 @@ def halves(risk: Floats, count: int, rng: np.random.Generator) -> dict[str, Any]
             "certified": _risk(risk_at(rest, GRID, np.array(found)), alpha)
         }
     return figures
-
-
-def _by_client(rows: Floats, owner: NDArray[np.int64], clients: int) -> tuple[Floats, Floats]:
-    total = np.zeros((clients, rows.shape[1]))
-    np.add.at(total, owner, rows)
-    return total, np.bincount(owner, minlength=clients).astype(np.float64)
 
 
 def _conformal(sums: Floats, prompts: int, alpha: float, bound: float = 1.0) -> Floats:

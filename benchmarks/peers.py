@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import curve_fit
 
 from benchmarks._peers_world import Prompts, World
 from benchmarks._report import write_report
@@ -35,7 +36,6 @@ from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker
-from hlm.peers.cost import fit_hit_ratio
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
@@ -290,8 +290,9 @@ def hit_ratios(federation: Federation, sizes: Sequence[int]) -> dict[str, Any]:
         ]
         hits, lookups = np.sum(counts, axis=0)
         ratios.append(float(hits / lookups))
-    fitted = fit_hit_ratio(sizes, ratios)
-    return {"sizes": list(sizes), "ratios": ratios, "alpha": fitted.alpha, "rmse": fitted.rmse}
+    (alpha,), _ = curve_fit(lambda size, rate: -np.expm1(-rate * size), sizes, ratios, p0=[1e-3])
+    rmse = float(np.sqrt(np.square(ratios + np.expm1(-alpha * np.asarray(sizes))).mean()))
+    return {"sizes": list(sizes), "ratios": ratios, "alpha": float(alpha), "rmse": rmse}
 
 
 def line(figures: dict[str, Any]) -> str:

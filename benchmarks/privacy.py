@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._noise import noise_for_epsilon
 from benchmarks._report import write_report
+from benchmarks._risk_curves import prompt_curves, risk_at
 from benchmarks._teacher_forced import corpus, forced
 from benchmarks.guarantee import tokens_of
-from hlm.privacy import noise_for_epsilon
 from hlm.risk import (
     CurveRelease,
     conformal_threshold,
     learn_then_test,
     private_conformal_threshold,
     private_learn_then_test,
-    prompt_curves,
-    risk_at,
     threshold_grid,
 )
 from hlm.risk.private import square_root_sums

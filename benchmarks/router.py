@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks._report import write_report
+from benchmarks._risk_curves import prompt_curves, risk_at
 from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, forced, pair_name
 from clients.decoding.step_features import StepFeatures
 from clients.learning.feedback import Feedback
@@ -35,7 +36,7 @@ from clients.learning.router_model import (
     adam_steps,
 )
 from fedhlm_app.models.load import load_slm
-from hlm.risk import conformal_threshold, prompt_curves, risk_at, threshold_grid
+from hlm.risk import conformal_threshold, threshold_grid
 from hlm.uncertainty import closed_form, disagreement, entropy
 from strategies.rules import build_rule
 

@@ -59,41 +59,19 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     return mu * (mu / 2 + high)
 
 
-def noise_for_epsilon(epsilon: float, releases: int, delta: float) -> float:
-    """Return the noise multiplier whose `gaussian_epsilon` after `releases` equals `epsilon`."""
-    _positive("epsilon", epsilon)
-    if releases < 1:
-        raise ValueError(f"releases: {releases}; allowed: >= 1")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta: {delta}; allowed: (0, 1)")
-    low = high = 1.0
-    while gaussian_epsilon(low, releases, delta) < epsilon:
-        low /= 2
-    while gaussian_epsilon(high, releases, delta) > epsilon:
-        high *= 2
-    while high / low > 1 + 1e-12:
-        middle = math.sqrt(low * high)
-        if middle in (low, high):
-            break
-        above = gaussian_epsilon(middle, releases, delta) > epsilon
-        low, high = (middle, high) if above else (low, middle)
-    return high
-
-
 def private_update(
     policy: FloatArray,
     start: FloatArray,
     clip: float,
     noise_multiplier: float,
     generator: np.random.Generator,
-    bounds: tuple[float, float] | None = None,
 ) -> FloatArray:
     """Local differential privacy: what a client may send so that even the server learns little.
 
     The change ``policy - start`` is scaled to an L2 norm of at most `clip`; two possible changes
     are then at most 2 clip apart, so Gaussian noise of standard deviation 2 clip noise_multiplier
-    is added to every entry. Clamping to `bounds` comes last and costs nothing (post-processing).
-    `start` is public: the server sent it.
+    is added to every entry. Clamping it afterwards costs nothing (post-processing). `start` is
+    public: the server sent it.
 
     Parameters
     ----------
@@ -104,8 +82,6 @@ def private_update(
         > 0; see `gaussian_epsilon`.
     generator : numpy.random.Generator
         Must not be known to the server; a seed shared with it voids the guarantee.
-    bounds : (low, high), optional
-        Range the server accepts.
 
     Returns
     -------
@@ -117,8 +93,7 @@ def private_update(
         raise ValueError(f"policy: shape {policy.shape}; allowed: that of start, {start.shape}")
     delta = policy - start
     delta = delta * (clip / max(float(np.linalg.norm(delta)), clip))
-    noisy = start + delta + generator.normal(0.0, 2.0 * clip * noise_multiplier, policy.shape)
-    return noisy if bounds is None else np.clip(noisy, *bounds)
+    return start + delta + generator.normal(0.0, 2.0 * clip * noise_multiplier, policy.shape)
 
 
 def _positive(name: str, value: float) -> None:

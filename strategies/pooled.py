@@ -175,7 +175,7 @@ class PooledCalibration:
         return np.asarray(sum(parts, gathered.whole) + missing * unread.vector)
 
     def shrink(self, clusters: Mapping[int, int], pseudo: float) -> None:
-        """Draw single clients towards their cluster, as `hlm.risk.personal_thresholds` does.
+        """Draw single clients towards their cluster by joining its mean to their own sums.
 
         Parameters
         ----------

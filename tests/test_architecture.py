@@ -23,8 +23,6 @@ ENTRIES = (
     "strategies",
 )
 UNREACHED = {
-    "hlm.risk.personal": "tests hold `strategies.pooled` to it, and benchmarks/guarantee.py "
-    "measures coverage with it; no command and no app",
     "hlm.wire.frames": "the engine writes frames next",
     "hlm.wire.stream": "the engine reads openings next",
 }

@@ -39,7 +39,6 @@ from fedhlm_app.models.load import check_same_tokenizer, load_llm, load_slm, loa
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.channels import LINKS, Link
 from hlm.verification import Verifier, plain_verifier
 from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
@@ -197,10 +196,10 @@ class Comparison:
             self._take_accuracy(contenders, listen)
         return [self._result(contender) for contender in contenders]
 
-    def _result(self, contender: Contender, links: Sequence[Link] = LINKS) -> dict[str, Any]:
+    def _result(self, contender: Contender) -> dict[str, Any]:
         method = contender.method
         head: dict[str, Any] = {"method": method.name, "exact": method.exact(self._greedy)}
-        return {**head, **contender.tally.figures(links)}
+        return {**head, **contender.tally.figures()}
 
     def _take_accuracy(self, contenders: Sequence[Contender], listen: Listener) -> None:
         kinds: tuple[tuple[Workload, int], ...] = (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from clients.records import Stage, TokenRecords, Traffic
-from hlm.channels import LINKS, Link, Trace
+from hlm.channels import LINKS, Link
 from hlm.wire import NO_TOKEN, decode_request, encode_request
 
 __all__ = ["Tally", "payload_bytes"]
@@ -116,21 +115,14 @@ class Tally:
         answered = self.answered.get(workload, 0)
         return self.correct[workload] / answered if answered else None
 
-    def trace(self) -> Trace:
-        """The tally as a trace of `hlm.channels`."""
-        return Trace(
-            self.tokens,
-            self.messages,
-            self.uplink,
-            self.downlink,
-            self.device_seconds,
-            self.server_seconds,
-        )
+    def tokens_per_second(self, link: Link) -> float:
+        """Speed over a link; compute is in series with messages."""
+        on_link = link.seconds(self.messages, self.uplink + self.downlink)
+        return self.tokens / (self.device_seconds + self.server_seconds + on_link)
 
-    def figures(self, links: Sequence[Link] = LINKS) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """What the result says about the method, but for its name and properties."""
         known = max(self.known, 1)
-        trace = self.trace()
         return {
             "tokens": self.tokens,
             "sent_to_llm": self.sent,
@@ -149,5 +141,5 @@ class Tally:
                 "device": self.device_seconds / self.tokens,
                 "server": self.server_seconds / self.tokens,
             },
-            "tokens_per_second": {link.name: trace.tokens_per_second(link) for link in links},
+            "tokens_per_second": {link.name: self.tokens_per_second(link) for link in LINKS},
         }

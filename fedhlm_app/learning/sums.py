@@ -26,7 +26,6 @@ from hlm.risk import (
     learn_then_test,
     private_conformal_threshold,
     private_learn_then_test,
-    risk_at,
     threshold_grid,
 )
 from hlm.risk.betting import FRACTIONS, log_terms, wealth_bounds
@@ -201,15 +200,6 @@ def problem_of(settings: Settings, sums: Mapping[str, FloatArray]) -> str:
     return ""
 
 
-def risk_of(threshold: float, feedback: Feedback, bound: float = 1.0) -> float:
-    """Mean risk over the prompts of `feedback` at `threshold`; 0 without prompts."""
-    sums = CertifiedLearning(1 / bound).risk_sums(feedback, GRID)
-    if not sums.prompts:
-        return 0.0
-    value = risk_at(sums.risk[None], GRID, np.array([threshold]))[0]
-    return float(value / sums.prompts)
-
-
 def _wealth(settings: Settings, rule: CertifiedLearning, rows: Feedback) -> list[float]:
     """Log-terms of the bets against the threshold that made the text.
 
@@ -270,6 +260,5 @@ __all__ = [
     "prompts_counted",
     "reads_kept_tokens",
     "release_of",
-    "risk_of",
     "sums_of",
 ]

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 __all__ = [
     "SketchMaker",
     "centroids",
-    "centroids_of_others",
     "cosine",
-    "cosine_of_distance",
     "degenerate",
     "distance_of_cosine",
     "hamming",
@@ -68,29 +66,6 @@ def centroids(
     np.add.at(sums, groups, embeddings)
     members = np.bincount(groups, minlength=count)[:, None]
     return np.asarray(sums / np.maximum(members, 1))
-
-
-def centroids_of_others(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Eq. 9 for every client of a cluster at once: the mean over all but itself.
-
-    Parameters
-    ----------
-    embeddings : ndarray [clients, size]
-        The clients' token embeddings at one step; at least two clients.
-
-    Returns
-    -------
-    ndarray of float64 [clients, size]
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two clients: nobody is a peer then.
-    """
-    rows = np.asarray(embeddings, dtype=np.float64)
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"embeddings have shape {rows.shape}: need at least 2 rows")
-    return np.asarray((rows.sum(axis=0) - rows) / (len(rows) - 1))
 
 
 def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -188,11 +163,6 @@ def hamming(queries: Sketches, entries: Sketches) -> NDArray[np.int64]:
     for word in range(left.shape[1]):
         distance += np.bitwise_count(left[:, word, None] ^ right[None, :, word])
     return distance
-
-
-def cosine_of_distance(distance: NDArray[np.integer], bits: int) -> NDArray[np.float64]:
-    """Cosine estimated from differing bits: ``cos(pi * distance / bits)``."""
-    return np.asarray(np.cos(np.pi * np.asarray(distance, dtype=np.float64) / bits))
 
 
 def distance_of_cosine(gate: float, bits: int) -> int:

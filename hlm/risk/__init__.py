@@ -21,10 +21,10 @@ prompts and a new prompt are exchangeable, :func:`conformal_threshold` gives
 :func:`learn_then_test` gives ``P(E[R_new(th) | th] <= alpha) >= 1 - delta`` (arXiv 2110.01052).
 Pooled over clients, both speak about a prompt from the pooled mixture, each client weighing what
 it has in the sample; how that is with clients that differ stands in :mod:`hlm.risk.control`. A
-single client may lie above alpha; :func:`personal_thresholds` and :func:`coverage` are there for
-that. In free-running generation the text, and so beta, depends on the threshold: there a candidate
-must be measured on text made with it, R need not be monotone, and only Learn-then-Test applies
-(``prompts`` given per candidate). :mod:`hlm.risk.private` has both under differential privacy.
+single client may lie above alpha. In free-running generation the text, and so beta, depends on
+the threshold: there a candidate must be measured on text made with it, R need not be monotone, and
+only Learn-then-Test applies (``prompts`` given per candidate). :mod:`hlm.risk.private` has both
+under differential privacy.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ from hlm.risk.control import (
     hoeffding_bentkus,
     learn_then_test,
 )
-from hlm.risk.curves import RiskSums, prompt_curves, risk_at, risk_sums, threshold_grid
-from hlm.risk.personal import Coverage, coverage, personal_thresholds
+from hlm.risk.curves import RiskSums, risk_sums, threshold_grid
 from hlm.risk.private import (
     CurveRelease,
     NoisyCurve,
@@ -47,20 +46,15 @@ from hlm.risk.private import (
 
 __all__ = [
     "ESCALATE_ALL",
-    "Coverage",
     "CurveRelease",
     "NoisyCurve",
     "RiskSums",
     "binomial_cdf",
     "conformal_threshold",
-    "coverage",
     "hoeffding_bentkus",
     "learn_then_test",
-    "personal_thresholds",
     "private_conformal_threshold",
     "private_learn_then_test",
-    "prompt_curves",
-    "risk_at",
     "risk_sums",
     "threshold_grid",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["UNIT", "Floats", "RiskSums", "prompt_curves", "risk_at", "risk_sums", "threshold_grid"]
+__all__ = ["UNIT", "Floats", "RiskSums", "risk_sums", "threshold_grid"]
 
 Floats = NDArray[np.float64]
 
@@ -72,10 +72,8 @@ def threshold_grid(points: int = 256) -> Floats:
     return np.concatenate([[0.0], inner, [1.0]])
 
 
-def prompt_curves(
-    u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats
-) -> tuple[Floats, Floats]:
-    """Risk and kept share of each prompt at each threshold of ``grid``.
+def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) -> RiskSums:
+    """Sum the risk of prompts at each threshold of a grid, in memory O(n + G).
 
     Parameters
     ----------
@@ -87,43 +85,14 @@ def prompt_curves(
         Prompt of each token, any integers.
     grid : float64 [G]
         Ascending thresholds.
-
-    Returns
-    -------
-    risk, kept : float64 [P, G]
-        One row per distinct prompt, ascending.
     """
     require_grid(grid)
     names, row = np.unique(prompt, return_inverse=True)
-    width = len(grid) + 1
     # A token is kept at every grid point >= u: it enters at the first of them and stays.
-    cell = row * width + np.searchsorted(grid, u, side="left")
-    share = 1.0 / np.bincount(row, minlength=len(names))[row]
-    shape = (len(names), width)
-    risk = np.bincount(cell, weights=loss * share, minlength=len(names) * width).reshape(shape)
-    kept = np.bincount(cell, weights=share, minlength=len(names) * width).reshape(shape)
-    return np.cumsum(risk[:, :-1], axis=1), np.cumsum(kept[:, :-1], axis=1)
-
-
-def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) -> RiskSums:
-    """Sums of :func:`prompt_curves` over prompts, in memory O(n + G)."""
-    require_grid(grid)
-    names, row = np.unique(prompt, return_inverse=True)
     cell = np.searchsorted(grid, u, side="left")
     share = 1.0 / np.bincount(row, minlength=len(names))[row]
     risk = np.bincount(cell, weights=loss * share, minlength=len(grid) + 1)[:-1]
     return RiskSums(risk=np.cumsum(risk), prompts=float(len(names)))
-
-
-def risk_at(curves: Floats, grid: Floats, thresholds: Floats) -> Floats:
-    """Value of each row of ``curves`` float64 [C, G] at its threshold float64 [C].
-
-    A curve steps up at grid points and is 0 below the first: exact for thresholds on the grid
-    and for :data:`hlm.risk.ESCALATE_ALL`.
-    """
-    column = np.searchsorted(grid, thresholds, side="right") - 1
-    values = curves[np.arange(len(curves)), np.maximum(column, 0)]
-    return np.where(column < 0, 0.0, values)
 
 
 def require_grid(grid: Floats) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import privacy
-from hlm.risk import prompt_curves
+from benchmarks._risk_curves import prompt_curves
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from hlm.privacy import gaussian_epsilon, noise_for_epsilon, private_update
+from hlm.privacy import gaussian_epsilon, private_update
 
 
 def _exact_delta(epsilon: float, multiplier: float) -> float:
@@ -46,12 +46,6 @@ def test_epsilon_by_hand() -> None:
     assert gaussian_epsilon(1e7, 1, 1e-5) == 0
 
 
-@given(st.floats(0.1, 20), st.integers(1, 100))
-def test_noise_for_epsilon_inverts(epsilon: float, releases: int) -> None:
-    multiplier = noise_for_epsilon(epsilon, releases, 1e-5)
-    assert gaussian_epsilon(multiplier, releases, 1e-5) == pytest.approx(epsilon, rel=1e-9)
-
-
 def test_private_update_clips_then_adds_the_stated_noise() -> None:
     generator = np.random.default_rng(1)
     start, far = np.array([0.2, 0.3]), np.array([3.2, 4.3])
@@ -62,11 +56,9 @@ def test_private_update_clips_then_adds_the_stated_noise() -> None:
     np.testing.assert_allclose(draws.std(0), 1.5, atol=0.038)
 
 
-def test_private_update_stays_in_bounds_and_leaves_its_input() -> None:
+def test_private_update_leaves_its_input() -> None:
     policy, start = np.array([0.9]), np.array([0.1])
-    for seed in range(50):
-        value = private_update(policy, start, 0.2, 3.0, np.random.default_rng(seed), (0.0, 1.0))
-        assert 0 <= value[0] <= 1
+    private_update(policy, start, 0.2, 3.0, np.random.default_rng(0))
     assert (policy[0], start[0]) == (0.9, 0.1)
 
 
@@ -76,9 +68,6 @@ def test_private_update_stays_in_bounds_and_leaves_its_input() -> None:
         (lambda: gaussian_epsilon(0.0, 1, 1e-5), "noise_multiplier"),
         (lambda: gaussian_epsilon(1.0, -1, 1e-5), "releases"),
         (lambda: gaussian_epsilon(1.0, 1, 1.0), "delta"),
-        (lambda: noise_for_epsilon(0.0, 1, 1e-5), "epsilon"),
-        (lambda: noise_for_epsilon(1.0, 0, 1e-5), "releases"),
-        (lambda: noise_for_epsilon(1.0, 1, 0.0), "delta"),
         (
             lambda: private_update(np.zeros(1), np.zeros(1), 0.0, 1.0, np.random.default_rng(0)),
             "clip",

@@ -1,4 +1,4 @@
-"""Risk curves, conformal risk control, Learn-then-Test and personal thresholds."""
+"""Risk curves, conformal risk control and Learn-then-Test."""
 
 import numpy as np
 import pytest
@@ -6,17 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from benchmarks._risk_curves import prompt_curves, risk_at
 from hlm.risk import (
     ESCALATE_ALL,
     RiskSums,
     binomial_cdf,
     conformal_threshold,
-    coverage,
     hoeffding_bentkus,
     learn_then_test,
-    personal_thresholds,
-    prompt_curves,
-    risk_at,
     risk_sums,
     threshold_grid,
 )
@@ -208,65 +205,6 @@ def test_learn_then_test_violations_stay_within_delta() -> None:
         threshold = learn_then_test(sample.risk, sample.prompts, grid, alpha, delta)
         violations += float(risk_at(truth[None], grid, np.array([threshold]))[0]) > alpha
     assert violations <= stats.binom.ppf(0.9999, 300, delta)
-
-
-def two_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eight clients in two clusters; the second cluster is three times as risky."""
-    slope = np.array([0.1, 0.12, 0.08, 0.1, 0.3, 0.32, 0.28, 0.3])
-    prompts = np.array([400.0, 50, 400, 400, 400, 400, 50, 400])
-    return slope[:, None] * GRID[None] * prompts[:, None], prompts, np.repeat([0, 1], 4)
-
-
-def test_tiers_of_personal_thresholds() -> None:
-    sums, prompts, clusters = two_groups()
-    thresholds = {
-        tier: personal_thresholds(sums, prompts, GRID, 0.12, tier=tier, clusters=clusters)  # type: ignore[arg-type]
-        for tier in ("global", "cluster", "local", "shrunk")
-    }
-    pooled = conformal_threshold(sums.sum(0), prompts.sum(), GRID, 0.12)
-    assert (thresholds["global"] == pooled).all()
-    for cluster in (0, 1):
-        mine = clusters == cluster
-        own = conformal_threshold(sums[mine].sum(0), prompts[mine].sum(), GRID, 0.12)
-        assert (thresholds["cluster"][mine] == own).all()
-    for client in range(8):
-        own = conformal_threshold(sums[client], prompts[client], GRID, 0.12)
-        assert thresholds["local"][client] == own
-    alone = coverage(thresholds["global"], sums, prompts, GRID, 0.12, clusters)
-    grouped = coverage(thresholds["cluster"], sums, prompts, GRID, 0.12, clusters)
-    own_risk = coverage(thresholds["local"], sums, prompts, GRID, 0.12, clusters)
-    assert alone.share_above == 0.5 and alone.worst > 0.12
-    assert grouped.worst < alone.worst and (grouped.clusters <= 0.12).all()
-    assert own_risk.share_above == 0.0
-
-
-def test_shrinking_runs_from_local_to_cluster() -> None:
-    sums, prompts, clusters = two_groups()
-
-    def shrunk(weight: float) -> np.ndarray:
-        return personal_thresholds(
-            sums, prompts, GRID, 0.12, tier="shrunk", clusters=clusters, pseudo_prompts=weight
-        )
-
-    local = personal_thresholds(sums, prompts, GRID, 0.12, tier="local", clusters=clusters)
-    np.testing.assert_array_equal(shrunk(0.0), local)
-    far = shrunk(1e9)
-    assert len(np.unique(far[:4])) == 1 and len(np.unique(far[4:])) == 1
-
-
-def test_coverage_of_clients_without_prompts() -> None:
-    sums = np.array([[0.0, 1.0], [0.0, 0.0]])
-    report = coverage(np.array([1.0, 1.0]), sums, np.array([4.0, 0.0]), np.array([0.5, 1.0]), 0.2)
-    assert report.clients[0] == 0.25 and np.isnan(report.clients[1])
-    assert report.share_above == 1.0 and report.pooled == 0.25 and report.worst == 0.25
-    nobody = coverage(np.array([1.0]), sums[1:], np.zeros(1), np.array([0.5, 1.0]), 0.2)
-    assert np.isnan(nobody.worst) and nobody.share_above == 0.0
-
-
-def test_risk_of_escalating_everything_is_zero() -> None:
-    curves = np.array([[0.3, 0.6], [0.3, 0.6], [0.3, 0.6]])
-    values = risk_at(curves, np.array([0.2, 0.8]), np.array([ESCALATE_ALL, 0.2, 0.9]))
-    np.testing.assert_array_equal(values, [0.0, 0.3, 0.6])
 
 
 def test_grid_is_ascending_and_dense_at_the_ends() -> None:

@@ -8,13 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hlm.risk import (
-    RiskSums,
-    conformal_threshold,
-    personal_thresholds,
-    risk_sums,
-    threshold_grid,
-)
+from benchmarks._risk_curves import personal_thresholds
+from hlm.risk import RiskSums, conformal_threshold, risk_sums, threshold_grid
 from hlm.risk.betting import log_terms
 from strategies.calibrated import CalibrationOptions
 from strategies.calibration import SequentialCalibration
@@ -96,8 +91,8 @@ def test_thresholds_equal_those_of_all_curves_in_one_place(tier):
         np.array([curve[0] for curve in curves]),
         GRID,
         ALPHA,
-        tier=tier,
-        clusters=np.array([0, 1, 0, 1]),
+        tier,
+        np.array([0, 1, 0, 1]),
         pseudo_prompts=30.0,
     )
     found = [strategy.client_values[client][0] for client in range(4)]

@@ -23,7 +23,6 @@ from fedhlm_app.learning.sums import (
     problem_of,
     prompts_counted,
     reads_kept_tokens,
-    risk_of,
     sums_of,
 )
 from fedhlm_app.settings import Settings, SettingsError
@@ -223,7 +222,6 @@ def test_tokens_without_answer_are_wrong_in_the_wealth_the_curve_and_the_certifi
     curve = RiskSums.from_vector(found["risk-curve"])
     assert np.allclose(curve.risk / 3, risk, atol=1e-4)
     assert records.kept_loss(True)[records.unresolved].tolist() == [1.0] * records.unresolved.sum()
-    assert risk_of(-1.0, calibration_feedback(routed, chosen), bound) == 0.0
 
 
 def test_what_a_cache_decided_is_nobodys_loss_at_the_candidate():
