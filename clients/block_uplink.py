@@ -124,12 +124,14 @@ class BlockUplink(LanguageModelUplink):
         try:
             blocks = [self._block(escalation, ahead, i) for i in range(count)]
             owners = ahead.rows.tolist()
-            answers = self._ask(texts, blocks, owners, traffic)
+            answers = self._ask_blocks(texts, blocks, owners, traffic)
             again = [i for i, answer in enumerate(answers) if _lost(answer)]
             if again:
                 whole = [_with_prefix(blocks[i], texts.tokens[ahead.rows[i]]) for i in again]
                 whose = [owners[i] for i in again]
-                for i, answer in zip(again, self._ask(texts, whole, whose, traffic), strict=True):
+                for i, answer in zip(
+                    again, self._ask_blocks(texts, whole, whose, traffic), strict=True
+                ):
                     answers[i] = answer
         except LinkDown:
             # Whether the server took the tokens in is unknown: the next request is a whole one.
@@ -147,7 +149,7 @@ class BlockUplink(LanguageModelUplink):
             rows.append(following_row(rows[-1]))
         return rows
 
-    def _ask(
+    def _ask_blocks(
         self, texts: TextBatch, blocks: list[list[Row]], owners: list[int], traffic: Traffic
     ) -> list[list[RowReply]]:
         rows = [row for block in blocks for row in block]

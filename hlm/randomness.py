@@ -2,7 +2,7 @@
 
 Device and server have to agree on the numbers behind a token (Daliri, Musco and Suresh,
 arXiv 2408.07978, call this communication-free coupling), and a batch may hold any sessions in any
-order. Every number is therefore a pure function of (seed, session, position, purpose, attempt,
+order. Every number is therefore a pure function of (seed, session, position, purpose,
 index): the Philox 4x64 counter generator gets the first two as its key and the rest as its
 counter, so two different draws never share a block and nothing depends on what else is in the
 batch.
@@ -113,19 +113,14 @@ def session_keys(client: int, sessions: npt.NDArray[np.int64]) -> npt.NDArray[np
     return (np.uint64(client) << np.uint64(32)) | sessions.astype(np.uint64)
 
 
-def _uniform_matrix(
-    keys: DrawKeys, purpose: Purpose, count: int, attempts: npt.NDArray[np.int64] | None = None
-) -> npt.NDArray[np.float64]:
+def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray[np.float64]:
     if count < 1:
         raise ValueError(f"count = {count}: at least 1 number a row is needed")
-    tries = np.zeros(keys.rows, dtype=np.int64) if attempts is None else attempts
-    if tries.shape != (keys.rows,) or np.any(tries < 0):
-        raise ValueError(f"attempts = {tries}: allowed are {keys.rows} values from 0")
     matrix = np.empty((keys.rows, count), dtype=np.float64)
     for row in range(keys.rows):  # rows are few, and each draws its whole vocabulary at once
         generator = np.random.Philox(
             key=np.array([keys.seed, keys.sessions[row]], dtype=np.uint64),
-            counter=np.array([0, keys.positions[row], int(purpose), tries[row]], dtype=np.uint64),
+            counter=np.array([0, keys.positions[row], int(purpose), 0], dtype=np.uint64),
         )
         # 52 bits and a half: the largest value, 1 - 2**-53, is still a float64 below 1, which
         # 53 bits and a half would not be.
@@ -135,12 +130,7 @@ def _uniform_matrix(
     return matrix
 
 
-def uniforms(
-    keys: DrawKeys,
-    purpose: Purpose,
-    count: int,
-    attempts: npt.NDArray[np.int64] | None = None,
-) -> Tensor:
+def uniforms(keys: DrawKeys, purpose: Purpose, count: int) -> Tensor:
     """Uniform numbers strictly inside (0, 1).
 
     Parameters
@@ -151,8 +141,6 @@ def uniforms(
         What the numbers are for.
     count : int
         Numbers per row. The first n of a longer draw equal a draw of n.
-    attempts : ndarray of int64 [rows], optional
-        Which try at the same draw; different tries are independent. All 0 by default.
 
     Returns
     -------
@@ -162,9 +150,9 @@ def uniforms(
     Raises
     ------
     ValueError
-        If `count` < 1 or `attempts` is not one value from 0 per row.
+        If `count` < 1.
     """
-    return torch.from_numpy(_uniform_matrix(keys, purpose, count, attempts))
+    return torch.from_numpy(_uniform_matrix(keys, purpose, count))
 
 
 def portable_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -274,7 +274,7 @@ class Job:
                 feedback = self._opinions[self._told[number] : self._told[number + 1]]
             item.reply = RowReply(Status.OK, feedback=feedback, **item.decided)
         replies = tuple(item.reply or RowReply(Status.REFUSED) for item in rows)
-        self.reply = Reply(replies, passes=None)
+        self.reply = Reply(replies)
 
     def _drop_after(self, item: AskedRow) -> None:
         """Forget drafts that the engine read after the row that ended its block."""

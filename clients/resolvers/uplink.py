@@ -25,7 +25,7 @@ from hlm.feedback import read_feedback
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown, Transport
-from hlm.verification import UNDECIDED, Claim, Draft, Verdict, plain_verifier, shares_draw
+from hlm.verification import Claim, Draft, Verdict, plain_verifier, shares_draw
 from hlm.wire import (
     IDENTITY_BYTES,
     Request,
@@ -36,8 +36,6 @@ from hlm.wire import (
     encode_request,
 )
 from hlm.wire.claims import claim_fields, verdict_of
-
-MOST_ATTEMPTS = 16
 
 
 class Finisher(Protocol):
@@ -114,12 +112,7 @@ class LanguageModelUplink:
         if self.link.asleep:
             return resolution
         try:
-            pending, claim = np.arange(len(escalation.rows)), escalation.draft.claim
-            for _ in range(MOST_ATTEMPTS):
-                pending = self._attempt(escalation, pending, claim, resolution, traffic)
-                if not len(pending):
-                    break
-                claim = claim.ask_again()
+            self._ask(escalation, resolution, traffic)
         except LinkDown:
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             escalation.texts.held[escalation.rows] = 0
@@ -177,17 +170,11 @@ class LanguageModelUplink:
             records.note_feedback(rows, steps, feedback)
             records.measured_only[rows, steps] = not learned
 
-    def _attempt(
-        self,
-        escalation: Escalation,
-        pending: IntArray,
-        claim: Claim,
-        resolution: Resolution,
-        traffic: Traffic,
-    ) -> IntArray:
-        """Ask about the pending rows once; those that must be asked again, int64."""
-        rows = [self._row(escalation, i, claim) for i in pending]
-        owners = escalation.rows[pending].tolist()
+    def _ask(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+        """Write into `resolution` what the server says of the rows."""
+        claim = escalation.draft.claim
+        rows = [self._row(escalation, i, claim) for i in range(len(escalation.rows))]
+        owners = escalation.rows.tolist()
         feedback = self.config.feedback or self.config.draft_feedback
         ask = partial(self._exchange, escalation.texts, self.verifier.name, feedback, traffic)
         replies = ask(rows, owners)
@@ -196,21 +183,17 @@ class LanguageModelUplink:
             whole = resent(rows, again, escalation.texts, owners)
             for i, reply in zip(again, ask(whole, [owners[i] for i in again]), strict=True):
                 replies[i] = reply
-        served = np.array([reply.status == Status.OK for reply in replies])
-        index: IntArray = pending[served]
+        index = np.flatnonzero([reply.status == Status.OK for reply in replies])
         if not len(index):
-            return index
+            return
         answered = [reply for reply in replies if reply.status == Status.OK]
         chosen = torch.from_numpy(index)
         draft = escalation.draft.select(chosen)
-        verdict = verdict_of(answered, draft.claim.tokens, self.config.vocab)
+        verdict = verdict_of(answered, self.config.vocab)
         tokens = self.verifier.finish(draft, verdict, escalation.keys.select(index)).numpy()
         accepted = verdict.accepted.numpy()
-        decided = tokens != UNDECIDED
         resolution.tokens[index] = tokens
-        resolution.stages[index[decided]] = np.where(
-            accepted[decided], Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED
-        )
+        resolution.stages[index] = np.where(accepted, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
         texts = escalation.texts
         # What the device resamples itself the server does not know yet.
         known = (verdict.tokens.numpy() >= 0) & (not texts.given)
@@ -220,8 +203,6 @@ class LanguageModelUplink:
         records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
         # With a shared draw verdicts are the LLM's own choice; other samples need not be.
         records.choice[places] = np.where(own, 1, records.choice[places])
-        still_open: IntArray = index[~decided]
-        return still_open
 
     def _row(self, escalation: Escalation, i: int, claim: Claim) -> Row:
         row, position = int(escalation.rows[i]), int(escalation.positions[i])

@@ -22,7 +22,7 @@ def payload_bytes(message: bytes) -> int:
     """
     request = decode_request(message)
     rows = [
-        replace(row, draft=NO_TOKEN, weight=None, support=None, weights=None, attempt=0)
+        replace(row, draft=NO_TOKEN, weight=None, support=None, weights=None)
         for row in request.rows
         if not row.block
     ]

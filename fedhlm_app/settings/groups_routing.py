@@ -40,7 +40,7 @@ class RoutingGroup(Group):
         0.5, "first threshold: a draft of at most this uncertainty is kept", at_least=-1, at_most=1
     )
     verification: Literal[
-        "auto", "greedy", "full", "truncated", "truncated-exact", "scalar", "scalar-proposals",
+        "auto", "greedy", "full", "truncated", "truncated-exact", "scalar",
         "coupled",
     ] = setting(
         "auto", "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding"

@@ -18,7 +18,7 @@ from hlm.verification.interface import (
     Verifier,
     total_variation,
 )
-from hlm.verification.scalar import Scalar, ScalarProposals
+from hlm.verification.scalar import Scalar
 from hlm.verification.truncated import Truncated, TruncatedExact
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "Greedy",
     "Need",
     "Scalar",
-    "ScalarProposals",
     "Truncated",
     "TruncatedExact",
     "Verdict",
@@ -44,7 +43,7 @@ __all__ = [
 
 VERIFIERS: dict[str, type[Verifier]] = {
     verifier.name: verifier
-    for verifier in (Greedy, Full, Truncated, TruncatedExact, Scalar, ScalarProposals, Coupled)
+    for verifier in (Greedy, Full, Truncated, TruncatedExact, Scalar, Coupled)
 }
 
 

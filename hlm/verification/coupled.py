@@ -15,7 +15,6 @@ from hlm.verification.interface import (
     checked_target,
     decided_tokens,
     drafted,
-    verdict_on,
 )
 
 __all__ = ["Coupled", "exponential_race", "kept_loss", "match_probability"]
@@ -121,7 +120,7 @@ class Coupled:
         """Race the target with the same clocks; see `Verifier.decide`."""
         exact = checked_target(target, claim)
         tokens = exponential_race(exact, exponentials(keys, exact.shape[1]))
-        return verdict_on(exact, claim.tokens, tokens == claim.tokens, tokens)
+        return Verdict(tokens == claim.tokens, tokens)
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
         """Take the server's token; see `Verifier.finish`."""

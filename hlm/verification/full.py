@@ -19,7 +19,6 @@ from hlm.verification.interface import (
     decided_tokens,
     drafted,
     total_variation,
-    verdict_on,
 )
 
 __all__ = ["PROBABILITY_BITS", "Full", "accept_or_resample"]
@@ -47,7 +46,7 @@ def accept_or_resample(seen: Tensor, target: Tensor, drafts: Tensor, keys: DrawK
     replacement = draw(
         speculative.residual(seen, target), uniforms(keys, Purpose.RESAMPLE, 1).squeeze(1)
     )
-    return verdict_on(target, drafts, accepted, torch.where(accepted, drafts, replacement))
+    return Verdict(accepted, torch.where(accepted, drafts, replacement))
 
 
 class Full:

@@ -15,7 +15,6 @@ from hlm.verification.interface import (
     checked_target,
     decided_tokens,
     drafted,
-    verdict_on,
 )
 
 __all__ = ["Greedy"]
@@ -65,7 +64,7 @@ class Greedy:
         del keys
         exact = checked_target(target, claim)
         tokens = top_token(exact)
-        return verdict_on(exact, claim.tokens, tokens == claim.tokens, tokens)
+        return Verdict(tokens == claim.tokens, tokens)
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
         """Take the server's token; see `Verifier.finish`."""

@@ -10,7 +10,7 @@ rejects less often than TV(x, y).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys
-from hlm.sampling import check_probs, top_token
+from hlm.sampling import check_probs
 
 __all__ = [
     "UNDECIDED",
@@ -75,8 +75,6 @@ class Claim:
         units of 2**-16.
     counts : Tensor of int64 [rows] or None
         `truncated`: k of each row.
-    attempt : Tensor of int64 [rows] or None
-        `scalar-proposals`: how many replies have already failed; None is 0 for all.
     """
 
     tokens: Tensor
@@ -84,7 +82,6 @@ class Claim:
     support: Tensor | None = None
     weights: Tensor | None = None
     counts: Tensor | None = None
-    attempt: Tensor | None = None
 
     def select(self, rows: Tensor) -> Claim:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
@@ -94,13 +91,7 @@ class Claim:
             support=_select(self.support, rows),
             weights=_select(self.weights, rows),
             counts=_select(self.counts, rows),
-            attempt=_select(self.attempt, rows),
         )
-
-    def ask_again(self) -> Claim:
-        """The claim to send when a reply held no usable proposal: its counter is one higher."""
-        before = torch.zeros_like(self.tokens) if self.attempt is None else self.attempt
-        return replace(self, attempt=before + 1)
 
 
 @dataclass(frozen=True)
@@ -145,37 +136,20 @@ class Verdict:
         Whether the draft stands.
     tokens : Tensor of int64 [rows]
         The token; `UNDECIDED` where the device has to resample.
-    target_log_prob : Tensor of float64 [rows]
-        ln y_d in nats, for feedback; -inf where y_d = 0.
-    is_top : Tensor of bool [rows]
-        Whether the draft is the large model's most likely token.
     target_weights : Tensor of int64 [rows, vocab] or None
         `scalar`: y in units of 2**-16, zeros in rows that are decided. Every entry is below 2**16.
-    proposals : Tensor of int64 [rows, n] or None
-        `scalar-proposals`: tokens drawn from y; -1 in rows that are decided.
-    bars : Tensor of int64 [rows, n] or None
-        `scalar-proposals`: the device takes the first proposal z with x_z * 2**16 < bar; 0 to
-        2**16, 0 in rows that are decided.
     """
 
     accepted: Tensor
     tokens: Tensor
-    target_log_prob: Tensor
-    is_top: Tensor
     target_weights: Tensor | None = None
-    proposals: Tensor | None = None
-    bars: Tensor | None = None
 
     def select(self, rows: Tensor) -> Verdict:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
         return Verdict(
             accepted=self.accepted[rows],
             tokens=self.tokens[rows],
-            target_log_prob=self.target_log_prob[rows],
-            is_top=self.is_top[rows],
             target_weights=_select(self.target_weights, rows),
-            proposals=_select(self.proposals, rows),
-            bars=_select(self.bars, rows),
         )
 
 
@@ -202,7 +176,7 @@ class Verifier(Protocol):
         ...
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
-        """Device: the tokens (int64 [rows]); `UNDECIDED` asks again with `Claim.ask_again`."""
+        """Device: the tokens, int64 [rows]."""
         ...
 
     def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
@@ -258,17 +232,6 @@ def checked_target(target: Tensor, claim: Claim) -> Tensor:
             f"allowed are 0 to {vocab - 1}"
         )
     return exact
-
-
-def verdict_on(target: Tensor, drafts: Tensor, accepted: Tensor, tokens: Tensor) -> Verdict:
-    """Assemble a verdict and the feedback that goes with it."""
-    target_of_draft = target.gather(1, drafts.unsqueeze(1)).squeeze(1)
-    return Verdict(
-        accepted=accepted,
-        tokens=tokens,
-        target_log_prob=target_of_draft.log(),
-        is_top=drafts == top_token(target),
-    )
 
 
 def decided_tokens(verdict: Verdict) -> Tensor:

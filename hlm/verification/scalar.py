@@ -1,14 +1,12 @@
 """Token and probability only: the device learns the rest when its draft is rejected.
 
-After DSSD (arXiv 2507.12000): the server tests the draft with x_d alone; on rejection something
-about y comes down and the device, which knows x, resamples. Two exact ways to say y in 16-bit
-integers: `Scalar` sends all of it, `ScalarProposals` a few samples of it.
+After DSSD (arXiv 2507.12000): the server tests the draft with x_d alone; on rejection y
+comes down in 16-bit integers and the device, which knows x, resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,12 +27,10 @@ from hlm.verification.interface import (
     drafted,
     kept_distribution,
     total_variation,
-    verdict_on,
 )
 
-__all__ = ["DEFAULT_PROPOSALS", "Scalar", "ScalarProposals", "proposal_probability"]
+__all__ = ["Scalar"]
 
-DEFAULT_PROPOSALS = 8
 _UNITS = 2**PROBABILITY_BITS
 _SLICES_AT_ONCE = 64
 
@@ -43,18 +39,10 @@ def _quantised(probs: Tensor) -> Tensor:
     return probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
 
 
-def _draft(probs: Tensor, keys: DrawKeys) -> Draft:
-    weights = quantise(probs, PROBABILITY_BITS)
-    quantised = probs_from_weights(weights, PROBABILITY_BITS)
-    tokens = draw(quantised, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
-    weight = weights.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return drafted(quantised, tokens, Claim(tokens, weight=weight))
-
-
 def _claimed_probability(claim: Claim) -> Tensor:
     weight = claim.weight
     if weight is None or weight.shape != claim.tokens.shape:
-        raise ClaimError("weight: the scalar methods need one per draft")
+        raise ClaimError("weight: the scalar method needs one per draft")
     if weight.numel() and not 1 <= int(weight.min()) <= int(weight.max()) <= _UNITS:
         raise ClaimError(
             f"weight holds {int(weight.min())} to {int(weight.max())}: allowed are 1 to {_UNITS}"
@@ -108,7 +96,11 @@ class Scalar:
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Quantise the distribution and draw from it; see `Verifier.draft`."""
-        return _draft(probs, keys)
+        weights = quantise(probs, PROBABILITY_BITS)
+        quantised = probs_from_weights(weights, PROBABILITY_BITS)
+        tokens = draw(quantised, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
+        weight = weights.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        return drafted(quantised, tokens, Claim(tokens, weight=weight))
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Test the draft; send the target for those rejected; see `Verifier.decide`."""
@@ -122,8 +114,7 @@ class Scalar:
         tokens = torch.where(certain, heaviest_token, UNDECIDED)
         tokens = torch.where(accepted, claim.tokens, tokens)
         sent = torch.where((tokens == UNDECIDED).unsqueeze(1), weights, 0)
-        verdict = verdict_on(exact, claim.tokens, accepted, tokens)
-        return replace(verdict, target_weights=sent)
+        return Verdict(accepted, tokens, target_weights=sent)
 
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
         """Resample undecided rows from (y - x)+; see `Verifier.finish`."""
@@ -161,102 +152,3 @@ class Scalar:
                 x = seen[row].expand_as(rounded)
                 result[row] += chances @ speculative.output_distribution(x, x, rounded)
         return result
-
-
-def proposal_probability(probs: Tensor, target: Tensor) -> Tensor:
-    """Chance that the device takes each token as a proposal: (1 - probs / target)+.
-
-    Zero where the target is 0: such a token is never proposed.
-    """
-    possible = target > 0
-    ratio = probs / torch.where(possible, target, torch.ones_like(target))
-    return torch.where(possible, (1 - ratio).clamp(min=0.0), 0.0)
-
-
-class ScalarProposals:
-    """The draft's probability up; on rejection a few samples of the target come down.
-
-    Crosses the link: the draft's id and its 16-bit weight up; one bit down, and after a rejection
-    n pairs (token z ~ y, 16-bit bar). With U uniform the bar is ceil(U y_z 2**16), and the device
-    takes the first z with x_z 2**16 < bar. As x_z 2**16 is an integer that is x_z < U y_z, whose
-    chance is (1 - x_z/y_z)+: exact, although y_z itself never travels. If none passes the device
-    asks again. Rejection probability: TV(x, y), the least possible, for x the quantised device
-    distribution; the expected number of proposals per escalated token that the device looks at is 1
-    (1/TV(x, y) after each rejection).
-
-    Parameters
-    ----------
-    proposals : int
-        n, proposals per reply, >= 1.
-    """
-
-    name = "scalar-proposals"
-    exact = True
-    shared_draw = False
-    needs = Need.PROBS
-    crosses = "the draft's id and weight up; accepted, or proposals with bars, down"
-
-    def __init__(self, proposals: int = DEFAULT_PROPOSALS) -> None:
-        if proposals < 1:
-            raise ValueError(f"proposals = {proposals}: allowed are values from 1")
-        self.proposals = proposals
-
-    def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
-        """Quantise the distribution and draw from it; see `Verifier.draft`."""
-        return _draft(probs, keys)
-
-    def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
-        """Test the draft, propose where it is rejected or was before; see `Verifier.decide`."""
-        exact = checked_target(target, claim)
-        accepted = _accepts(exact, claim, keys)
-        attempt = torch.zeros_like(claim.tokens) if claim.attempt is None else claim.attempt
-        if attempt.shape != claim.tokens.shape or bool((attempt < 0).any()):
-            raise ClaimError("attempt: allowed is one count from 0 per draft")
-        accepted &= attempt == 0
-        numbers = uniforms(keys, Purpose.RESAMPLE, 2 * self.proposals, attempt.numpy())
-        tokens = draw(exact, numbers[:, : self.proposals])
-        heights = numbers[:, self.proposals :] * exact.gather(1, tokens)
-        bars = (heights * _UNITS).ceil().clamp(1, _UNITS).to(torch.int64)
-        verdict = verdict_on(
-            exact, claim.tokens, accepted, torch.where(accepted, claim.tokens, UNDECIDED)
-        )
-        rejected = ~accepted.unsqueeze(1)
-        return replace(
-            verdict,
-            proposals=torch.where(rejected, tokens, UNDECIDED),
-            bars=torch.where(rejected, bars, 0),
-        )
-
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
-        """Take the first proposal that passes its bar; see `Verifier.finish`."""
-        del keys
-        open_rows = verdict.tokens == UNDECIDED
-        if not bool(open_rows.any()):
-            return verdict.tokens
-        if verdict.proposals is None or verdict.bars is None:
-            raise ClaimError("proposals and bars: needed to resample")
-        proposals, bars = verdict.proposals[open_rows], verdict.bars[open_rows]
-        probs = kept_distribution(draft)
-        if bool(((proposals < 0) | (proposals >= probs.shape[1])).any()):
-            raise ClaimError(f"proposals: allowed are ids from 0 to {probs.shape[1] - 1}")
-        # the distribution was drawn from integer weights, so this product is an integer
-        weights = probs[open_rows].gather(1, proposals) * _UNITS
-        passes = weights < bars
-        first = passes.to(torch.uint8).argmax(dim=-1, keepdim=True)
-        chosen = torch.where(passes.any(dim=-1), proposals.gather(1, first).squeeze(1), UNDECIDED)
-        tokens = verdict.tokens.clone()
-        tokens[open_rows] = chosen
-        return tokens
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """TV(quantised x, y)."""
-        return total_variation(_quantised(probs), check_probs("target", target))
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Distribution of the token when the device asks until a proposal passes."""
-        seen, goal = _quantised(probs), check_probs("target", target)
-        kept = seen * speculative.accept_probability(seen, goal)
-        rejected = (seen - kept).sum(dim=-1, keepdim=True)
-        passing = goal * proposal_probability(seen, goal)
-        total = passing.sum(dim=-1, keepdim=True)
-        return kept + rejected * passing / torch.where(total > 0, total, 1.0)

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from hlm.wire.errors import InvalidField
 from hlm.wire.messages import (
-    ATTEMPTING,
     NO_TOKEN,
     SCALAR_BITS,
     Request,
@@ -70,7 +69,6 @@ def _plainly_right(request: Request) -> bool:
             or not 0 <= row.quiet <= row.tokens.size
             or not NO_TOKEN <= row.draft < vocab
             or (shape != Shape.NOTHING and row.draft != NO_TOKEN)
-            or row.attempt != 0
             or not (row.weight is None and row.support is None and row.weights is None)
         ):
             return False
@@ -79,7 +77,7 @@ def _plainly_right(request: Request) -> bool:
 
 
 def _check_block(last: Row, row: Row) -> None:
-    expected = following_row(last, row.draft, row.weight, row.support, row.weights, row.attempt)
+    expected = following_row(last, row.draft, row.weight, row.support, row.weights)
     if last.draft == NO_TOKEN or row != expected:
         raise InvalidField(
             f"session {row.session}: to go on a block, a row needs a draft before it, and session "
@@ -100,7 +98,6 @@ def _check_row(row: Row, request: Request) -> None:
         ("start", 0, 1 << 32),
         ("quiet", 0, tokens.size + 1),
         ("draft", NO_TOKEN, request.vocab),
-        ("attempt", 0, 1 << 16 if request.verifier == ATTEMPTING and row.draft != NO_TOKEN else 1),
     ):
         if not low <= getattr(row, name) < high:
             raise InvalidField(f"{where}: {name}={getattr(row, name)} must be in [{low}, {high})")

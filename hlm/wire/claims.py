@@ -19,8 +19,6 @@ def claim_fields(claim: Claim, index: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if claim.weight is not None:
         fields["weight"] = int(claim.weight[index])
-    if claim.attempt is not None:
-        fields["attempt"] = int(claim.attempt[index])
     if claim.support is not None and claim.weights is not None and claim.counts is not None:
         count = int(claim.counts[index])
         order = claim.support[index, :count].argsort()
@@ -41,12 +39,8 @@ def claim_of(rows: Sequence[Row]) -> Claim:
     """
     tokens = torch.tensor([row.draft for row in rows], dtype=torch.int64)
     if rows[0].weight is not None:
-        attempts = torch.tensor([row.attempt for row in rows], dtype=torch.int64)
-        return Claim(
-            tokens,
-            weight=torch.tensor([row.weight for row in rows], dtype=torch.int64),
-            attempt=attempts if bool(attempts.any()) else None,
-        )
+        weight = torch.tensor([row.weight for row in rows], dtype=torch.int64)
+        return Claim(tokens, weight=weight)
     if rows[0].support is not None:
         counts = [0 if row.support is None else len(row.support) for row in rows]
         support = np.full((len(rows), max(1, *counts)), -1, np.int64)
@@ -79,14 +73,11 @@ def reply_fields(verdict: Verdict, index: int) -> dict[str, Any]:
         support = verdict.target_weights[index].nonzero()[:, 0]
         fields["target_support"] = support.cpu().numpy()
         fields["target_weights"] = verdict.target_weights[index, support].cpu().numpy()
-    if verdict.proposals is not None and verdict.bars is not None:
-        fields["proposal_tokens"] = verdict.proposals[index].cpu().numpy()
-        fields["proposal_bars"] = verdict.bars[index].cpu().numpy()
     return fields
 
 
-def verdict_of(replies: Sequence[RowReply], drafts: torch.Tensor, vocab: int) -> Verdict:
-    """The batch of verdicts that wire replies give about drafts (int64 [rows])."""
+def verdict_of(replies: Sequence[RowReply], vocab: int) -> Verdict:
+    """The batch of verdicts that wire replies give."""
     rows = len(replies)
     target: torch.Tensor | None = None
     for line, reply in enumerate(replies):
@@ -96,31 +87,8 @@ def verdict_of(replies: Sequence[RowReply], drafts: torch.Tensor, vocab: int) ->
             target[line, torch.from_numpy(reply.target_support)] = torch.from_numpy(
                 reply.target_weights.astype(np.int64)
             )
-    proposals, bars = _proposals(replies)
-    unknown = torch.full((rows,), torch.nan, dtype=torch.float64)
     return Verdict(
         accepted=torch.tensor([reply.accepted for reply in replies]),
         tokens=torch.tensor([reply.token for reply in replies], dtype=torch.int64),
-        target_log_prob=unknown,
-        is_top=torch.zeros_like(drafts, dtype=torch.bool),
         target_weights=target,
-        proposals=proposals,
-        bars=bars,
     )
-
-
-def _proposals(replies: Sequence[RowReply]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Proposals and bars as int64 [rows, most]; a bar of 0, which nothing passes, where none is."""
-    sizes = [
-        0 if reply.proposal_tokens is None else len(reply.proposal_tokens) for reply in replies
-    ]
-    most = max(sizes, default=0)
-    if most == 0:
-        return None, None
-    tokens = np.zeros((len(replies), most), np.int64)
-    bars = np.zeros_like(tokens)
-    for line, reply in enumerate(replies):
-        if reply.proposal_tokens is not None and reply.proposal_bars is not None:
-            tokens[line, : sizes[line]] = reply.proposal_tokens
-            bars[line, : sizes[line]] = reply.proposal_bars
-    return torch.from_numpy(tokens), torch.from_numpy(bars)

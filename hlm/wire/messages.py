@@ -41,12 +41,8 @@ VERIFIER_SHAPES: dict[str, Shape] = {
     "coupled": Shape.NOTHING,
     "greedy": Shape.NOTHING,
     "truncated-exact": Shape.SUPPORT,
-    "scalar-proposals": Shape.WEIGHT,
 }
 """Verifiers the wire knows; a name's place is its code, so new names go at the end (16 at most)."""
-
-ATTEMPTING = "scalar-proposals"
-"""The verifier whose rows say how often they were asked before."""
 
 
 class Status(IntEnum):
@@ -57,8 +53,6 @@ class Status(IntEnum):
     """The server does not hold the tokens this row builds on: send them again, from 0."""
     REFUSED = 2
     """The row will never be served (context too long, for example)."""
-    OVERLOADED = 3
-    """Not now; nothing was fed."""
     SKIPPED = 4
     """An earlier row of the same block was rejected or not served. Costs no bit."""
 
@@ -140,8 +134,6 @@ class Row(_ByValue):
         The row goes on the block of the row before it, which has the same session and a draft:
         ``start`` is where that row ended, ``tokens`` its draft, ``quiet`` 1. None of the three is
         sent; :func:`following_row` fills them in.
-    attempt
-        ``scalar-proposals`` only: replies whose proposals were all refused before.
 
     Notes
     -----
@@ -158,7 +150,6 @@ class Row(_ByValue):
     weights: npt.NDArray[np.integer] | None = None
     quiet: int = 0
     block: bool = False
-    attempt: int = 0
 
 
 def following_row(
@@ -167,12 +158,11 @@ def following_row(
     weight: int | None = None,
     support: IntArray | None = None,
     weights: npt.NDArray[np.integer] | None = None,
-    attempt: int = 0,
 ) -> Row:
     """The next row of a block: ``draft`` comes after the draft of ``previous``."""
     tokens = np.array([previous.draft], dtype=np.int64)
     start = previous.start + len(previous.tokens)
-    return Row(previous.session, start, tokens, draft, weight, support, weights, 1, True, attempt)
+    return Row(previous.session, start, tokens, draft, weight, support, weights, 1, True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,16 +252,13 @@ class RowReply(_ByValue):
     token
         The token at the draft's position, or :data:`NO_TOKEN`: in a row without a draft the server
         need not offer one, and after a rejection under a claim of shape WEIGHT the device
-        resamples from ``target_*`` or ``proposal_*``.
+        resamples from ``target_*``.
     feedback
         uint8 [m], one byte (:mod:`hlm.feedback`) for each of the last m tokens fed or drafted; m is
         :meth:`Request.feedback_count` or less.
     target_support, target_weights
         The large model's law where it is not 0: int64 [k] strictly increasing ids and int64 [k]
         weights >= 1 that sum to 2**16.
-    proposal_tokens, proposal_bars
-        int64 [m] tokens drawn from the large model's law, and what each one's probability on the
-        device has to stay below, in units of 2**-16, in [1, 2**16].
     """
 
     status: Status = Status.OK
@@ -280,8 +267,6 @@ class RowReply(_ByValue):
     feedback: ByteArray | None = None
     target_support: IntArray | None = None
     target_weights: IntArray | None = None
-    proposal_tokens: IntArray | None = None
-    proposal_bars: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,12 +277,9 @@ class Reply(_ByValue):
     ----------
     rows
         As many as the request has.
-    passes
-        Forward passes of the large model that served the request, if the server tells.
     """
 
     rows: tuple[RowReply, ...]
-    passes: int | None = None
 
 
 def _same(left: object, right: object) -> bool:

@@ -8,7 +8,6 @@ from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.laws import read_probabilities, write_probabilities
 from hlm.wire.messages import (
     NO_TOKEN,
     SCALAR_BITS,
@@ -26,7 +25,7 @@ from hlm.wire.request import VERSION, check_kind
 REPLY_KIND = 0xB
 """High half of a reply's first byte; the low half is the version."""
 
-_TOKEN, _LAW, _PROPOSALS = range(3)
+_TOKEN, _LAW = range(2)
 _DEFAULT_LIMITS = Limits()
 
 
@@ -47,9 +46,7 @@ def encode_reply(reply: Reply, request: Request) -> bytes:
     writer = BitWriter()
     writer.uint(REPLY_KIND, 4)
     writer.uint(VERSION, 4)
-    writer.flag(reply.passes is not None)
-    if reply.passes is not None:
-        writer.golomb(reply.passes, 0)
+    writer.flag(False)  # reserved
     all_served = all(row.status in (Status.OK, Status.SKIPPED) for row in reply.rows)
     writer.flag(all_served)
     feedback_as_expected = all(
@@ -74,7 +71,8 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
         raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
     reader = BitReader(payload)
     check_kind(reader, REPLY_KIND)
-    passes = reader.golomb(0) if reader.flag() else None
+    if reader.flag():
+        raise InvalidField("the bit after the version must be 0")
     all_served, feedback_as_expected = reader.flag(), reader.flag()
     rows: list[RowReply] = []
     for index in range(len(request.rows)):
@@ -93,12 +91,9 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
                 feedback.get(index),
                 row.target_support,
                 row.target_weights,
-                row.proposal_tokens,
-                row.proposal_bars,
             )
             for index, row in enumerate(rows)
-        ),
-        passes,
+        )
     )
 
 
@@ -153,10 +148,9 @@ def _write_row(
 
 def _write_resampling(writer: BitWriter, row: RowReply, request: Request, index: int) -> None:
     id_width = bits_needed(request.vocab)
-    law, proposals = row.target_support is not None, row.proposal_tokens is not None
-    if law + proposals + (row.token != NO_TOKEN) != 1:
-        raise InvalidField(f"row {index}: a rejection needs a token, a law or proposals (just one)")
-    writer.uint(_LAW if law else _PROPOSALS if proposals else _TOKEN, 2)
+    if (row.target_support is None) == (row.token == NO_TOKEN):
+        raise InvalidField(f"row {index}: a rejection needs a token or a law (just one)")
+    writer.uint(_TOKEN if row.target_support is None else _LAW, 2)
     if row.target_support is not None:
         weights = row.target_weights
         if weights is None or weights.shape != row.target_support.shape:
@@ -165,15 +159,6 @@ def _write_resampling(writer: BitWriter, row: RowReply, request: Request, index:
         writer.golomb(weights.size - 1, 5)
         writer.sorted_set(row.target_support.astype(np.int64), request.vocab)
         writer.column(weights.astype(np.int64) - 1, SCALAR_BITS)
-    elif row.proposal_tokens is not None:
-        tokens, bars = row.proposal_tokens, row.proposal_bars
-        if bars is None or tokens.size == 0 or bars.shape != tokens.shape:
-            raise InvalidField(f"row {index}: proposal_bars must match proposal_tokens")
-        writer.golomb(tokens.size - 1, 0)
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < request.vocab:
-            raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
-        writer.array(tokens, id_width)
-        write_probabilities(writer, bars)
     else:
         writer.uint(row.token, id_width)
 
@@ -198,9 +183,11 @@ def _write_feedback(
 def _read_row(
     reader: BitReader, request: Request, index: int, all_served: bool, limits: Limits
 ) -> RowReply:
-    status = Status.OK if all_served else Status(reader.uint(2))
-    if status != Status.OK:
-        return RowReply(status)
+    code = Status.OK if all_served else reader.uint(2)
+    if code > Status.REFUSED:
+        raise InvalidField(f"row {index}: status {code}; known are 0 to {Status.REFUSED:d}")
+    if code != Status.OK:
+        return RowReply(Status(code))
     draft = request.rows[index].draft
     if draft == NO_TOKEN:
         return RowReply(token=_read_token(reader, request) if reader.flag() else NO_TOKEN)
@@ -223,15 +210,7 @@ def _read_resampling(reader: BitReader, request: Request, index: int, limits: Li
         weights = reader.column(size, SCALAR_BITS) + 1
         _check_target(weights, index)
         return RowReply(target_support=support, target_weights=weights)
-    if form == _PROPOSALS:
-        size = reader.golomb(0) + 1
-        if size > limits.max_weights:
-            raise OversizedMessage(f"{size} proposals; at most {limits.max_weights} are allowed")
-        tokens = reader.array(size, bits_needed(request.vocab))
-        if int(tokens.max()) >= request.vocab:
-            raise InvalidField(f"row {index}: proposals must be in [0, {request.vocab})")
-        return RowReply(proposal_tokens=tokens, proposal_bars=read_probabilities(reader, size))
-    raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_PROPOSALS}")
+    raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_LAW}")
 
 
 def _read_token(reader: BitReader, request: Request) -> int:

@@ -23,7 +23,6 @@ from hlm.wire.laws import (
     write_supports,
 )
 from hlm.wire.messages import (
-    ATTEMPTING,
     NO_TOKEN,
     VERIFIER_SHAPES,
     IntArray,
@@ -282,8 +281,6 @@ def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape:
     if shape == Shape.WEIGHT:
         weights = [row.weight for row in asking]
         write_probabilities(writer, np.array(weights, dtype=np.int64))
-        if request.verifier == ATTEMPTING:
-            writer.column([row.attempt for row in asking], 0)
     if shape == Shape.SUPPORT:
         supports = [row.support.astype(np.int64) for row in asking if row.support is not None]
         write_supports(writer, supports, request.vocab)
@@ -302,10 +299,8 @@ def _read_claims(
     if not asking or shape == Shape.NOTHING:
         return
     if shape == Shape.WEIGHT:
-        alone = read_probabilities(reader, count).tolist()
-        attempts = reader.column(count, 0).tolist() if verifier == ATTEMPTING else [0] * count
-        for index, weight, attempt in zip(asking, alone, attempts, strict=True):
-            rows[index] = replace(rows[index], weight=weight, attempt=attempt)
+        for index, weight in zip(asking, read_probabilities(reader, count).tolist(), strict=True):
+            rows[index] = replace(rows[index], weight=weight)
         return
     supports: list[IntArray | None] = [None] * count
     if shape == Shape.SUPPORT:

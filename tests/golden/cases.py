@@ -80,10 +80,6 @@ RUNS: dict[str, Changes] = {
         **SAMPLED, "verification": "scalar", "learning": "balanced", "temperature": 0.8,
         "uncertainty": "disagreement", "uncertainty_samples": 5,
     },
-    "scalar-proposals": {
-        **SAMPLED, "verification": "scalar-proposals", "learning": "balanced", "rounds": 1,
-        "initial_threshold": 0.1,
-    },
     "coupled": {**SAMPLED, "verification": "coupled", "learning": "balanced", "top_p": 0.9},
     # The edge tier.
     "cache-context": {**TIERS, "cache_mode": "context", "learning": "balanced"},

@@ -11,7 +11,6 @@ from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
 from hlm.verification.coupled import Coupled, kept_loss, match_probability
-from hlm.verification.scalar import proposal_probability
 from hlm.verification.speculative import accept_probability, output_distribution, residual
 
 EXACT_SAMPLED = [
@@ -82,7 +81,7 @@ def test_no_exact_method_rejects_less_than_total_variation(name, pair):
     # the draft's distribution is x after rounding or truncation: what the method really draws from
     drawn = device_probs(name, x)
     assert bool((verifier.rejection_probability(x, y) >= total_variation(drawn, y) - 1e-12).all())
-    if name in ("full", "truncated-exact", "scalar-proposals"):
+    if name in ("full", "truncated-exact"):
         assert torch.allclose(
             verifier.rejection_probability(x, y), total_variation(drawn, y), atol=1e-12
         )
@@ -136,25 +135,6 @@ def test_greedy_gives_the_top_token_of_the_target():
         result = VERIFIERS["greedy"]().output_distribution(x, y)
         assert torch.equal(result.argmax(-1), y.argmax(-1))
         assert torch.equal(result.sum(-1), torch.ones(y.shape[0], dtype=torch.float64))
-
-
-def test_bar_in_integers_is_the_proposal_probability():
-    # the device compares integers; the share of uniforms that pass is (1 - x_z/y_z)+
-    grid = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    for weight, probability in [(6554, 0.35), (1, 3e-5), (40_000, 0.5), (0, 0.2), (65_536, 1.0)]:
-        bars = (grid * probability * 2**16).ceil()
-        share = (weight < bars).double().mean().item()
-        x = torch.tensor([[weight / 2**16]], dtype=torch.float64)
-        y = torch.tensor([[probability]], dtype=torch.float64)
-        assert share == pytest.approx(proposal_probability(x, y).item(), abs=1e-5)
-
-
-def test_expected_proposals_per_token_is_one():
-    # rejected with chance TV, then 1/TV proposals on average
-    for x, y in PAIRS[:4]:
-        quantised = probs_from_weights(quantise(x, 16), 16)
-        passing = (y * proposal_probability(quantised, y)).sum(-1)
-        assert torch.allclose(passing, total_variation(quantised, y), atol=1e-12)
 
 
 def race_probs(x, y):

@@ -162,8 +162,6 @@ TRUNCATED = replace(ROW, support=np.array([3, 7]), weights=np.array([100, 156]))
         Request("scalar", 10, (ROW,)),
         Request("scalar", 10, (replace(SCALAR, weight=0),)),
         Request("scalar", 10, (replace(SCALAR, draft=-1),)),
-        Request("scalar", 10, (replace(SCALAR, attempt=1),)),
-        Request("scalar-proposals", 10, (replace(SCALAR, attempt=-1),)),
         Request("truncated", 10, (replace(TRUNCATED, weights=np.array([100, 157])),)),
         Request("truncated", 10, (replace(TRUNCATED, weights=np.array([-1, 1])),)),
         Request("truncated", 10, (replace(TRUNCATED, weights=np.array([1])),)),
@@ -182,7 +180,6 @@ def test_what_cannot_be_said_is_refused(request_: Request) -> None:
 
 
 LAW = {"target_support": np.array([1, 2]), "target_weights": np.array([1 << 15, 1 << 15])}
-PROPOSALS = {"proposal_tokens": np.array([1]), "proposal_bars": np.array([1 << 15])}
 
 
 @pytest.mark.parametrize(
@@ -197,14 +194,11 @@ PROPOSALS = {"proposal_tokens": np.array([1]), "proposal_bars": np.array([1 << 1
         (RowReply(accepted=True, token=7), RowReply(token=10)),
         (RowReply(), RowReply(Status.SKIPPED)),
         (RowReply(token=3, **LAW), RowReply(Status.SKIPPED)),
-        (RowReply(**LAW, **PROPOSALS), RowReply(Status.SKIPPED)),
         (RowReply(token=3, feedback=np.zeros(4, np.uint8)), RowReply(Status.SKIPPED)),
         (RowReply(Status.REFUSED, feedback=np.zeros(1, np.uint8)), RowReply(Status.SKIPPED)),
         (RowReply(**{**LAW, "target_weights": np.array([1, 2])}), RowReply(Status.SKIPPED)),
         (RowReply(**{**LAW, "target_weights": np.array([1 << 16])}), RowReply(Status.SKIPPED)),
         (RowReply(**{**LAW, "target_support": np.array([2, 10])}), RowReply(Status.SKIPPED)),
-        (RowReply(**{**PROPOSALS, "proposal_tokens": np.array([10])}), RowReply(Status.SKIPPED)),
-        (RowReply(**{**PROPOSALS, "proposal_bars": np.array([0])}), RowReply(Status.SKIPPED)),
     ],
 )
 def test_a_reply_has_to_fit_its_request(rows: tuple[RowReply, ...]) -> None:
@@ -253,8 +247,7 @@ GOLDEN_REPLY = Reply(
         RowReply(accepted=True, token=99, feedback=np.array([3, 129], np.uint8)),
         RowReply(token=1233, feedback=np.array([40], np.uint8)),
         RowReply(Status.PREFIX_NEEDED),
-    ),
-    passes=2,
+    )
 )
 
 
@@ -270,7 +263,17 @@ GOLDEN_REQUEST_HEX = (
     "a23d4fff08189576b08e21482b418294c0bc803980004080c1014181c2024282c3034383e26af37bc004044403"
     "ffc01c18d348"
 )
-GOLDEN_REPLY_HEX = "b2b484d140e04a00"
+GOLDEN_REPLY_HEX = "b224268a070250"
+
+
+def test_what_is_reserved_in_a_reply_is_refused() -> None:
+    payload = bytearray.fromhex(GOLDEN_REPLY_HEX)
+    assert payload[1] >> 3 == 0b00100  # reserved, not all served, complete, then status 0
+    for bits in (0b10000, 0b00011):  # the reserved bit; status 3
+        wrong = bytearray(payload)
+        wrong[1] |= bits << 3
+        with pytest.raises(InvalidField):
+            decode_reply(bytes(wrong), GOLDEN_REQUEST)
 
 
 @pytest.mark.parametrize("vocab", [4096, 32_000, 152_064])

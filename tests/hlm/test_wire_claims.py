@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hlm.randomness import DrawKeys
-from hlm.verification import UNDECIDED, VERIFIERS, ScalarProposals
+from hlm.verification import VERIFIERS
 from hlm.wire import (
     Reply,
     Request,
@@ -58,25 +58,10 @@ def test_a_verifier_works_over_the_wire(name: str, seed: int) -> None:
     verdict = verifier.decide(target, claim_of(arrived.rows), keys)
     reply = Reply(tuple(RowReply(**reply_fields(verdict, index)) for index in range(ROWS)))
     answer = decode_reply(encode_reply(reply, arrived), request)
-    heard = verdict_of(answer.rows, draft.tokens, VOCAB)
+    heard = verdict_of(answer.rows, VOCAB)
 
     assert torch.equal(heard.accepted, in_memory.accepted)
     assert torch.equal(heard.tokens, in_memory.tokens)
     expected = verifier.finish(draft, in_memory, keys)
     assert torch.equal(verifier.finish(draft, heard, keys), expected)
     assert bool((~in_memory.accepted).any())  # or nothing but acceptance was tried
-
-
-def test_proposals_are_asked_for_again_with_a_higher_count() -> None:
-    device, target, keys = laws(0, greedy=False)
-    verifier = ScalarProposals(proposals=1)
-    draft = verifier.draft(device, keys)
-    claim = draft.claim.ask_again().ask_again()
-    arrived = decode_request(encode_request(request_for(verifier.name, claim, draft.tokens)))
-    assert [row.attempt for row in arrived.rows] == [2] * ROWS
-    verdict = verifier.decide(target, claim_of(arrived.rows), keys)
-    direct = verifier.decide(target, claim, keys)
-    assert not bool(verdict.accepted.any())
-    assert bool((verdict.tokens == UNDECIDED).all())
-    assert torch.equal(verdict.proposals, direct.proposals)  # type: ignore[arg-type]
-    assert torch.equal(verdict.bars, direct.bars)  # type: ignore[arg-type]

@@ -31,8 +31,7 @@ def claim(random: Generator, verifier: str, vocab: int, bits: int) -> dict[str, 
     shape = VERIFIER_SHAPES[verifier]
     if shape == Shape.WEIGHT:
         weight = int(random.choice([1, 1 << 16, random.integers(1, 1 << 16)]))
-        again = verifier == "scalar-proposals" and random.random() < 0.3
-        return {"weight": weight, "attempt": int(random.integers(1, 9)) if again else 0}
+        return {"weight": weight}
     if shape == Shape.SUPPORT:
         size = int(random.integers(1, min(vocab, 40) + 1))
         support = np.sort(random.choice(vocab, size, replace=False)).astype(np.int64)
@@ -97,7 +96,7 @@ def random_reply(random: Generator, request: Request) -> Reply:
         if row.block and last and (last.status != Status.OK or not last.accepted):
             rows.append(RowReply(Status.SKIPPED))
             continue
-        status = Status(int(random.integers(4))) if troubled else Status.OK
+        status = Status(int(random.integers(3))) if troubled else Status.OK
         if status != Status.OK:
             rows.append(RowReply(status))
             continue
@@ -105,7 +104,7 @@ def random_reply(random: Generator, request: Request) -> Reply:
         size = int(random.integers(size + 1)) if less else size
         feedback = random.integers(0, 256, size).astype(np.uint8)
         rows.append(replace(_verdict(random, row, request), feedback=feedback))
-    return Reply(tuple(rows), passes=int(random.integers(9)) if random.random() < 0.5 else None)
+    return Reply(tuple(rows))
 
 
 def _verdict(random: Generator, row: Row, request: Request) -> RowReply:
@@ -116,12 +115,6 @@ def _verdict(random: Generator, row: Row, request: Request) -> RowReply:
         return RowReply(accepted=True, token=row.draft)
     if request.shape != Shape.WEIGHT or random.random() < 0.3:
         return RowReply(token=token)
-    if random.random() < 0.5:
-        tokens = random.integers(0, request.vocab, int(random.geometric(0.4)))
-        return RowReply(
-            proposal_tokens=tokens,
-            proposal_bars=random.integers(1, (1 << 16) + 1, len(tokens)),
-        )
     weights = law(random, request.vocab, 16)
     support = np.flatnonzero(weights)
     return RowReply(target_support=support, target_weights=weights[support])

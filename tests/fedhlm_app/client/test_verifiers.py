@@ -9,7 +9,7 @@ from fedhlm_app.client.verifiers import build_verifier, count_rule, verifier_of
 from fedhlm_app.settings import Settings
 from hlm.line import UncertaintyLine
 from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
-from hlm.verification import VERIFIERS, ScalarProposals, Truncated
+from hlm.verification import VERIFIERS, Truncated
 from hlm.wire import decode_request
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts
@@ -65,18 +65,6 @@ def test_every_method_decides_over_the_wire_and_repeats(name):
     if sampling is SAMPLED:
         other, *_ = routed(METHODS[name](), sampling, seed=8)
         assert not np.array_equal(texts.tokens, other.tokens)
-
-
-def test_a_reply_without_a_usable_proposal_is_asked_for_again(monkeypatch):
-    monkeypatch.setitem(VERIFIERS, "scalar-proposals", lambda: ScalarProposals(1))
-    _, records, _, requests = routed(ScalarProposals(1))
-    attempts = np.array([row.attempt for request in requests for row in request.rows])
-    assert attempts.max() >= 1
-    # Each attempt is made once, so counts cannot rise with the attempt.
-    counts = np.bincount(attempts)
-    assert (np.diff(counts) <= 0).all()
-    assert counts[0] == records.escalated.sum()
-    assert not (records.stage == Stage.UNRESOLVED).any()
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 5), (VOCAB, VOCAB - 1)])
