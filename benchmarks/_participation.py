@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhlm_app.learning.sums import CURVE, GRID, calibration_of, levels, prompts_counted
+from fedhlm_app.learning.rules.certified import CURVE, GRID, CertifiedHighProbability
 from fedhlm_app.settings import Settings
 from hlm.risk import RiskSums, risk_sums
 from hlm.risk.betting import log_terms
@@ -135,7 +135,7 @@ def false_thresholds(
     seed: int = 0,
 ) -> float:
     """Share of runs with given texts whose threshold has a risk over all clients of alpha."""
-    alpha, prompts = settings.fidelity_budget, prompts_counted(settings)
+    alpha, prompts = settings.fidelity_budget, CertifiedHighProbability(settings).prompts
     means, risky = two_kinds(pattern.clients, alpha, worst_last), GRID >= 0.5
 
     def reply(client: int, number: int, place: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -143,7 +143,9 @@ def false_thresholds(
         return {CURVE: RiskSums(np.where(risky, lost, 0.0), float(prompts)).as_vector()}
 
     bold = [
-        play(calibration_of(settings), pattern, reply, seed + run)[-1] >= 0.5 for run in range(runs)
+        play(CertifiedHighProbability(settings).calibration(), pattern, reply, seed + run)[-1]
+        >= 0.5
+        for run in range(runs)
     ]
     return float(np.mean(bold))
 
@@ -171,17 +173,19 @@ def power(
 
     Where everything is kept whose risk is allowed, the share is sqrt(2 alpha).
     """
-    prompts = prompts_counted(settings)
-    calibration = calibration_of(settings)
+    prompts = CertifiedHighProbability(settings).prompts
+    calibration = CertifiedHighProbability(settings).calibration()
     sequential = isinstance(calibration, SequentialCalibration)
-    alpha = levels(settings)[0] if sequential else None
+    alpha = CertifiedHighProbability(settings).levels[0] if sequential else None
 
     def reply(client: int, number: int, place: float, rng: np.random.Generator) -> dict[str, Any]:
         return tokens_of(place, prompts, each, rng, alpha)
 
     first, kept = [], []
     for run in range(runs):
-        results = np.array(play(calibration_of(settings), pattern, reply, seed + run))
+        results = np.array(
+            play(CertifiedHighProbability(settings).calibration(), pattern, reply, seed + run)
+        )
         # Keeping nothing comes as -1, or as the grid's 0.
         sure = np.flatnonzero(results > 0)
         first.append(int(sure[0]) + 1 if len(sure) else pattern.rounds + 1)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.learning.feedback import Feedback
-from clients.learning.threshold import ThresholdLearning
 
 Vector = NDArray[np.float64]
 
 
+class Differentiable(Protocol):
+    """What can be learned by descent."""
+
+    def gradient(self, policy: Vector, feedback: Feedback) -> Vector:
+        """Direction float64 [size] that local descent subtracts."""
+        ...
+
+
 def minibatch_gradient(
-    learning: ThresholdLearning,
+    learning: Differentiable,
     feedback: Feedback,
     batch_size: int,
     generator: np.random.Generator,

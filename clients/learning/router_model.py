@@ -2,7 +2,7 @@
 
 The router takes the place of the uncertainty ``u``: its score lies in [0, 1], a draft is kept if
 the score is at most the policy's threshold, and that threshold is calibrated by the same certified
-rule (:mod:`clients.learning.sums`). Model and threshold are one flat float64 array, so any
+rule. Model and threshold are one flat float64 array, so any
 federated strategy can carry them. The features are those of :mod:`clients.decoding.step_features`.
 """
 
@@ -126,7 +126,6 @@ class RouterModel:
 class RouterLearning:
     """The router as a learning rule over ``[threshold, model parameters]``.
 
-    Fits :class:`clients.learning.threshold.ThresholdLearning`, so
     :func:`hlm.local_steps.local_steps` and every strategy apply. The threshold's gradient is
     zero: it is calibrated, not descended.
 

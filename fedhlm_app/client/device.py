@@ -16,7 +16,7 @@ from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.data.workload import Work, WorkMaker, correct
 from fedhlm_app.learning.router import escalates_all, texts_of_round
-from fedhlm_app.learning.sums import calibrates, is_sequential, reads_kept_tokens
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.risk import ESCALATE_ALL
@@ -118,7 +118,8 @@ class Device(RoutedModel):
         budget = self.settings.tokens_per_round
         generator = np.random.default_rng([self.settings.seed, self.client, server_round])
         routed = Routed([], Traffic())
-        made = 0
+        rule, made = sums_rule(self.settings), 0
+        reading = calibrate and rule is not None and rule.reads_kept_tokens
         if escalates_all(self.settings, server_round):
             policy = self.policy(np.concatenate([[ESCALATE_ALL], policy.parameters[1:]]))
         items, turn = texts_of_round(self.settings, self.train_rows, self.client, server_round)
@@ -134,7 +135,6 @@ class Device(RoutedModel):
                 server_round, self.settings.tokens_per_round, made + np.arange(count)
             )
             made += count
-            reading = calibrate and reads_kept_tokens(self.settings)
             work = self.work.make(rows, sessions, each)
             routed = self._route(policy, work, routed, rows, reading)
             budget -= routed.records[-1].tokens
@@ -153,7 +153,8 @@ class Device(RoutedModel):
         """
         # A certified router must not be calibrated on what trained it: a single item did.
         countable = self.settings.policy != "router" or len(self.train_rows) > 1
-        if not calibrates(self.settings) or is_sequential(self.settings):
+        rule = sums_rule(self.settings)
+        if rule is None or rule.sequential:
             return drawn, np.full(len(drawn), countable)
         generator = np.random.default_rng([self.settings.seed, self.client])
         order = generator.permutation(items)

@@ -22,7 +22,7 @@ from fedhlm_app.client.feedback_folder import (
 )
 from fedhlm_app.client.routed import Routed, Told, figures
 from fedhlm_app.learning.router import escalates_all
-from fedhlm_app.learning.sums import calibrates, is_sequential, prompts_counted, reads_kept_tokens
+from fedhlm_app.learning.rules import sums_rule
 from hlm.risk import ESCALATE_ALL
 
 if TYPE_CHECKING:
@@ -92,24 +92,18 @@ def told_since(
 def _countable(
     feedback: Feedback, notes: dict[int, TextNote], settings: Settings, policy: FloatArray
 ) -> Feedback:
-    """Whole texts that a guarantee may rest on, the newest that fit into a round.
-
-    In a certified rule a number of texts fits: were it a number of tokens, long texts would be
-    left out more often than short ones.
-    """
-    if not calibrates(settings):
+    """Whole texts that a guarantee may rest on, the newest that fit into a round."""
+    rule = sums_rule(settings)
+    if rule is None:
         return Feedback.empty()
     # Where neither reading nor audits tell of kept tokens, what is known depends on what was kept.
     chosen = {number for number, note in notes.items() if note.read or settings.audit_rate > 0}
-    if is_sequential(settings):
+    if rule.sequential:
         wanted = digest(policy)
         chosen = {number for number in chosen if notes[number].policy == wanted}
     feedback = _of_texts(feedback, chosen)
     numbers, sizes = np.unique(feedback.prompt, return_counts=True)
-    fits = np.cumsum(sizes[::-1])[::-1] <= settings.tokens_per_round
-    if settings.learning.startswith("certified"):
-        fits = np.arange(len(numbers))[::-1] < prompts_counted(settings)
-    return _of_texts(feedback, set(numbers[fits].tolist()))
+    return _of_texts(feedback, set(numbers[rule.fitting(sizes)].tolist()))
 
 
 def _of_texts(feedback: Feedback, numbers: set[int]) -> Feedback:
@@ -141,9 +135,10 @@ def next_policy(
         The server has asked for sums: `parameters` may hold a threshold that is under test.
     """
     placed, last = np.array(parameters, np.float64), server_round >= settings.rounds
-    untested = last and calibrating and is_sequential(settings)
+    rule = sums_rule(settings) if calibrating else None
+    untested = last and rule is not None and rule.sequential
     if untested or (not last and escalates_all(settings, server_round + 1)):
         # A threshold that nobody will test any more has no guarantee to give.
         placed[0] = ESCALATE_ALL
-    read = calibrating and not last and reads_kept_tokens(settings)
+    read = rule is not None and not last and rule.reads_kept_tokens
     return ServedPolicy(placed, server_round, read, consumed, consumed_before, made_with(settings))

@@ -28,7 +28,7 @@ from fedhlm_app.client.routed import (
 from fedhlm_app.client.token_columns import TOKENS, token_columns
 from fedhlm_app.learning.gradients import learn_locally, private_policy
 from fedhlm_app.learning.router import trains_router
-from fedhlm_app.learning.sums import calibrates, sums_of
+from fedhlm_app.learning.rules import SumsRule, sums_rule
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
@@ -79,9 +79,7 @@ def train(message: Message, context: Context) -> Message:
     )
     # Seeded by the operating system: noise from a seed the server knows could be taken away.
     generator = np.random.default_rng()
-    sent = step.result.policy
-    if not calibrates(settings) or trains_router(settings, server_round):
-        sent = private_policy(settings, sent, start, generator)
+    sent = private_policy(settings, step.result.policy, start, server_round, generator)
     reply = {"policy": sent}
     if config["personalisation"] in ("local", "shrunk"):
         reply["start"] = start
@@ -98,8 +96,8 @@ def train(message: Message, context: Context) -> Message:
         "local-steps": max(1, step.result.steps),
         "seconds-learning": time.perf_counter() - begin,
     }
-    if calibrates(settings):
-        metrics.update(_calibration(settings, told, server_round, calibrate, generator))
+    if (rule := sums_rule(settings)) is not None:
+        metrics.update(_calibration(rule, told, server_round, calibrate, generator))
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
@@ -119,7 +117,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _calibration(
-    settings: Settings,
+    rule: SumsRule,
     told: Told,
     server_round: int,
     calibrate: bool,
@@ -127,6 +125,7 @@ def _calibration(
 ) -> Figures:
     """What a rule of sums says of a round: its own count of tokens, and the sums if wanted."""
     found: Figures = {}
+    settings = rule.settings
     if not trains_router(settings, server_round):
         # With noise on the device not even the number of tokens is told.
         hidden = settings.privacy == "local"
@@ -134,7 +133,7 @@ def _calibration(
             settings.tokens_per_round if hidden else int(told.counted.known.sum())
         )
     if calibrate:
-        found.update(sums_of(settings, told.counted, generator))
+        found.update(rule.sums(told.counted, generator))
     return found
 
 
@@ -155,7 +154,7 @@ def evaluate(message: Message, context: Context) -> Message:
     else:
         routed = Routed([], Traffic())
         # While a threshold is under test, the texts of a device must be made with it.
-        if not calibrates(settings) or server_round >= settings.rounds:
+        if sums_rule(settings) is None or server_round >= settings.rounds:
             told = _bookmark(folder, settings, config, context)
             folder.write_policy(
                 next_policy(settings, start, server_round, told, told, calibrating=False)

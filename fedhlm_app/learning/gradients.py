@@ -1,4 +1,4 @@
-"""The learning rule of the settings, and one client's step with it."""
+"""One client's gradient steps, and the policy they start from."""
 
 from __future__ import annotations
 
@@ -12,114 +12,63 @@ import numpy as np
 from clients.learning.feedback import Feedback
 from clients.learning.minibatches import minibatch_gradient
 from clients.learning.router_model import adam_steps
-from clients.learning.threshold import (
-    BalancedLearning,
-    PaperLearning,
-    PrimalDualLearning,
-    ThresholdLearning,
-)
 from clients.records import FloatArray
-from fedhlm_app.learning.router import escalates_all, router_rule, trains_router
-from fedhlm_app.learning.sums import ONE_ROUND_RULES, calibrates
+from fedhlm_app.learning.router import (
+    RouterRule,
+    escalates_all,
+    router_model,
+    router_rule,
+    trains_router,
+)
+from fedhlm_app.learning.rules import RULES, GradientRule, rule_of
 from fedhlm_app.settings import Settings
 from hlm.local_steps import LocalResult, Method, local_steps
 from hlm.privacy import private_update
-from hlm.risk import ESCALATE_ALL
 
 __all__ = [
-    "GRADIENT_RULES",
-    "ONE_ROUND_RULES",
     "LocalStep",
     "initial_policy",
     "learn_locally",
-    "learns",
     "own_step_sizes",
     "policy_bounds",
     "private_policy",
-    "rule_of",
     "step_size",
 ]
-
-GRADIENT_RULES = ("paper", "balanced", "primal-dual")
-
-FIRST_DUAL = 4.0
-"""First price of a wrong token in `primal-dual`, in transmissions."""
-
-STEP_SIZES = {"paper": (0.02, 1.0), "balanced": (0.1, 0.1), "primal-dual": (0.1, 0.1)}
-"""First step and its decay by rule, where the settings leave them to the rule.
-
-Our choices, also for `paper`: the paper asks for steps whose sum diverges and whose sum of squares
-does not, and names no number. .02 / (1 + r) is such a sequence, and from .50 it ends near the
-paper's Fig. 4.
-"""
 
 ROUTER_STEP_SIZES = {"sgd": 0.05, "adam": 0.01}
 """First step of a router by optimizer, where the settings leave it to that."""
 
 
-def learns(settings: Settings) -> bool:
-    """Whether the policy has anything to learn."""
-    learned = settings.policy in ("threshold", "u-hlm", "router")
-    return learned and settings.learning != "none"
-
-
-def rule_of(settings: Settings) -> ThresholdLearning | None:
-    """The gradient rule of the settings; None where nothing is learned by gradients."""
-    if not learns(settings):
-        return None
-    threshold = _threshold_rule(settings)
-    return router_rule(settings, threshold) if settings.policy == "router" else threshold
-
-
-def _router_rule(settings: Settings, server_round: int) -> ThresholdLearning | None:
-    """What a router learns by in a round; None where it is left alone."""
+def _loss_of(settings: Settings, server_round: int) -> GradientRule | RouterRule | None:
+    """What a client descends in a round (from 1); None where it takes no gradient steps."""
+    rule = rule_of(settings)
+    threshold = rule if isinstance(rule, GradientRule) else None
+    if settings.policy != "router":
+        return threshold
     if not trains_router(settings, server_round):
         return None
     waits = escalates_all(settings, server_round)
-    return router_rule(settings, None if waits else _threshold_rule(settings))
-
-
-def _threshold_rule(settings: Settings) -> ThresholdLearning | None:
-    if settings.learning == "paper":
-        return PaperLearning(settings.gamma, settings.transmission_penalty, settings.reduction)
-    if settings.learning == "balanced":
-        return BalancedLearning(
-            settings.gamma, settings.cost_transmit, settings.cost_error, settings.reduction
-        )
-    if settings.learning == "primal-dual":
-        return PrimalDualLearning(settings.fidelity_budget, settings.gamma)
-    return None
+    return router_rule(settings, None if waits else threshold)
 
 
 def initial_policy(settings: Settings) -> FloatArray:
     """Policy parameters before the first round, float64 [d]."""
-    # Nothing is kept before there is a guarantee.
-    careful = calibrates(settings) and settings.learning != "linear"
-    threshold = ESCALATE_ALL if careful else settings.initial_threshold
+    parts = list(rule_of(settings).initial().values())
     if settings.policy == "router":
-        return router_rule(settings, None).initial(threshold)
-    rule = rule_of(settings)
-    if rule is None:
-        return np.array([threshold])
-    policy = rule.initial(threshold)
-    if settings.learning == "primal-dual":
-        # Where errors are cheap at first, the threshold may rise until nothing is escalated, and
-        # then nobody is left to tell of an error.
-        policy[1] = FIRST_DUAL
-    return policy
+        parts.append(router_model(settings).initial())
+    return np.concatenate(parts)
 
 
 def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
     """Smallest and largest parameters a client may send, float64 [d] each."""
-    rule = rule_of(settings)
-    if rule is None:
-        low = high = initial_policy(settings)
-        low, high = low.copy(), high.copy()
-        low[0], high[0] = -1.0, 1.0
-        return low, high
-    low, high = rule.bounds
+    first, rule = initial_policy(settings), rule_of(settings)
+    low, high = first.copy(), first.copy()
+    if settings.policy == "router" and rule.learns:
+        low, high = router_rule(settings, None).bounds
+    own = len(rule.bounds[0])
+    low[:own], high[:own] = rule.bounds
     # An initial threshold below 0 means "escalate everything"; it is no error to start there.
-    return np.minimum(low, initial_policy(settings)), np.maximum(high, initial_policy(settings))
+    return np.minimum(low, first), np.maximum(high, first)
 
 
 def step_size(settings: Settings, server_round: int) -> float:
@@ -129,15 +78,15 @@ def step_size(settings: Settings, server_round: int) -> float:
         return rate / (1 + settings.router_learning_rate_decay * (server_round - 1))
     first, decay = settings.learning_rate, settings.learning_rate_decay
     if first == 0:
-        first, decay = STEP_SIZES[settings.learning]
+        first, decay = RULES[settings.learning].steps
     return first / (1 + decay * (server_round - 1))
 
 
 def own_step_sizes(settings: Settings) -> dict[str, float]:
     """What settings of 0 stand for, by kebab-case key: the first step of a rule, an optimizer."""
     found = {}
-    if settings.learning_rate == 0 and settings.learning in STEP_SIZES:
-        first, decay = STEP_SIZES[settings.learning]
+    first, decay = RULES[settings.learning].steps
+    if settings.learning_rate == 0 and first:
         found = {"learning-rate": first, "learning-rate-decay": decay}
     if settings.policy == "router" and settings.router_learning_rate == 0:
         found["router-learning-rate"] = ROUTER_STEP_SIZES[settings.router_optimizer]
@@ -193,11 +142,8 @@ def learn_locally(
         Unchanged parameters with 0 examples when there is nothing to learn from.
     """
     server_round = int(cast(int, config["round"]))
-    rule = rule_of(settings)
-    if settings.policy == "router":
-        rule = _router_rule(settings, server_round)
-    if settings.audit_rate == 0 and settings.learning != "paper":
-        # Nobody stands for tokens of unknown beta; as if right they would only raise thresholds.
+    rule = _loss_of(settings, server_round)
+    if settings.audit_rate == 0 and not rule_of(settings).counts_unknown:
         feedback = feedback.select(feedback.known)
     examples = 0 if rule is None else rule.examples(feedback)
     if rule is None or examples == 0:
@@ -238,7 +184,11 @@ def learn_locally(
 
 
 def private_policy(
-    settings: Settings, policy: FloatArray, start: FloatArray, generator: np.random.Generator
+    settings: Settings,
+    policy: FloatArray,
+    start: FloatArray,
+    server_round: int,
+    generator: np.random.Generator,
 ) -> FloatArray:
     """The policy as it may leave the client: with noise where `privacy` is ``local``, float64 [d].
 
@@ -248,13 +198,15 @@ def private_policy(
         Of the run.
     policy, start : numpy.ndarray
         float64 [d], what was learned, and what the client was sent.
+    server_round : int
+        From 1: what no gradient has moved in it is sent as it came.
     generator : numpy.random.Generator
         Unknown to the server.
     """
-    if settings.privacy != "local" or rule_of(settings) is None:
+    if settings.privacy != "local" or _loss_of(settings, server_round) is None:
         return policy
     noisy = private_update(policy, start, settings.privacy_clip, settings.privacy_noise, generator)
-    if calibrates(settings):
+    if not isinstance(rule_of(settings), GradientRule):
         # A certified router's threshold is set by sums: held until then, it tells nothing.
         noisy[0] = start[0]
     return np.clip(noisy, *policy_bounds(settings))

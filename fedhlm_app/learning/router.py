@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from clients.learning.feedback import Feedback
 from clients.learning.router_model import RouterLearning, RouterModel, rescored
-from clients.learning.threshold import ThresholdLearning
 from clients.records import FloatArray, IntArray
-from fedhlm_app.learning.sums import calibrates
+from fedhlm_app.learning.rules import GradientRule, rule_of, sums_rule
 from fedhlm_app.models.vocabulary import BUILTIN
 from fedhlm_assets import asset_path
 
@@ -56,14 +55,14 @@ class RouterRule:
     ----------
     router : RouterLearning
         Learns the model.
-    threshold : ThresholdLearning or None
+    threshold : GradientRule or None
         Learns the threshold from scores, over a policy of size 1; None leaves it alone.
     threshold_rate : float
         Step of the threshold over the step of the model, >= 0.
     """
 
     router: RouterLearning
-    threshold: ThresholdLearning | None = None
+    threshold: GradientRule | None = None
     threshold_rate: float = 1.0
 
     @property
@@ -102,9 +101,9 @@ class RouterRule:
 
 def trains_router(settings: Settings, server_round: int) -> bool:
     """Whether the model learns in this round (from 1)."""
-    if settings.policy != "router" or settings.learning == "none":
+    if settings.policy != "router" or not rule_of(settings).learns:
         return False
-    return not calibrates(settings) or server_round <= settings.router_rounds
+    return sums_rule(settings) is None or server_round <= settings.router_rounds
 
 
 def escalates_all(settings: Settings, server_round: int) -> bool:
@@ -112,7 +111,7 @@ def escalates_all(settings: Settings, server_round: int) -> bool:
     return trains_router(settings, server_round) and server_round <= settings.router_rounds
 
 
-def router_rule(settings: Settings, threshold: ThresholdLearning | None) -> RouterRule:
+def router_rule(settings: Settings, threshold: GradientRule | None) -> RouterRule:
     """The learning rule of the settings, around the rule of its threshold."""
     learning = RouterLearning(router_model(settings), "loss", settings.router_penalty)
     return RouterRule(learning, threshold, THRESHOLD_RATE)
@@ -167,7 +166,7 @@ def texts_of_round(
     With a certified router half of a device's items (int64 [n], n >= 1) train the model and the
     other half calibrates; otherwise every round draws from all.
     """
-    if settings.policy != "router" or not calibrates(settings):
+    if settings.policy != "router" or sums_rule(settings) is None:
         return rows, server_round
     shuffled = np.random.default_rng([settings.seed, client, 0]).permutation(rows)
     half = len(rows) // 2

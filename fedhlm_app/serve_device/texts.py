@@ -27,7 +27,6 @@ from fedhlm_app.client.from_store import next_policy
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed, feedback_of, figures
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.learning.sums import calibrates
 from fedhlm_app.models.load import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.transport import Transport
@@ -123,9 +122,7 @@ class ServedTexts:
         self.counts: Counter[str] = Counter()
         self.policy_problem = self.store_problem = ""
         self._made = made_with(settings)
-        first = next_policy(
-            settings, initial_policy(settings), 0, 0, calibrating=calibrates(settings)
-        )
+        first = next_policy(settings, initial_policy(settings), 0, 0, calibrating=True)
         # Without a store nobody learns from what the LLM would say of kept tokens.
         self.policy = first if folder is not None else replace(first, read=False)
         self._seen: object = None

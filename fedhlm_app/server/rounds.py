@@ -16,8 +16,8 @@ from flwr.serverapp import Grid
 
 from fedhlm_app.client.token_columns import LoggingGrid
 from fedhlm_app.data.items import Items
-from fedhlm_app.learning.gradients import initial_policy, learns
-from fedhlm_app.learning.sums import calibrates
+from fedhlm_app.learning.gradients import initial_policy
+from fedhlm_app.learning.rules import rule_of, sums_rule
 from fedhlm_app.results.events import event_log
 from fedhlm_app.results.figures import accuracy, coverage, figures
 from fedhlm_app.results.report import write_report
@@ -159,14 +159,15 @@ class Federation:
     def _privacy(self) -> dict[str, Any] | None:
         """Mechanism, unit, releases and what they cost; None where nothing has noise."""
         settings, strategy = self.settings, self.strategy
-        if settings.privacy == "none" or not learns(settings):
+        rule = rule_of(settings)
+        if settings.privacy == "none" or not rule.learns:
             return None
         releases = strategy.rounds_done if settings.privacy == "local" else strategy.state.releases
         if settings.privacy == "local" and strategy.calibration is not None:
             trained = settings.router_rounds if settings.policy == "router" else 0
             releases = strategy.state.releases + min(strategy.rounds_done, trained)
-        covers = ["sums of the threshold" if calibrates(settings) else "policy"]
-        if calibrates(settings) and settings.policy == "router":
+        covers = [rule.releases]
+        if sums_rule(settings) is not None and settings.policy == "router":
             covers.append("router")
         return {
             "mechanism": "Gaussian",

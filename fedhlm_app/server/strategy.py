@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from functools import partial
 
 from fedhlm_app.learning.gradients import policy_bounds
-from fedhlm_app.learning.sums import calibrates, calibration_of, problem_of
+from fedhlm_app.learning.rules import rule_of
 from fedhlm_app.settings import Settings
-from strategies.calibrated import CalibrationOptions
 from strategies.cluster_map import ClusterMap
 from strategies.factory import build_strategy
 from strategies.hierarchical import Hierarchical
@@ -54,19 +52,8 @@ def build_of(
         "privacy": _central_privacy(settings),
         "proximal_mu": settings.proximal_mu,
         "server_learning_rate": settings.server_learning_rate,
+        **rule_of(settings).strategy_options(),
     }
-    if calibrates(settings):
-        options["calibration"] = CalibrationOptions(
-            calibration_of(settings),
-            tier=settings.personalisation,
-            pseudo=settings.shrinkage,
-            check=partial(problem_of, settings),
-            clients=settings.clients,
-            training_rounds=settings.router_rounds if settings.policy == "router" else 0,
-        )
-    else:
-        options["personalisation"] = settings.personalisation
-        options["shrink_weight"] = settings.shrinkage
     return build_strategy(
         settings.strategy, settings.edge_rule, settings.cloud_rule, clusters, **options
     )

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from fedhlm_app.learning.rules import RULES, named_rule
 from fedhlm_app.settings.address import parse_address
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ def conflicts(settings: Settings) -> list[str]:
         *_clusters(settings),
         *_decoding(settings),
         *_learning(settings),
-        *_participation(settings),
         *_privacy(settings),
         *_text(settings),
         *_address(settings),
@@ -100,13 +100,6 @@ def _clusters(settings: Settings) -> list[str]:
             f"settings 'recluster-every' = {every} and 'cluster-by' = '{by}': there is nothing to "
             "learn anew; set cluster-by=profile or classifier"
         )
-    shared = settings.personalisation in ("cluster", "shrunk")
-    if every and shared and settings.learning.startswith("certified"):
-        found.append(
-            f"settings 'recluster-every' = {every}, 'learning' = '{settings.learning}' and "
-            f"'personalisation' = '{settings.personalisation}': what was guaranteed to a cluster's "
-            "clients says nothing about others; set recluster-every=0 or personalisation=global"
-        )
     return found
 
 
@@ -128,60 +121,17 @@ def _decoding(settings: Settings) -> list[str]:
 
 
 def _learning(settings: Settings) -> list[str]:
-    rule = settings.learning
-    if settings.policy == "router":
-        return _router(settings)
-    if rule not in ("linear", "certified", "certified-high-probability"):
-        return []
-    found = [
-        f"settings 'learning' = '{rule}' and '{name}' = '{value}': the rule adds up sums and "
-        f"averages no policies; set {name}={plain}"
-        for name, value, plain in (
-            ("strategy", settings.strategy, "fedavg"),
-            ("edge-rule", settings.edge_rule, "weighted-mean"),
-            ("cloud-rule", settings.cloud_rule, "unweighted-mean"),
-        )
-        if value != plain
-    ]
-    shrunk = settings.personalisation == "shrunk"
-    if shrunk and settings.workload == "generate" and rule != "linear":
-        found.append(
-            f"settings 'personalisation' = 'shrunk' and 'learning' = '{rule}': in generation "
-            "sums of text made at different thresholds cannot be joined; set "
-            "personalisation=cluster or local"
-        )
-    return found
-
-
-def _participation(settings: Settings) -> list[str]:
-    """With given texts a client that is never heard counts as wrong: too many leave no budget."""
-    given = settings.workload != "generate" and settings.learning.startswith("certified")
-    if not given or settings.personalisation not in ("global", "cluster"):
-        return []
-    clients, rounds = settings.clients, min(settings.calibration_rounds, settings.rounds)
-    asked = min(
-        max(math.floor(settings.fraction_train * clients + 1e-9), settings.min_clients), clients
-    )
-    bound = 1 / settings.audit_rate if settings.audit_rate > 0 else 1.0
-    if 1 - asked * rounds / clients < settings.fidelity_budget / bound:
-        return []
-    return [
-        f"settings 'fraction-train' = {settings.fraction_train}, 'calibration-rounds' = "
-        f"{settings.calibration_rounds} and 'learning' = '{settings.learning}': {rounds} rounds "
-        f"hear {asked * rounds} of {clients} clients, the others count as wrong, and nothing could "
-        f"be certified; set calibration-rounds to {math.ceil(clients / asked)} or more"
-    ]
-
-
-def _router(settings: Settings) -> list[str]:
-    rule = settings.learning
-    if rule in ("linear", "primal-dual"):
+    rule = named_rule(settings)
+    if settings.policy != "router":
+        return rule.conflicts()
+    if not rule.sets_router:
+        setters = [one.name for one in RULES.values() if one.learns and one.sets_router]
         return [
-            f"settings 'learning' = '{rule}' and 'policy' = 'router': a router's threshold is set "
-            "by balanced, paper, certified or certified-high-probability"
+            f"settings 'learning' = '{rule.name}' and 'policy' = 'router': a router's threshold is "
+            f"set by {', '.join(setters[:-1])} or {setters[-1]}"
         ]
-    found = []
-    if rule != "none" and settings.router_rounds >= settings.rounds:
+    found = rule.conflicts()
+    if rule.learns and settings.router_rounds >= settings.rounds:
         found.append(
             f"settings 'router-rounds' = {settings.router_rounds} and 'rounds' = "
             f"{settings.rounds}: no round is left for the router's threshold"
@@ -190,13 +140,6 @@ def _router(settings: Settings) -> list[str]:
         found.append(
             f"settings 'router-optimizer' = 'adam' and 'strategy' = '{settings.strategy}': it "
             "corrects plain gradient steps; set router-optimizer=sgd or strategy=fedavg"
-        )
-    if not rule.startswith("certified"):
-        return found
-    if settings.personalisation in ("local", "shrunk"):
-        found.append(
-            f"settings 'personalisation' = '{settings.personalisation}' and 'policy' = 'router': "
-            "a certified router is shared; set personalisation=global or cluster"
         )
     return found
 
@@ -214,20 +157,6 @@ def _privacy(settings: Settings) -> list[str]:
         found.append(
             f"settings 'privacy' = 'local' and 'personalisation' = '{settings.personalisation}': "
             "where a client starts from would bare what the noise hides; set personalisation=global"
-        )
-    if settings.learning.startswith("certified") and settings.workload == "generate":
-        found.append(
-            f"settings 'privacy' = '{settings.privacy}', 'learning' = '{settings.learning}' and "
-            "'workload' = 'generate': text made at a candidate has no rising risk curve that "
-            "noise could be bounded on; set workload=score or classify, or learning=balanced"
-        )
-    elif settings.learning in ("linear", "certified", "certified-high-probability") and (
-        settings.privacy == "central" and settings.personalisation in ("local", "shrunk")
-    ):
-        found.append(
-            f"settings 'privacy' = 'central' and 'personalisation' = '{settings.personalisation}': "
-            "a single client's sums would drown in the noise that hides it; set "
-            "personalisation=global or cluster"
         )
     if settings.privacy == "local" and settings.token_log:
         found.append(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from fedhlm_app.learning.rules import RULES
 from fedhlm_app.settings.field import Group, setting
+
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal["auto", *RULES]
 
 
 class LearningGroup(Group):
     """By which rule the policy learns, and what it may cost."""
 
-    learning: Literal[
-        "auto", "paper", "balanced", "primal-dual", "linear", "certified",
-        "certified-high-probability", "none",
-    ] = setting(
+    learning: RuleName = setting(
         "auto",
         "rule by which the policy learns; auto: certified-high-probability, or, where a setting "
         "of gradients, privacy or the start asks for it, balanced (u-hlm: linear)",
-    )  # fmt: skip
+    )
     reduction: Literal["mean", "sum"] = setting(
         "mean", "over a client's tokens; sum is the paper's letter and overshoots at once"
     )

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, field_validator, model_validator
 
+from fedhlm_app.learning.rules import GRADIENTS, GUARANTEE, LINE
 from fedhlm_app.settings.conflicts import conflicts
 from fedhlm_app.settings.errors import SettingsError, from_validation
 from fedhlm_app.settings.field import kebab
@@ -35,7 +36,7 @@ GRADIENT_SETTINGS = (
 def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> str:
     """The learning rule that `auto` stands for, from the settings given by kebab-case key."""
     if given.get("policy") == "u-hlm":
-        return "linear"
+        return LINE
     wants_gradients = any(
         given.get(name, defaults[name]) != defaults[name] for name in GRADIENT_SETTINGS
     )
@@ -43,8 +44,8 @@ def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> 
     moving = bool(given.get("recluster-every", 0))
     moving = moving and given.get("personalisation") in ("cluster", "shrunk")
     if wants_gradients or moving or given.get("policy") == "router":
-        return "balanced"
-    return "certified-high-probability"
+        return GRADIENTS
+    return GUARANTEE
 
 
 class Settings(

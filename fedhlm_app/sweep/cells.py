@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedhlm_app.learning.rules import GRADIENTS, GUARANTEE
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.field import kebab
 from fedhlm_app.settings.sources import Scalar, from_environment
@@ -110,14 +111,14 @@ def _common_rule(
     for words, settings in zip(varied, made, strict=True):
         if _is_auto(base, words):
             found.setdefault(settings.learning, _words(words))
-    if len(found) > 1 and found.keys() != {"balanced", "certified-high-probability"}:
+    if len(found) > 1 and found.keys() != {GRADIENTS, GUARANTEE}:
         stands_for = "; ".join(f"{rule} in {words}" for rule, words in found.items())
         raise SettingsError(
             f"setting 'learning' = 'auto' would stand for different rules ({stands_for}): the "
             "cells would differ in more than what is varied; set one for all, for example "
-            "--set learning=balanced, or name it in each --cell"
+            f"--set learning={GRADIENTS}, or name it in each --cell"
         )
-    return "balanced" if len(found) > 1 else next(iter(found), "")
+    return GRADIENTS if len(found) > 1 else next(iter(found), "")
 
 
 def _resolved(settings: Settings) -> dict[str, Scalar]:

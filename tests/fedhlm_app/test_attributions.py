@@ -10,7 +10,8 @@ import pytest
 
 from clients.learning.feedback import Feedback
 from fedhlm_app.client.verifiers import verifier_of
-from fedhlm_app.learning.gradients import STEP_SIZES, rule_of, step_size
+from fedhlm_app.learning.gradients import step_size
+from fedhlm_app.learning.rules.paper import Paper
 from fedhlm_app.settings import Settings, advice, rows
 from hlm.line import UHLM_LINE
 from hlm.truncation.count_rules import OnlineCount
@@ -28,14 +29,12 @@ def _words(name: str) -> str:
 
 def test_the_papers_loss_is_that_of_its_figure_5() -> None:
     """Fig. 5: beta = .2 for every token; far above the threshold the loss is about .65."""
-    rule = rule_of(_settings(learning="paper"))
-    assert rule is not None
-    loss = rule.loss(np.array([0.3]), Feedback.create([1.0], [0.2]))
+    loss = Paper(_settings(learning="paper")).loss(np.array([0.3]), Feedback.create([1.0], [0.2]))
     assert loss == pytest.approx(0.65, abs=0.002)
 
 
 def test_the_step_sizes_are_called_ours_and_are_of_the_kind_the_paper_asks_for() -> None:
-    first, decay = STEP_SIZES["paper"]
+    first, decay = Paper.steps
     settings = _settings(learning="paper")
     steps = [step_size(settings, number) for number in (1, 2, 31)]
     assert steps == [first, first / (1 + decay), first / (1 + 30 * decay)]

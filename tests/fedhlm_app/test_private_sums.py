@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 
 from clients.learning.feedback import Feedback
-from fedhlm_app.learning.sums import (
-    GRID,
-    calibration_of,
-    problem_of,
-    prompts_counted,
-    release_of,
-    sums_of,
-)
+from fedhlm_app.learning.rules import sums_rule
+from fedhlm_app.learning.rules.certified import GRID
 from fedhlm_app.results.report.page import render
 from fedhlm_app.results.report.rows import figures as table_rows
 from fedhlm_app.settings import Settings, SettingsError
@@ -67,9 +61,11 @@ RULES = ["linear", "certified", "certified-high-probability"]
 def test_a_device_sends_what_the_server_expects(rule, where):
     chosen = settings(learning=rule, privacy=where)
     for data in (feedback(), feedback(prompts=1), Feedback.empty()):
-        found = sums_of(chosen, data, np.random.default_rng(0))
-        assert {k: len(v) for k, v in found.items()} == dict(calibration_of(chosen).lengths())
-        assert problem_of(chosen, {k: np.array(v) for k, v in found.items()}) == ""
+        found = sums_rule(chosen).sums(data, np.random.default_rng(0))
+        assert {k: len(v) for k, v in found.items()} == dict(
+            sums_rule(chosen).calibration().lengths()
+        )
+        assert sums_rule(chosen).problem({k: np.array(v) for k, v in found.items()}) == ""
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -78,7 +74,7 @@ def test_noise_is_on_the_wire_with_local_privacy_only(rule):
     for where, differs in (("local", True), ("central", False)):
         chosen = settings(learning=rule, privacy=where)
         one, other = (
-            np.array(sums_of(chosen, feedback(), np.random.default_rng(seed))[name])
+            np.array(sums_rule(chosen).sums(feedback(), np.random.default_rng(seed))[name])
             for seed in (0, 1)
         )
         public = 1 if rule == "linear" else 2
@@ -86,17 +82,20 @@ def test_noise_is_on_the_wire_with_local_privacy_only(rule):
         assert (one[public:] != other[public:]).all() == differs
     # Without a generator the operating system seeds one: no two replies are alike.
     chosen = settings(learning=rule, privacy="local")
-    assert sums_of(chosen, feedback())[name] != sums_of(chosen, feedback())[name]
+    assert sums_rule(chosen).sums(feedback())[name] != sums_rule(chosen).sums(feedback())[name]
 
 
 def test_the_number_of_prompts_is_a_matter_of_the_settings():
     chosen = settings(learning="certified", privacy="local")
-    assert prompts_counted(chosen) == 3
+    assert sums_rule(chosen).prompts == 3
     for data in (feedback(), feedback(prompts=1), Feedback.empty()):
-        assert sums_of(chosen, data)["risk-curve"][:2] == [3, 1]
-    assert prompts_counted(settings(workload="classify")) == 30
-    assert prompts_counted(settings(tokens_per_round=12, tokens_per_prompt=8)) == 1
-    audited = release_of(settings(learning="certified", privacy="local", audit_rate=0.25))
+        assert sums_rule(chosen).sums(data)["risk-curve"][:2] == [3, 1]
+    assert sums_rule(settings(learning="certified", workload="classify")).prompts == 30
+    assert (
+        sums_rule(settings(learning="certified", tokens_per_round=12, tokens_per_prompt=8)).prompts
+        == 1
+    )
+    audited = sums_rule(settings(learning="certified", privacy="local", audit_rate=0.25)).release
     assert isinstance(audited, CurveRelease) and audited.bound == 4.0
 
 
@@ -108,9 +107,9 @@ def test_pooled_noisy_curves_give_a_careful_threshold(rule):
     parts = [feedback(seed) for seed in range(40)]
     found = []
     for made in [plain] + [chosen] * 20:
-        calibration = calibration_of(made)
+        calibration = sums_rule(made).calibration()
         replies = {
-            client: {"risk-curve": np.array(sums_of(made, part, rng)["risk-curve"])}
+            client: {"risk-curve": np.array(sums_rule(made).sums(part, rng)["risk-curve"])}
             for client, part in enumerate(parts)
         }
         calibration.absorb(0, replies, range(40))
@@ -118,7 +117,7 @@ def test_pooled_noisy_curves_give_a_careful_threshold(rule):
     # One draw of the noise may be lucky; on the whole it costs.
     assert -1 < np.mean(found[1:]) < found[0]
     truth = sum(risk_sums(p.u, p.beta, p.prompt, GRID).risk for p in parts)
-    read = release_of(chosen).read(calibration.sums[0])
+    read = sums_rule(chosen).release.read(calibration.sums[0])
     # 64 correlated normal errors: all within six deviations (false alarm below 2e-7).
     assert (np.abs(read.risk - truth) < 6 * read.deviation).all()
     assert read.prompts == 120
@@ -126,8 +125,8 @@ def test_pooled_noisy_curves_give_a_careful_threshold(rule):
 
 def test_a_line_drowned_in_noise_keeps_the_threshold_and_says_so(caplog):
     chosen = settings(learning="linear", privacy="central", initial_threshold=0.4)
-    calibration = calibration_of(chosen)
-    vector = release_of(chosen).encode(LineSums.of(feedback().u, feedback().beta))
+    calibration = sums_rule(chosen).calibration()
+    vector = sums_rule(chosen).release.encode(LineSums.of(feedback().u, feedback().beta))
     calibration.absorb(0, {0: {"line-sums": vector}}, {0})
     assert calibration.result(0) == 0.4
 

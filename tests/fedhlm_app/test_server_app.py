@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedhlm_app import server_app
 from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.hosting.llm import build_service
-from fedhlm_app.learning.sums import prompts_counted
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.results.runs import latest_run, runs_base
 from fedhlm_app.results.unresolved import RunFailed
 from fedhlm_app.settings import Settings
@@ -91,7 +91,7 @@ def test_a_documented_run_can_end_with_a_threshold_that_keeps_something(words):
     settings = Settings.from_run_config(parse_config_args([words]), {})
     if settings.learning.startswith("certified"):
         # A bet cannot be won on fewer prompts, however good the drafts.
-        prompts = settings.clients * settings.rounds * prompts_counted(settings)
+        prompts = settings.clients * settings.rounds * sums_rule(settings).prompts
         least = math.log(1 / settings.confidence) / settings.fidelity_budget
         assert prompts > least
 

@@ -17,7 +17,6 @@ from clients.learning.router_model import (
     adam_steps,
     rescored,
 )
-from clients.learning.threshold import ThresholdLearning
 from hlm.local_steps import local_steps
 
 
@@ -73,7 +72,7 @@ def test_training_helps_and_the_hidden_layer_helps_more() -> None:
     train, held_out = learnable(4_000, 1), learnable(4_000, 2)
     losses = {}
     for hidden in (0, 16):
-        learning: ThresholdLearning = RouterLearning(RouterModel(4, hidden))
+        learning = RouterLearning(RouterModel(4, hidden))
         gradient = partial(learning.gradient, feedback=train)
         policy = local_steps(learning.initial(0.5), gradient, 400, 1.0, clip=learning.bounds).policy
         assert policy[0] == 0.5

@@ -23,7 +23,7 @@ from fedhlm_app.client.feedback_folder import (
 from fedhlm_app.client.from_store import next_policy, told_since
 from fedhlm_app.client.routed import Routed, figures
 from fedhlm_app.learning.gradients import initial_policy, learn_locally
-from fedhlm_app.learning.sums import prompts_counted
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.server.rounds import Federation
@@ -135,7 +135,7 @@ def test_a_guarantee_counts_whole_texts(folder):
         store(folder, settings, 6, read=True, seed=seed)
     counted = told_since(folder, settings, HERE, 0).counted
     # As many as a round asks for, however long they are: length tells of risk.
-    assert prompts_counted(settings) == 4
+    assert sums_rule(settings).prompts == 4
     assert counted.prompt.tolist() == [2] * 6 + [3] * 6 + [4] * 6 + [5] * 6
     line = told_since(folder, settings_of(learning="linear"), HERE, 0).counted
     assert line.prompt.tolist() == [3] * 6 + [4] * 6 + [5] * 6

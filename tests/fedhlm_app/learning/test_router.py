@@ -12,7 +12,6 @@ import torch
 
 from clients.learning.feedback import Feedback
 from clients.learning.router_model import RouterLearning, RouterModel, rescored
-from clients.learning.threshold import BalancedLearning
 from fedhlm_app.learning.gradients import initial_policy, learn_locally, policy_bounds
 from fedhlm_app.learning.router import (
     RouterRule,
@@ -23,6 +22,7 @@ from fedhlm_app.learning.router import (
     texts_of_round,
     trains_router,
 )
+from fedhlm_app.learning.rules.balanced import Balanced
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.settings import Settings, SettingsError
 
@@ -56,7 +56,7 @@ def feedback(rows: int = 60, features: int = 5, seed: int = 0) -> Feedback:
 
 def test_both_parts_of_the_gradient() -> None:
     learning = RouterLearning(RouterModel(5, 3))
-    balanced = BalancedLearning()
+    balanced = Balanced(settings_of(learning="balanced", rounds=30))
     rule = RouterRule(learning, balanced, 3.0)
     rows = feedback()
     policy = np.concatenate([[0.4], np.random.default_rng(1).standard_normal(learning.model.size)])

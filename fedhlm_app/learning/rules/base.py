@@ -1,0 +1,108 @@
+"""What every learning rule answers, and what those answer that learn by gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from clients.records import FloatArray
+
+if TYPE_CHECKING:
+    from clients.learning.feedback import Feedback
+    from fedhlm_app.settings import Settings
+    from strategies.options import StrategyOptions
+
+
+class LearningRule:
+    """One rule in one run: where thresholds start, how they move, which settings it goes with.
+
+    This one is ``none``: thresholds stay where they start. The settings read all rules before
+    anything else is loaded, so what needs PyTorch or Flower is imported inside methods.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    """
+
+    name: ClassVar[str] = "none"
+    learns: ClassVar[bool] = False
+    certifies: ClassVar[bool] = False
+    """Whether it promises something about a group of clients."""
+    sets_router: ClassVar[bool] = True
+    """Whether the threshold of a router may be left to it."""
+    counts_unknown: ClassVar[bool] = False
+    """Whether tokens of unknown beta count without audits; where they do not, nobody stands for
+    them, and as if right they would only raise thresholds."""
+    steps: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    """First step and its decay, where the settings leave them to the rule; our choices."""
+    releases: ClassVar[str] = "policy"
+    """What leaves a device, as a report on privacy names it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def initial(self) -> dict[str, FloatArray]:
+        """What is learned, before the first round: float64 arrays by name."""
+        return {"threshold": np.array([self.settings.initial_threshold])}
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Smallest and largest value of each entry of `initial`'s arrays, end to end."""
+        return np.array([-1.0]), np.array([1.0])
+
+    def conflicts(self) -> list[str]:
+        """One sentence for each setting that it cannot stand beside."""
+        return []
+
+    def strategy_options(self) -> StrategyOptions:
+        """What the strategy of the server has to know."""
+        settings = self.settings
+        return {
+            "personalisation": settings.personalisation,
+            "shrink_weight": settings.shrinkage,
+        }
+
+
+class GradientRule(LearningRule):
+    """A rule with a loss: clients take gradient steps, policies are averaged.
+
+    All are differentiable through the soft escalation ``s = sigmoid(gamma * (u - th))`` of FedHLM
+    (arXiv 2507.00082, section IV-C). Descent itself (eq. 6) is `hlm.local_steps`, the same for
+    every strategy. `policy` below is what `initial` names, end to end: float64 [d].
+    """
+
+    learns = True
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Thresholds live in [0, 1]."""
+        return np.zeros(1), np.ones(1)
+
+    def examples(self, feedback: Feedback) -> int:
+        """Tokens the update rests on, n_k of eq. 7: those of known beta, kept or escalated."""
+        return int(feedback.known.sum())
+
+    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
+        """Local loss; 0 without tokens."""
+        raise NotImplementedError
+
+    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
+        """Direction float64 [d] that local descent subtracts; zero without tokens."""
+        raise NotImplementedError
+
+    def _escalation(self, threshold: float, feedback: Feedback) -> FloatArray:
+        """``s`` of each token, float64 [n], without overflow for any gamma."""
+        # sigmoid(z) = (1 + tanh(z / 2)) / 2: tanh saturates where exp would overflow.
+        half = 0.5 * self.settings.gamma * (feedback.u - threshold)
+        return np.asarray(0.5 * (1 + np.tanh(half)), dtype=np.float64)
+
+    def _slope(self, escalation: FloatArray) -> FloatArray:
+        """``ds / dth`` of each token, float64 [n]."""
+        return -self.settings.gamma * escalation * (1 - escalation)
+
+    def _reduced(self, terms: FloatArray) -> float:
+        if not len(terms):
+            return 0.0
+        return float(terms.sum() if self.settings.reduction == "sum" else terms.mean())

@@ -1,0 +1,62 @@
+"""Least transmission while the risk of kept tokens stays within a budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clients.records import FloatArray
+from fedhlm_app.learning.rules.base import GradientRule
+
+if TYPE_CHECKING:
+    from clients.learning.feedback import Feedback
+
+FIRST_DUAL = 4.0
+"""First price of a wrong token, in transmissions: where errors are cheap at first, the threshold
+may rise until nothing is escalated, and then nobody is left to tell of an error."""
+LARGEST_DUAL = 100.0
+DUAL_RATE = 20.0
+"""Step of the dual variable over that of the threshold."""
+
+
+class PrimalDual(GradientRule):
+    """Send as little as possible while ``E[kept * beta] <= fidelity-budget``.
+
+    Lagrangian ``L = mean_t s_t + mu (mean_t (1 - s_t) w_t beta_t - budget)``. The dual variable mu
+    travels and is averaged like the threshold, so any federated strategy carries both. Its
+    direction uses the risk measured at the hard threshold, not the soft one, because the budget is
+    about what was really kept.
+    """
+
+    name = "primal-dual"
+    sets_router = False
+    steps = (0.1, 0.1)
+
+    def initial(self) -> dict[str, FloatArray]:
+        """Threshold and dual variable."""
+        return {**super().initial(), "dual": np.array([FIRST_DUAL])}
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Threshold in [0, 1], dual variable in [0, `LARGEST_DUAL`]."""
+        return np.zeros(2), np.array([1.0, LARGEST_DUAL])
+
+    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
+        """The Lagrangian at ``[threshold, mu]``."""
+        if not len(feedback):
+            return 0.0
+        threshold, dual = policy
+        escalation = self._escalation(threshold, feedback)
+        risk = float(np.mean((1 - escalation) * feedback.weighted_beta))
+        return float(np.mean(escalation)) + float(dual) * (risk - self.settings.fidelity_budget)
+
+    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
+        """``[dL/dth, -DUAL_RATE * (measured risk - budget)]``."""
+        if not len(feedback):
+            return np.zeros(2)
+        threshold, dual = policy
+        slope = self._slope(self._escalation(threshold, feedback))
+        primal = float(np.mean(slope * (1 - dual * feedback.weighted_beta)))
+        kept = float(np.mean((feedback.u <= threshold) * feedback.weighted_beta))
+        return np.array([primal, -DUAL_RATE * (kept - self.settings.fidelity_budget)])
