@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hlm.sampling import check_probs
 
-__all__ = ["k_star", "k_star_online", "tail_deviation", "uncertainty_scale"]
+__all__ = ["k_star", "k_star_online", "uncertainty_scale"]
 
 # rounding of sums of 10**5 probabilities; uniform ones have deviation 0 + rounding
 _SLACK = 1e-12
@@ -207,12 +207,3 @@ def k_star_online(
     if not theta_tv >= 0:
         raise ValueError(f"theta_tv = {theta_tv}: allowed are values >= 0")
     return k_star(probs, theta_tv * uncertainty_scale(draft_probability, rejection))
-
-
-def tail_deviation(probs: Tensor, counts: Tensor) -> Tensor:
-    """sum_{i>k} |x_i - xhat_i| at given k, float64 [rows]; see `k_star` for the arguments."""
-    exact = check_probs("probs", probs)
-    if exact.numel() == 0:
-        return torch.zeros(exact.shape[0], dtype=torch.float64)
-    sums = torch.topk(exact, int(counts.max()), dim=-1).values.cumsum(dim=-1)
-    return _deviation(exact, sums.gather(1, counts.unsqueeze(1) - 1).squeeze(1), counts)

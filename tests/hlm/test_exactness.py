@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hlm.randomness import DrawKeys
-from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
+from hlm.truncation.count_rules import FixedCount, OnlineCount
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact, total_variation
 from hlm.verification.coupled import Coupled, kept_loss, match_probability
@@ -103,7 +103,7 @@ def test_scalar_rejects_hardly_more_than_total_variation():
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_truncated_exact_is_exact_at_any_k_and_by_any_rule(count):
     x, y = PAIRS[2]
-    for rule in (FixedCount(count), OnlineCount(0.1 * count), OfflineBudget(0.05 * count)):
+    for rule in (FixedCount(count), OnlineCount(0.1 * count)):
         assert float((TruncatedExact(rule).output_distribution(x, y) - y).abs().max()) < 1e-9
 
 

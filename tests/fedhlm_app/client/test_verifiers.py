@@ -5,10 +5,10 @@ import pytest
 
 from clients.policy import RandomPolicy
 from clients.records import Stage
-from fedhlm_app.client.verifiers import build_verifier, count_rule, verifier_of
+from fedhlm_app.client.verifiers import build_verifier, verifier_of
 from fedhlm_app.settings import Settings
 from hlm.line import UncertaintyLine
-from hlm.truncation.count_rules import FixedCount, OfflineBudget, OnlineCount
+from hlm.truncation.count_rules import FixedCount, OnlineCount
 from hlm.verification import VERIFIERS, Truncated
 from hlm.wire import decode_request
 from tests.models import VOCAB, random_model
@@ -43,7 +43,7 @@ def routed(method, sampling=SAMPLED, *, seed=7):
 METHODS = {
     **{name: lambda name=name: build_verifier(name) for name in VERIFIERS},
     "truncated k=3": lambda: build_verifier("truncated", 3),
-    "truncated offline": lambda: build_verifier("truncated", 0, 0.3, budget="offline"),
+    "truncated k*": lambda: build_verifier("truncated", 0, 0.3),
     "truncated-exact k=1": lambda: build_verifier("truncated-exact", 1),
 }
 
@@ -88,11 +88,10 @@ def test_settings_choose_the_rule():
     fixed = verifier_of(Settings.from_sources({**sampled, "truncation-k": 4}, {}))
     assert isinstance(fixed, Truncated)
     assert fixed.rule == FixedCount(4)
-    online = verifier_of(
-        Settings.from_sources({**sampled, "theta-tv": 0.25}, {}), UncertaintyLine(0.9, -0.1, 0.5)
-    )
-    assert online.rule == OnlineCount(0.25, 0.9, -0.1)
-    assert isinstance(count_rule(0, 0.1, budget="offline"), OfflineBudget)
+    online = verifier_of(Settings.from_sources({**sampled, "theta-tv": 0.25}, {}))
+    assert online.rule == OnlineCount(0.25)
+    fitted = build_verifier("truncated", theta_tv=0.25, line=UncertaintyLine(0.9, -0.1, 0.5))
+    assert fitted.rule == OnlineCount(0.25, 0.9, -0.1)
     assert verifier_of(Settings.from_sources({}, {})).name == "greedy"
     assert verifier_of(Settings.from_sources({"decoding": "sampled"}, {})).name == "coupled"
 
@@ -104,5 +103,3 @@ def test_wrong_parameters_are_refused_by_name():
         build_verifier("truncated", -1)
     with pytest.raises(ValueError, match=r"theta_tv = -0.5"):
         build_verifier("truncated", 0, -0.5)
-    with pytest.raises(ValueError, match=r"theta_tv = -0.5"):
-        build_verifier("truncated-exact", 0, -0.5, budget="offline")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlm.truncation.k_star import k_star, k_star_online, tail_deviation, uncertainty_scale
+from hlm.truncation.k_star import k_star, k_star_online, uncertainty_scale
 from tests.hlm.truncated_probs import deviations, random_probs, scale
 
 
@@ -71,15 +71,6 @@ def test_nothing_allowed_uploads_all_that_differs():
     assert k_star(probs, torch.zeros(2)).tolist() == [3, 1]
     assert k_star(torch.ones(1, 1).double(), torch.zeros(1)).tolist() == [1]
     assert k_star(torch.zeros(0, 4).double(), torch.zeros(0)).tolist() == []
-
-
-def test_deviation_falls_with_k_and_equals_the_definition():
-    for seed in range(20):
-        x = random_probs(seed, 30, seed / 5)
-        counts = torch.arange(1, 31)
-        measured = tail_deviation(torch.from_numpy(x).expand(30, -1), counts).numpy()
-        assert np.allclose(measured, deviations(x), atol=1e-12)
-        assert np.all(np.diff(measured) <= 1e-12)
 
 
 def test_scale_as_written():
