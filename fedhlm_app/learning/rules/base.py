@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from clients.records import FloatArray
-
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.records import FloatArray
     from fedhlm_app.settings import Settings
     from strategies.options import StrategyOptions
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.records import BoolArray, FloatArray, IntArray
 from fedhlm_app.learning.rules.sums import SLACK, SumsRule
 from hlm.risk import (
     ESCALATE_ALL,
@@ -33,6 +32,7 @@ from hlm.risk.curves import UNIT
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.records import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.pooled import Unread
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from clients.records import FloatArray
 from fedhlm_app.learning.rules.sums import SLACK, SumsRule
 from hlm.line import DegenerateLineError, LineSums
 from hlm.private_line import LineRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.records import FloatArray
 
 LINE = "line-sums"
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clients.records import FloatArray
 from fedhlm_app.learning.rules.base import GradientRule
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.records import FloatArray
 
 
 class Paper(GradientRule):

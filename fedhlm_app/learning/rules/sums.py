@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.records import BoolArray, FloatArray, IntArray
 from fedhlm_app.learning.rules.base import LearningRule
 from hlm.private_line import LineRelease
 from hlm.risk import CurveRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.records import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.options import StrategyOptions
     from strategies.pooled import Unread
