@@ -22,7 +22,7 @@ from benchmarks._report import write_report
 from benchmarks._teacher_forced import pair_name
 from benchmarks.peers import Federation, Recorder, Setup
 from clients.records import Traffic
-from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.chain import Asked, Escalation, Resolution
 from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
 from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming, unit_rows
 
@@ -38,13 +38,15 @@ class Places(Recorder):
         self.rounds: list[int] = []
         self._last = -1
 
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[None] | None
+    ) -> Traffic:
         """Contexts, drafts and verified tokens of one step, and its round."""
-        super().learn(escalation, resolution, traffic)
         step = int(escalation.steps[0])
         new = not self.rounds or step < self._last
         self.rounds.append((self.rounds[-1] if self.rounds else -1) + int(new))
         self._last = step
+        return super().learn(escalation, final, asked)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from clients.decoding.slm import read_texts
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
-from clients.resolvers.chain import Escalation, Resolution, Resolver
+from clients.resolvers.chain import Asked, Escalation, Resolution, Resolver
 from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
@@ -102,15 +102,18 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: list[tuple[Any, Any, Any]] = []
 
-    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+    def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Nothing."""
         return Resolution.none(len(escalation.rows))
 
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[None] | None
+    ) -> Traffic:
         """Contexts, drafts and verified tokens of one step."""
         if escalation.hidden is not None:
             hidden = escalation.hidden.numpy()
-            self.steps.append((hidden, escalation.draft.tokens.numpy(), resolution.tokens))
+            self.steps.append((hidden, escalation.draft.tokens.numpy(), final.tokens))
+        return Traffic()
 
     def hits(self, cache: TokenCache) -> tuple[int, int]:
         """Hits and lookups of a cache that is asked and taught step by step."""
@@ -150,9 +153,9 @@ class Federation:
         self.recording = setup.world == "shared" and setup.peer_mode == "paper"
         self.chains = [self._chain(client) for client in range(setup.clients)]
 
-    def _chain(self, client: int) -> list[Resolver]:
+    def _chain(self, client: int) -> list[Resolver[Any]]:
         setup = self.setup
-        chain: list[Resolver] = []
+        chain: list[Resolver[Any]] = []
         if setup.cache_size:
             cache = TokenCache(self.embeddings, CacheConfig(capacity=setup.cache_size))
             chain.append(
@@ -194,7 +197,7 @@ class Federation:
                 records = router.generate(texts, setup.tokens, traffic)
                 for resolver in chain:
                     if isinstance(resolver, EdgeResolver):
-                        resolver.flush(traffic)
+                        traffic.include(resolver.flush())
                 tally.add(records, self._llm_choices(texts, records))
             for edge in self.edges:
                 edge.publish()

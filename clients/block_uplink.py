@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clients.records import BoolArray, IntArray, TextBatch, TokenRecords, Traffic
+from clients.records import BoolArray, IntArray, TextBatch, TokenFeedback, Traffic
 from clients.resolvers.chain import Escalation
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
-from hlm.feedback import read_feedback
+from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig, feedback_of
 from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
 from hlm.verification import VERIFIERS, Draft, Verifier
@@ -56,11 +54,17 @@ class Verified:
         int64 [n], drafts that stand.
     tokens : numpy.ndarray
         int64 [n], the token that follows them; -1 if none came.
+    feedback : list of TokenFeedback
+        What the LLM said of the drafts and of tokens before them.
+    traffic : Traffic
+        What crossed the link.
     """
 
     served: BoolArray
     accepted: IntArray
     tokens: IntArray
+    feedback: list[TokenFeedback] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class BlockUplink(LanguageModelUplink):
@@ -88,31 +92,25 @@ class BlockUplink(LanguageModelUplink):
         super().__init__(transport, verifier, config)
         self.drafter = verifier
 
-    def verify(
-        self, texts: TextBatch, records: TokenRecords, ahead: Ahead, traffic: Traffic
-    ) -> Verified:
+    def verify(self, texts: TextBatch, ahead: Ahead) -> Verified:
         """Have all blocks decided in one exchange.
 
         Parameters
         ----------
         texts : TextBatch
             Hold the tokens before the blocks; `held` is moved to what the server has afterwards.
-        records : TokenRecords
-            Get the feedback.
         ahead : Ahead
             The drafts.
-        traffic : Traffic
-            Counters, added to.
         """
         count = len(ahead.rows)
         unserved = Verified(
             np.zeros(count, np.bool_), np.zeros(count, np.int64), np.full(count, -1, np.int64)
         )
+        traffic, feedback = unserved.traffic, unserved.feedback
         if self.link.asleep:
             return unserved
         escalation = Escalation(
             texts=texts,
-            records=records,
             rows=ahead.rows,
             steps=ahead.steps,
             positions=ahead.positions,
@@ -120,6 +118,7 @@ class BlockUplink(LanguageModelUplink):
             keys=ahead.keys,
             hidden=None,
             uncertainty=np.full(count, np.nan),
+            audited=np.zeros(count, np.bool_),
         )
         try:
             blocks = [self._block(escalation, ahead, i) for i in range(count)]
@@ -137,9 +136,11 @@ class BlockUplink(LanguageModelUplink):
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             texts.held[ahead.rows] = 0
             return unserved
-        outcomes = [self._settle(escalation, ahead, i, answer) for i, answer in enumerate(answers)]
+        outcomes = [
+            self._settle(escalation, ahead, i, answer, feedback) for i, answer in enumerate(answers)
+        ]
         served, accepted, tokens = (np.array(column) for column in zip(*outcomes, strict=True))
-        return Verified(served, accepted, tokens)
+        return Verified(served, accepted, tokens, feedback, traffic)
 
     def _block(self, escalation: Escalation, ahead: Ahead, i: int) -> list[Row]:
         rows = [self._row(escalation, i, ahead.drafts[0].claim)]
@@ -159,35 +160,26 @@ class BlockUplink(LanguageModelUplink):
         return [[next(replies) for _ in block] for block in blocks]
 
     def _settle(
-        self, escalation: Escalation, ahead: Ahead, i: int, answer: list[RowReply]
+        self,
+        escalation: Escalation,
+        ahead: Ahead,
+        i: int,
+        answer: list[RowReply],
+        feedback: list[TokenFeedback],
     ) -> tuple[bool, int, int]:
         """(served, drafts that stand, token after them) of one block."""
         served = [reply for reply in answer if reply.status == Status.OK]
         if not served:
             return False, 0, -1
-        self._note(escalation, np.array([i]), served[:1])
-        places = range(1, min(len(served), int(ahead.counts[i])))
-        feedback = [served[depth].feedback for depth in places]
-        self._note_drafts(escalation, i, places, feedback)
+        lead = np.array([i])
+        for depth, reply in enumerate(served[: int(ahead.counts[i])]):
+            later = replace(escalation, steps=escalation.steps + depth)
+            feedback.append(feedback_of(later, lead, [reply]))
         accepted = sum(reply.accepted for reply in served)
         token = -1 if served[-1].accepted else served[-1].token
         known = accepted + int(token >= 0)
         escalation.texts.held[ahead.rows[i]] = ahead.positions[i] + known
         return True, accepted, token
-
-    def _note_drafts(
-        self,
-        escalation: Escalation,
-        i: int,
-        places: range,
-        feedback: list[NDArray[np.uint8] | None],
-    ) -> None:
-        """Write the byte about each later draft of a block to its place."""
-        row, step, records = escalation.rows[i], escalation.steps[i], escalation.records
-        for depth, told in zip(places, feedback, strict=True):
-            if told is not None and len(told):
-                place = row, step + depth
-                records.log_prob[place], records.draft_choice[place] = read_feedback(told[-1])
 
 
 def _lost(answer: list[RowReply]) -> bool:

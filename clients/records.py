@@ -37,6 +37,17 @@ class Stage(IntEnum):
 UNVERIFIED = (Stage.LOCAL, Stage.CACHE, Stage.PEER, Stage.EDGE, Stage.UNRESOLVED)
 
 
+class Way(IntEnum):
+    """What becomes of a draft once its uncertainty is known."""
+
+    KEPT = 0
+    """It stands."""
+    AUDITED = 1
+    """The policy kept it, and it is verified all the same."""
+    ESCALATED = 2
+    """Somebody else decides the token."""
+
+
 class TextBatch:
     """The texts a device works on, growing token by token.
 
@@ -93,6 +104,27 @@ class TextBatch:
         return self.tokens[row, : self.lengths[row]]
 
 
+@dataclass(frozen=True)
+class TokenFeedback:
+    """What the LLM said of m tokens that it read.
+
+    Attributes
+    ----------
+    rows, steps : numpy.ndarray
+        int64 [m], the routed places.
+    codes : numpy.ndarray
+        uint8 [m], see `hlm.feedback`.
+    about_draft : numpy.ndarray
+        bool [m]: it is about the draft, which need not be what the text got; otherwise about the
+        text's token.
+    """
+
+    rows: IntArray
+    steps: IntArray
+    codes: NDArray[np.uint8]
+    about_draft: BoolArray
+
+
 class TokenRecords:
     """One entry for each routed token, [rows, steps]; entries past a text's end are not `present`.
 
@@ -142,22 +174,14 @@ class TokenRecords:
         self.measured_only = np.zeros(shape, np.bool_)
         self.features = np.zeros((*shape, features), np.float32) if features else None
 
-    def note_feedback(self, rows: IntArray, steps: IntArray, feedback: NDArray[np.uint8]) -> None:
-        """Note the LLM's view of tokens.
-
-        Parameters
-        ----------
-        rows, steps : numpy.ndarray
-            int64 [n], routed places the bytes are about.
-        feedback : numpy.ndarray
-            uint8 [n], see `hlm.feedback`.
-        """
-        log_prob, choice = read_feedback(feedback)
-        self.choice[rows, steps] = choice
-        same = self.token[rows, steps] == self.draft[rows, steps]
-        places = rows[same], steps[same]
-        self.log_prob[places] = log_prob[same]
-        self.draft_choice[places] = choice[same]
+    def note_feedback(self, feedback: TokenFeedback) -> None:
+        """Note the LLM's view of tokens."""
+        places = feedback.rows, feedback.steps
+        log_prob, choice = read_feedback(feedback.codes)
+        self.choice[places] = np.where(feedback.about_draft, self.choice[places], choice)
+        drafted = feedback.about_draft | (self.token[places] == self.draft[places])
+        drafts = feedback.rows[drafted], feedback.steps[drafted]
+        self.log_prob[drafts], self.draft_choice[drafts] = log_prob[drafted], choice[drafted]
 
     def ratio_beta(self) -> FloatArray:
         """Eq. 3, max(1 - y_d / x_d, 0), float64 [rows, steps]; NaN where y_d is unknown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clients.records import Stage, TextBatch, TokenRecords, Traffic
+from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Escalation, Resolution, resolve_in_turn
 from hlm.randomness import DrawKeys
 from hlm.verification import Claim, Draft
@@ -20,7 +20,6 @@ def escalate(hidden, drafts, uncertainty=0.8, step=0, seed=0):
     steps = np.full(len(rows), step)
     return Escalation(
         texts=TextBatch([np.array([1])] * len(rows), rows),
-        records=TokenRecords(len(rows), step + 1),
         rows=rows,
         steps=steps,
         positions=steps + 1,
@@ -28,6 +27,7 @@ def escalate(hidden, drafts, uncertainty=0.8, step=0, seed=0):
         keys=DrawKeys(seed, rows.astype(np.uint64), steps + 1),
         hidden=None if hidden is None else torch.as_tensor(hidden, dtype=torch.float32),
         uncertainty=np.full(len(rows), float(uncertainty)),
+        audited=np.zeros(len(rows), np.bool_),
     )
 
 
@@ -42,25 +42,26 @@ class Oracle:
         self.rows = 0
         self.down = False
 
-    def resolve(self, escalation, traffic):
+    def resolve(self, escalation):
         resolution = Resolution.none(len(escalation.rows))
         if self.down:
             return resolution
         self.rows += len(escalation.rows)
-        traffic.messages += 1
-        traffic.uplink += self.bytes_each * len(escalation.rows)
+        resolution.traffic.messages += 1
+        resolution.traffic.uplink += self.bytes_each * len(escalation.rows)
         resolution.tokens[:] = self.truth[escalation.rows]
         right = resolution.tokens == escalation.draft.tokens.numpy()
         resolution.stages[:] = np.where(right, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
         return resolution
 
-    def learn(self, escalation, resolution, traffic):
-        pass
+    def learn(self, escalation, final, asked):
+        return Traffic()
 
 
 def run(resolver, hidden, drafts, truth, traffic=None, **options):
     """Resolver, then oracle; the final resolution and the oracle."""
     oracle = Oracle(truth)
-    traffic = Traffic() if traffic is None else traffic
-    escalation = escalate(hidden, drafts, **options)
-    return resolve_in_turn([resolver, oracle], escalation, traffic), oracle
+    final = resolve_in_turn([resolver, oracle], escalate(hidden, drafts, **options))
+    if traffic is not None:
+        traffic.include(final.traffic)
+    return final, oracle

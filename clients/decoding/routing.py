@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from clients.decoding.slm import Step, read_texts
 from clients.decoding.trace import text_traces, trace_of
 from clients.decoding.ways import lockstep_decoder
 from clients.policy import Policy, RoutingInput
-from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
-from clients.resolvers.chain import Escalation, Resolver, resolve_in_turn
+from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic, Way
+from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in_turn
+from clients.resolvers.hits import AUDIT_KEPT, audit_draws
 from hlm.randomness import DrawKeys, Purpose, session_keys, uniforms
 from hlm.sampling import Sampling, distribution
 from hlm.verification import Draft, Greedy
@@ -84,6 +85,64 @@ class RouterConfig:
     feature_count: int = 0
 
 
+@dataclass(frozen=True)
+class Drafted:
+    """What the small model proposes for one place of each of n texts.
+
+    Attributes
+    ----------
+    draft : Draft
+        Of n rows.
+    keys : DrawKeys
+        What the random numbers of these places are keyed by.
+    uncertainty : numpy.ndarray
+        float64 [n] in [0, 1].
+    probability : numpy.ndarray
+        float64 [n], x_d of eq. 3: of the softmax in greedy decoding, of the distribution drawn from
+        otherwise.
+    """
+
+    draft: Draft
+    keys: DrawKeys
+    uncertainty: FloatArray
+    probability: FloatArray
+
+
+def draft_step(
+    config: RouterConfig,
+    drafter: Drafter,
+    logits: torch.Tensor,
+    sessions: IntArray,
+    positions: IntArray,
+) -> Drafted:
+    """Draft one token for each of n texts, and measure how uncertain it is.
+
+    Parameters
+    ----------
+    config : RouterConfig
+        How to draw and to measure.
+    drafter : Drafter
+        Draws.
+    logits : torch.Tensor
+        float32 [n, vocab], the small model's.
+    sessions, positions : numpy.ndarray
+        int64 [n], the device's number for each text, and the place of the token in it.
+    """
+    keys = DrawKeys(config.seed, session_keys(config.client, sessions), positions)
+    if config.sampling.decoding == "sampled":
+        draft = drafter.draft(distribution(logits, config.sampling), keys)
+        probability = draft.probabilities.numpy()
+    else:
+        if isinstance(drafter, Greedy):
+            draft = drafter.draft_top(logits)
+        else:
+            draft = drafter.draft(distribution(logits, config.sampling), keys)
+        chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
+        probability = torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()
+    uncertainty = config.uncertainty(logits, draft.tokens, keys).numpy()
+    return Drafted(draft, keys, uncertainty, probability)
+
+
 class Router:
     """Routed inference on one device.
 
@@ -101,6 +160,8 @@ class Router:
         Who decides escalated tokens, in order.
     on_kept : callable, optional
         Called with the tokens int64 [n] that the policy kept at a step, once the step is decided.
+    learning : bool
+        The resolvers may remember what was decided.
     """
 
     def __init__(
@@ -109,8 +170,9 @@ class Router:
         config: RouterConfig,
         policy: Policy,
         drafter: Drafter,
-        resolvers: Sequence[Resolver],
+        resolvers: Sequence[Resolver[Any]],
         on_kept: Callable[[IntArray], None] | None = None,
+        learning: bool = True,
     ) -> None:
         self.model = model
         self.config = config
@@ -118,6 +180,7 @@ class Router:
         self.drafter = drafter
         self.resolvers = resolvers
         self.on_kept = on_kept
+        self.learning = learning
         self._hidden = policy.needs_features or any(r.needs_hidden for r in resolvers)
 
     def generate(self, texts: TextBatch, new_tokens: int, traffic: Traffic) -> TokenRecords:
@@ -146,7 +209,8 @@ class Router:
         running = np.arange(len(prompts))
         for index in range(new_tokens):
             steps = np.full(len(running), index, np.int64)
-            tokens = self._route(step, texts, records, running, steps, traffic)
+            positions = texts.lengths[running]
+            tokens = self._step(step, texts, records, running, steps, positions, traffic)
             texts.append(running, tokens)
             going = ~np.isin(tokens, list(self.config.end_tokens))
             if index + 1 == new_tokens or not going.any():
@@ -196,76 +260,14 @@ class Router:
         traffic.slm += time.perf_counter() - begin
         rows = np.repeat(np.arange(len(first)), counts)
         steps = np.concatenate([np.arange(count) for count in counts])
-        self._route(Step(logits, hidden), texts, records, rows, steps, traffic, first[rows] + steps)
+        positions = first[rows] + steps
+        self._step(Step(logits, hidden), texts, records, rows, steps, positions, traffic)
         return records
 
-    def _route(
-        self,
-        step: Step,
-        texts: TextBatch,
-        records: TokenRecords,
-        rows: IntArray,
-        steps: IntArray,
-        traffic: Traffic,
-        positions: IntArray | None = None,
-    ) -> IntArray:
-        """Draft and decide one token for each of the given rows; int64 [rows]."""
-        begin = time.perf_counter()
-        if positions is None:
-            positions = texts.lengths[rows]
-        keys = DrawKeys(
-            self.config.seed, session_keys(self.config.client, texts.sessions[rows]), positions
-        )
-        draft = self._draft(step.logits, keys)
-        uncertainty = self.config.uncertainty(step.logits, draft.tokens, keys).numpy()
-        inputs = self._routing_input(step, draft, keys, uncertainty, positions, texts, rows)
-        kept = self.policy.keep(inputs)
-        audited = self._audited(kept, keys)
-        escalated = ~kept | audited
-        drafts = draft.tokens.numpy()
-        records.present[rows, steps] = True
-        records.position[rows, steps] = positions
-        records.draft[rows, steps] = drafts
-        records.uncertainty[rows, steps] = self.policy.score(inputs)
-        records.probability[rows, steps] = self._probability(step.logits, draft)
-        records.kept[rows, steps] = kept
-        records.audited[rows, steps] = audited
-        records.escalated[rows, steps] = escalated
-        if records.features is not None and inputs.features is not None:
-            records.features[rows, steps] = inputs.features
-        traffic.slm += time.perf_counter() - begin
-        tokens, stages = drafts.copy(), np.full(len(rows), Stage.LOCAL, np.int8)
-        if escalated.any():
-            everything = Escalation(
-                texts, records, rows, steps, positions, draft, keys, step.hidden, uncertainty
-            )
-            resolution = resolve_in_turn(self.resolvers, everything.select(escalated), traffic)
-            tokens[escalated] = resolution.tokens
-            stages[escalated] = resolution.stages
-        if self.on_kept is not None and not escalated.all():
-            self.on_kept(drafts[~escalated])
-        records.token[rows, steps] = tokens
-        records.stage[rows, steps] = stages
-        if texts.trace is not None and not texts.given:
-            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(tokens))
-        return tokens
-
-    def _draft(self, logits: torch.Tensor, keys: DrawKeys) -> Draft:
-        if isinstance(self.drafter, Greedy) and self.config.sampling.decoding == "greedy":
-            return self.drafter.draft_top(logits)
-        return self.drafter.draft(distribution(logits, self.config.sampling), keys)
-
     def _routing_input(
-        self,
-        step: Step,
-        draft: Draft,
-        keys: DrawKeys,
-        uncertainty: FloatArray,
-        positions: IntArray,
-        texts: TextBatch,
-        rows: IntArray,
+        self, step: Step, drafted: Drafted, positions: IntArray, texts: TextBatch, rows: IntArray
     ) -> RoutingInput:
-        features = None
+        features = draws = None
         if self.config.features is not None and step.hidden is not None:
             if texts.trace is None:
                 whole = [texts.text(row) for row in range(len(texts.lengths))]
@@ -273,25 +275,83 @@ class Router:
             features = self.config.features(
                 step.logits,
                 step.hidden,
-                draft.tokens,
+                drafted.draft.tokens,
                 positions,
                 texts.tokens[rows],
                 texts.trace[rows],
             )
-        draws = None
         if self.policy.needs_uniforms:
-            draws = uniforms(keys, Purpose.ROUTE, 1)[:, 0].numpy()
-        return RoutingInput(uncertainty, features, draws)
+            draws = uniforms(drafted.keys, Purpose.ROUTE, 1)[:, 0].numpy()
+        return RoutingInput(drafted.uncertainty, features, draws)
 
-    def _audited(self, kept: NDArray[np.bool_], keys: DrawKeys) -> NDArray[np.bool_]:
-        if self.config.audit_rate <= 0 or not kept.any():
-            return np.zeros_like(kept)
-        draws = uniforms(keys, Purpose.AUDIT, 1)[:, 0].numpy()
-        return np.asarray(kept & (draws < self.config.audit_rate))
+    def _step(
+        self,
+        step: Step,
+        texts: TextBatch,
+        records: TokenRecords,
+        rows: IntArray,
+        steps: IntArray,
+        positions: IntArray,
+        traffic: Traffic,
+    ) -> IntArray:
+        """Draft, measure, choose each row's way, decide and record: one token a row, int64 [n]."""
+        begin = time.perf_counter()
+        drafted = draft_step(
+            self.config, self.drafter, step.logits, texts.sessions[rows], positions
+        )
+        inputs = self._routing_input(step, drafted, positions, texts, rows)
+        ways = self._ways(inputs, drafted.keys)
+        traffic.slm += time.perf_counter() - begin
+        everything = Escalation(
+            texts=texts,
+            rows=rows,
+            steps=steps,
+            positions=positions,
+            draft=drafted.draft,
+            keys=drafted.keys,
+            hidden=step.hidden,
+            uncertainty=drafted.uncertainty,
+            audited=ways == Way.AUDITED,
+        )
+        decided = self._decide(everything, ways)
+        traffic.include(decided.traffic)
+        places = rows, steps
+        records.present[places] = True
+        records.position[places] = positions
+        records.draft[places] = drafted.draft.tokens.numpy()
+        records.probability[places] = drafted.probability
+        records.uncertainty[places] = self.policy.score(inputs)
+        if records.features is not None and inputs.features is not None:
+            records.features[places] = inputs.features
+        records.kept[places] = ways != Way.ESCALATED
+        records.audited[places] = ways == Way.AUDITED
+        records.escalated[places] = ways != Way.KEPT
+        records.token[places] = decided.tokens
+        records.stage[places] = decided.stages
+        for feedback in decided.feedback:
+            records.note_feedback(feedback)
+        records.choice[places] = np.where(decided.is_llm_choice, 1, records.choice[places])
+        if texts.trace is not None and not texts.given:
+            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
+        return decided.tokens
 
-    def _probability(self, logits: torch.Tensor, draft: Draft) -> FloatArray:
-        """x_d of eq. 3: of the softmax in greedy decoding, else of what was drawn from."""
-        if self.config.sampling.decoding == "sampled":
-            return draft.probabilities.numpy()
-        chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
-        return torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()
+    def _ways(self, inputs: RoutingInput, keys: DrawKeys) -> NDArray[np.int8]:
+        """What becomes of each draft, a `Way`, int8 [n]."""
+        kept = self.policy.keep(inputs)
+        ways = np.where(kept, Way.KEPT, Way.ESCALATED).astype(np.int8)
+        if self.config.audit_rate > 0 and kept.any():
+            ways[kept & (audit_draws(keys, AUDIT_KEPT) < self.config.audit_rate)] = Way.AUDITED
+        return ways
+
+    def _decide(self, everything: Escalation, ways: NDArray[np.int8]) -> Resolution[Any]:
+        """The token of each row, from whoever its way leads to."""
+        drafts = everything.draft.tokens.numpy()
+        decided: Resolution[Any] = Resolution.none(len(ways))
+        kept = ways == Way.KEPT
+        decided.tokens[kept], decided.stages[kept] = drafts[kept], Stage.LOCAL
+        if not kept.all():
+            asked = everything.select(~kept)
+            decided.include(~kept, resolve_in_turn(self.resolvers, asked, self.learning))
+        if self.on_kept is not None and kept.any():
+            self.on_kept(drafts[kept])
+        return decided

@@ -11,17 +11,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from clients.block_uplink import Ahead, BlockUplink, Verified
-from clients.decoding.routing import RouterConfig
+from clients.decoding.routing import Drafted, RouterConfig, draft_step
 from clients.decoding.slm import Step
 from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
-from clients.records import BoolArray, IntArray, Stage, TextBatch, TokenRecords, Traffic
-from hlm.randomness import DrawKeys, session_keys
-from hlm.sampling import distribution
-from hlm.verification import Draft
+from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
 
 
 class SpeculativeDecoder:
@@ -89,7 +85,10 @@ class SpeculativeDecoder:
             begin = time.perf_counter()
             ahead = self._draft(decoder, step, texts, records, running)
             traffic.slm += time.perf_counter() - begin
-            verified = self.uplink.verify(texts, records, ahead, traffic)
+            verified = self.uplink.verify(texts, ahead)
+            traffic.include(verified.traffic)
+            for feedback in verified.feedback:
+                records.note_feedback(feedback)
             self._grow(texts, records, ahead, verified)
             begin = time.perf_counter()
             read = ahead.counts - 1
@@ -121,49 +120,32 @@ class SpeculativeDecoder:
         steps = positions - texts.prompt_lengths[running]
         left = records.present.shape[1] - steps
         counts = np.minimum(left, self.draft_tokens)
-        sessions = session_keys(self.config.client, texts.sessions[running])
+        sessions = texts.sessions[running]
         ends = list(self.config.end_tokens)
         ended = np.zeros(len(running), np.bool_)
-        drafts: list[Draft] = []
+        drafts: list[Drafted] = []
         logits = step.logits
         while True:
             depth = len(drafts)
-            place = DrawKeys(self.config.seed, sessions, positions + depth)
-            draft = self.uplink.drafter.draft(distribution(logits, self.config.sampling), place)
-            drafts.append(draft)
-            self._note(records, running, steps + depth, counts > depth, logits, draft, place)
-            tokens = draft.tokens.numpy()
+            drafter = self.uplink.drafter
+            drafted = draft_step(self.config, drafter, logits, sessions, positions + depth)
+            drafts.append(drafted)
+            tokens = drafted.draft.tokens.numpy()
+            # Those that are not reached are drafted again.
+            wanted = counts > depth
+            places = running[wanted], steps[wanted] + depth
+            records.draft[places] = tokens[wanted]
+            records.uncertainty[places] = drafted.uncertainty[wanted]
+            records.probability[places] = drafted.probability[wanted]
             # Nothing follows the end of a text.
-            stops = np.isin(tokens, ends) & (counts > depth)
+            stops = np.isin(tokens, ends) & wanted
             counts[stops], ended[stops] = depth + 1, True
             further = counts > depth + 1
             if not further.any():
-                keys = DrawKeys(self.config.seed, sessions, positions)
                 more = ~ended & (counts < left)
-                return Ahead(running, steps, positions, counts, more, drafts, keys)
+                made = [one.draft for one in drafts]
+                return Ahead(running, steps, positions, counts, more, made, drafts[0].keys)
             logits = decoder.read(tokens[:, None], further.astype(np.int64)).logits
-
-    def _note(
-        self,
-        records: TokenRecords,
-        running: IntArray,
-        steps: IntArray,
-        drafted: BoolArray,
-        logits: torch.Tensor,
-        draft: Draft,
-        keys: DrawKeys,
-    ) -> None:
-        """Write what is known about drafts; those that are not reached are drafted again."""
-        places = running[drafted], steps[drafted]
-        uncertainty = self.config.uncertainty(logits, draft.tokens, keys).numpy()
-        if self.config.sampling.decoding == "sampled":
-            probability = draft.probabilities.numpy()
-        else:
-            chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
-            probability = torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()
-        records.draft[places] = draft.tokens.numpy()[drafted]
-        records.uncertainty[places] = uncertainty[drafted]
-        records.probability[places] = probability[drafted]
 
     def _grow(
         self, texts: TextBatch, records: TokenRecords, ahead: Ahead, verified: Verified

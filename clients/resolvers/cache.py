@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.records import IntArray, Stage, Traffic
-from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.hits import AUDIT_CACHE, AuditedTier, verified_rows
 from hlm.peers.agreement import unit_rows
 
@@ -291,27 +291,29 @@ class CacheResolver:
         self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_CACHE)
         self.needs_hidden = cache.config.mode == "context"
 
-    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+    def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Tokens the cache knows, apart from those that are audited."""
         drafts = escalation.draft.tokens.cpu().numpy()
         tokens = self.cache.look_up(_contexts(escalation), drafts)
         if self.before_peers and self.tier.closed:
             tokens = np.where(self.tier.audited(escalation.keys), tokens, -1)
-        held = self.tier.hold_back(escalation, tokens)
-        tokens = np.where(held, -1, tokens)
+        withheld = self.tier.withheld(escalation, tokens)
+        tokens = np.where(withheld >= 0, -1, tokens)
         stages = np.where(tokens >= 0, Stage.CACHE, Stage.UNRESOLVED).astype(np.int8)
-        return Resolution(tokens, stages, held)
+        nothing = Resolution[None].none(len(tokens))
+        return replace(nothing, tokens=tokens, stages=stages, withheld=withheld)
 
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[None] | None
+    ) -> Traffic:
         """Remember what was decided, and count wrong hits."""
-        self.tier.judge(escalation, resolution)
+        self.tier.judge(final, asked)
+        verified = verified_rows(final)
         if self.cache.config.mode == "paper":
-            self.inferred(resolution.tokens)
-            return
-        verified = verified_rows(resolution)
-        if verified.any():
-            chosen = escalation.select(verified)
-            self.cache.add(_contexts(chosen), resolution.tokens[verified])
+            self.inferred(final.tokens)
+        elif verified.any():
+            self.cache.add(_contexts(escalation.select(verified)), final.tokens[verified])
+        return Traffic()
 
     def inferred(self, tokens: IntArray) -> None:
         """See tokens (int64 [n]) that the device kept by itself; `paper` mode remembers them."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.records import BoolArray, IntArray, Stage, Traffic
-from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.hits import AUDIT_EDGE, AuditedTier, verified_rows
 from clients.resolvers.introduction import Introduction
 from clients.resolvers.link import Link
@@ -40,7 +40,6 @@ from hlm.wire.edge import (
 from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
 
 Sketches = NDArray[np.uint8]
-Place = tuple[int, int]
 Reply = TypeVar("Reply")
 
 _COMMON_HEADER = 2
@@ -78,16 +77,29 @@ class EdgeResolverConfig:
 
 
 @dataclass(frozen=True)
-class _Fresh:
-    key: Sketches
-    token: int
+class Questions:
+    """Where each of n rows was asked about.
+
+    Attributes
+    ----------
+    numbers, lines : numpy.ndarray
+        int64 [n], the question and the line in it; -1 where nothing was asked.
+    """
+
+    numbers: IntArray
+    lines: IntArray
 
 
 @dataclass(frozen=True)
-class _Answer:
-    number: int
-    row: int
+class _Shared:
+    """A verified token on its way to the edge server.
+
+    It names the question it was asked in (number, line), or brings its context along.
+    """
+
     token: int
+    question: tuple[int, int] | None
+    key: Sketches
 
 
 class EdgeResolver:
@@ -139,69 +151,72 @@ class EdgeResolver:
         self.needs_hidden = config.mode == "context"
         self.rows_asked = 0
         self._number = 0
-        self._explored_share = 0.0
-        self._asked: dict[Place, tuple[int, int]] = {}
-        self._llm_bytes: tuple[int, int] | None = None
         # Bounded: while the edge server is away, only the newest tokens wait for it.
-        self._waiting: deque[_Fresh | _Answer] = deque(maxlen=4 * config.most_rows)
+        self._waiting: deque[_Shared] = deque(maxlen=4 * config.most_rows)
+        self._waiting_explored = 0.0
 
     @property
     def alone(self) -> bool:
         """Whether there are no peers to ask."""
         return self.config.cluster_size < 2
 
-    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+    def resolve(self, escalation: Escalation) -> Resolution[Questions]:
         """Tokens that peers decide, apart from those that are audited."""
-        resolution = Resolution.none(len(escalation.rows))
-        self._asked.clear()
-        self._llm_bytes = (traffic.messages, traffic.uplink + traffic.downlink)
+        count = len(escalation.rows)
+        questions = Questions(np.full(count, -1), np.full(count, -1))
+        resolution = Resolution.none(count, questions)
         if self.alone or self.link.asleep:
             return resolution
         keys, usable = self._contexts(escalation)
-        wanted = np.flatnonzero(usable & self._wanted(escalation, keys))
+        chosen, explored = self._wanted(escalation, keys)
+        wanted = np.flatnonzero(usable & chosen)
         for begin in range(0, len(wanted), self.config.most_rows):
             part = wanted[begin : begin + self.config.most_rows]
-            reply = self._ask(escalation, part, keys, traffic)
+            number = self._number
+            reply = self._ask(escalation, part, keys, explored, resolution.traffic)
             if reply is None:
                 break
+            questions.numbers[part], questions.lines[part] = number, np.arange(len(part))
             resolution.tokens[part] = reply.tokens
             resolution.stages[part[reply.outcomes == RESOLVED_BY_PEERS]] = Stage.PEER
             resolution.stages[part[reply.outcomes == RESOLVED_BY_NEIGHBOUR]] = Stage.EDGE
-        held = self.tier.hold_back(escalation, resolution.tokens)
-        resolution.tokens[held] = -1
-        resolution.stages[held] = Stage.UNRESOLVED
-        return replace(resolution, audited=held)
+        withheld = self.tier.withheld(escalation, resolution.tokens)
+        resolution.tokens[withheld >= 0] = -1
+        resolution.stages[withheld >= 0] = Stage.UNRESOLVED
+        return replace(resolution, withheld=withheld)
 
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[Questions] | None
+    ) -> Traffic:
         """Share what the LLM decided, count wrong hits, learn what asking is worth."""
-        self.tier.judge(escalation, resolution)
-        verified = verified_rows(resolution)
-        if self.rule is not None and self._llm_bytes is not None:
-            messages, so_far = self._llm_bytes
-            now = traffic.uplink + traffic.downlink
-            self.rule.note_llm(traffic.messages - messages, now - so_far, int(verified.sum()))
-        self._llm_bytes = None
+        self.tier.judge(final, asked)
+        verified = verified_rows(final)
+        if self.rule is not None and asked is not None:
+            llm = final.traffic
+            self.rule.note_llm(llm.messages, llm.uplink + llm.downlink, int(verified.sum()))
+        traffic = Traffic()
         if self.alone or self.config.mode == "paper":
-            return
-        arrived = resolution.stages != Stage.CACHE
+            return traffic
+        arrived = final.stages != Stage.CACHE
         if self.introduction is not None and arrived.any():
             keys, usable = self._contexts(escalation.select(arrived))
             self.introduction.meet(keys[usable])
             if self.introduction.due:
                 self._introduce(traffic)
         if verified.any():
-            self._note_verified(escalation.select(verified), resolution.tokens[verified])
-        # A step whose rows all pass by this tier must not find the questions of another one.
-        self._asked.clear()
+            self._keep_for_sharing(escalation, final.tokens, verified, asked)
         if len(self._waiting) >= self.config.flush_rows:
             self._share_waiting(traffic)
+        return traffic
 
-    def flush(self, traffic: Traffic) -> None:
+    def flush(self) -> Traffic:
         """Send what waits to be shared, and what is to be shown; call at the end of a round."""
+        traffic = Traffic()
         self._share_waiting(traffic)
         introduction = self.introduction
         if introduction is not None and (len(introduction.new) or not introduction.common):
             self._introduce(traffic)
+        return traffic
 
     def joined_cluster(self) -> None:
         """Start anew what was learnt about peers, because the peers are others now."""
@@ -235,26 +250,30 @@ class EdgeResolver:
             raise ValueError("peer-mode context needs the small model's hidden states")
         return self.sketches.sketch(escalation.hidden.float().cpu().numpy())
 
-    def _wanted(self, escalation: Escalation, keys: Sketches) -> BoolArray:
-        """Rows to ask and to share, bool [n]; notes how many of them are exploration."""
-        wanted = np.ones(len(escalation.rows), np.bool_)
+    def _wanted(self, escalation: Escalation, keys: Sketches) -> tuple[BoolArray, float]:
+        """Rows to ask and to share, bool [n], and the share of them that is exploration."""
+        wanted, explored = np.ones(len(escalation.rows), np.bool_), 0.0
         if self.rule is not None:
             wrong = self.tier.false_hits.expected if self.tier.false_hits.checked else 0.0
             worth = self.rule.worth_asking(escalation.uncertainty, wrong)
             wanted = worth | self.rule.explored(keys, escalation.keys, wrong)
-            self._explored_share = 1 - int(worth.sum()) / max(int(wanted.sum()), 1)
+            explored = 1 - int(worth.sum()) / max(int(wanted.sum()), 1)
         if self.tier.closed:
             # Only what keeps the evidence coming, so that the tier can open again.
             wanted = wanted & self.tier.audited(escalation.keys)
-        return np.asarray(wanted)
+        return np.asarray(wanted), explored
 
     def _ask(
-        self, escalation: Escalation, part: IntArray, keys: Sketches, traffic: Traffic
+        self,
+        escalation: Escalation,
+        part: IntArray,
+        keys: Sketches,
+        explored: float,
+        traffic: Traffic,
     ) -> EdgeReply | None:
         drafts = escalation.draft.tokens.cpu().numpy()[part]
         steps = escalation.steps[part] if self.config.mode == "paper" else None
-        number = self._number
-        reply = self._exchange(keys[part], drafts, steps, traffic)
+        reply = self._exchange(keys[part], drafts, steps, explored, traffic)
         if reply is None:
             return None
         self.rows_asked += len(part)
@@ -263,30 +282,37 @@ class EdgeResolver:
             # Peers that have just met fill the edge server first: misses then prove little.
             weight = _EMPTY_WEIGHT if reply.empty else 1.0
             self.rule.note_hits(escalation.uncertainty[part], hits, weight)
-        places = zip(
-            escalation.rows[part].tolist(), escalation.positions[part].tolist(), strict=True
-        )
-        self._asked.update({place: (number, row) for row, place in enumerate(places)})
         return reply
 
-    def _note_verified(self, escalation: Escalation, tokens: IntArray) -> None:
-        """Queue verified tokens (int64 [n]) of these n rows for the edge server."""
-        keys, usable = self._contexts(escalation)
-        fresh = usable & self._wanted(escalation, keys)
-        for i, token in enumerate(tokens.tolist()):
-            place = int(escalation.rows[i]), int(escalation.positions[i])
-            asked = self._asked.get(place)
-            if asked is not None:
-                self._waiting.append(_Answer(*asked, token))
-            elif fresh[i]:
-                self._waiting.append(_Fresh(keys[i], token))
+    def _keep_for_sharing(
+        self,
+        escalation: Escalation,
+        tokens: IntArray,
+        verified: BoolArray,
+        asked: Asked[Questions] | None,
+    ) -> None:
+        """Queue the verified ones of these tokens (int64 [n]) for the edge server."""
+        numbers, lines = np.full((2, len(tokens)), -1)
+        if asked is not None and asked.resolution.note is not None:
+            numbers[asked.rows] = asked.resolution.note.numbers
+            lines[asked.rows] = asked.resolution.note.lines
+        chosen = escalation.select(verified)
+        keys, usable = self._contexts(chosen)
+        wanted, self._waiting_explored = self._wanted(chosen, keys)
+        for i, place in enumerate(np.flatnonzero(verified).tolist()):
+            number, token = int(numbers[place]), int(tokens[place])
+            if number >= 0:
+                self._waiting.append(_Shared(token, (number, int(lines[place])), keys[i]))
+            elif usable[i] and wanted[i]:
+                self._waiting.append(_Shared(token, None, keys[i]))
 
     def _share_waiting(self, traffic: Traffic) -> None:
         """Send what waits to be shared, without a question."""
         if self._waiting and not self.link.asleep:
             width = 0 if self.sketches is None else self.sketches.bytes
             nothing = np.zeros(0, np.int64)
-            self._exchange(np.zeros((0, width), np.uint8), nothing, None, traffic)
+            keys = np.zeros((0, width), np.uint8)
+            self._exchange(keys, nothing, None, self._waiting_explored, traffic)
 
     def _introduce(self, traffic: Traffic) -> None:
         """Show new fingerprints and hear which are common, as far as the budget goes."""
@@ -308,7 +334,12 @@ class EdgeResolver:
             rule.note_edge(1, traffic.edge - before, 0, explored=1.0)
 
     def _exchange(
-        self, keys: Sketches, drafts: IntArray, steps: IntArray | None, traffic: Traffic
+        self,
+        keys: Sketches,
+        drafts: IntArray,
+        steps: IntArray | None,
+        explored: float,
+        traffic: Traffic,
     ) -> EdgeReply | None:
         """One message with all that waits to be shared; None if no answer came."""
         waiting = list(self._waiting)
@@ -319,7 +350,7 @@ class EdgeResolver:
             keys=keys,
             drafts=drafts,
             steps=steps,
-            share=_share(waiting, keys.shape[1]),
+            share=_edge_share(waiting, keys.shape[1]),
         )
         payload = encode_edge_query(query)
         before = traffic.edge
@@ -329,8 +360,7 @@ class EdgeResolver:
         self._number = (self._number + 1) % MOST_NUMBERS
         self._waiting.clear()
         if self.rule is not None:
-            size = traffic.edge - before
-            self.rule.note_edge(1, size, len(drafts), self._explored_share)
+            self.rule.note_edge(1, traffic.edge - before, len(drafts), explored)
         return reply
 
     def _send(
@@ -346,15 +376,15 @@ class EdgeResolver:
             return None
 
 
-def _share(waiting: list[_Fresh | _Answer], width: int) -> EdgeShare:
-    answers = [item for item in waiting if isinstance(item, _Answer)]
-    fresh = [item for item in waiting if isinstance(item, _Fresh)]
-    keys = np.stack([item.key for item in fresh]) if fresh else np.zeros((0, width), np.uint8)
+def _edge_share(waiting: list[_Shared], width: int) -> EdgeShare:
+    asked = [(*item.question, item.token) for item in waiting if item.question is not None]
+    numbers, rows, answers = np.array(asked, np.int64).reshape(-1, 3).T
+    new = [item for item in waiting if item.question is None]
     return EdgeShare(
-        numbers=np.array([item.number for item in answers], np.int64),
-        rows=np.array([item.row for item in answers], np.int64),
-        answers=np.array([item.token for item in answers], np.int64),
-        keys=keys,
-        tokens=np.array([item.token for item in fresh], np.int64),
-        verified=np.ones(len(fresh), np.bool_),
+        numbers=numbers,
+        rows=rows,
+        answers=answers,
+        keys=np.array([item.key for item in new], np.uint8).reshape(len(new), width),
+        tokens=np.array([item.token for item in new], np.int64),
+        verified=np.ones(len(new), np.bool_),
     )

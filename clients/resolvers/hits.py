@@ -8,11 +8,12 @@ good one, so the rate is an upper bound there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from clients.records import UNVERIFIED, BoolArray, IntArray
-from clients.resolvers.chain import Escalation, Resolution
+from clients.resolvers.chain import Asked, Escalation, Resolution
 from hlm.intervals import wilson_interval
 from hlm.randomness import DrawKeys, Purpose, uniforms
 
@@ -88,7 +89,6 @@ class AuditedTier:
         self.most_wrong = most_wrong
         self.false_hits = FalseHits()
         self._column = column
-        self._proposed: dict[tuple[int, int], int] = {}
 
     @property
     def closed(self) -> bool:
@@ -101,36 +101,25 @@ class AuditedTier:
             return np.zeros(keys.rows, np.bool_)
         return np.asarray(audit_draws(keys, self._column) < self.rate)
 
-    def hold_back(self, escalation: Escalation, tokens: IntArray) -> BoolArray:
-        """Remember the proposals (int64 [n], -1 where none) of rows to be audited, return them.
+    def withheld(self, escalation: Escalation, tokens: IntArray) -> IntArray:
+        """Proposals (int64 [n], -1 where none) that are left to the LLM; -1 elsewhere.
 
         While the tier is closed all of its proposals are audited: they cost nothing where the LLM
         decides these rows in any case. Rows held back must reach the LLM whatever tiers are in
-        between (`Resolution.audited`), or the rate is that of those rows that others left.
+        between (`Resolution.withheld`), or the rate is that of those rows that others left.
         """
-        proposed = tokens >= 0
-        held = proposed if self.closed else proposed & self.audited(escalation.keys)
-        # What an evaluation held back is never judged, and says nothing about these rows.
-        self._proposed.clear()
-        for i in np.flatnonzero(held).tolist():
-            place = int(escalation.rows[i]), int(escalation.positions[i])
-            self._proposed[place] = int(tokens[i])
-        return held
+        return tokens if self.closed else np.where(self.audited(escalation.keys), tokens, -1)
 
-    def judge(self, escalation: Escalation, resolution: Resolution) -> None:
+    def judge(self, final: Resolution[Any], asked: Asked[Any] | None) -> None:
         """Compare what was held back with what was decided in the end."""
-        if not self._proposed:
+        if asked is None:
             return
-        verified = verified_rows(resolution)
-        for i in np.flatnonzero(verified).tolist():
-            place = int(escalation.rows[i]), int(escalation.positions[i])
-            token = self._proposed.get(place)
-            if token is not None:
-                self.false_hits.checked += 1
-                self.false_hits.wrong += token != int(resolution.tokens[i])
-        self._proposed.clear()
+        withheld = asked.resolution.withheld
+        judged = (withheld >= 0) & verified_rows(final)[asked.rows]
+        self.false_hits.checked += int(judged.sum())
+        self.false_hits.wrong += int((withheld != final.tokens[asked.rows])[judged].sum())
 
 
-def verified_rows(resolution: Resolution) -> BoolArray:
+def verified_rows(resolution: Resolution[Any]) -> BoolArray:
     """Rows that the LLM decided, bool [n]."""
     return ~np.isin(resolution.stages, UNVERIFIED)

@@ -12,16 +12,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
-from clients.resolvers.chain import Escalation, Resolution
+from clients.records import IntArray, Stage, TextBatch, TokenFeedback, TokenRecords, Traffic
+from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.link import Link
 from clients.resolvers.messages import digest_of, messages, resent
-from hlm.feedback import read_feedback
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown, Transport
@@ -106,20 +105,23 @@ class LanguageModelUplink:
         self.config = config
         self.link = Link(transport, "llm")
 
-    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
+    def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Have the rows verified; rows without an answer stay undecided."""
-        resolution = Resolution.none(len(escalation.rows))
+        resolution: Resolution[None] = Resolution.none(len(escalation.rows))
         if self.link.asleep:
             return resolution
         try:
-            self._ask(escalation, resolution, traffic)
+            self._ask(escalation, resolution)
         except LinkDown:
             # Whether the server took the tokens in is unknown: the next request is a whole one.
             escalation.texts.held[escalation.rows] = 0
         return resolution
 
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[None] | None
+    ) -> Traffic:
         """Nothing to remember: the server keeps the texts."""
+        return Traffic()
 
     def measure(
         self, texts: TextBatch, records: TokenRecords, traffic: Traffic, *, learned: bool = False
@@ -166,16 +168,18 @@ class LanguageModelUplink:
             if reply.status == Status.OK and reply.feedback is not None and len(reply.feedback)
         ]
         if told:
-            rows, steps, feedback = (np.array(column) for column in zip(*told, strict=True))
-            records.note_feedback(rows, steps, feedback)
+            rows, steps, codes = (np.array(column) for column in zip(*told, strict=True))
+            about_draft = np.zeros(len(rows), np.bool_)
+            records.note_feedback(TokenFeedback(rows, steps, codes, about_draft))
             records.measured_only[rows, steps] = not learned
 
-    def _ask(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
+    def _ask(self, escalation: Escalation, resolution: Resolution[None]) -> None:
         """Write into `resolution` what the server says of the rows."""
         claim = escalation.draft.claim
         rows = [self._row(escalation, i, claim) for i in range(len(escalation.rows))]
         owners = escalation.rows.tolist()
         feedback = self.config.feedback or self.config.draft_feedback
+        traffic = resolution.traffic
         ask = partial(self._exchange, escalation.texts, self.verifier.name, feedback, traffic)
         replies = ask(rows, owners)
         again = [i for i, reply in enumerate(replies) if reply.status == Status.PREFIX_NEEDED]
@@ -198,11 +202,10 @@ class LanguageModelUplink:
         # What the device resamples itself the server does not know yet.
         known = (verdict.tokens.numpy() >= 0) & (not texts.given)
         np.put(texts.held, escalation.rows[index], escalation.positions[index] + known)
-        self._note(escalation, index, answered)
-        own = accepted | shares_draw(self.verifier.name, self.config.sampling.decoding)
-        records, places = escalation.records, (escalation.rows[index], escalation.steps[index])
+        resolution.feedback.append(feedback_of(escalation, index, answered))
         # With a shared draw verdicts are the LLM's own choice; other samples need not be.
-        records.choice[places] = np.where(own, 1, records.choice[places])
+        own = accepted | shares_draw(self.verifier.name, self.config.sampling.decoding)
+        resolution.is_llm_choice[index] = own
 
     def _row(self, escalation: Escalation, i: int, claim: Claim) -> Row:
         row, position = int(escalation.rows[i]), int(escalation.positions[i])
@@ -220,22 +223,6 @@ class LanguageModelUplink:
         # Later rows of the same text in this message start where this one ends.
         texts.held[row] = position
         return Row(int(texts.sessions[row]), start, tokens, draft, quiet=quiet, **fields)
-
-    def _note(self, escalation: Escalation, index: IntArray, replies: Sequence[RowReply]) -> None:
-        """Write the feedback bytes of rows' replies to the places they are about.
-
-        The last byte of a reply is about the draft, those before it about the tokens before it.
-        """
-        told = [np.empty(0, np.uint8) if r.feedback is None else r.feedback for r in replies]
-        sizes = np.array([len(part) for part in told])
-        feedback = np.concatenate(told)
-        back = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(feedback))
-        rows = np.repeat(escalation.rows[index], sizes)
-        steps = np.repeat(escalation.steps[index], sizes) - back
-        records, drafts, before = escalation.records, back == 0, back > 0
-        records.note_feedback(rows[before], steps[before], feedback[before])
-        places = rows[drafts], steps[drafts]
-        records.log_prob[places], records.draft_choice[places] = read_feedback(feedback[drafts])
 
     def _exchange(
         self,
@@ -274,3 +261,18 @@ class LanguageModelUplink:
         )
         payload = encode_request(request)
         return self.link.exchange(payload, lambda b: decode_reply(b, request), traffic).rows
+
+
+def feedback_of(
+    escalation: Escalation, index: IntArray, replies: Sequence[RowReply]
+) -> TokenFeedback:
+    """What replies say of tokens; `index` (int64) are their rows of the escalation.
+
+    The last byte of a reply is about the draft, those before it about the tokens before it.
+    """
+    codes = [np.empty(0, np.uint8) if r.feedback is None else r.feedback for r in replies]
+    sizes = np.array([len(part) for part in codes])
+    back = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(sizes.sum())
+    steps = np.repeat(escalation.steps[index], sizes) - back
+    rows = np.repeat(escalation.rows[index], sizes)
+    return TokenFeedback(rows, steps, np.concatenate(codes), back == 0)

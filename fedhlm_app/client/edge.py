@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from clients.records import Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
-from clients.resolvers.chain import Escalation, Resolution, Resolver
+from clients.resolvers.chain import Resolver
 from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from fedhlm_app.settings import Settings
@@ -121,10 +121,10 @@ class EdgeSide:
         config = OpportunisticConfig(edge=edge, llm=llm, error=settings.cost_wrong_hit)
         return OpportunisticRule(config)
 
-    def resolvers(self, learning: bool = True) -> list[Resolver]:
-        """Cache, then edge; without `learning` they answer but remember nothing."""
-        found: list[Resolver] = [tier for tier in (self.cache, self.edge) if tier is not None]
-        return found if learning else [_ReadOnly(tier) for tier in found]
+    @property
+    def resolvers(self) -> list[Resolver[Any]]:
+        """Cache, then edge."""
+        return [tier for tier in (self.cache, self.edge) if tier is not None]
 
     def finish(self, traffic: Traffic) -> State:
         """Send what waits to be shared; what must be kept until the next round."""
@@ -134,7 +134,7 @@ class EdgeSide:
             hits = self.cache.tier.false_hits
             state["cache-hits"] = {"counts": np.array([hits.checked, hits.wrong])}
         if self.edge is not None:
-            self.edge.flush(traffic)
+            traffic.include(self.edge.flush())
             state["edge"] = self.edge.state()
             state["cluster"] = {"number": np.array(self._cluster)}
         return state
@@ -150,17 +150,3 @@ class EdgeSide:
                 found[f"{name}-audited"] = int(tier.tier.false_hits.checked)
                 found[f"{name}-false"] = int(tier.tier.false_hits.wrong)
         return found
-
-
-class _ReadOnly:
-    """A tier during evaluation: held-out texts must not find themselves in it next time."""
-
-    def __init__(self, tier: Resolver) -> None:
-        self._tier = tier
-        self.needs_hidden, self.verifies = tier.needs_hidden, tier.verifies
-
-    def resolve(self, escalation: Escalation, traffic: Traffic) -> Resolution:
-        return self._tier.resolve(escalation, traffic)
-
-    def learn(self, escalation: Escalation, resolution: Resolution, traffic: Traffic) -> None:
-        """Nothing is remembered."""

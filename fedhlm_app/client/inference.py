@@ -116,7 +116,7 @@ class RoutedModel:
         TokenRecords, Traffic, int
             The tokens, what crossed the links, and how many kept tokens `reading` told of.
         """
-        tiers = [] if self.edge is None else self.edge.resolvers(learning)
+        tiers = [] if self.edge is None else self.edge.resolvers
         cache = self.edge.cache if learning and self.edge is not None else None
         router = Router(
             self.model,
@@ -125,6 +125,7 @@ class RoutedModel:
             self.verifier,
             [*tiers, self.uplink],
             on_kept=None if cache is None else cache.inferred,
+            learning=learning,
         )
         traffic = Traffic()
         if isinstance(amount, int):

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clients.records import Stage, Traffic
+from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import resolve_in_turn
 from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
@@ -50,10 +50,10 @@ def edge_server(number, keys, tokens, neighbours=()):
     teacher = EdgeResolver(
         DirectTransport(edge), EdgeResolverConfig(0, VOCAB, 2), SketchMaker(SIZE)
     )
-    held, traffic = np.flatnonzero(tokens >= 0), Traffic()
+    held = np.flatnonzero(tokens >= 0)
     escalation = escalate(keys[held], np.zeros(len(held)))
-    resolve_in_turn([teacher, Oracle(tokens[held])], escalation, traffic)
-    teacher.flush(traffic)
+    resolve_in_turn([teacher, Oracle(tokens[held])], escalation)
+    teacher.flush()
     edge.neighbours = [DirectTransport(other) for other in neighbours]
     return edge
 
@@ -81,8 +81,8 @@ def route(keys, chain, kept=None):
     """Final resolution of one step; `kept` bool [ROWS] marks audited kept drafts."""
     escalation = escalate(keys, np.zeros(ROWS))
     if kept is not None:
-        escalation.records.audited[kept, 0] = True
-    return resolve_in_turn([*chain.values(), Oracle(TRUTH)], escalation, Traffic())
+        escalation.audited[kept] = True
+    return resolve_in_turn([*chain.values(), Oracle(TRUTH)], escalation)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,13 @@ def test_while_the_cache_is_closed_peers_get_its_rows_and_its_rate_stays_unbiase
     assert abs(wrong / checked - true) < 5 * np.sqrt(true * (1 - true) / checked)
 
 
-def test_what_an_evaluation_held_back_is_not_judged_later():
-    keys, chain = tiers(True, False, False, rate=1.0)
-    escalation = escalate(keys, np.zeros(ROWS))
-    chain["cache"].resolve(escalation, Traffic())  # and never told what came of it
-    rows = escalation.select(np.arange(ROWS) < 5)
-    chain["cache"].resolve(rows, Traffic())
-    chain["cache"].learn(escalation, Oracle(TRUTH).resolve(escalation, Traffic()), Traffic())
+def test_what_an_evaluation_held_back_is_not_judged():
+    keys, chain = tiers(True, True, False, rate=1.0)
+    before = {name: resolver.tier.false_hits.checked for name, resolver in chain.items()}
+    entries, resolvers = len(chain["cache"].cache), [*chain.values(), Oracle(TRUTH)]
+    final = resolve_in_turn(resolvers, escalate(keys, np.zeros(ROWS)), learning=False)
+    assert verified_rows(final).all() and len(chain["cache"].cache) == entries
+    for name, resolver in chain.items():
+        assert resolver.tier.false_hits.checked == before[name]
+    resolve_in_turn(resolvers, escalate(keys[:5], np.zeros(5)))
     assert chain["cache"].tier.false_hits.checked <= 5

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.records import Stage, Traffic
+from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Resolution, resolve_in_turn
 from tests.escalations import escalate, run
@@ -130,7 +130,7 @@ def test_audits_find_wrong_hits_and_close_the_cache():
 
 def test_without_a_verdict_the_draft_stays_unresolved():
     resolver = CacheResolver(cache())
-    final = resolve_in_turn([resolver], escalate(contexts(3), [1, 2, 3]), Traffic())
+    final = resolve_in_turn([resolver], escalate(contexts(3), [1, 2, 3]))
     assert (final.stages == Stage.UNRESOLVED).all() and len(resolver.cache) == 0
 
 
@@ -210,10 +210,9 @@ def test_paper_mode_holds_what_the_device_kept_and_what_anybody_decided():
     for mode, expected in (("paper", [2, 3, 7, 11, 20]), ("context", [7, 11])):
         resolver = CacheResolver(cache(mode))
         escalation = escalate(contexts(4), [1, 2, 7, 9])
-        tokens = np.array([20, 2, 7, 11])
-        stages = np.array(
-            [Stage.PEER, Stage.UNRESOLVED, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED], np.int8
-        )
-        resolver.learn(escalation, Resolution(tokens, stages), Traffic())
+        final = Resolution.none(4)
+        final.tokens[:] = 20, 2, 7, 11
+        final.stages[:] = Stage.PEER, Stage.UNRESOLVED, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED
+        resolver.learn(escalation, final, None)
         resolver.inferred(np.array([3]))
         assert sorted(resolver.cache.tokens.tolist()) == expected

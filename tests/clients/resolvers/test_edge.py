@@ -58,7 +58,7 @@ def test_what_one_device_had_verified_serves_the_other():
     keys, truth, traffic = contexts(6), np.arange(6), Traffic()
     _, oracle = run(first, keys, np.zeros(6), truth, traffic)
     assert oracle.rows == 6
-    first.flush(traffic)
+    traffic.include(first.flush())
     final, oracle = run(second, keys, np.zeros(6), truth, traffic)
     assert oracle.rows == 0 and final.tokens.tolist() == truth.tolist()
     assert (final.stages == Stage.PEER).all()
@@ -76,7 +76,7 @@ def test_own_tokens_do_not_come_back():
 def test_alone_it_never_asks():
     _, (link,), (only,) = cluster(1)
     run(only, contexts(4), np.zeros(4), np.arange(4))
-    only.flush(Traffic())
+    only.flush()
     assert link.calls == 0 and only.alone
 
 
@@ -99,7 +99,7 @@ def test_neighbouring_clusters_give_the_stage_edge():
     keys = contexts(3)
     traffic = Traffic()
     run(other, keys, np.zeros(3), np.arange(3), traffic)
-    other.flush(traffic)
+    traffic.include(other.flush())
     near = EdgeServer(1, EMBEDDINGS, EdgeConfig(min_peers=1), neighbours=[Link(far)])
     _, _, (asker, _) = cluster(edge=near)
     final, _ = run(asker, keys, np.zeros(3), np.arange(3))
@@ -114,7 +114,7 @@ def test_while_the_edge_is_down_tokens_go_to_the_llm_and_it_comes_back():
     assert oracle.rows == 5 and final.tokens.tolist() == truth.tolist()
     assert traffic.failures == 1 and traffic.edge == 0
     run(first, keys, np.zeros(5), truth, traffic)
-    first.flush(traffic)
+    traffic.include(first.flush())
     assert link.calls == 1 and first.link.asleep  # left alone
     link.down = False
     first.link.back_off.wake()
@@ -147,7 +147,7 @@ def test_contexts_that_are_not_finite_are_neither_asked_nor_shared():
     keys[1, 0] = np.nan
     traffic = Traffic()
     run(first, keys, np.zeros(3), np.arange(3), traffic)
-    first.flush(traffic)
+    traffic.include(first.flush())
     assert first.rows_asked == 2 and len(edge.index) == 2 and edge.stats.refused == 0
 
 
@@ -155,7 +155,7 @@ def test_audits_count_wrong_hits_and_close_the_tier():
     _, _, (first, second) = cluster(audit_rate=0.5, max_false_hits=0.2)
     keys, traffic = contexts(200), Traffic()
     run(first, keys, np.zeros(200), np.ones(200), traffic)
-    first.flush(traffic)
+    traffic.include(first.flush())
     final, oracle = run(second, keys, np.zeros(200), np.full(200, 2), traffic)
     hits = second.tier.false_hits
     assert 60 < hits.checked == hits.wrong == oracle.rows < 140
@@ -191,7 +191,7 @@ def rounds(resolvers, count, contexts_of, rows=40):
         for client, resolver in enumerate(resolvers):
             keys = contexts_of(client, round_index)
             run(resolver, keys, np.zeros(rows), np.arange(rows) % VOCAB, traffic)
-            resolver.flush(traffic)
+            traffic.include(resolver.flush())
         resolvers[0].link.transport.edge.publish()
         asked = sum(resolver.rows_asked for resolver in resolvers) - before
         figures.append((asked, traffic.edge, traffic.uplink + traffic.downlink))
@@ -293,7 +293,7 @@ def test_state_goes_round():
     _, _, (first, _) = cluster(rule=ms_rule, audit_rate=1.0)
     first.rule.expect(0.5)
     run(first, contexts(5), np.zeros(5), np.arange(5))
-    first.flush(Traffic())
+    first.flush()
     _, _, (again, _) = cluster(rule=ms_rule)
     again.restore(first.state())
     assert again._number == first._number == 2
@@ -304,9 +304,9 @@ def test_state_goes_round():
 
 def test_large_escalations_are_asked_in_parts():
     edge, (link, _), (first, _) = cluster()
-    traffic, count = Traffic(), 1100
+    count = 1100
     escalation = escalate(contexts(count), np.zeros(count))
-    resolve_in_turn([first, Oracle(np.zeros(count))], escalation, traffic)
+    resolve_in_turn([first, Oracle(np.zeros(count))], escalation)
     assert link.calls == 4 and edge.stats.rows == count  # three questions, then the tokens
 
 

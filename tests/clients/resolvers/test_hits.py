@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from clients.records import Stage
-from clients.resolvers.chain import Resolution
+from clients.resolvers.chain import Asked, Resolution
 from clients.resolvers.hits import AuditedTier, FalseHits, audit_draws
 from hlm.randomness import DrawKeys
 from tests.escalations import escalate
+
+
+def ended(tokens, stages):
+    """How a step ended, row by row."""
+    nothing = Resolution.none(len(tokens))
+    return replace(nothing, tokens=np.array(tokens), stages=np.array(stages, np.int8))
+
+
+def asked(withheld, rows=None):
+    """What a tier said that withheld these tokens, of all rows unless told which."""
+    rows = np.ones(len(withheld), np.bool_) if rows is None else rows
+    return Asked(rows, replace(Resolution.none(len(withheld)), withheld=withheld))
 
 
 def test_a_rate_needs_evidence_to_exceed_its_limit():
@@ -37,14 +51,23 @@ def test_audited_share_is_the_rate():
 def test_held_back_proposals_are_judged_by_what_the_llm_decides():
     tier = AuditedTier(1.0, 1.0, 1)
     escalation = escalate(None, [1, 2, 3, 4])
-    held = tier.hold_back(escalation, np.array([1, 2, -1, 4]))
-    assert held.tolist() == [True, True, False, True]
+    withheld = tier.withheld(escalation, np.array([1, 2, -1, 4]))
+    assert withheld.tolist() == [1, 2, -1, 4]
     stages = [Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED, Stage.LLM_ACCEPTED, Stage.UNRESOLVED]
-    tier.judge(escalation, Resolution(np.array([1, 9, 3, 7]), np.array(stages, np.int8)))
+    final = ended([1, 9, 3, 7], stages)
+    tier.judge(final, asked(withheld))
     # The last row never reached the LLM, so it says nothing about the hit.
     assert (tier.false_hits.checked, tier.false_hits.wrong) == (2, 1)
-    tier.judge(escalation, Resolution(np.array([1, 9, 3, 7]), np.array(stages, np.int8)))
+    tier.judge(final, None)
     assert tier.false_hits.checked == 2
+
+
+def test_a_tier_that_was_asked_about_some_rows_is_judged_by_those():
+    tier = AuditedTier(1.0, 1.0, 1)
+    final = ended([1, 2, 3, 4], [Stage.LLM_ACCEPTED] * 4)
+    rows = np.array([False, True, False, True])
+    tier.judge(final, asked(np.array([2, 9]), rows))
+    assert (tier.false_hits.checked, tier.false_hits.wrong) == (2, 1)
 
 
 def test_a_closed_tier_holds_everything_back_and_can_open_again():
@@ -52,13 +75,13 @@ def test_a_closed_tier_holds_everything_back_and_can_open_again():
     tier.false_hits = FalseHits(200, 190)
     assert tier.closed
     escalation = escalate(None, np.arange(50))
-    stages = np.full(50, Stage.LLM_ACCEPTED, np.int8)
+    final = ended(np.arange(50), [Stage.LLM_ACCEPTED] * 50)
     while tier.closed:
-        assert tier.hold_back(escalation, np.arange(50)).all()
-        tier.judge(escalation, Resolution(np.arange(50), stages))
-    assert (
-        600 < tier.false_hits.checked < 1200 and not tier.hold_back(escalation, np.arange(50)).any()
-    )
+        withheld = tier.withheld(escalation, np.arange(50))
+        assert (withheld >= 0).all()
+        tier.judge(final, asked(withheld))
+    assert 600 < tier.false_hits.checked < 1200
+    assert (tier.withheld(escalation, np.arange(50)) < 0).all()
 
 
 @pytest.mark.parametrize(("rate", "limit", "name"), [(-0.1, 1, "audit-rate"), (0, 2, "max-false")])
