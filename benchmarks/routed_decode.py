@@ -49,7 +49,8 @@ from fedhlm_app.transport.transports import DirectTransport
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
-from servers.engine.engine import Engine, Feed
+from servers.backend import Feed
+from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 
 PROMPT_TOKENS = 16

@@ -138,13 +138,16 @@ class LanguageModelActor:
         """Answer one request (see `RequestBatcher.exchange`)."""
         return await self._batcher.exchange(payload)
 
-    async def describe(self) -> dict[str, int | str]:
+    async def describe(self) -> dict[str, Any]:
         """What the model is, once it is loaded: vocabulary, longest text, how it is read."""
+        from servers.backend import served_verifiers
+
         engine = self._batcher.service.engine
         return {
             "vocab": engine.vocab,
             "max_context": engine.max_context,
-            "reading": engine.way.name,
+            "verifiers": served_verifiers(engine.offers),
+            "reading": engine.reading,
         }
 
     async def stats(self) -> dict[str, float]:

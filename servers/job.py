@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from hlm.verification import Need
 from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
 from servers.asked import AskedRow, IntArray, asked_row
+from servers.backend import Backend, Feed
 from servers.blocks import skipped
-from servers.engine.engine import Engine, Feed
 from servers.texts import TextName
 from servers.verdicts import Places, reduce_logits
 
@@ -49,12 +51,12 @@ class Reading:
         """Whether nothing is left to be read."""
         return self._begun and not len(self.left)
 
-    def feed(self, engine: Engine, tokens: int, rows: int) -> tuple[Feed | None, int]:
+    def feed(self, engine: Backend, tokens: int, rows: int) -> tuple[Feed | None, int]:
         """What the engine is to be fed next, and how many tokens that reads.
 
         Parameters
         ----------
-        engine : Engine
+        engine : Backend
             Which is asked how far it has read.
         tokens, rows : int
             Most tokens to read and most positions to have logits at, >= 1.
@@ -84,7 +86,13 @@ class Reading:
         if not len(wanted):
             # Nothing is wanted in this slice, but the engine reads only up to what is wanted.
             wanted = np.array([upto])
-        return Feed(self.session, start, new, wanted), int(wanted[-1]) - first
+        feed = Feed(self.session, start, new, wanted)
+        if engine.offers < Need.PROBS:
+            ends = np.searchsorted(self.places.at, [wanted[0], wanted[-1] + 1])
+            here = self.places.select(slice(*ends))
+            asked = np.stack([here.at, here.token], 1)[here.token != NO_TOKEN]
+            feed = replace(feed, asked=asked)
+        return feed, int(wanted[-1]) - first
 
 
 class Job:

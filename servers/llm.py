@@ -23,24 +23,24 @@ from hlm.wire import (
     encode_reply,
 )
 from servers.asked import AskedRow, check_askable
-from servers.engine.engine import Engine
+from servers.backend import Backend, check_served
 from servers.job import Job
 from servers.schedule import Schedule
 from servers.texts import HeldTexts
 
 
 class LanguageModelService:
-    """Decides drafts with one engine.
+    """Decides drafts with one backend.
 
     Parameters
     ----------
-    engine : Engine
+    engine : Backend
         The large model.
     limits : Limits
         Largest message that is read.
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(self, engine: Backend, limits: Limits | None = None) -> None:
         self.engine = engine
         self.limits = Limits() if limits is None else limits
         self.texts = HeldTexts(engine)
@@ -121,6 +121,7 @@ class LanguageModelService:
             raise WireError(
                 f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
             )
+        check_served(request, self.engine)
         check_askable(request)
         return request
 

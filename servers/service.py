@@ -35,6 +35,7 @@ from starlette.routing import Route
 from hlm.wire import WireError
 from servers.access import BearerToken
 from servers.actors import RequestBatcher
+from servers.backend import served_verifiers
 from servers.llm import LanguageModelService
 
 EXCHANGE = "/v1/exchange"
@@ -219,7 +220,8 @@ class ServedLanguageModel:
                 "vocab": engine.vocab,
                 "tokenizer": self.tokenizer,
                 "max_context": engine.max_context,
-                "reading": engine.way.name,
+                "verifiers": served_verifiers(engine.offers),
+                "reading": engine.reading,
                 "max_sessions": engine.max_sessions,
                 "max_bytes": self.service.limits.max_bytes,
                 "answer_seconds": self.options.answer_seconds,

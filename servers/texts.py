@@ -10,7 +10,7 @@ a text or not.
 from __future__ import annotations
 
 from hlm.wire import PrefixDigest, Request, Row, joint_digest
-from servers.engine.engine import Engine
+from servers.backend import Backend
 
 TextName = tuple[int, int]
 """Client and number of its text, as a message says them."""
@@ -23,11 +23,11 @@ class HeldTexts:
 
     Parameters
     ----------
-    engine : Engine
+    engine : Backend
         Its sessions are keyed by `SessionKey`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Backend) -> None:
         self.engine = engine
         self._texts: dict[TextName, dict[bytes, PrefixDigest]] = {}
         self._count = 0

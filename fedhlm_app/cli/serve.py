@@ -111,6 +111,7 @@ def llm(
         settings = collect(given, overrides or [])
         check_folder(settings.llm, "llm")
         preflight.check_devices(settings, simulated=False)
+        preflight.check_backend(settings)
         access = read_access(tls_cert, tls_key, token_file)
     except ValueError as error:
         say(errors, str(error))
@@ -168,7 +169,7 @@ def serve(
             f"serving {settings.llm} at {where} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
             f"{engine.max_sessions} sessions{', with a token' if access.token else ''}"
-            f"{f', slowly: {engine.way.name}' if engine.way.is_plain else ''})",
+            f"{f', slowly: {engine.reading}' if engine.slow else ''})",
             flush=True,
         )
 

@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 def build_service(settings: Settings) -> LanguageModelService:
     """Load the large model and put the service around it."""
     # Imported by the process that runs the model; the ServerApp only says what is to be built.
-    from fedhlm_app.models.load import load_llm
-    from fedhlm_app.models.torch_names import torch_device, torch_dtype
-    from servers.engine.engine import Engine, context_limit
+    from fedhlm_app.hosting.backends import build_backend
     from servers.llm import LanguageModelService
 
-    model = load_llm(
-        settings.llm,
-        torch_dtype(settings.llm_dtype),
-        torch_device(settings.llm_device, "llm-device"),
-    )
-    context = min(settings.llm_context, context_limit(model))
-    return LanguageModelService(Engine(model, settings.llm_sessions, context))
+    return LanguageModelService(build_backend(settings))
 
 
 def wait_for_ray(seconds: float = 60.0) -> None:

@@ -25,7 +25,7 @@ from fedhlm_app.results.unresolved import needs_llm
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.errors import closest
-from fedhlm_app.transport.llm_access import check_llm
+from fedhlm_app.transport.llm_access import check_llm, require_verifier
 
 
 def check(settings: Settings, *, simulated: bool = True) -> Items:
@@ -55,6 +55,8 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
     check_writable(settings)
     check_devices(settings, simulated=simulated)
     check_rules(settings)
+    if not settings.llm_address:
+        check_backend(settings)
     check_folder(settings.slm, "slm")
     check_folder(settings.llm, "llm", weights=not settings.llm_address)
     items = items_of(settings)
@@ -73,15 +75,15 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
 
 
 def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
-    """Refuse an LLM that is not the one the settings name, or too short of sight for the run.
+    """Refuse an LLM that is not what the settings name, or that cannot do what the run asks.
 
     Parameters
     ----------
     settings : Settings
         Of the run.
     told : mapping
-        What the LLM says of itself: ``vocab`` and ``max_context``, and where it is served
-        ``model`` and ``tokenizer``.
+        What the LLM says of itself: ``vocab``, ``max_context`` and ``verifiers``, and where it is
+        served ``model`` and ``tokenizer``.
 
     Raises
     ------
@@ -103,6 +105,7 @@ def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
             f"setting 'llm' = {settings.llm!r}: {served} has another tokenizer, so that its token "
             "ids mean other text; serve the model that the run names"
         )
+    require_verifier(settings, told)
     # A text's last token is decided, and never read.
     longest = longest_context(settings) - 1
     if told.get("max_context", longest) < longest:
@@ -134,6 +137,14 @@ def check_devices(settings: Settings, *, simulated: bool = True) -> None:
             from fedhlm_app.models.torch_names import torch_device
 
             torch_device(device, setting)
+
+
+def check_backend(settings: Settings) -> None:
+    """Refuse an LLM backend that does not exist, or that cannot serve the run's verifier."""
+    if settings.llm_backend != "engine":  # which serves all; PyTorch takes seconds to import
+        from fedhlm_app.hosting import backends
+
+        backends.check_backend(settings)
 
 
 def check_rules(settings: Settings) -> None:

@@ -66,6 +66,9 @@ class ModelGroup(Group):
     llm: str = setting("builtin", "large model of the server: builtin, a hub name or a folder")
     device: str = setting("cpu", "where the small model runs: cpu, cuda, cuda:N, mps or auto")
     dtype: Dtype = setting("float32", "number format of the small model")
+    llm_backend: str = setting(
+        "engine", "what runs the large model: engine, or another that is registered"
+    )
     llm_device: str = setting("cpu", "where the large model runs: cpu, cuda, cuda:N, mps or auto")
     llm_dtype: Dtype = setting("float32", "number format of the large model")
     llm_address: str = setting(

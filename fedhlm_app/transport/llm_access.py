@@ -109,16 +109,36 @@ def require_access(settings: Settings) -> HttpTransport:
     Raises
     ------
     SettingsError
-        When the server is there, and its certificate or the device's token is not accepted.
+        When the server is there, and does not accept the device's token, is not to be trusted or
+        does not serve its verifier.
     """
     with closing(llm_link(settings, _patience(settings))) as link:
         try:
-            link.stats()
+            require_verifier(settings, link.stats())
         except LinkRefused as error:
             raise SettingsError(f"setting 'llm-address': {error}") from None
         except LinkDown as error:
             logger.warning("%s; it will be tried again", error)
     return llm_link(settings)
+
+
+def require_verifier(settings: Settings, told: Mapping[str, Any]) -> None:
+    """Refuse an LLM that cannot decide tokens the way the settings name.
+
+    Raises
+    ------
+    SettingsError
+        Naming what it serves.
+    """
+    # A server of an earlier version does not tell.
+    served = told.get("verifiers", [settings.verifier])
+    if settings.verifier not in served:
+        raise SettingsError(
+            f"setting 'verification' = {settings.verifier!r}: the LLM"
+            + (f" at '{settings.llm_address}'" if settings.llm_address else "'s actor")
+            + " does not tell the distributions that this needs; with it: "
+            + ", ".join(served)
+        )
 
 
 def check_llm(settings: Settings) -> dict[str, Any]:

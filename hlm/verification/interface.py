@@ -11,7 +11,7 @@ rejects less often than TV(x, y).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Flag, auto
+from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -39,14 +39,12 @@ class ClaimError(ValueError):
     """A claim or verdict from the other side cannot be what it says."""
 
 
-class Need(Flag):
-    """What is told of the large model's next token, at any place of a text."""
+class Need(IntEnum):
+    """What the server has to know of the large model's next token; each includes those before."""
 
-    TOP = auto()
-    """The most likely token."""
-    LOG_PROBS = auto()
-    """Log-probabilities of given tokens."""
-    PROBS = auto()
+    TOP = 1
+    """The most likely token, and log-probabilities of given tokens."""
+    PROBS = 2
     """The whole distribution."""
 
 

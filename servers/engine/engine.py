@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from hlm.reading import agreement
 from hlm.reading.plain import Passage
+from hlm.verification import Need
+from servers.backend import BackendStats, Feed
 from servers.engine.ways import best_way
 
 IntArray = NDArray[np.int64]
@@ -29,55 +31,11 @@ class EngineError(ValueError):
     """A request the engine cannot serve; the message names the field and what is allowed."""
 
 
-@dataclass(frozen=True)
-class Feed:
-    """What one session adds, and where its next-token predictions are wanted.
-
-    Attributes
-    ----------
-    session : Hashable
-        Whose text it is.
-    start : int
-        Position of ``tokens[0]``; anything the session held from there on is dropped.
-    tokens : numpy.ndarray
-        int64 [n], n >= 0.
-    wanted : numpy.ndarray
-        int64 [m] increasing positions ``p`` in ``1 .. start + n``: the distribution of token ``p``
-        given tokens ``0 .. p - 1``. May be empty: then no forward pass is spent.
-    """
-
-    session: Hashable
-    start: int
-    tokens: IntArray
-    wanted: IntArray
-
-
 @dataclass
 class _Session:
     slot: int
     tokens: IntArray
     computed: int = 0  # tokens 0 .. computed - 1 are in the key-value cache
-
-
-@dataclass
-class EngineStats:
-    """Counters since the engine started.
-
-    Attributes
-    ----------
-    passes, tokens, padded_tokens : int
-        Forward passes, tokens fed, and tokens fed including padding.
-    evictions : int
-        Sessions that lost their place to another.
-    seconds : float
-        Wall time inside forward passes, in s.
-    """
-
-    passes: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    evictions: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -120,6 +78,8 @@ class Engine:
         How the model is read.
     """
 
+    offers = Need.PROBS
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -140,13 +100,14 @@ class Engine:
         self.max_sessions = max_sessions
         self.max_context = max_context
         self.max_batch_tokens = max_batch_tokens
-        self.stats = EngineStats()
+        self.stats = BackendStats()
         self.vocab = int(model.config.get_text_config().vocab_size)
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
         slots = min(8, max_sessions)
         self._free = list(range(slots))
         self._slots = slots
         self.way = best_way(model, max_context)
+        self.reading, self.slow = self.way.name, self.way.is_plain
         self._reader = self.way.reader(slots, max_context)
 
     def held(self, session: Hashable) -> int:

@@ -139,6 +139,7 @@ def command(monkeypatch, tmp_path):
         ("device=cuda:9", "allowed on this machine: cpu, auto"),
         ("device=mps", "setting 'device' = 'mps'"),
         ("llm-device=cuda", "setting 'llm-device' = 'cuda'"),
+        ("llm-backend=vlm", "setting 'llm-backend' = 'vlm' is not allowed: one of engine"),
         ("edge-rule=krummm", "setting 'edge-rule' = 'krummm' is not allowed: one of bulyan, "),
         ("edge-rule=krummm", "; did you mean 'krum'?"),
         ("edge-rule=mean", "now called weighted-mean (by n_k, eq. 7) or unweighted-mean (eq. 8)"),

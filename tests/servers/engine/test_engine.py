@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from servers.backend import Feed
 from servers.engine import packed_attention, packed_linear, slots
-from servers.engine.engine import Engine, EngineError, Feed, context_limit
+from servers.engine.engine import Engine, EngineError, context_limit
 from tests.models import ARCHITECTURES, VOCAB, random_model
 
 

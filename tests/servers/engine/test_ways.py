@@ -8,8 +8,9 @@ import torch
 
 from benchmarks._families import VOCAB, family_model
 from hlm.reading.agreement import ModelRefusedError
+from servers.backend import Feed
 from servers.engine import packed_linear
-from servers.engine.engine import Engine, Feed
+from servers.engine.engine import Engine
 from servers.engine.slot_memory import SlotMemory
 from tests.models import random_model
 

@@ -1,0 +1,75 @@
+"""What may run the large model, by the name that the setting `llm-backend` gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedhlm_app.models.load import load_llm
+from fedhlm_app.models.torch_names import torch_device, torch_dtype
+from fedhlm_app.settings import Settings, SettingsError
+from hlm.verification import VERIFIERS, Need
+from servers.backend import Backend, served_verifiers
+from servers.engine.engine import Engine, context_limit
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """How a backend is made, and the most that it says of a next token.
+
+    Attributes
+    ----------
+    offers : Need
+        Known before anything is loaded.
+    build : callable
+        From the settings, and what follows the name and a colon in `llm-backend`.
+    """
+
+    offers: Need
+    build: Callable[[Settings, str], Backend]
+
+
+def build_engine(settings: Settings, argument: str) -> Engine:
+    """The engine of this project, with the model that `llm` names."""
+    del argument
+    model = load_llm(
+        settings.llm,
+        torch_dtype(settings.llm_dtype),
+        torch_device(settings.llm_device, "llm-device"),
+    )
+    context = min(settings.llm_context, context_limit(model))
+    return Engine(model, settings.llm_sessions, context)
+
+
+BACKENDS = {
+    "engine": BackendKind(Engine.offers, build_engine),
+}
+
+
+def check_backend(settings: Settings) -> None:
+    """Refuse a backend that is not registered, or that cannot serve the run's verifier.
+
+    Raises
+    ------
+    SettingsError
+        Naming the settings and what fits.
+    """
+    name, _, _ = settings.llm_backend.partition(":")
+    if name not in BACKENDS:
+        raise SettingsError(
+            f"setting 'llm-backend' = {settings.llm_backend!r} is not allowed: "
+            f"one of {', '.join(BACKENDS)}"
+        )
+    offers = BACKENDS[name].offers
+    if VERIFIERS[settings.verifier].needs > offers:
+        raise SettingsError(
+            f"settings 'llm-backend' = {settings.llm_backend!r} and 'verification' = "
+            f"{settings.verifier!r}: it needs whole distributions of the next token, which this "
+            f"backend does not tell; with it: {', '.join(served_verifiers(offers))}"
+        )
+
+
+def build_backend(settings: Settings) -> Backend:
+    """The backend that `llm-backend` names; its model is loaded."""
+    name, _, argument = settings.llm_backend.partition(":")
+    return BACKENDS[name].build(settings, argument)
