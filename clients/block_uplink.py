@@ -86,7 +86,7 @@ class BlockUplink(LanguageModelUplink):
     """
 
     def __init__(self, transport: Transport, verifier: Verifier, config: UplinkConfig) -> None:
-        if not verifier.shared_draw:
+        if not VERIFIERS[verifier.name].shared_draw:
             allowed = ", ".join(name for name, one in VERIFIERS.items() if one.shared_draw)
             raise ValueError(f"verifier = {verifier.name!r}: for blocks one of {allowed} is needed")
         super().__init__(transport, verifier, config)

@@ -12,29 +12,29 @@ from itertools import pairwise
 
 import torch
 
-from hlm.randomness import DrawKeys, Purpose, exponentials, uniforms
-from hlm.sampling import draw, top_token
-from hlm.verification.coupled import Coupled, exponential_race
+from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.sampling import draw
+from hlm.verification import VERIFIERS, Claim
 from hlm.wire import Row
 
 
-def own_tokens(target: torch.Tensor, decoding: str, verifier: str, keys: DrawKeys) -> torch.Tensor:
+def own_tokens(target: torch.Tensor, verifier: str, keys: DrawKeys) -> torch.Tensor:
     """What the large model puts where nothing was drafted, int64 [rows].
 
     Parameters
     ----------
     target : torch.Tensor
         float64 [rows, vocab], the distributions to draw from.
-    decoding, verifier : str
-        Greedy: the most likely token. ``coupled``: the race that a draft would have been compared
-        with, so that the text does not depend on where blocks begin. Otherwise a sample.
+    verifier : str
+        With a shared draw, what a draft would have been compared with, so that the text does not
+        depend on where blocks begin. Otherwise a sample.
     keys : DrawKeys
         Of the places.
     """
-    if decoding == "greedy":
-        return top_token(target)
-    if verifier == Coupled.name:
-        return exponential_race(target, exponentials(keys, target.shape[1]))
+    kind = VERIFIERS[verifier]
+    if kind.shared_draw:
+        anything = torch.zeros(len(target), dtype=torch.int64)
+        return kind().decide(target, Claim(anything), keys).tokens
     return draw(target, uniforms(keys, Purpose.RESAMPLE, 1)[:, 0])
 
 

@@ -135,9 +135,7 @@ def _verify(
         for line, index in enumerate(drafted.tolist()):
             asking[index].decided = reply_fields(verdict, line)
     if len(further):
-        tokens = own_tokens(
-            target[further], request.decoding, request.verifier, keys.select(further)
-        )
+        tokens = own_tokens(target[further], request.verifier, keys.select(further))
         for index, token in zip(further.tolist(), tokens.tolist(), strict=True):
             asking[index].decided = {"token": token}
 

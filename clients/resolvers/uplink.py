@@ -24,7 +24,7 @@ from clients.resolvers.messages import digest_of, messages, resent
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown, Transport
-from hlm.verification import Claim, Draft, Verdict, plain_verifier, shares_draw
+from hlm.verification import VERIFIERS, Claim, Draft, Verdict, plain_verifier, shares_draw
 from hlm.wire import (
     IDENTITY_BYTES,
     Request,
@@ -255,7 +255,7 @@ class LanguageModelUplink:
             decoding=sampling.decoding,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            bits=16 if verifier == "full" else 8,
+            bits=VERIFIERS[verifier].bits,
             identity=self.config.identity if any(row.start == 0 for row in rows) else b"",
             digest=digest,
         )

@@ -21,7 +21,7 @@ from clients.records import TokenRecords, Traffic
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.client.device import items_of
 from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
-from fedhlm_app.client.verifiers import build_verifier
+from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.compare.calibration import Calibration, calibrate
 from fedhlm_app.compare.contender import (
     Clock,
@@ -39,7 +39,7 @@ from fedhlm_app.models.load import check_same_tokenizer, load_llm, load_slm, loa
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.verification import Verifier, plain_verifier
+from hlm.verification import VERIFIERS, Verifier, plain_verifier
 from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
 
@@ -240,12 +240,7 @@ class Comparison:
     def _routed(self, method: Method, policy: Policy, client: int) -> Routed:
         verifier = self._plain()
         if not self._greedy:
-            verifier = build_verifier(
-                method.verifier,
-                self.settings.truncation_k,
-                self.settings.theta_tv,
-                self.calibration.draft_line if method.verifier.startswith("truncated") else None,
-            )
+            verifier = verifier_of(self.settings, method.verifier, self.calibration.draft_line)
         engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
         service = LanguageModelService(engine)
         recorder = Recorder(DirectTransport(service), self.plan.clock)
@@ -265,7 +260,7 @@ class Comparison:
         )
 
     def _plain(self) -> Verifier:
-        return build_verifier(plain_verifier(self._sampling.decoding))
+        return VERIFIERS[plain_verifier(self._sampling.decoding)]()
 
     def _config(self, client: int, measure: str) -> RouterConfig:
         measured = self.settings.model_copy(update={"uncertainty": measure})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hlm.line import UHLM_LINE
+from hlm.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from fedhlm_app.settings.model import Settings
@@ -14,7 +15,7 @@ def advice(settings: Settings) -> list[str]:
     """One sentence for every choice that is not what its name promises; empty when all are."""
     why = _same_as_fedavg(settings)
     found = [f"setting 'strategy' = '{settings.strategy}' {why}"] if why else []
-    if settings.verifier in ("truncated", "truncated-exact") and settings.truncation_k == 0:
+    if "theta_tv" in VERIFIERS[settings.verifier].options and settings.truncation_k == 0:
         slope, intercept = UHLM_LINE
         found.append(
             f"setting 'verification' = '{settings.verifier}': the k* rule expects rejections by "

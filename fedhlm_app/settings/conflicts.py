@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedhlm_app.learning.rules import RULES, named_rule
 from fedhlm_app.settings.address import parse_address
+from hlm.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from fedhlm_app.settings.model import Settings
@@ -106,15 +107,16 @@ def _clusters(settings: Settings) -> list[str]:
 def _decoding(settings: Settings) -> list[str]:
     greedy = settings.decoding == "greedy"
     verification = settings.verification
-    if greedy and verification not in ("auto", "greedy"):
+    decides = VERIFIERS[settings.verifier].decoding
+    if greedy and decides == "sampled":
         return [
             f"settings 'verification' = '{verification}' and 'decoding' = 'greedy': it decides "
             "sampled drafts; set decoding=sampled, or verification=greedy"
         ]
-    if not greedy and verification == "greedy":
+    if not greedy and decides == "greedy":
         return [
-            "settings 'verification' = 'greedy' and 'decoding' = 'sampled': sampled text would "
-            "not follow the large model's distribution; set verification=coupled or another, "
+            f"settings 'verification' = '{verification}' and 'decoding' = 'sampled': sampled text "
+            "would not follow the large model's distribution; set verification=coupled or another, "
             "or auto"
         ]
     return []

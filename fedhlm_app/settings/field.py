@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import CoreSchema, core_schema
 
 
 def kebab(name: str) -> str:
@@ -22,6 +24,27 @@ class Group(BaseModel):
         populate_by_name=True,
         protected_namespaces=(),
     )
+
+
+class OneOf:
+    """Annotation of a setting whose values are the names of a registry."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        """Let pydantic accept these names alone."""
+        return core_schema.literal_schema(list(self.names))
+
+
+class _Described(Protocol):
+    @property
+    def words(self) -> str: ...
+
+
+def said(registry: Mapping[str, _Described]) -> str:
+    """What each name of a registry stands for, in one line."""
+    return "; ".join(f"{name}: {kind.words}" for name, kind in registry.items())
 
 
 def setting(

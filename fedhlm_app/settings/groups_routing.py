@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fedhlm_app.settings.field import Group, setting
+from fedhlm_app.settings.field import Group, OneOf, said, setting
+from hlm.verifiers import VERIFIERS
 
 
 class RoutingGroup(Group):
@@ -39,12 +40,11 @@ class RoutingGroup(Group):
     initial_threshold: float = setting(
         0.5, "first threshold: a draft of at most this uncertainty is kept", at_least=-1, at_most=1
     )
-    verification: Literal[
-        "auto", "greedy", "full", "truncated", "truncated-exact", "scalar",
-        "coupled",
-    ] = setting(
-        "auto", "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding"
-    )  # fmt: skip
+    verification: Annotated[str, OneOf("auto", *VERIFIERS)] = setting(
+        "auto",
+        "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding; "
+        + said(VERIFIERS),
+    )
     truncation_k: int = setting(
         0,
         "most likely tokens that truncated sends; 0: the k* rule, by U-HLM's line for its "

@@ -24,6 +24,7 @@ from fedhlm_app.settings.sources import (
     looks_like_path,
 )
 from fedhlm_app.settings.words import allowed_values
+from hlm.verifiers import plain_verifier, shares_draw
 
 # pydantic collects fields from the last base to the first.
 GRADIENT_SETTINGS = (
@@ -198,11 +199,9 @@ class Settings(
         """Name of the verification method, `auto` resolved by the decoding."""
         if self.verification != "auto":
             return self.verification
-        return "greedy" if self.decoding == "greedy" else "coupled"
+        return plain_verifier(self.decoding)
 
     @property
     def shared_draw(self) -> bool:
         """Whether "what the LLM itself would have put there" is one definite token."""
-        from hlm.verification import shares_draw  # PyTorch takes seconds to import
-
         return shares_draw(self.verifier, self.decoding)

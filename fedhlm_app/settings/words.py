@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from fedhlm_app.settings.field import OneOf
+
 
 def unit_of(field: FieldInfo) -> str:
     """Return the unit of a setting, empty where it has none."""
@@ -18,6 +20,9 @@ def allowed_values(field: FieldInfo) -> str:
     kind = field.annotation
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
+    for part in field.metadata:
+        if isinstance(part, OneOf):
+            return "one of " + ", ".join(part.names)
     if kind is bool:
         return "true or false"
     if kind is str:

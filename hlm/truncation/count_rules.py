@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hlm.line import UHLM_LINE
+from hlm.line import UHLM_LINE, UncertaintyLine
 from hlm.truncation.k_star import k_star_online
 
-__all__ = ["CountRule", "FixedCount", "OnlineCount"]
+__all__ = ["CountRule", "FixedCount", "OnlineCount", "count_rule"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,30 @@ class OnlineCount:
 
 
 CountRule = FixedCount | OnlineCount
+
+
+def count_rule(
+    truncation_k: int, theta_tv: float, line: UncertaintyLine | None = None
+) -> CountRule:
+    """How many tokens of the distribution a truncated method uploads.
+
+    Parameters
+    ----------
+    truncation_k : int
+        The same k for every token, from 1; 0 for CU-HLM's k* rule.
+    theta_tv : float
+        Deviation the k* rule may leave, >= 0.
+    line : UncertaintyLine, optional
+        From u = 1 - x_d to the expected beta, for the k* rule; by default U-HLM's published one,
+        which is what every run uses.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+    """
+    if truncation_k < 0:
+        raise ValueError(f"truncation-k = {truncation_k}: allowed are values from 0")
+    if truncation_k:
+        return FixedCount(truncation_k)
+    return OnlineCount(theta_tv, *(() if line is None else (line.slope, line.intercept)))

@@ -10,7 +10,6 @@ from hlm.sampling import check_probs
 from hlm.verification.interface import (
     Claim,
     Draft,
-    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -105,10 +104,6 @@ class Coupled:
     """
 
     name = "coupled"
-    exact = True
-    shared_draw = True
-    needs = Need.PROBS
-    crosses = "the draft's id up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Race the device distribution; see `Verifier.draft`."""

@@ -13,7 +13,6 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
-    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -58,10 +57,6 @@ class Full:
     """
 
     name = "full"
-    exact = True
-    shared_draw = False
-    needs = Need.PROBS
-    crosses = "the draft's id and the whole quantised device distribution up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Quantise the distribution and draw from it; see `Verifier.draft`."""

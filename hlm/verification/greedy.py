@@ -10,7 +10,6 @@ from hlm.sampling import check_probs, checked_top_token, top_token
 from hlm.verification.interface import (
     Claim,
     Draft,
-    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -36,10 +35,6 @@ class Greedy:
     """
 
     name = "greedy"
-    exact = True
-    shared_draw = True
-    needs = Need.TOP
-    crosses = "the draft's id up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Take the most likely token of each row; see `Verifier.draft`."""

@@ -11,7 +11,6 @@ rejects less often than TV(x, y).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -25,7 +24,6 @@ __all__ = [
     "Claim",
     "ClaimError",
     "Draft",
-    "Need",
     "Verdict",
     "Verifier",
     "total_variation",
@@ -37,15 +35,6 @@ UNDECIDED = -1
 
 class ClaimError(ValueError):
     """A claim or verdict from the other side cannot be what it says."""
-
-
-class Need(IntEnum):
-    """What the server has to know of the large model's next token; each includes those before."""
-
-    TOP = 1
-    """The most likely token, and log-probabilities of given tokens."""
-    PROBS = 2
-    """The whole distribution."""
 
 
 def _select(field: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -155,15 +144,7 @@ class Verifier(Protocol):
     """One way of deciding escalated tokens; device and server each hold an equal instance."""
 
     name: str
-    """Value of the setting ``verification``."""
-    exact: bool
-    """Whether the output has exactly the target's distribution."""
-    shared_draw: bool
-    """Whether a verdict is the token that the LLM would have put there without any draft."""
-    needs: Need
-    """What a backend of the LLM has to offer, so that the server can decide."""
-    crosses: str
-    """What crosses the link, in one sentence."""
+    """Key of `hlm.verifiers.VERIFIERS`, where the rest of what is known of it stands."""
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Device: draw drafts from `probs` (float64 [rows, vocab])."""

@@ -21,7 +21,6 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
-    Need,
     Verdict,
     checked_target,
     drafted,
@@ -89,10 +88,6 @@ class Scalar:
     """
 
     name = "scalar"
-    exact = True
-    shared_draw = False
-    needs = Need.PROBS
-    crosses = "the draft's id and weight up; accepted, or the quantised target, down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Quantise the distribution and draw from it; see `Verifier.draft`."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hlm.line import UncertaintyLine
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import check_probs, draw
-from hlm.truncation.count_rules import CountRule, FixedCount
+from hlm.truncation.count_rules import CountRule, count_rule
 from hlm.truncation.truncate import spread, truncate
 from hlm.verification import speculative
 from hlm.verification.full import accept_or_resample
@@ -19,7 +20,6 @@ from hlm.verification.interface import (
     Claim,
     ClaimError,
     Draft,
-    Need,
     Verdict,
     checked_target,
     decided_tokens,
@@ -35,8 +35,13 @@ DEFAULT_COUNT = 30  # the k of CU-HLM's own table
 class _TruncatedUpload:
     """The server's half, which both variants share."""
 
-    def __init__(self, rule: CountRule | None = None) -> None:
-        self.rule: CountRule = FixedCount(DEFAULT_COUNT) if rule is None else rule
+    def __init__(
+        self,
+        truncation_k: int = DEFAULT_COUNT,
+        theta_tv: float = 0.1,
+        line: UncertaintyLine | None = None,
+    ) -> None:
+        self.rule: CountRule = count_rule(truncation_k, theta_tv, line)
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Accept or resample with the truncated distribution; see `Verifier.decide`."""
@@ -63,21 +68,17 @@ class Truncated(_TruncatedUpload):
     Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
     Not exact: the output's distribution is at most TV(x, xhat) away from the target when k does not
     depend on the draft. (Drafts from xhat would give the target exactly; the same channel from
-    draft to token, fed x instead, cannot widen the distance.) The online and offline rules look at
-    the draft; `output_distribution` gives their bias, for which no such bound is claimed. Rejection
-    probability: sum_d x_d (1 - y_d/xhat_d)+.
+    draft to token, fed x instead, cannot widen the distance.) The k* rule looks at the draft;
+    `output_distribution` gives its bias, for which no such bound is claimed. Rejection probability:
+    sum_d x_d (1 - y_d/xhat_d)+.
 
     Parameters
     ----------
-    rule : CountRule, optional
-        How k is chosen; 30 tokens by default.
+    truncation_k, theta_tv, line
+        How k is chosen, see `count_rule`; 30 tokens by default.
     """
 
     name = "truncated"
-    exact = False
-    shared_draw = False
-    needs = Need.PROBS
-    crosses = "the draft's id and the quantised top k up; the token down"
 
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Draw from the whole distribution, truncate what goes up; see `Verifier.draft`."""
@@ -126,15 +127,11 @@ class TruncatedExact(_TruncatedUpload):
 
     Parameters
     ----------
-    rule : CountRule, optional
-        How k is chosen; 30 tokens by default.
+    truncation_k, theta_tv, line
+        How k is chosen, see `count_rule`; 30 tokens by default.
     """
 
     name = "truncated-exact"
-    exact = True
-    shared_draw = False
-    needs = Need.PROBS
-    crosses = "the draft's id and the quantised top k up; the token down"
 
     def _truncated(self, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         exact = check_probs("probs", probs)

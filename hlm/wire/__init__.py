@@ -5,6 +5,7 @@ the server decodes it, answers with a :class:`Reply`, and the device decodes tha
 request at hand. Everything that can be wrong with the bytes is a :class:`WireError`.
 """
 
+from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
@@ -26,7 +27,6 @@ from hlm.wire.messages import (
     Request,
     Row,
     RowReply,
-    Shape,
     Status,
     following_row,
 )

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from hlm.verifiers import Shape
 from hlm.wire.errors import InvalidField
 from hlm.wire.messages import (
     NO_TOKEN,
     SCALAR_BITS,
     Request,
     Row,
-    Shape,
     following_row,
 )
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
@@ -103,7 +103,7 @@ def _check_row(row: Row, request: Request) -> None:
             raise InvalidField(f"{where}: {name}={getattr(row, name)} must be in [{low}, {high})")
     shape = Shape.NOTHING if row.draft == NO_TOKEN else request.shape
     present = (row.weight is not None, row.support is not None, row.weights is not None)
-    wanted = (shape == Shape.WEIGHT, shape == Shape.SUPPORT, shape in (Shape.SUPPORT, Shape.LAW))
+    wanted = (shape == Shape.WEIGHT, shape == Shape.SUPPORT, shape in (Shape.SUPPORT, Shape.PROBS))
     if present != wanted:
         raise InvalidField(
             f"{where}: (weight, support, weights) given is {present}, but {request.verifier!r} "

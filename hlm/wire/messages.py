@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hlm.verifiers import VERIFIERS, Shape
 from hlm.wire.errors import InvalidField
 
 IntArray = npt.NDArray[np.int64]
@@ -25,24 +26,8 @@ SCALAR_BITS = 16
 """Probabilities that travel alone are integers in [1, 2**16], in units of 2**-16."""
 
 
-class Shape(IntEnum):
-    """What a device claims about the law its draft came from."""
-
-    NOTHING = 0
-    WEIGHT = 1
-    SUPPORT = 2
-    LAW = 3
-
-
-VERIFIER_SHAPES: dict[str, Shape] = {
-    "full": Shape.LAW,
-    "truncated": Shape.SUPPORT,
-    "scalar": Shape.WEIGHT,
-    "coupled": Shape.NOTHING,
-    "greedy": Shape.NOTHING,
-    "truncated-exact": Shape.SUPPORT,
-}
-"""Verifiers the wire knows; a name's place is its code, so new names go at the end (16 at most)."""
+VERIFIER_SHAPES: dict[str, Shape] = {name: kind.claim for name, kind in VERIFIERS.items()}
+"""Verifiers the wire knows; a name's place is its code."""
 
 
 class Status(IntEnum):
@@ -126,7 +111,7 @@ class Row(_ByValue):
     support, weights
         Claim of shape SUPPORT: int64 [k] token ids, strictly increasing, and int64 [k] weights in
         units of ``2**-bits`` whose sum is at most ``2**bits`` (what is left is spread over the
-        other tokens). Claim of shape LAW: ``weights`` alone, [vocab], summing to ``2**bits``.
+        other tokens). Claim of shape PROBS: ``weights`` alone, [vocab], summing to ``2**bits``.
     quiet
         No feedback is wanted for the first ``quiet`` tokens: a prompt, or a prefix sent again.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
@@ -17,7 +18,6 @@ from hlm.wire.messages import (
     Reply,
     Request,
     RowReply,
-    Shape,
     Status,
 )
 from hlm.wire.request import VERSION, check_kind

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
@@ -29,7 +30,6 @@ from hlm.wire.messages import (
     Limits,
     Request,
     Row,
-    Shape,
     following_row,
 )
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
@@ -284,7 +284,7 @@ def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape:
     if shape == Shape.SUPPORT:
         supports = [row.support.astype(np.int64) for row in asking if row.support is not None]
         write_supports(writer, supports, request.vocab)
-    if shape in (Shape.SUPPORT, Shape.LAW):
+    if shape in (Shape.SUPPORT, Shape.PROBS):
         laws = [row.weights for row in asking if row.weights is not None]
         write_dense(writer, laws, request.bits)
 

@@ -37,7 +37,7 @@ def claim(random: Generator, verifier: str, vocab: int, bits: int) -> dict[str, 
         support = np.sort(random.choice(vocab, size, replace=False)).astype(np.int64)
         weights = law(random, size + 1, bits)[:-1]
         return {"support": support, "weights": weights}
-    if shape == Shape.LAW:
+    if shape == Shape.PROBS:
         return {"weights": law(random, vocab, bits)}
     return {}
 

@@ -281,7 +281,7 @@ def test_feedback_tells_of_every_draft_that_was_reached():
 
 def test_unknown_methods_and_empty_blocks_are_refused():
     slm = random_model("llama", 1)
-    with pytest.raises(ValueError, match=r"verifier = 'full'.*greedy, coupled"):
+    with pytest.raises(ValueError, match=r"verifier = 'full'.*coupled, greedy"):
         Setup(slm, slm, SAMPLED, "full")
     with pytest.raises(ValueError, match="draft_tokens = 0"):
         Setup(slm, slm, draft_tokens=0)

@@ -5,11 +5,11 @@ import pytest
 
 from clients.policy import RandomPolicy
 from clients.records import Stage
-from fedhlm_app.client.verifiers import build_verifier, verifier_of
+from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.settings import Settings
 from hlm.line import UncertaintyLine
 from hlm.truncation.count_rules import FixedCount, OnlineCount
-from hlm.verification import VERIFIERS, Truncated
+from hlm.verification import VERIFIERS, Truncated, TruncatedExact
 from hlm.wire import decode_request
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts
@@ -41,10 +41,9 @@ def routed(method, sampling=SAMPLED, *, seed=7):
 
 
 METHODS = {
-    **{name: lambda name=name: build_verifier(name) for name in VERIFIERS},
-    "truncated k=3": lambda: build_verifier("truncated", 3),
-    "truncated k*": lambda: build_verifier("truncated", 0, 0.3),
-    "truncated-exact k=1": lambda: build_verifier("truncated-exact", 1),
+    **VERIFIERS,
+    "truncated k=3": lambda: Truncated(3),
+    "truncated-exact k=1": lambda: TruncatedExact(1),
 }
 
 
@@ -69,7 +68,7 @@ def test_every_method_decides_over_the_wire_and_repeats(name):
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 5), (VOCAB, VOCAB - 1)])
 def test_truncation_k_is_what_goes_up(count, expected):
-    *_, requests = routed(build_verifier("truncated", count))
+    *_, requests = routed(Truncated(count))
     sizes = {len(row.support) for request in requests for row in request.rows}
     assert sizes == {expected}
 
@@ -77,7 +76,7 @@ def test_truncation_k_is_what_goes_up(count, expected):
 def test_a_wider_tolerance_uploads_less():
     sizes = []
     for theta in (0.01, 0.2, 0.8):
-        *_, requests = routed(build_verifier("truncated", 0, theta))
+        *_, requests = routed(Truncated(0, theta))
         sizes.append(sum(len(row.support) for request in requests for row in request.rows))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[2]
@@ -88,18 +87,17 @@ def test_settings_choose_the_rule():
     fixed = verifier_of(Settings.from_sources({**sampled, "truncation-k": 4}, {}))
     assert isinstance(fixed, Truncated)
     assert fixed.rule == FixedCount(4)
-    online = verifier_of(Settings.from_sources({**sampled, "theta-tv": 0.25}, {}))
-    assert online.rule == OnlineCount(0.25)
-    fitted = build_verifier("truncated", theta_tv=0.25, line=UncertaintyLine(0.9, -0.1, 0.5))
-    assert fitted.rule == OnlineCount(0.25, 0.9, -0.1)
+    online = verifier_of(
+        Settings.from_sources({**sampled, "theta-tv": 0.25}, {}),
+        line=UncertaintyLine(0.9, -0.1, 0.5),
+    )
+    assert online.rule == OnlineCount(0.25, 0.9, -0.1)
     assert verifier_of(Settings.from_sources({}, {})).name == "greedy"
     assert verifier_of(Settings.from_sources({"decoding": "sampled"}, {})).name == "coupled"
 
 
 def test_wrong_parameters_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"verification = 'magic'.*coupled"):
-        build_verifier("magic")
     with pytest.raises(ValueError, match=r"truncation-k = -1"):
-        build_verifier("truncated", -1)
+        Truncated(-1)
     with pytest.raises(ValueError, match=r"theta_tv = -0.5"):
-        build_verifier("truncated", 0, -0.5)
+        Truncated(0, -0.5)
