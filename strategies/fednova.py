@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from strategies.aggregation import cluster_means
-from strategies.local_methods import Batch, FedAvgSteps, step_towards
+from strategies.local_methods import Batch, LocalMethod, step_towards
 
 
-class FedNova(FedAvgSteps):
+class FedNova(LocalMethod):
     """Normalised averaging: x + tau_eff * sum_k p_k (y_k - x) / tau_k.
 
     tau_k is the reply's metric ``local-steps`` (plain gradient steps, so ||a_k||_1 = tau_k) and

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from strategies.local_methods import FedAvgSteps
+from strategies.local_methods import LocalMethod
 
 
-class FedProx(FedAvgSteps):
+class FedProx(LocalMethod):
     """Clients minimise F_k(y) + mu/2 ||y - x||^2, x being what they started from.
 
     Parameters

@@ -9,10 +9,10 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, Strategy
 
 from strategies.aggregation import FloatArray
-from strategies.rules import RULES, Stateless
+from strategies.rules import RULES, AggregationRule
 
 
-class FlowerRule(Stateless):
+class FlowerRule(AggregationRule):
     """Hand one group's values to `aggregate_train` of a fresh Flower strategy.
 
     The values become replies with one array and the metric ``num-examples``. A fresh strategy for

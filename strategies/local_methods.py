@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -51,119 +51,67 @@ class Batch:
     shared_start: bool
 
 
-class LocalMethod(Protocol):
-    """How a local method takes part in a round."""
+class LocalMethod:
+    """How a local method takes part in a round; the base adds nothing to plain gradient steps."""
 
     name: str
 
     @property
     def adds_up(self) -> bool:
         """True when `prepare` and `absorb` do nothing: replies can be added up one by one."""
-        ...
-
-    @property
-    def needs_start(self) -> bool:
-        """True when `prepare` reads `Batch.starts`."""
-        ...
-
-    @property
-    def reply_extras(self) -> Mapping[str, float]:
-        """Array keys a reply must carry, each with its largest absolute value."""
-        ...
-
-    @property
-    def reply_metrics(self) -> Mapping[str, tuple[float, float]]:
-        """Metrics a reply must carry, each with its range."""
-        ...
-
-    def config(self) -> dict[str, int | float | str]:
-        """Return what the client has to know, for the message's ConfigRecord."""
-        ...
-
-    def open(self, size: int, num_clusters: int) -> None:
-        """Get ready for d parameters and C clusters; called before every round."""
-        ...
-
-    def arrays_down(self, cluster: int, shared: bool) -> dict[str, FloatArray]:
-        """Arrays [d] to send beside the policy to a client of `cluster`."""
-        ...
-
-    def client_arrays(self, client: int) -> dict[str, FloatArray]:
-        """Arrays [d] of the client's own state, as far as its replies were accepted."""
-        ...
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Rewrite values and weights before the edge rule."""
-        ...
-
-    def absorb(self, batch: Batch, clients: list[int], combine: EdgeCombine) -> None:
-        """Update the method's own state after the round."""
-        ...
-
-    def state_dict(self) -> State:
-        """Everything needed to continue identically."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s value."""
-        ...
-
-
-class FedAvgSteps:
-    """Plain local gradient steps (McMahan et al., arXiv 1602.05629); base of the others."""
-
-    name = "fedavg"
-
-    @property
-    def adds_up(self) -> bool:
-        """Values go to the edge rule as they came."""
         return True
 
     @property
     def needs_start(self) -> bool:
-        """The start is not used."""
+        """True when `prepare` reads `Batch.starts`."""
         return False
 
     @property
     def reply_extras(self) -> Mapping[str, float]:
-        """No further arrays."""
+        """Array keys a reply must carry, each with its largest absolute value."""
         return {}
 
     @property
     def reply_metrics(self) -> Mapping[str, tuple[float, float]]:
-        """No further metrics."""
+        """Metrics a reply must carry, each with its range."""
         return {}
 
     def config(self) -> dict[str, int | float | str]:
-        """Only the method's name."""
+        """Return what the client has to know, for the message's ConfigRecord."""
         return {"local-method": self.name}
 
     def open(self, size: int, num_clusters: int) -> None:
-        """Nothing to prepare."""
+        """Get ready for d parameters and C clusters; called before every round."""
 
     def arrays_down(self, cluster: int, shared: bool) -> dict[str, FloatArray]:
-        """Nothing beside the policy."""
+        """Arrays [d] to send beside the policy to a client of `cluster`."""
         return {}
 
     def client_arrays(self, client: int) -> dict[str, FloatArray]:
-        """Clients have no state."""
+        """Arrays [d] of the client's own state, as far as its replies were accepted."""
         return {}
 
     def prepare(self, batch: Batch) -> Batch:
-        """Values go to the edge rule as they came."""
+        """Rewrite values and weights before the edge rule."""
         return batch
 
     def absorb(self, batch: Batch, clients: list[int], combine: EdgeCombine) -> None:
-        """No state."""
+        """Update the method's own state after the round."""
 
     def state_dict(self) -> State:
-        """No state."""
+        """Everything needed to continue identically."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept the empty state only."""
+        """Continue from `state_dict`'s value."""
         if state:
             raise ValueError(f"state: keys {sorted(state)}; allowed: none for {self.name}")
+
+
+class FedAvgSteps(LocalMethod):
+    """Plain local gradient steps (McMahan et al., arXiv 1602.05629)."""
+
+    name = "fedavg"
 
 
 def step_towards(batch: Batch, scale: FloatArray | float) -> FloatArray:

@@ -65,19 +65,19 @@ class Addition:
 
 
 class Phase(Protocol):
-    """What `strategies.hierarchical.Hierarchical` runs."""
+    """What `strategies.hierarchical.Hierarchical` runs; what has a body here may be left out."""
 
     def turns(self, nodes: Sequence[Node]) -> Sequence[int] | None:
         """Rank of each connected node for training, the lowest being asked first; None: alike."""
-        ...
+        return None
 
     def addition(self, current: Round, node: Node) -> Addition:
         """What this client is sent besides the policy to start from."""
-        ...
+        return Addition()
 
     def inspect(self, current: Round, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
         """Refuse more of the training replies than is refused anyway."""
-        ...
+        return updates, []
 
     def aggregate(self, current: Round, updates: list[Update]) -> BoolArray:
         """Move the policies by a round's accepted replies, at least one.
@@ -94,8 +94,8 @@ class Phase(Protocol):
 
     def state_dict(self) -> State:
         """What is kept beside `strategies.server_state.ServerState`."""
-        ...
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
-        ...
+        return None

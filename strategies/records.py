@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -123,28 +123,6 @@ class RoundRecord:
         return dict(
             Counter(refusal.reason for refusal in (*self.refused, *self.evaluation_refused))
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Values that `json.dumps` takes; keys as attributes, client keys as strings."""
-        return {
-            "round": self.round,
-            "heard": list(self.heard),
-            "counted": self.counted,
-            "asked": list(self.asked),
-            "weights": {str(client): weight for client, weight in self.weights.items()},
-            "clients": {str(client): cluster for client, cluster in self.clients.items()},
-            "refused": [vars(refusal) for refusal in self.refused],
-            "refused_by_reason": self.refused_by_reason,
-            "failed": [vars(failure) for failure in self.failed],
-            "sums": dict(self.sums),
-            "means": dict(self.means),
-            "evaluation_sums": dict(self.evaluation_sums),
-            "evaluation_means": dict(self.evaluation_means),
-            "evaluation_refused": [vars(refusal) for refusal in self.evaluation_refused],
-            "evaluation_failed": [vars(failure) for failure in self.evaluation_failed],
-            "epsilon": self.epsilon,
-            "seconds": self.seconds,
-        }
 
 
 def add_up(updates: list[Update]) -> tuple[dict[str, MetricValue], dict[str, float]]:

@@ -10,9 +10,10 @@ to which the tests hold them step by step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,41 +30,27 @@ State = dict[str, Any]
 """NumPy arrays, numbers, strings, None, and lists and dicts of these."""
 
 
-class AggregationRule(Protocol):
-    """One group of values becomes one value."""
+class AggregationRule(ABC):
+    """One group of values becomes one value; the base remembers nothing."""
 
-    stateful: bool
+    stateful = False
     """True when `combine` depends on earlier calls."""
 
+    @abstractmethod
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
         """Combine ``values [n, d]`` with ``weights [n]`` (> 0); returns float64 [d]."""
-        ...
 
     def state_dict(self) -> State:
         """Everything needed to continue identically."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s value."""
-        ...
-
-
-class Stateless:
-    """Base of rules that remember nothing."""
-
-    stateful = False
-
-    def state_dict(self) -> State:
-        """Nothing to keep."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept the empty state only."""
+        """Continue from `state_dict`'s value."""
         if state:
             raise ValueError(f"state: keys {sorted(state)}; allowed: none for {type(self)}")
 
 
-class WeightedMean(Stateless):
+class WeightedMean(AggregationRule):
     """The weighted mean: FedAvg, and eq. 7 when the weights are n_k."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -71,7 +58,7 @@ class WeightedMean(Stateless):
         return weighted_mean(values, weights)
 
 
-class UnweightedMean(Stateless):
+class UnweightedMean(AggregationRule):
     """The unweighted mean: eq. 8 over clusters."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -79,7 +66,7 @@ class UnweightedMean(Stateless):
         return np.asarray(values.mean(axis=0), dtype=np.float64)
 
 
-class Median(Stateless):
+class Median(AggregationRule):
     """Coordinate-wise median, unweighted."""
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
@@ -87,7 +74,7 @@ class Median(Stateless):
         return median(values)
 
 
-class TrimmedMean(Stateless):
+class TrimmedMean(AggregationRule):
     """Coordinate-wise mean without the outer values, unweighted.
 
     Parameters
@@ -106,7 +93,7 @@ class TrimmedMean(Stateless):
         return trimmed_mean(values, self.trim)
 
 
-class ClippedMean(Stateless):
+class ClippedMean(AggregationRule):
     """Mean of the members' changes, each clipped to the median length, unweighted.
 
     Half of the members have a change no longer than the bound c, so while fewer than half lie c is
@@ -124,7 +111,7 @@ class ClippedMean(Stateless):
         return np.asarray(previous + clip_by_norm(changes, bound).mean(axis=0))
 
 
-class MultiKrum(Stateless):
+class MultiKrum(AggregationRule):
     """Weighted mean of the `select` values nearest to their neighbours; ``select=1`` is Krum.
 
     Parameters
@@ -147,7 +134,7 @@ class MultiKrum(Stateless):
         return weighted_mean(values[chosen], weights[chosen])
 
 
-class ServerOptimiser:
+class ServerOptimiser(AggregationRule):
     """A server step along the mean difference: FedAdam, FedYogi, FedAdagrad.
 
     With delta = weighted mean of values - previous: m = b1 m + (1 - b1) delta; v per `kind`; the
@@ -190,45 +177,45 @@ class ServerOptimiser:
         self.tau = tau
         self.steps = 0
         self.momentum: FloatArray | None = None
-        self.second_moment: FloatArray | None = None
+        self.variance: FloatArray | None = None
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:
         """See `AggregationRule`."""
         delta = weighted_mean(values, weights) - previous
         squared = np.square(delta)
         momentum = np.zeros_like(delta) if self.momentum is None else self.momentum
-        second = np.zeros_like(delta) if self.second_moment is None else self.second_moment
+        variance = np.zeros_like(delta) if self.variance is None else self.variance
         momentum = self.beta_1 * momentum + (1 - self.beta_1) * delta
         if self.kind == "adam":
-            second = self.beta_2 * second + (1 - self.beta_2) * squared
+            variance = self.beta_2 * variance + (1 - self.beta_2) * squared
         elif self.kind == "yogi":
-            second = second - (1 - self.beta_2) * squared * np.sign(second - squared)
+            variance = variance - (1 - self.beta_2) * squared * np.sign(variance - squared)
         else:
-            second = second + squared
+            variance = variance + squared
         self.steps += 1
         rate = self.learning_rate
         if self.kind == "adam":
             exponent = self.steps + 1.0
             rate *= np.sqrt(1 - self.beta_2**exponent) / (1 - self.beta_1**exponent)
-        self.momentum, self.second_moment = momentum, second
-        return np.asarray(previous + rate * momentum / (np.sqrt(second) + self.tau))
+        self.momentum, self.variance = momentum, variance
+        return np.asarray(previous + rate * momentum / (np.sqrt(variance) + self.tau))
 
     def state_dict(self) -> State:
-        """Steps taken and both moments."""
+        """Steps taken, and momentum and variance, Adam's first and second moment."""
         return {
             "steps": self.steps,
             "momentum": None if self.momentum is None else self.momentum.copy(),
-            "second_moment": None if self.second_moment is None else self.second_moment.copy(),
+            "second_moment": None if self.variance is None else self.variance.copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `AggregationRule`."""
         self.steps = int(state["steps"])
         self.momentum = _copy(state["momentum"])
-        self.second_moment = _copy(state["second_moment"])
+        self.variance = _copy(state["second_moment"])
 
 
-class ServerMomentum:
+class ServerMomentum(AggregationRule):
     """FedAvgM: momentum on the difference between previous and mean.
 
     Parameters

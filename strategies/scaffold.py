@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from strategies.aggregation import FloatArray
-from strategies.local_methods import Batch, EdgeCombine, FedAvgSteps, step_towards
+from strategies.local_methods import Batch, EdgeCombine, LocalMethod, step_towards
 from strategies.rules import State
 
 
-class Scaffold(FedAvgSteps):
+class Scaffold(LocalMethod):
     """Clients step along g_i(y) - c_i + c; the server averages what they changed.
 
     Down go the policy and ``control`` (c); up come the policy and ``control_delta``

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.local_methods import Batch
 from strategies.outbox import Outbox
-from strategies.phases import Addition, Round
+from strategies.phases import Phase, Round
 from strategies.privacy import CentralPrivacy
-from strategies.rules import State
-from strategies.sampling import Node
-from strategies.validation import Refusal, Update
+from strategies.validation import Update
 
 
-class Training:
+class Training(Phase):
     """Clients train the policy they are sent, and the rules of both tiers average what comes back.
 
     Parameters
@@ -36,17 +31,6 @@ class Training:
         self.outbox, self.privacy = outbox, privacy
         if privacy is not None:
             privacy.check(outbox.state.rules.edge_rule, outbox.state.method)
-
-    def turns(self, nodes: Sequence[Node]) -> None:
-        """All nodes are alike."""
-
-    def addition(self, current: Round, node: Node) -> Addition:
-        """Nothing besides the policy."""
-        return Addition()
-
-    def inspect(self, current: Round, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
-        """Nothing more is refused."""
-        return updates, []
 
     def aggregate(self, current: Round, updates: list[Update]) -> BoolArray:
         """See `Phase`; means of plain local steps are added up one by one."""
@@ -90,10 +74,3 @@ class Training:
     def client_values(self) -> dict[int, FloatArray]:
         """Last accepted value of every client, float64 [d], as far as they are kept."""
         return dict(sorted(self.outbox.state.memory.values.items()))
-
-    def state_dict(self) -> State:
-        """Nothing of its own."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing of its own."""

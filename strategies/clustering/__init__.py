@@ -11,7 +11,6 @@ from strategies.clustering.methods import (
 from strategies.clustering.pairwise import PairwiseTest, pairwise_test
 from strategies.clustering.reports import (
     adjusted_rand_index,
-    align_labels,
     label_mapping,
     purity,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "PairwiseTest",
     "ProfileError",
     "adjusted_rand_index",
-    "align_labels",
     "cluster_clients",
     "label_mapping",
     "nearest_cluster",

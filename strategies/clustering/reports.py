@@ -88,15 +88,6 @@ def label_mapping(old: Sequence[int] | IntArray, new: Sequence[int] | IntArray) 
     return np.asarray(mapping, np.int64)
 
 
-def align_labels(old: Sequence[int] | IntArray, new: Sequence[int] | IntArray) -> IntArray:
-    """Renumber `new` to agree with `old` as far as possible: int64 [clients].
-
-    For example old ``[0, 0, 1, 1]`` and new ``[1, 1, 0, 2]`` give ``[0, 0, 1, 2]``.
-    """
-    mapping = label_mapping(old, new)
-    return np.asarray(mapping[_whole("new", new)], np.int64)
-
-
 def _whole(name: str, values: Sequence[int] | IntArray, least: int = 0) -> IntArray:
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu" or array.min() < least:

@@ -15,7 +15,6 @@ from strategies.clustering import (
     LearnedClusters,
     ProfileError,
     adjusted_rand_index,
-    align_labels,
     cluster_clients,
     label_mapping,
     nearest_cluster,
@@ -320,17 +319,17 @@ def test_placing_needs_learned_clusters_and_a_sound_profile():
 
 
 def test_labels_are_aligned_by_the_best_matching():
-    np.testing.assert_array_equal(align_labels([0, 0, 1, 1], [1, 1, 0, 2]), [0, 0, 1, 2])
-    np.testing.assert_array_equal(align_labels([-1, -1, -1], [2, 0, 1]), [2, 0, 1])
+    np.testing.assert_array_equal(label_mapping([0, 0, 1, 1], [1, 1, 0, 2]), [1, 0, 2])
+    np.testing.assert_array_equal(label_mapping([-1, -1, -1], [2, 0, 1]), [0, 1, 2])
     # Cluster by cluster, 1 would take the name 0 (4 clients) and leave 1 to keep 0 clients:
     # 4 in all, where the best matching keeps 6.
     old = [0] * 4 + [0] * 3 + [1] * 3
     new = [1] * 4 + [0] * 3 + [1] * 3
-    assert (align_labels(old, new) == np.array(old)).sum() == 6
+    assert (label_mapping(old, new)[new] == np.array(old)).sum() == 6
     with pytest.raises(ValueError, match="lengths 2 and 1"):
-        align_labels([0, 1], [0])
+        label_mapping([0, 1], [0])
     with pytest.raises(ValueError, match="new"):
-        align_labels([0, 1], [0, -1])
+        label_mapping([0, 1], [0, -1])
 
 
 @given(
