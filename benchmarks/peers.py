@@ -30,7 +30,8 @@ from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Asked, Escalation, Resolution, Resolver
-from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer

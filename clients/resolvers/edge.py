@@ -1,105 +1,32 @@
 """The way to the edge server: ask it what peers had verified, tell it what the LLM decided.
 
-What the device learns travels with its next question, and a token that was asked about before
-names that question rather than its context again. With the opportunistic rule the device first
-shows fingerprints of its contexts, and asks and shares only if peers meet the same ones. When the
-edge server does not answer, tokens go on to the LLM at once, and the edge server is left alone for
-a while.
+With the opportunistic rule the device first shows fingerprints of its contexts, and asks and shares
+only if peers meet the same ones. When the edge server does not answer, tokens go on to the LLM at
+once, and the edge server is left alone for a while.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.records import BoolArray, IntArray, Stage, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
+from clients.resolvers.edge_exchange import EdgeExchange, EdgeResolverConfig, VerifiedToken
 from clients.resolvers.hits import AUDIT_EDGE, AuditedTier, verified_rows
 from clients.resolvers.introduction import Introduction
-from clients.resolvers.link import Link
 from clients.resolvers.opportunistic import OpportunisticRule
 from hlm.peers.agreement import SketchMaker
-from hlm.transport import LinkDown, Transport
-from hlm.wire import WireError
-from hlm.wire.edge import (
-    MOST_NUMBERS,
-    NOT_RESOLVED,
-    RESOLVED_BY_NEIGHBOUR,
-    RESOLVED_BY_PEERS,
-    EdgeQuery,
-    EdgeReply,
-    EdgeShare,
-    decode_edge_reply,
-    encode_edge_query,
-)
-from hlm.wire.edge_probe import EdgeProbe, decode_common, encode_probe
+from hlm.transport import Transport
+from hlm.wire.edge import NOT_RESOLVED, RESOLVED_BY_NEIGHBOUR, RESOLVED_BY_PEERS, EdgeReply
 
 Sketches = NDArray[np.uint8]
-Reply = TypeVar("Reply")
 
-_COMMON_HEADER = 2
-"""Bytes of the answer to a probe beside its flags."""
 _EMPTY_WEIGHT = 0.25
 """What a miss counts while the edge server holds nothing of others."""
-
-
-@dataclass(frozen=True)
-class EdgeResolverConfig:
-    """What the messages of a device have in common.
-
-    Attributes
-    ----------
-    client : int
-        Number of the device.
-    vocab : int
-        Size of the shared vocabulary.
-    cluster_size : int
-        Clients of the cluster; alone, a device never asks.
-    mode : {"context", "paper"}
-        `peer-mode`.
-    most_rows : int
-        Most rows in one question.
-    flush_rows : int
-        Shared tokens that wait for a question before they travel on their own.
-    """
-
-    client: int
-    vocab: int
-    cluster_size: int
-    mode: Literal["context", "paper"] = "context"
-    most_rows: int = 512
-    flush_rows: int = 64
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Where each of n rows was asked about.
-
-    Attributes
-    ----------
-    numbers, lines : numpy.ndarray
-        int64 [n], the question and the line in it; -1 where nothing was asked.
-    """
-
-    numbers: IntArray
-    lines: IntArray
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """A verified token on its way to the edge server.
-
-    It names the question it was asked in (number, line), or brings its context along.
-    """
-
-    token: int
-    question: tuple[int, int] | None
-    key: Sketches
 
 
 class EdgeResolver:
@@ -139,7 +66,8 @@ class EdgeResolver:
     ) -> None:
         if config.mode == "context" and sketches is None:
             raise ValueError("peer-mode context needs a SketchMaker")
-        self.link = Link(transport, "edge")
+        width = 0 if config.mode == "paper" or sketches is None else sketches.bytes
+        self.exchange = EdgeExchange(transport, config, width)
         self.config = config
         self.sketches = sketches
         self.rule = rule
@@ -150,33 +78,30 @@ class EdgeResolver:
         self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_EDGE)
         self.needs_hidden = config.mode == "context"
         self.rows_asked = 0
-        self._number = 0
-        # Bounded: while the edge server is away, only the newest tokens wait for it.
-        self._waiting: deque[_Shared] = deque(maxlen=4 * config.most_rows)
-        self._waiting_explored = 0.0
+        # Share of exploration in what waits to be shared.
+        self._explored_waiting = 0.0
 
     @property
     def alone(self) -> bool:
         """Whether there are no peers to ask."""
         return self.config.cluster_size < 2
 
-    def resolve(self, escalation: Escalation) -> Resolution[Questions]:
+    def resolve(self, escalation: Escalation) -> Resolution[IntArray]:
         """Tokens that peers decide, apart from those that are audited."""
-        count = len(escalation.rows)
-        questions = Questions(np.full(count, -1), np.full(count, -1))
-        resolution = Resolution.none(count, questions)
-        if self.alone or self.link.asleep:
+        questions = np.full((len(escalation.rows), 2), -1)
+        resolution = Resolution.none(len(questions), questions)
+        if self.alone or self.exchange.link.asleep:
             return resolution
         keys, usable = self._contexts(escalation)
         chosen, explored = self._wanted(escalation, keys)
         wanted = np.flatnonzero(usable & chosen)
         for begin in range(0, len(wanted), self.config.most_rows):
             part = wanted[begin : begin + self.config.most_rows]
-            number = self._number
+            number = self.exchange.number
             reply = self._ask(escalation, part, keys, explored, resolution.traffic)
             if reply is None:
                 break
-            questions.numbers[part], questions.lines[part] = number, np.arange(len(part))
+            questions[part, 0], questions[part, 1] = number, np.arange(len(part))
             resolution.tokens[part] = reply.tokens
             resolution.stages[part[reply.outcomes == RESOLVED_BY_PEERS]] = Stage.PEER
             resolution.stages[part[reply.outcomes == RESOLVED_BY_NEIGHBOUR]] = Stage.EDGE
@@ -186,7 +111,7 @@ class EdgeResolver:
         return replace(resolution, withheld=withheld)
 
     def learn(
-        self, escalation: Escalation, final: Resolution[Any], asked: Asked[Questions] | None
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[IntArray] | None
     ) -> Traffic:
         """Share what the LLM decided, count wrong hits, learn what asking is worth."""
         self.tier.judge(final, asked)
@@ -205,14 +130,14 @@ class EdgeResolver:
                 self._introduce(traffic)
         if verified.any():
             self._keep_for_sharing(escalation, final.tokens, verified, asked)
-        if len(self._waiting) >= self.config.flush_rows:
-            self._share_waiting(traffic)
+        if len(self.exchange.waiting) >= self.config.flush_rows:
+            self._share(traffic)
         return traffic
 
     def flush(self) -> Traffic:
         """Send what waits to be shared, and what is to be shown; call at the end of a round."""
         traffic = Traffic()
-        self._share_waiting(traffic)
+        self._share(traffic)
         introduction = self.introduction
         if introduction is not None and (len(introduction.new) or not introduction.common):
             self._introduce(traffic)
@@ -231,11 +156,12 @@ class EdgeResolver:
         hits = self.tier.false_hits
         learnt = {} if self.rule is None else self.rule.state()
         shown = {} if self.introduction is None else self.introduction.state()
-        return {"counts": np.array([self._number, hits.checked, hits.wrong]), **learnt, **shown}
+        counts = np.array([self.exchange.number, hits.checked, hits.wrong])
+        return {"counts": counts, **learnt, **shown}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take over what `state` returned."""
-        self._number, checked, wrong = (int(value) for value in state["counts"])
+        self.exchange.number, checked, wrong = (int(value) for value in state["counts"])
         self.tier.false_hits.checked, self.tier.false_hits.wrong = checked, wrong
         if self.rule is not None and "hits" in state:
             self.rule.restore(state)
@@ -271,13 +197,16 @@ class EdgeResolver:
         explored: float,
         traffic: Traffic,
     ) -> EdgeReply | None:
+        """Ask about some rows (int64); a share of them is `explored`."""
         drafts = escalation.draft.tokens.cpu().numpy()[part]
         steps = escalation.steps[part] if self.config.mode == "paper" else None
-        reply = self._exchange(keys[part], drafts, steps, explored, traffic)
+        before = traffic.edge
+        reply = self.exchange.ask(keys[part], drafts, steps, traffic)
         if reply is None:
             return None
         self.rows_asked += len(part)
         if self.rule is not None:
+            self.rule.note_edge(1, traffic.edge - before, len(part), explored)
             hits = reply.outcomes != NOT_RESOLVED
             # Peers that have just met fill the edge server first: misses then prove little.
             weight = _EMPTY_WEIGHT if reply.empty else 1.0
@@ -289,102 +218,36 @@ class EdgeResolver:
         escalation: Escalation,
         tokens: IntArray,
         verified: BoolArray,
-        asked: Asked[Questions] | None,
+        asked: Asked[IntArray] | None,
     ) -> None:
         """Queue the verified ones of these tokens (int64 [n]) for the edge server."""
-        numbers, lines = np.full((2, len(tokens)), -1)
+        questions = np.full((len(tokens), 2), -1)
         if asked is not None and asked.resolution.note is not None:
-            numbers[asked.rows] = asked.resolution.note.numbers
-            lines[asked.rows] = asked.resolution.note.lines
+            questions[asked.rows] = asked.resolution.note
         chosen = escalation.select(verified)
         keys, usable = self._contexts(chosen)
-        wanted, self._waiting_explored = self._wanted(chosen, keys)
-        for i, place in enumerate(np.flatnonzero(verified).tolist()):
-            number, token = int(numbers[place]), int(tokens[place])
-            if number >= 0:
-                self._waiting.append(_Shared(token, (number, int(lines[place])), keys[i]))
-            elif usable[i] and wanted[i]:
-                self._waiting.append(_Shared(token, None, keys[i]))
+        wanted, self._explored_waiting = self._wanted(chosen, keys)
+        rows = zip(tokens[verified].tolist(), questions[verified].tolist(), strict=True)
+        for i, (token, (number, line)) in enumerate(rows):
+            if number >= 0 or (usable[i] and wanted[i]):
+                self.exchange.waiting.append(VerifiedToken(token, number, line, keys[i]))
 
-    def _share_waiting(self, traffic: Traffic) -> None:
+    def _share(self, traffic: Traffic) -> None:
         """Send what waits to be shared, without a question."""
-        if self._waiting and not self.link.asleep:
-            width = 0 if self.sketches is None else self.sketches.bytes
-            nothing = np.zeros(0, np.int64)
-            keys = np.zeros((0, width), np.uint8)
-            self._exchange(keys, nothing, None, self._waiting_explored, traffic)
+        before = traffic.edge
+        if self.exchange.share(traffic) and self.rule is not None:
+            self.rule.note_edge(1, traffic.edge - before, 0, self._explored_waiting)
 
     def _introduce(self, traffic: Traffic) -> None:
         """Show new fingerprints and hear which are common, as far as the budget goes."""
         rule, introduction = self.rule, self.introduction
-        if rule is None or introduction is None or self.link.asleep or self.alone:
+        if rule is None or introduction is None or self.alone:
             return
         if rule.costs().least_hit_probability() > 1:
             return  # No share of contexts in common would make asking pay.
-        shown = introduction.new
-        payload = encode_probe(EdgeProbe(self.config.client, shown))
-        flags = introduction.held + len(shown)
-        if len(payload) + _COMMON_HEADER + -(-flags // 8) > rule.budget:
-            return
-        before = traffic.edge
-        common = self._send(payload, decode_common, traffic)
+        shown, before = introduction.new, traffic.edge
+        common = self.exchange.show(shown, introduction.held, rule.budget, traffic)
         if common is not None:
             introduction.note(shown, common)
             rule.expect(introduction.share)
             rule.note_edge(1, traffic.edge - before, 0, explored=1.0)
-
-    def _exchange(
-        self,
-        keys: Sketches,
-        drafts: IntArray,
-        steps: IntArray | None,
-        explored: float,
-        traffic: Traffic,
-    ) -> EdgeReply | None:
-        """One message with all that waits to be shared; None if no answer came."""
-        waiting = list(self._waiting)
-        query = EdgeQuery(
-            client=self.config.client,
-            number=self._number,
-            vocab=self.config.vocab,
-            keys=keys,
-            drafts=drafts,
-            steps=steps,
-            share=_edge_share(waiting, keys.shape[1]),
-        )
-        payload = encode_edge_query(query)
-        before = traffic.edge
-        reply = self._send(payload, lambda answer: decode_edge_reply(answer, query), traffic)
-        if reply is None:
-            return None
-        self._number = (self._number + 1) % MOST_NUMBERS
-        self._waiting.clear()
-        if self.rule is not None:
-            self.rule.note_edge(1, traffic.edge - before, len(drafts), explored)
-        return reply
-
-    def _send(
-        self, payload: bytes, decode: Callable[[bytes], Reply], traffic: Traffic
-    ) -> Reply | None:
-        """The answer, if there is one; to be refused helps no more than to get none."""
-        try:
-            return self.link.exchange(payload, decode, traffic)
-        except LinkDown:
-            return None
-        except WireError as error:
-            self.link.failed(error, traffic)
-            return None
-
-
-def _edge_share(waiting: list[_Shared], width: int) -> EdgeShare:
-    asked = [(*item.question, item.token) for item in waiting if item.question is not None]
-    numbers, rows, answers = np.array(asked, np.int64).reshape(-1, 3).T
-    new = [item for item in waiting if item.question is None]
-    return EdgeShare(
-        numbers=numbers,
-        rows=rows,
-        answers=answers,
-        keys=np.array([item.key for item in new], np.uint8).reshape(len(new), width),
-        tokens=np.array([item.token for item in new], np.int64),
-        verified=np.ones(len(new), np.bool_),
-    )

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from clients.records import Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Resolver
-from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from fedhlm_app.settings import Settings
 from hlm.peers.agreement import SketchMaker

@@ -10,7 +10,8 @@ import pytest
 from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import resolve_in_turn
-from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.hits import FalseHits, verified_rows
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker

@@ -5,7 +5,8 @@ import pytest
 
 from clients.records import Stage, Traffic
 from clients.resolvers.chain import resolve_in_turn
-from clients.resolvers.edge import EdgeResolver, EdgeResolverConfig
+from clients.resolvers.edge import EdgeResolver
+from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.link import BackOff
 from clients.resolvers.opportunistic import OpportunisticConfig, OpportunisticRule, Price
 from hlm.peers.agreement import SketchMaker
@@ -49,7 +50,7 @@ def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, rule=Non
         for client in range(clients)
     ]
     for resolver in resolvers:
-        resolver.link.back_off = BackOff(pause)
+        resolver.exchange.link.back_off = BackOff(pause)
     return edge, links, resolvers
 
 
@@ -115,9 +116,9 @@ def test_while_the_edge_is_down_tokens_go_to_the_llm_and_it_comes_back():
     assert traffic.failures == 1 and traffic.edge == 0
     run(first, keys, np.zeros(5), truth, traffic)
     traffic.include(first.flush())
-    assert link.calls == 1 and first.link.asleep  # left alone
+    assert link.calls == 1 and first.exchange.link.asleep  # left alone
     link.down = False
-    first.link.back_off.wake()
+    first.exchange.link.back_off.wake()
     edge.clear()
     # It has lost its memory, and the tokens that waited refill it.
     run(first, contexts(1, 5), [0], [0], traffic)
@@ -130,7 +131,7 @@ def test_waiting_tokens_are_bounded_while_the_edge_is_away():
     link.down = True
     for seed in range(60):
         run(first, contexts(50, seed), np.zeros(50), np.zeros(50))
-    assert len(first._waiting) == 4 * 512
+    assert len(first.exchange.waiting) == 4 * 512
 
 
 def test_an_answer_that_is_none_counts_as_a_failure():
@@ -192,7 +193,7 @@ def rounds(resolvers, count, contexts_of, rows=40):
             keys = contexts_of(client, round_index)
             run(resolver, keys, np.zeros(rows), np.arange(rows) % VOCAB, traffic)
             traffic.include(resolver.flush())
-        resolvers[0].link.transport.edge.publish()
+        resolvers[0].exchange.link.transport.edge.publish()
         asked = sum(resolver.rows_asked for resolver in resolvers) - before
         figures.append((asked, traffic.edge, traffic.uplink + traffic.downlink))
     return np.array(figures)
@@ -296,7 +297,7 @@ def test_state_goes_round():
     first.flush()
     _, _, (again, _) = cluster(rule=ms_rule)
     again.restore(first.state())
-    assert again._number == first._number == 2
+    assert again.exchange.number == first.exchange.number == 2
     assert np.array_equal(again.rule.hit_probability, first.rule.hit_probability)
     for name, value in first.introduction.state().items():
         assert np.array_equal(value, again.introduction.state()[name])
