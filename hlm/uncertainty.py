@@ -1,6 +1,6 @@
 """How sure the small model is of its draft: a number in [0, 1] per token, 0 = certain.
 
-All four measures use the logits of the one forward pass that made the draft. Unless told otherwise
+All measures use the logits of the one forward pass that made the draft. Unless told otherwise
 `logits` is [rows, vocab] in any floating dtype and results are float64 [rows].
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
-from hlm import uncertainty
+from hlm.measures import MEASURES
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling
 from hlm.transport import Transport
@@ -173,26 +174,13 @@ def end_tokens(model: torch.nn.Module) -> frozenset[int]:
 
 def uncertainty_of(settings: Settings) -> UncertaintyMeasure:
     """The uncertainty measure of the settings."""
-    temperature, samples = settings.uncertainty_temperature, settings.uncertainty_samples
+    kind = MEASURES[settings.uncertainty]
+    function = kind.load()
 
-    def closed_form(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
-        return uncertainty.closed_form(logits, draft, temperature)
+    def measure(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        given: dict[str, Any] = {"draft": draft, "temperature": settings.uncertainty_temperature}
+        if "uniforms" in kind.takes:
+            given["uniforms"] = uniforms(keys, Purpose.UNCERTAINTY, settings.uncertainty_samples)
+        return function(logits, **{name: given[name] for name in kind.takes})
 
-    def disagreement(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
-        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
-        return uncertainty.disagreement(logits, draft, temperature, draws)
-
-    def sweep(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
-        draws = uniforms(keys, Purpose.UNCERTAINTY, samples)
-        return uncertainty.temperature_sweep(logits, draft, draws)
-
-    def entropy(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
-        return uncertainty.entropy(logits)
-
-    measures: dict[str, UncertaintyMeasure] = {
-        "closed-form": closed_form,
-        "disagreement": disagreement,
-        "temperature-sweep": sweep,
-        "entropy": entropy,
-    }
-    return measures[settings.uncertainty]
+    return measure

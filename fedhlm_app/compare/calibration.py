@@ -13,12 +13,11 @@ import numpy as np
 
 from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, RoutingInput
 from clients.records import TokenRecords
-from fedhlm_app.compare.methods import Measure
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 
 __all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]
 
-RouteTexts = Callable[[Policy, Measure], TokenRecords]
+RouteTexts = Callable[[Policy, str], TokenRecords]
 """Makes the calibration texts under a policy; every routed place has been read by the LLM."""
 
 
@@ -97,7 +96,7 @@ class Calibration:
         Of u = 1 - x_d and beta, for the k* rule.
     """
 
-    policies: dict[Measure, SharePolicy]
+    policies: dict[str, SharePolicy]
     sweep: LineSums
     drafts: LineSums
 
@@ -123,7 +122,7 @@ def _fitted(sums: LineSums) -> UncertaintyLine:
 
 
 def calibrate(
-    route: RouteTexts, share: float, measures: tuple[Measure, ...], greedy: bool
+    route: RouteTexts, share: float, measures: tuple[str, ...], greedy: bool
 ) -> Calibration:
     """Run the calibration prompts.
 
@@ -139,7 +138,7 @@ def calibrate(
         Whether beta is 1{draft is not the LLM's choice} instead of eq. 3.
     """
     sweep = route(RandomPolicy(share), "temperature-sweep")
-    policies: dict[Measure, SharePolicy] = {}
+    policies: dict[str, SharePolicy] = {}
     for measure in measures:
         first = sweep
         if measure != "temperature-sweep":

@@ -31,7 +31,7 @@ from fedhlm_app.compare.contender import (
     Routed,
     Speculative,
 )
-from fedhlm_app.compare.methods import Measure, Method
+from fedhlm_app.compare.methods import Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
 from fedhlm_app.data.workload import WorkMaker
@@ -285,7 +285,7 @@ class Comparison:
     def _calibrate(self) -> Calibration:
         maker = self._maker(self.plan.workload)
 
-        def route(policy: Policy, measure: Measure) -> TokenRecords:
+        def route(policy: Policy, measure: str) -> TokenRecords:
             method = Method(
                 "calibration", "", "above the share", measure=measure, free_feedback=True
             )
@@ -301,6 +301,6 @@ class Comparison:
             routed.uplink.measure(work.texts, records, traffic)
             return records
 
-        measures: set[Measure] = {method.measure for method in self.plan.methods}
+        measures: set[str] = {method.measure for method in self.plan.methods}
         measures.add("temperature-sweep")
         return calibrate(route, self.plan.share, tuple(sorted(measures)), self._greedy)

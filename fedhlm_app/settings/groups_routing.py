@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fedhlm_app.settings.field import Group, OneOf, said, setting
+from hlm.measures import MEASURES
 from hlm.verifiers import VERIFIERS
 
 
@@ -18,8 +19,8 @@ class RoutingGroup(Group):
     top_p: float = setting(
         1.0, "share of probability kept in sampled decoding; 1: all", above=0, at_most=1
     )
-    uncertainty: Literal["closed-form", "disagreement", "temperature-sweep", "entropy"] = setting(
-        "closed-form", "how unsure the small model is of its draft; entropy is over ln(vocabulary)"
+    uncertainty: Annotated[str, OneOf(*MEASURES)] = setting(
+        "closed-form", f"how unsure the small model is of its draft; {said(MEASURES)}"
     )
     uncertainty_samples: int = setting(
         20,
