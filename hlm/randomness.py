@@ -100,17 +100,19 @@ class DrawKeys:
         return chosen
 
 
-def session_keys(client: int, sessions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def session_keys(
+    client: int | npt.NDArray[np.int64], sessions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
     """One number for a text of a device that no other text shares, uint64 [rows].
 
     Parameters
     ----------
-    client : int
+    client : int or ndarray of int64 [rows]
         Number of the device, in [0, 2**32).
     sessions : ndarray of int64 [rows]
         The device's number for each text, in [0, 2**32).
     """
-    return (np.uint64(client) << np.uint64(32)) | sessions.astype(np.uint64)
+    return (np.asarray(client, np.uint64) << np.uint64(32)) | sessions.astype(np.uint64)
 
 
 def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray[np.float64]:

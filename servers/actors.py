@@ -9,9 +9,13 @@ its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
+
+from hlm.wire.stream import is_control
 
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
@@ -19,8 +23,22 @@ if TYPE_CHECKING:
     from servers.job import Job
     from servers.llm import LanguageModelService
     from servers.schedule import Schedule
+    from servers.stream import Stream
 
-    Asked = tuple[bytes, asyncio.Future[bytes]]
+
+class _Frames:
+    """What a stream has for its reader, and whether there still is one."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.gone = False
+
+    def done(self) -> bool:
+        """Whether nobody reads any more."""
+        return self.gone
+
+
+Asker = asyncio.Future[bytes] | _Frames
 
 
 class RequestBatcher:
@@ -44,7 +62,8 @@ class RequestBatcher:
         self.most = most
         self.abandoned = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
-        self._arrived: asyncio.Queue[Asked] = asyncio.Queue()
+        self._arrived = deque[tuple[bytes, Asker]]()
+        self._bell = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
     async def exchange(self, payload: bytes) -> bytes:
@@ -57,52 +76,94 @@ class RequestBatcher:
         """
         return await self.submit(payload)
 
+    async def stream(self, payload: bytes) -> AsyncGenerator[bytes, None]:
+        """The frames of one stream; closing the generator drops what is left to do for it.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid opening.
+        """
+        frames = _Frames()
+        self._put(payload, frames)
+        try:
+            while (found := await frames.arrived.get()) is not None:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            frames.gone = True
+            self._bell.set()
+
     def submit(self, payload: bytes) -> asyncio.Future[bytes]:
         """The reply to come; cancel it when nobody waits for it any more."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._put(payload, answer)
+        return answer
+
+    def _put(self, payload: bytes, asker: Asker) -> None:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._arrived.put_nowait((payload, answer))
-        return answer
+        self._arrived.append((payload, asker))
+        self._bell.set()
 
     async def _work(self) -> None:
         from servers.schedule import Schedule
 
         loop, schedule = asyncio.get_running_loop(), Schedule(self.service, self.most)
-        waiting: dict[Job, asyncio.Future[bytes]] = {}
+        waiting: dict[Job | Stream, Asker] = {}
         while True:
-            fresh: list[Asked] = []
             if not waiting:
-                fresh.append(await self._arrived.get())
-                if self.most > 1 and self.wait > 0 and self._arrived.empty():
+                await self._bell.wait()
+                if self.most > 1 and self.wait > 0 and len(self._arrived) == 1:
                     await asyncio.sleep(self.wait)
-            while not self._arrived.empty():
-                fresh.append(self._arrived.get_nowait())
+            elif pause := schedule.pause:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._bell.wait(), pause)
+            self._bell.clear()
+            fresh = list(self._arrived)
+            self._arrived.clear()
             answers = await loop.run_in_executor(self._thread, self._turn, schedule, waiting, fresh)
             self.abandoned = schedule.abandoned
-            for future, answer in answers:
-                if future.done():  # the caller has given up
+            for asker, answer in answers:
+                if asker.done():  # the caller has given up
                     continue
-                if isinstance(answer, BaseException):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+                if isinstance(asker, _Frames):
+                    asker.arrived.put_nowait(answer)
+                elif isinstance(answer, Exception):
+                    asker.set_exception(answer)
+                elif answer is not None:
+                    asker.set_result(answer)
 
     def _turn(
-        self, schedule: Schedule, waiting: dict[Job, asyncio.Future[bytes]], fresh: list[Asked]
-    ) -> list[tuple[asyncio.Future[bytes], bytes | Exception]]:
-        """Take in what has arrived, run one slice; what is answered now."""
-        answers: list[tuple[asyncio.Future[bytes], bytes | Exception]] = []
-        for payload, future in fresh:
+        self,
+        schedule: Schedule,
+        waiting: dict[Job | Stream, Asker],
+        fresh: list[tuple[bytes, Asker]],
+    ) -> list[tuple[Asker, bytes | Exception | None]]:
+        """Take in what has arrived, run one slice; what is answered now (None ends a stream)."""
+        from servers.job import Job
+
+        answers: list[tuple[Asker, bytes | Exception | None]] = []
+        for payload, asker in fresh:
             try:
-                job = self.service.begin(payload, future.done)
+                if isinstance(asker, _Frames):
+                    stream = self.service.open(payload, asker.done, steady=self.most == 1)
+                    waiting[schedule.add(stream)] = asker
+                elif is_control(payload):
+                    answers.append((asker, self.service.control(payload)))
+                else:
+                    waiting[schedule.add(self.service.begin(payload, asker.done))] = asker
             except Exception as error:  # its caller must hear of it, and nobody else
-                answers.append((future, error))
-                continue
-            waiting[schedule.add(job)] = future
+                answers.append((asker, error))
         finished = schedule.turn()
-        answers += [(waiting[job], self.service.written(job)) for job in finished]
-        for job in [*finished, *(job for job, future in waiting.items() if future.done())]:
+        for job, asker in waiting.items():
+            if not isinstance(job, Job) and (frames := job.frames()):
+                answers.append((asker, frames))
+        for job in finished:
+            found = self.service.written(job) if isinstance(job, Job) else job.error
+            answers.append((waiting[job], found))
+        for job in [*finished, *(job for job, asker in waiting.items() if asker.done())]:
             waiting.pop(job, None)
         return answers
 
@@ -137,6 +198,12 @@ class LanguageModelActor:
     async def exchange(self, payload: bytes) -> bytes:
         """Answer one request (see `RequestBatcher.exchange`)."""
         return await self._batcher.exchange(payload)
+
+    async def stream(self, payload: bytes) -> AsyncGenerator[bytes, None]:
+        """The frames of one stream (see `RequestBatcher.stream`)."""
+        async with aclosing(self._batcher.stream(payload)) as frames:
+            async for found in frames:
+                yield found
 
     async def describe(self) -> dict[str, Any]:
         """What the model is, once it is loaded: vocabulary, longest text, how it is read."""

@@ -19,7 +19,7 @@ from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
 from servers.asked import AskedRow, IntArray, asked_row
 from servers.backend import Backend, Feed
 from servers.blocks import skipped
-from servers.texts import TextName
+from servers.texts import SessionKey, TextName
 from servers.verdicts import Places, reduce_logits
 
 if TYPE_CHECKING:
@@ -148,6 +148,11 @@ class Job:
         return self.request.client
 
     @property
+    def sessions(self) -> list[SessionKey | None]:
+        """The engine's session of each row, once it had a turn; None where no text is held."""
+        return [item.session for item in self._rows]
+
+    @property
     def finished(self) -> bool:
         """Whether there is a reply, or none to come."""
         return self.reply is not None or self.error is not None
@@ -228,7 +233,7 @@ class Job:
         if self._known:
             return
         self._known, texts = True, self._service.texts
-        owner = texts.owner(self.request)
+        owner, begun = texts.owner(self.request), set[SessionKey]()
         for items in self._waiting:
             first = items[0]
             if not first.row.start:
@@ -239,6 +244,8 @@ class Job:
                 continue
             for item in items:
                 item.session = session
+            begun.add(session)
+        self._service.streams.end_texts(self.caller, begun)
 
     def _places(self, item: AskedRow) -> Places:
         """What is wanted of one row: opinions of tokens it feeds, then what it asks."""

@@ -9,7 +9,7 @@ on the way the device gets one byte of the LLM's opinion, at no extra pass ("fre
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from hlm.wire import (
@@ -22,10 +22,14 @@ from hlm.wire import (
     decode_request,
     encode_reply,
 )
+from hlm.wire.frames import End
+from hlm.wire.stream import decode_opening, is_control
 from servers.asked import AskedRow, check_askable
 from servers.backend import Backend, check_served
 from servers.job import Job
 from servers.schedule import Schedule
+from servers.stream import Stream
+from servers.streams import Streams
 from servers.texts import HeldTexts
 
 
@@ -44,6 +48,7 @@ class LanguageModelService:
         self.engine = engine
         self.limits = Limits() if limits is None else limits
         self.texts = HeldTexts(engine)
+        self.streams = Streams(self)
         self.lock = threading.Lock()
 
     def handle(self, payload: bytes) -> bytes:
@@ -79,15 +84,76 @@ class LanguageModelService:
             A reply each; what was wrong where there is none. One caller's error is its own.
         """
         schedule = Schedule(self, max(1, len(payloads)))
-        jobs: list[Job | WireError] = []
+        jobs: list[Job | bytes | WireError] = []
         for payload in payloads:
             try:
-                jobs.append(schedule.add(self.begin(payload)))
+                if is_control(payload):
+                    jobs.append(self.control(payload))
+                else:
+                    jobs.append(schedule.add(self.begin(payload)))
             except WireError as error:
                 jobs.append(error)
         while schedule.busy:
             schedule.turn()
-        return [job if isinstance(job, WireError) else self.written(job) for job in jobs]
+        return [self.written(job) if isinstance(job, Job) else job for job in jobs]
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Frames of one stream, each written when it is asked for.
+
+        Whoever asks is not reading controls meanwhile: where the credit is used up it ends.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid opening.
+        """
+        schedule = Schedule(self, 1)
+        stream = schedule.add(self.open(payload))
+        try:
+            while True:
+                with self.lock:
+                    frames = stream.frames()
+                    if not frames and not stream.finished and not stream.ready:
+                        stream.end_all(End.UNHEARD)
+                        continue
+                if frames:
+                    yield frames
+                elif stream.error is not None:
+                    raise stream.error
+                elif stream.finished:
+                    return
+                else:
+                    schedule.turn()
+        finally:
+            self.streams.remove(stream)
+
+    def open(
+        self,
+        payload: bytes,
+        abandoned: Callable[[], bool] = lambda: False,
+        steady: bool = False,
+    ) -> Stream:
+        """A stream, ready to take turns (see `Stream`).
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid opening.
+        """
+        opening = decode_opening(payload, self.limits)
+        self._check(opening.request)
+        return Stream(self, opening, abandoned, steady)
+
+    def control(self, payload: bytes) -> bytes:
+        """Do as a device says of its stream; the answer.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid control.
+        """
+        with self.lock:
+            return self.streams.control(payload)
 
     def begin(self, payload: bytes, abandoned: Callable[[], bool] = lambda: False) -> Job:
         """A request, ready to take turns; `abandoned` says when nobody waits for it any more.
@@ -117,13 +183,16 @@ class LanguageModelService:
             When the bytes are no valid request, or none that this model can serve.
         """
         request = decode_request(payload, self.limits)
+        self._check(request)
+        return request
+
+    def _check(self, request: Request) -> None:
         if request.vocab > self.engine.vocab:
             raise WireError(
                 f"vocab={request.vocab}: the model's vocabulary has {self.engine.vocab} tokens"
             )
         check_served(request, self.engine)
         check_askable(request)
-        return request
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Decide every row of every request, in order."""

@@ -1,19 +1,25 @@
 """Who is served next: requests take turns, one slice at a time, and devices share alike.
 
-A pass of the engine reads at most `slice_tokens` tokens and yields logits at no more positions than
-`LOGIT_VALUES` allows, whatever the messages ask for. A long text is read over many turns, between
-which other devices get theirs; a request whose caller has gone gets no further turn.
+A stream takes turns like a request; each writes a token of its rows. A pass of the engine reads at
+most `SLICE_TOKENS` tokens and yields logits at no more positions than `LOGIT_VALUES` allows,
+whatever the messages ask for. A long text is read over many turns, between which other devices get
+theirs; a request or stream whose caller has gone gets no further turn.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from hlm.wire.frames import End
 from servers.job import Job
+from servers.next_tokens import write
+from servers.stream import Stream
 from servers.texts import TextName
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ SLICE_TOKENS = 1024
 """Most tokens that one turn reads: how long others wait for it, and the memory of its pass."""
 LOGIT_VALUES = 1 << 26
 """Most logits (positions times vocabulary) that one turn yields: 256 MiB of float32."""
+
+Anyone = TypeVar("Anyone", Job, Stream)
 
 
 class Schedule:
@@ -46,21 +54,32 @@ class Schedule:
         self.most = most
         self.abandoned = 0
         # Whose turn it is comes first.
-        self._callers: OrderedDict[int, deque[Job]] = OrderedDict()
+        self._callers: OrderedDict[int, deque[Job | Stream]] = OrderedDict()
 
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
         return bool(self._callers)
 
-    def add(self, job: Job) -> Job:
-        """Let a request take turns; returns it."""
+    @property
+    def pause(self) -> float:
+        """Seconds until there is something to do, unless a device says something before."""
+        if any(not isinstance(job, Stream) or job.ready for job in self._jobs()):
+            return 0.0
+        streams = [job for job in self._jobs() if isinstance(job, Stream)]
+        first = min((stream.deadline for stream in streams), default=0.0)
+        return max(0.0, first - time.monotonic())
+
+    def add(self, job: Anyone) -> Anyone:
+        """Let a request or a stream take turns; returns it."""
         self._callers.setdefault(job.caller, deque()).append(job)
         return job
 
-    def turn(self) -> list[Job]:
-        """Run one slice; the requests that it finished."""
+    def turn(self) -> list[Job | Stream]:
+        """Run one slice; the requests and streams that it finished."""
         self._drop_abandoned()
+        with self.service.lock:
+            self._end_unheard()
         jobs = self._next()
         rows = max(1, LOGIT_VALUES // self.service.engine.vocab)
         jobs = jobs[: min(rows, SLICE_TOKENS)]
@@ -75,12 +94,19 @@ class Schedule:
                 except Exception as error:  # whoever asked must hear of it, and nobody else
                     job.error = error
             self._run([job for job in jobs if not job.finished])
+            streams = [job for job in jobs if isinstance(job, Stream)]
+            write([stream for stream in streams if not stream.finished])
+            for stream in streams:
+                stream.settle()
         for job in jobs:
-            if job.caller in self._callers:
-                self._callers.move_to_end(job.caller)
-        return [job for job in jobs if job.finished and self._remove(job)]
+            self._callers.move_to_end(job.caller)
+            if isinstance(job, Stream):
+                # The device's other requests need not wait for its end.
+                self._callers[job.caller].remove(job)
+                self._callers[job.caller].append(job)
+        return [job for job in list(self._jobs()) if job.finished and self._remove(job)]
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[Job | Stream]) -> None:
         """One pass for all of them; if it fails, one for each, so that an error is its owner's."""
         try:
             found = self.service.engine.score([feed for job in jobs for feed in job.feeds])
@@ -100,7 +126,10 @@ class Schedule:
                 job.error = error
             begin = end
 
-    def _next(self) -> list[Job]:
+    def _jobs(self) -> Iterator[Job | Stream]:
+        return chain.from_iterable(self._callers.values())
+
+    def _next(self) -> list[Job | Stream]:
         """Requests of the next turn: each caller's first, then each caller's second, and so on."""
         free = [list(_without_conflict(jobs)) for jobs in self._callers.values()]
         depth = max(map(len, free), default=0)
@@ -108,11 +137,19 @@ class Schedule:
         return found[: self.most]
 
     def _drop_abandoned(self) -> None:
-        for job in [job for jobs in self._callers.values() for job in jobs if job.abandoned()]:
+        for job in [job for job in self._jobs() if job.abandoned()]:
             self._remove(job)
             self.abandoned += 1
 
-    def _remove(self, job: Job) -> bool:
+    def _end_unheard(self) -> None:
+        now = time.monotonic()
+        for job in self._jobs():
+            if isinstance(job, Stream) and job.deadline <= now:
+                job.end_all(End.UNHEARD)
+
+    def _remove(self, job: Job | Stream) -> bool:
+        if isinstance(job, Stream):
+            self.service.streams.remove(job)
         jobs = self._callers[job.caller]
         jobs.remove(job)
         if not jobs:
@@ -120,10 +157,15 @@ class Schedule:
         return True
 
 
-def _without_conflict(jobs: Sequence[Job] | deque[Job]) -> Iterator[Job]:
-    """Requests of one caller that share no text with one before them."""
-    taken: set[TextName] = set()
+def _without_conflict(jobs: Collection[Job | Stream]) -> Iterator[Job | Stream]:
+    """What of one caller can have a turn: no request about a text that one before it is about."""
+    writing = [job for job in jobs if isinstance(job, Stream) and job.writing]
+    taken = set[TextName]().union(*(stream.names for stream in writing))
     for job in jobs:
+        if isinstance(job, Stream) and job.writing:
+            if job.ready:
+                yield job
+            continue
         if taken.isdisjoint(job.names):
             yield job
         taken |= job.names

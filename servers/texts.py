@@ -9,8 +9,10 @@ a text or not.
 
 from __future__ import annotations
 
+import numpy as np
+
 from hlm.wire import PrefixDigest, Request, Row, joint_digest
-from servers.backend import Backend
+from servers.backend import Backend, Feed
 
 TextName = tuple[int, int]
 """Client and number of its text, as a message says them."""
@@ -58,6 +60,16 @@ class HeldTexts:
             if len(held) == len(rows) and joint_digest(identity, held) == request.digest:
                 return identity
         return None
+
+    def cut(self, session: SessionKey, length: int) -> None:
+        """Forget what a text has from position `length` on."""
+        if self.engine.held(session) <= length:
+            return
+        nothing = np.empty(0, np.int64)
+        self.engine.score([Feed(session, length, nothing, nothing)])
+        if state := self._texts.get(session[:2], {}).get(session[2]):
+            # Its state may be of tokens that are gone.
+            state.at(self.engine.tokens(session), length)
 
     def _prefix(self, client: int, row: Row, identity: bytes) -> tuple[int, int, bytes] | None:
         name = client, row.session

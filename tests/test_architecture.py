@@ -22,10 +22,7 @@ ENTRIES = (
     # Imported by other people's Flower apps, as README shows.
     "strategies",
 )
-UNREACHED = {
-    "hlm.wire.frames": "the engine writes frames next",
-    "hlm.wire.stream": "the engine reads openings next",
-}
+UNREACHED = {}
 """Modules that nothing which runs imports, each with the reason why it stays."""
 
 MODULES = {

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hlm.verification import VERIFIERS
 from hlm.wire import (
     Limits,
     Reply,
@@ -19,6 +20,7 @@ from hlm.wire import (
 )
 from hlm.wire.frames import End, Frame, FrameReader, encode_frame, framed
 from hlm.wire.stream import (
+    STREAMED,
     Control,
     Opening,
     Outcome,
@@ -79,6 +81,10 @@ def same(left: Frame, right: Frame) -> bool:
     return left.ends == right.ends and {r: t.tolist() for r, t in left.tokens.items()} == {
         r: t.tolist() for r, t in right.tokens.items()
     }
+
+
+def test_streams_go_on_from_verifiers_that_share_the_llms_draw():
+    assert set(STREAMED) == {name for name, kind in VERIFIERS.items() if kind.shared_draw}
 
 
 @given(KEYS, st.integers(1, 2**17), COUNTS, st.integers(1, 5))

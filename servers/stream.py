@@ -1,0 +1,295 @@
+"""One stream on its way through the engine: verdicts, then a token a row and turn.
+
+Streams take turns like requests (`servers.schedule`), so they share passes with them and join and
+leave between any two. What a turn wrote is a frame.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hlm.wire import NO_TOKEN, Status, encode_reply
+from hlm.wire.frames import End, Frame, encode_frame, framed
+from hlm.wire.stream import Control, Opening
+from servers.backend import Feed
+from servers.job import Job
+from servers.texts import SessionKey, TextName
+
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
+
+CREDIT_SECONDS = 5.0
+"""How long a stream whose credit is used up waits for more."""
+
+_NOTHING = np.empty(0, np.int64)
+
+
+@dataclass
+class WrittenRow:
+    """A row that is being written."""
+
+    session: SessionKey
+    base: int
+    """Tokens of the text up to the verdict's."""
+    written: int = 0
+    logits: torch.Tensor | None = None
+    """[1, vocab], what the turn found for the next token."""
+
+    @property
+    def end(self) -> int:
+        """Tokens of the text now: the place of the next one."""
+        return self.base + self.written
+
+
+@dataclass
+class _Wrote:
+    """What no frame has told of yet."""
+
+    tokens: dict[int, list[int]]
+    ends: dict[int, End] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.ends) or any(self.tokens.values())
+
+
+class Stream:
+    """An opening, from the moment it was read until its last row has ended.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Which admits its texts.
+    opening : Opening
+        Valid, for this service's model.
+    abandoned : callable
+        Whether nobody reads the stream any more.
+    steady : bool
+        A control takes effect where the credit before it is used up, so that which rows share a
+        pass does not depend on when it comes.
+
+    Attributes
+    ----------
+    rows : dict
+        Those being written, by their place in the opening.
+    error : Exception or None
+        Why it broke.
+    """
+
+    def __init__(
+        self,
+        service: LanguageModelService,
+        opening: Opening,
+        abandoned: Callable[[], bool] = lambda: False,
+        steady: bool = False,
+    ) -> None:
+        self.opening = opening
+        self.abandoned = abandoned
+        self.rows: dict[int, WrittenRow] = {}
+        self.error: Exception | None = None
+        self._service = service
+        self._steady = steady
+        self._job: Job | None = Job(service, opening.request, abandoned)
+        self._credit = opening.credit
+        self._controls: deque[Control] = deque()
+        self._frames = bytearray()
+        self._wrote = _Wrote({})
+        self._planned: list[tuple[int, Feed]] = []
+        self._deadline = float("inf")
+
+    @property
+    def caller(self) -> int:
+        """Who takes turns with others."""
+        return self.opening.request.client
+
+    @property
+    def names(self) -> frozenset[TextName]:
+        """Texts about which other requests must wait."""
+        if self._job is not None:
+            return self._job.names
+        if self._steady and self.ready:
+            return frozenset(row.session[:2] for row in self.rows.values())
+        return frozenset()
+
+    @property
+    def writing(self) -> bool:
+        """Whether the verdicts are out."""
+        return self._job is None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.error is not None or (self._job is None and not self.rows)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a turn would bring it on."""
+        return self._job is not None or bool(self._writable())
+
+    @property
+    def deadline(self) -> float:
+        """When it stops waiting for credit, s of `time.monotonic`; infinity while it need not."""
+        return self._deadline
+
+    def need(self, most: int) -> tuple[int, int]:
+        """Tokens and positions that the next turn may use, each from 1 to `most`."""
+        if self._job is not None:
+            return self._job.need(most)
+        computed, rows = self._service.engine.computed, self._writable()
+        unread = (row.end - computed(row.session) for row in map(self.rows.__getitem__, rows))
+        tokens = sum(max(1, count) for count in unread)
+        return max(1, min(tokens, most)), max(1, min(len(rows), most))
+
+    def plan(self, tokens: int, rows: int) -> None:
+        """Decide what the next turn reads, at most so many tokens and positions (>= 1)."""
+        if self._job is not None:
+            self._job.plan(tokens, rows)
+            return
+        engine = self._service.engine
+        for index in self._writable()[: min(rows, engine.max_sessions)]:
+            row = self.rows[index]
+            if engine.held(row.session) != row.end:
+                self._end(index, End.LOST)
+                continue
+            # Tokens that were only taken in are read first, some a turn.
+            upto = min(row.end, engine.computed(row.session) + tokens)
+            tokens -= max(1, upto - engine.computed(row.session))
+            self._planned.append((index, Feed(row.session, row.end, _NOTHING, np.array([upto]))))
+            if tokens <= 0:
+                break
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """What the turn that is planned feeds."""
+        return self._job.feeds if self._job is not None else [feed for _, feed in self._planned]
+
+    def take(self, found: Sequence[torch.Tensor | None]) -> None:
+        """Take in what the planned turn found (logits a feed)."""
+        if self._job is not None:
+            self._job.take(found)
+            self._decided(self._job)
+            return
+        for (index, feed), logits in zip(self._planned, found, strict=True):
+            row = self.rows[index]
+            if logits is None:
+                self._end(index, End.LOST)
+            elif int(feed.wanted[0]) == row.end:
+                row.logits = logits
+            # Others come first in the next turn, where not all fit into one.
+            self.rows[index] = self.rows.pop(index)
+        self._planned = []
+
+    def open_rows(self) -> list[WrittenRow]:
+        """Rows whose next token is to be drawn from what the turn found."""
+        return [row for row in self.rows.values() if row.logits is not None]
+
+    def append(self, tokens: Iterator[int]) -> None:
+        """Write the next token of each of the `open_rows`, in their order."""
+        engine = self._service.engine
+        for index, row in list(self.rows.items()):
+            if row.logits is None:
+                continue
+            row.logits, token = None, next(tokens)
+            engine.append(row.session, token)
+            self._service.streams.stats.tokens += 1
+            row.written += 1
+            self._wrote.tokens[index].append(token)
+            if row.written >= self.opening.span:
+                self._end(index, End.SPAN)
+            elif row.end >= engine.max_context:
+                self._end(index, End.CONTEXT)
+
+    def settle(self) -> None:
+        """After a turn: its frame, and what the device said meanwhile."""
+        if self._job is not None:
+            return
+        while self._controls and not self._writable():
+            self._apply(self._controls.popleft())
+        if self._writable():
+            self._deadline = float("inf")
+        elif self.rows and self._deadline == float("inf"):
+            self._deadline = time.monotonic() + CREDIT_SECONDS
+        if self._wrote:
+            arrays = {index: np.array(part, np.int64) for index, part in self._wrote.tokens.items()}
+            self._frames += encode_frame(
+                Frame(arrays, self._wrote.ends), self.opening.request.vocab
+            )
+            self._wrote = _Wrote({index: [] for index in sorted(self.rows)})
+
+    def frames(self) -> bytes:
+        """The frames that nobody has had yet."""
+        found, self._frames = bytes(self._frames), bytearray()
+        return found
+
+    def control(self, control: Control) -> bool:
+        """Do as the device says, now or where the credit is used up; False if it cannot be."""
+        for index, taken in control.stops.items():
+            row = self.rows.get(index)
+            if index >= len(self.opening.request.rows) or (row and taken > row.written):
+                return False
+        self._controls.append(control)
+        stopped = set[int]().union(*(control.stops for control in self._controls))
+        if not self._steady or self.rows.keys() <= stopped:
+            while self._controls:
+                self._apply(self._controls.popleft())
+        self.settle()
+        return True
+
+    def end_all(self, why: End) -> None:
+        """Write no more."""
+        for index in list(self.rows):
+            self._end(index, why)
+        self.settle()
+
+    def end_texts(self, sessions: Collection[SessionKey]) -> None:
+        """Write no more of texts about which there is a later request."""
+        for index in [index for index, row in self.rows.items() if row.session in sessions]:
+            self._end(index, End.STOPPED)
+        self.settle()
+
+    def _apply(self, control: Control) -> None:
+        self._credit = max(self._credit, control.credit)
+        for index, taken in control.stops.items():
+            if index in self.rows:
+                row = self.rows[index]
+                self._end(index, End.STOPPED)
+                self._service.texts.cut(row.session, row.base + taken)
+                self._service.streams.stats.overshot += row.written - taken
+        self._deadline = float("inf")
+
+    def _writable(self) -> list[int]:
+        return [index for index, row in self.rows.items() if row.written < self._credit]
+
+    def _end(self, index: int, why: End) -> None:
+        del self.rows[index]
+        self._wrote.ends[index] = why
+
+    def _decided(self, job: Job) -> None:
+        """Once there are verdicts, go on from them."""
+        if job.error is not None:
+            self.error = job.error
+        if job.reply is None:
+            return
+        self._job, request, streams = None, self.opening.request, self._service.streams
+        self._frames += framed(encode_reply(job.reply, request))
+        engine, room = self._service.engine, streams.room()
+        for index, (row, session) in enumerate(zip(job.reply.rows, job.sessions, strict=True)):
+            if row.status != Status.OK or session is None:
+                continue
+            asked = request.rows[index]
+            base = asked.start + len(asked.tokens) + (row.token != NO_TOKEN)
+            self.rows[index] = WrittenRow(session, base)
+            self._wrote.tokens[index] = []
+            if base >= engine.max_context:
+                self._end(index, End.CONTEXT)
+            elif engine.held(session) != base:
+                self._end(index, End.LOST)
+            elif len(self.rows) > room:
+                self._end(index, End.BUSY)
+        streams.add(self)

@@ -1,0 +1,100 @@
+"""All streams that a service writes: who controls which, and how many there may be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hlm.wire.frames import End
+from hlm.wire.stream import Outcome, decode_control, encode_answer
+from servers.texts import SessionKey
+
+if TYPE_CHECKING:
+    from servers.llm import LanguageModelService
+    from servers.stream import Stream
+
+
+@dataclass
+class StreamStats:
+    """Counters since the service started.
+
+    Attributes
+    ----------
+    opened : int
+        Streams.
+    tokens, overshot : int
+        Tokens written after verdicts, and those of them that stops dropped.
+    controls, unknown, refused, late : int
+        Controls; those about no stream, and those that could not be; stops of rows that had ended.
+    """
+
+    opened: int = 0
+    tokens: int = 0
+    overshot: int = 0
+    controls: int = 0
+    unknown: int = 0
+    refused: int = 0
+    late: int = 0
+
+
+class Streams:
+    """The streams that are being written, by their keys.
+
+    Parameters
+    ----------
+    service : LanguageModelService
+        Which writes them.
+    """
+
+    def __init__(self, service: LanguageModelService) -> None:
+        self.stats = StreamStats()
+        self._service = service
+        self._streams: dict[int, Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def room(self) -> int:
+        """Rows that may be written beside those that are: each keeps a session in use."""
+        written = sum(len(stream.rows) for stream in self._streams.values())
+        return self._service.engine.max_sessions - written
+
+    def add(self, stream: Stream) -> None:
+        """Know a stream by its key from now on; one opened again takes the place of the first."""
+        if before := self._streams.get(stream.opening.key):
+            before.end_all(End.STOPPED)
+        self._streams[stream.opening.key] = stream
+        self.stats.opened += 1
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
+        if self._streams.get(stream.opening.key) is stream:
+            del self._streams[stream.opening.key]
+
+    def end_texts(self, client: int, sessions: Collection[SessionKey]) -> None:
+        """Write no more of texts about which their device has a later request."""
+        for stream in self._streams.values():
+            if stream.caller == client:
+                stream.end_texts(sessions)
+
+    def control(self, payload: bytes) -> bytes:
+        """Do as a control says; its answer.
+
+        Raises
+        ------
+        WireError
+            When the bytes are no valid control.
+        """
+        control = decode_control(payload, self._service.limits)
+        self.stats.controls += 1
+        stream = self._streams.get(control.key)
+        if stream is None:
+            self.stats.unknown += 1
+            return encode_answer(Outcome.UNKNOWN)
+        late = sum(index not in stream.rows for index in control.stops)
+        if not stream.control(control):
+            self.stats.refused += 1
+            return encode_answer(Outcome.REFUSED)
+        self.stats.late += late
+        return encode_answer(Outcome.APPLIED)
