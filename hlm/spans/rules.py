@@ -1,0 +1,154 @@
+"""When a device that reads along takes the text back from the LLM.
+
+Taking back at a sure draft pays if ``E[K] (streamed - kept) > P (opened - streamed)``: K tokens are
+kept until the next unsure draft, each saves what the LLM's would have cost more, and with chance P
+there is such a draft before the text ends, and the return costs a round trip (`SpanCosts`). That is
+against staying until the run ends. `learned` also weighs chances that come later. What tells most
+about K is to make the next drafts as well, while the LLM's token is under way.
+
+A rule looks at drafts and positions alone, never at a clock: the same text at any pace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlm.spans.costs import SpanCosts
+from hlm.spans.runs import chances_of
+
+__all__ = ["AT_ONCE", "NEVER", "TakeBack", "certain", "learned"]
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TakeBack:
+    """Decides row by row; one call for each step of a lockstep.
+
+    Parameters
+    ----------
+    ahead : int
+        Drafts that it looks at, from the position to be decided on, each made on the ones before
+        it; at least 1. None is needed behind an unsure one.
+    table : bool [tokens + 1, ahead + 1]
+        Whether to take back, by tokens that remain (the last row is for all above) and by sure
+        drafts ahead.
+    reads_along : bool
+        False: the LLM writes the whole text from its first token on, and the device does not draft.
+    """
+
+    ahead: int
+    table: Bools = field(repr=False)
+    reads_along: bool = True
+
+    def take_back(self, sure_ahead: Ints, remaining: Ints) -> Bools:
+        """Rows, now in a stream, whose next token the device writes, bool [n]; only sure ones.
+
+        Parameters
+        ----------
+        sure_ahead : int64 [n], 0 .. `ahead`
+            Sure drafts in a row from this position on, included. Where they reach the text's end,
+            `ahead`.
+        remaining : int64 [n]
+            Tokens that the text still lacks, this one included.
+        """
+        return np.asarray(self.table[np.minimum(remaining, len(self.table) - 1), sure_ahead])
+
+
+AT_ONCE = TakeBack(1, np.array([[False, True]]))
+"""Keeps every sure draft: the text of one token per escalation."""
+
+NEVER = TakeBack(1, np.array([[False, False]]), reads_along=False)
+"""The LLM streams its own text."""
+
+
+def certain(costs: SpanCosts, ahead: int = 4) -> TakeBack:
+    """Take back where the sure drafts already made pay for the return; needs no counts.
+
+    `NEVER` where that takes more than `ahead` >= 1 drafts, or longer than the LLM's token.
+    """
+    if not costs.break_even <= ahead:
+        return NEVER
+    fewest = max(math.ceil(costs.break_even), 1)
+    if costs.streamed_ms(fewest) > costs.streamed_ms(0):
+        return NEVER
+    return TakeBack(fewest, np.arange(fewest + 1)[None] == fewest)
+
+
+def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> TakeBack:
+    """The best rule for texts of `tokens` tokens whose drafts follow the counted chain.
+
+    `NEVER` where even the best take-backs would cost more than the LLM alone: with one token to
+    write, unless ``p >= tS / (R + tL)`` for sure drafts of share p, which is eq. 13 of the paper
+    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. `certain` where
+    nothing was counted.
+
+    Parameters
+    ----------
+    counts : float64 [3, 2]
+        Of `hlm.spans.runs.count_runs`, summed over whoever shares the rule.
+    costs : SpanCosts
+    tokens : int
+        Most tokens of a text, >= 1.
+    ahead : int
+        Most drafts that the device may make before it decides, >= 1. The rule makes do with fewer
+        where one more saves less than a hundredth.
+
+    Raises
+    ------
+    ValueError
+        On an argument outside its range.
+    """
+    if tokens < 1 or ahead < 1:
+        raise ValueError(f"tokens, ahead: {tokens}, {ahead}; allowed: >= 1")
+    if not counts.any():
+        return certain(costs, ahead)
+    least, rule = planned(counts, costs, tokens, 1)
+    for further in range(2, ahead + 1):
+        cost, other = planned(counts, costs, tokens, further)
+        if cost < 0.99 * least:
+            least, rule = cost, other
+    return rule if least <= costs.plain(tokens) else NEVER
+
+
+def planned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int) -> tuple[float, TakeBack]:
+    """Least expected cost of a text under the counted chain, and the rule that has it.
+
+    Backward induction over the tokens that remain. The state is the number of sure drafts ahead,
+    the last standing for all longer runs. Every position's drafts are made anew, which overstates
+    their number where the LLM writes what the device drafted.
+
+    Parameters
+    ----------
+    counts : float64 [3, 2], not all 0
+    costs : SpanCosts
+    tokens, ahead : int
+        Of a text, and drafts before each decision; both >= 1.
+    """
+    first, after_unsure, after_sure = chances_of(counts)
+    runs = np.arange(ahead + 1)
+    # Chance of each state behind an unsure draft; then that of each state behind each.
+    start = after_sure ** np.maximum(runs - 1, 0) * np.where(runs < ahead, 1 - after_sure, 1.0)
+    moves = np.zeros((ahead + 1, ahead + 1))
+    moves[0] = np.where(runs, after_unsure * start, 1 - after_unsure)
+    moves[runs[1:], runs[:-1]] = 1.0
+    # At the far end one more draft is made: sure again, or the run's end comes in sight.
+    moves[ahead, ahead - 1 :] = 1 - after_sure, after_sure
+    drafts = np.minimum(runs + 1, ahead)
+    streamed = costs.streamed(drafts)
+    # Least cost of the tokens that remain, by state: while local, and in a stream.
+    local, stream = np.zeros(ahead + 1), np.zeros(ahead + 1)
+    table = np.zeros((tokens + 1, ahead + 1), np.bool_)
+    for remaining in range(1, tokens + 1):
+        keep, stay = costs.kept + moves @ local, streamed + moves @ stream
+        taken = keep + costs.output_price * costs.overshoot(remaining, drafts)
+        local = np.where(runs, keep, costs.opened + moves @ stream)
+        table[remaining] = (runs > 0) & (taken < stay)
+        stream = np.where(table[remaining], taken, stay)
+    return float(np.where(runs, first * start, 1 - first) @ local), TakeBack(ahead, table)
