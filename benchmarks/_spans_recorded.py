@@ -1,0 +1,201 @@
+"""Spans over recorded uncertainties: every way of writing the same texts, and what it would take.
+
+Recorded are the device's drafts along the LLM's own greedy text, once, and cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks._teacher_forced import BOS, CACHE, corpus, pair_name
+from hlm.spans import (
+    SpanCosts,
+    TakeBack,
+    best_course,
+    certain,
+    count_runs,
+    course,
+    learned,
+    spent,
+    token_course,
+)
+
+PROMPT_TOKENS = 16
+BATCH = 100
+
+BUDGETS = (0.10, 0.05)
+"""Shares of tokens that may be kept and wrong."""
+PACES_MS = (8.5, 20.0, 40.0, 80.0)
+ROUND_TRIPS_MS = (5.0, 30.0, 60.0)
+AHEAD = (1, 4)
+"""Most drafts that a learned rule may look at."""
+CELL = ("budget", "llm_ms", "round_trip_ms")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Drafts of the device at every position of texts that the LLM wrote.
+
+    Attributes
+    ----------
+    uncertainty : float64 [texts, positions]
+        1 minus the device's probability of its draft, temperature 1.
+    wrong : bool [texts, positions]
+        Whether the draft is another token than the LLM's.
+    """
+
+    uncertainty: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+
+
+@torch.inference_mode()
+def record(texts: int, tokens: int) -> tuple[str, Recorded]:
+    """Name of the data, and what was recorded on it; cached under ``benchmarks/out``.
+
+    The LLM goes on from the first `PROMPT_TOKENS` tokens of an article by its likeliest token; the
+    device's model reads along. Articles that are shorter are left out.
+
+    Parameters
+    ----------
+    texts
+        Articles, at most.
+    tokens
+        Positions that are recorded of each.
+    """
+    # Loading Transformers takes seconds, which a caller with a cached record is spared.
+    from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+
+    name, rows = corpus("validation", 0)
+    tokenizer: Any = load_tokenizer(pair_name("slm"))
+    encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
+    long = [[BOS, *ids[: PROMPT_TOKENS - 1]] for ids in encoded if len(ids) >= PROMPT_TOKENS - 1]
+    order = np.random.default_rng(0).permutation(len(long))[:texts]
+    prompts = torch.tensor([long[index] for index in order])
+    slm: Any = load_slm(pair_name("slm"))
+    llm: Any = load_llm(pair_name("llm"))
+    key = hashlib.sha256(prompts.numpy().tobytes() + str(tokens).encode())
+    for model in (slm, llm):
+        for parameter in model.parameters():
+            key.update(parameter.numpy().tobytes())
+    path = CACHE / f"spans-{key.hexdigest()[:16]}.npz"
+    if not path.exists():
+        parts = [_record(slm, llm, batch, tokens) for batch in prompts.split(BATCH)]
+        uncertainty, wrong = (np.concatenate(part) for part in zip(*parts, strict=True))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.savez(path, uncertainty=uncertainty, wrong=wrong)
+    with np.load(path) as stored:
+        return name, Recorded(stored["uncertainty"], stored["wrong"])
+
+
+def _record(slm: Any, llm: Any, prompts: torch.Tensor, tokens: int) -> tuple[Any, Any]:
+    text, cache, new = prompts, None, prompts
+    for _ in range(tokens):
+        read = llm(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, new = read.past_key_values, read.logits[:, -1:].argmax(-1)
+        text = torch.cat([text, new], dim=1)
+    # Position t is predicted by what stands before it.
+    logits = slm(text[:, :-1]).logits[:, -tokens:].double()
+    likeliest, draft = torch.softmax(logits, -1).max(-1)
+    return (1 - likeliest).clamp(0, 1).numpy(), (draft != text[:, -tokens:]).numpy()
+
+
+def halves(recorded: Recorded) -> tuple[Recorded, Recorded]:
+    """Every other text, to fit on, and the rest, to test on."""
+    fitted, tested = (
+        Recorded(recorded.uncertainty[start::2], recorded.wrong[start::2]) for start in (0, 1)
+    )
+    return fitted, tested
+
+
+def threshold_for(recorded: Recorded, budget: float) -> float:
+    """Largest uncertainty up to which at most a share `budget` of all tokens is sure and wrong."""
+    order = np.argsort(recorded.uncertainty, axis=None)
+    risk = np.cumsum(recorded.wrong.ravel()[order]) / order.size
+    within = int(np.searchsorted(risk, budget, side="right"))
+    return float(recorded.uncertainty.ravel()[order[within - 1]]) if within else -1.0
+
+
+def cells(
+    fitted: Recorded, tested: Recorded, slm_ms: float, window: int
+) -> Iterator[dict[str, float | str]]:
+    """Every way to write the tested texts, in each cell of budget, LLM pace and round trip.
+
+    ``speed`` is against the LLM alone, ``to_best`` against `hlm.spans.best_course`, ``decoded`` and
+    ``overshoot`` in tokens for each one that the LLM alone would decode.
+    """
+    tokens = tested.uncertainty.shape[1]
+    for budget in BUDGETS:
+        threshold = threshold_for(fitted, budget)
+        counts = count_runs(fitted.uncertainty <= threshold)
+        sure = tested.uncertainty <= threshold
+        for llm_ms, round_trip_ms in product(PACES_MS, ROUND_TRIPS_MS):
+            costs = SpanCosts(llm_ms, slm_ms, round_trip_ms, window)
+            one = spent(token_course(sure), replace(costs, window=1))
+            sides = {"token": one, "best": spent(best_course(sure, costs), costs)}
+            rules: dict[str, TakeBack] = {"certain": certain(costs, max(AHEAD))}
+            rules |= {f"learned-{n}": learned(counts, costs, tokens, n) for n in AHEAD}
+            for name, rule in rules.items():
+                followed = course(sure, rule)
+                sides[name] = spent(followed, costs)
+            for name, side in sides.items():
+                yield {
+                    "budget": budget,
+                    "threshold": threshold,
+                    "llm_ms": llm_ms,
+                    "round_trip_ms": round_trip_ms,
+                    "way": name,
+                    "speed": costs.plain(tokens) / float(side.ms.mean()),
+                    "to_best": float(sides["best"].ms.mean() / side.ms.mean()),
+                    "kept": float(side.kept.mean()) / tokens,
+                    "requests": float(side.requests.mean()),
+                    "decoded": float(side.decoded.mean()) / tokens,
+                    "overshoot": float(side.overshoot.mean()) / tokens,
+                    "drafts": float(side.drafts.mean()) / tokens,
+                }
+
+
+def verdict(rows: Sequence[dict[str, float | str]], way: str) -> dict[str, bool | int | float]:
+    """What one way comes to over all cells, and whether it holds what is asked of it."""
+    own = [row for row in rows if row["way"] == way]
+    token = [row for row in rows if row["way"] == "token"]
+    near = Counter(row["budget"] for row in own if float(row["to_best"]) >= 0.95)
+    slowest = min(float(row["speed"]) for row in own)
+    most_decoded = max(float(row["decoded"]) for row in own)
+    slower_than_token = sum(
+        float(a["speed"]) < float(b["speed"]) for a, b in zip(own, token, strict=True)
+    )
+    return {
+        "slowest": slowest,
+        "most_decoded": most_decoded,
+        "slower_than_token": slower_than_token,
+        "near_best": min(near[budget] for budget in BUDGETS),
+        "holds": slowest >= 0.98
+        and most_decoded <= 1.05
+        and not slower_than_token
+        and min(near[budget] for budget in BUDGETS) >= 9,
+    }
+
+
+def markdown(rows: Sequence[dict[str, float | str]]) -> str:
+    """The cells as a table for docs: speeds, and the figures of the rule that looks farthest."""
+    chosen = f"learned-{max(AHEAD)}"
+    speeds = ["token", "certain", *(f"learned-{ahead}" for ahead in AHEAD), "best"]
+    figures = ["to_best", "kept", "decoded", "overshoot", "drafts"]
+    head = ["budget", "LLM, ms", "round trip, ms", *speeds, *figures]
+    lines = ["| " + " | ".join(head) + " |", "|---:" * len(head) + "|"]
+    for _, group in groupby(rows, lambda row: [row[name] for name in CELL]):
+        of = {row["way"]: row for row in group}
+        cells = [f"{of[chosen][name]:g}" for name in CELL]
+        cells += [f"{of[way]['speed']:.2f}" for way in speeds]
+        cells += [f"{of[chosen][name]:.2f}" for name in figures]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
