@@ -138,7 +138,8 @@ def dirichlet_clients(
 def forced(rows: list[tuple[int, str]], batch: int = 32) -> Forced:
     """One pass of both models over ``rows``; cached by content under ``benchmarks/out``."""
     # Loading Transformers takes seconds, which a caller with cached results of its own is spared.
-    from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+    from fedhlm_app.models.load import load_llm, load_slm
+    from fedhlm_app.models.vocabulary import load_tokenizer
 
     names = {role: pair_name(role) for role in ("slm", "llm")}
     tokenizer: Any = load_tokenizer(names["slm"])

@@ -27,7 +27,8 @@ from benchmarks._teacher_forced import BOS, LONGEST_TEXT, corpus, pair_name  # n
 from clients.decoding.slm import read_texts  # noqa: E402
 from clients.learning.profile import Profile, ProfileSettings  # noqa: E402
 from clients.learning.profile_making import make_profile, token_sketch  # noqa: E402
-from fedhlm_app.models.load import load_slm, load_tokenizer  # noqa: E402
+from fedhlm_app.models.load import load_slm  # noqa: E402
+from fedhlm_app.models.vocabulary import load_tokenizer  # noqa: E402
 from hlm.uncertainty import entropy  # noqa: E402
 from strategies.cluster_map import shuffled  # noqa: E402
 from strategies.clustering import (  # noqa: E402

@@ -23,7 +23,8 @@ from benchmarks._teacher_forced import pair_name
 from benchmarks.peers import Federation, Recorder, Setup
 from clients.records import Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
-from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.vocabulary import load_tokenizer
 from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming, unit_rows
 
 GATES = (0.998, 0.995, 0.98, 0.95)

@@ -34,7 +34,8 @@ from clients.resolvers.edge import EdgeResolver
 from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
-from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
+from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker
 from hlm.sampling import Sampling

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from hlm.local_steps import Personalisation
 from strategies.aggregation import BoolArray, FloatArray
 from strategies.calibration import Calibration
 from strategies.cluster_map import ClusterMap, KnowsClients
@@ -27,7 +28,6 @@ from strategies.server_state import ServerState
 from strategies.training import Training
 from strategies.validation import Refusal, Update
 
-Tier = Literal["global", "cluster", "local", "shrunk"]
 SumsCheck = Callable[[Mapping[str, FloatArray]], str]
 """Says what is wrong with one reply's sums; an empty string when nothing is."""
 
@@ -59,15 +59,17 @@ class CalibrationOptions:
     """
 
     rule: Calibration
-    tier: Tier = "global"
+    tier: Personalisation = "global"
     pseudo: float = 50.0
     check: SumsCheck | None = None
     clients: int = 0
     training_rounds: int = 0
 
     def __post_init__(self) -> None:
-        if self.tier not in get_args(Tier):
-            raise ValueError(f"tier: {self.tier!r}; allowed: {', '.join(get_args(Tier))}")
+        if self.tier not in get_args(Personalisation):
+            raise ValueError(
+                f"tier: {self.tier!r}; allowed: {', '.join(get_args(Personalisation))}"
+            )
         if self.tier == "shrunk" and not isinstance(self.rule, PooledCalibration):
             raise ValueError("tier: 'shrunk'; allowed with pooled sums only")
         if self.training_rounds and self.tier not in ("global", "cluster"):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
+from hlm.local_steps import Personalisation
 from strategies.calibrated import CalibrationOptions
 from strategies.local_methods import LocalMethod
-from strategies.outbox import Personalisation
 from strategies.privacy import CentralPrivacy
 from strategies.record_options import RecordOptions
 from strategies.records import RoundRecord

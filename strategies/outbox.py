@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from hlm.local_steps import Personalisation
 from strategies.aggregation import FloatArray
 from strategies.phases import Addition, Phase, Round
 from strategies.record_options import RecordOptions
 from strategies.sampling import Node
 from strategies.server_state import ServerState
 from strategies.validation import ReplyLimits, ReplySchema
-
-Personalisation = Literal["global", "cluster", "local", "shrunk"]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from fedhlm_app.cli.error_log import keep_trace
-from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides, say
+from fedhlm_app.cli.error_log import keep_trace, say
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides
 from fedhlm_app.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from fedhlm_app.cli.error_log import keep_trace
+from fedhlm_app.cli.error_log import keep_trace, say
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import result_table
 from fedhlm_app.launch import LaunchError, RunResult, launch
@@ -136,12 +136,6 @@ def warn(console: Console, settings: Settings) -> None:
     """Say which choices make no difference."""
     for line in advice(settings):
         console.print(f"fedhlm: {line}", style="yellow", markup=False, soft_wrap=True)
-
-
-def say(console: Console, message: str) -> None:
-    """Print an error, each line behind the command's name."""
-    for line in message.splitlines():
-        console.print(f"fedhlm: {line}", style="red", markup=False, soft_wrap=True)
 
 
 def _explain(console: Console, result: RunResult) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fedhlm_app.cli.error_log import keep_trace
+from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped
-from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, FAILED, collect, say
+from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
 
 DEFAULT_PORT = 8471
@@ -27,22 +26,61 @@ serve_app = typer.Typer(
 )
 
 
-@serve_app.callback()
-def _group() -> None:
-    """Serve the large model to devices, or a device's text to programs."""
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, the same as the run's."),
+]
+_Host = Annotated[
+    str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+_Model = typer.Option(help="builtin, a hub name or a folder.")
+_Queue = Annotated[
+    int, typer.Option(min=1, help="Requests that may wait; further ones get status 503.")
+]
+_Threads = Annotated[
+    int, typer.Option(min=1, help="Processor threads of the model; 1 repeats bit for bit.")
+]
+_Batching = Annotated[
+    bool | None,
+    typer.Option(
+        "--reproducible/--batch",
+        help="Each request by itself, bit for bit repeatable (the default), or those that "
+        "wait together from shared forward passes, which is faster.",
+    ),
+]
+_Token = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="Answer only who brings the bearer token in this file; without it, that of "
+        "FEDHLM_LLM_TOKEN, if there is one.",
+    ),
+]
+_Store = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Keep feedback here and take up the thresholds that rounds bring; without, "
+        "nothing is learned. Made if absent.",
+    ),
+]
+_Client = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=2**31 - 1,
+        help="Number of this device, its SuperNode's partition-id. Texts of devices that share "
+        "one never mix, but their random draws are the same.",
+    ),
+]
 
 
 @serve_app.command()
 def llm(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = DEFAULT_PORT,
-    model: Annotated[
-        str | None, typer.Option("--llm", help="builtin, a hub name or a folder.")
-    ] = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = DEFAULT_PORT,
+    llm: Annotated[str | None, _Model] = None,
     sessions: Annotated[
         int | None, typer.Option(help="Prompts whose key-value cache is kept.")
     ] = None,
@@ -50,38 +88,17 @@ def llm(
     batch_wait_ms: Annotated[
         float | None, typer.Option(help="Wait of a request for others to batch with.")
     ] = None,
-    reproducible: Annotated[
-        bool | None,
-        typer.Option(
-            "--reproducible/--batch",
-            help="Each request by itself, bit for bit repeatable (the default), or those that "
-            "wait together from shared forward passes, which is faster.",
-        ),
-    ] = None,
-    queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; further ones get status 503.")
-    ] = 256,
-    threads: Annotated[
-        int, typer.Option(min=1, help="Processor threads of the model; 1 repeats bit for bit.")
-    ] = 1,
+    reproducible: _Batching = None,
+    queue: _Queue = 256,
+    threads: _Threads = 1,
     tls_cert: Annotated[
         str, typer.Option(metavar="FILE", help="Speak TLS with this certificate chain (PEM).")
     ] = "",
     tls_key: Annotated[
         str, typer.Option(metavar="FILE", help="Its key (PEM), unless it is in the same file.")
     ] = "",
-    token_file: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help="Answer only who brings the bearer token in this file; without it, that of "
-            "FEDHLM_LLM_TOKEN, if there is one.",
-        ),
-    ] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Settings such as llm-device."),
-    ] = None,
+    token_file: _Token = "",
+    overrides: _Overrides = None,
 ) -> None:
     """Serve the large model over HTTP until SIGTERM or Ctrl-C.
 
@@ -96,33 +113,24 @@ def llm(
     stop, 1 when the address cannot be listened on or the model cannot be loaded, 2 when a setting,
     the certificate or the token is wrong.
     """
+    from fedhlm_app.models.vocabulary import check_folder
+    from fedhlm_app.server import preflight
+
     given: dict[str, object] = {
-        "llm": model,
+        "llm": llm,
         "llm-sessions": sessions,
         "llm-context": context,
         "llm-batch-wait-ms": batch_wait_ms,
         "reproducible": reproducible,
     }
-    from fedhlm_app.models.vocabulary import check_folder
-    from fedhlm_app.server import preflight
-
-    errors = Console(stderr=True, highlight=False)
-    try:
+    with ends_with(BAD_SETTINGS, ValueError, trace=True):
         settings = collect(given, overrides or [])
         check_folder(settings.llm, "llm")
         preflight.check_devices(settings, simulated=False)
         preflight.check_backend(settings)
         access = read_access(tls_cert, tls_key, token_file)
-    except ValueError as error:
-        say(errors, str(error))
-        keep_trace(error)
-        raise typer.Exit(BAD_SETTINGS) from None
-    try:
+    with ends_with(FAILED, OSError, ValueError):
         serve(settings, host, port, queue, threads, access)
-    except (OSError, ValueError) as error:
-        say(errors, str(error))
-        raise typer.Exit(FAILED) from None
-    raise typer.Exit(COMPLETED)
 
 
 def serve(
@@ -182,40 +190,14 @@ def device(
         str | None,
         typer.Option(help="host:port or URL of `fedhlm serve llm`; needed here or as a setting."),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep feedback here and take up the thresholds that rounds bring; without, "
-            "nothing is learned. Made if absent.",
-        ),
-    ] = None,
-    client: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=2**31 - 1,
-            help="Number of this device, its SuperNode's partition-id. Texts of devices that share "
-            "one never mix, but their random draws are the same.",
-        ),
-    ] = 0,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; by default this machine only.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = DEVICE_PORT,
-    slm: Annotated[
-        str | None, typer.Option("--slm", help="builtin, a hub name or a folder.")
-    ] = None,
-    queue: Annotated[
-        int, typer.Option(min=1, help="Texts that may wait; further ones get status 503.")
-    ] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="Processor threads of the model.")] = 1,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Settings, the same as the run's."),
-    ] = None,
+    store: _Store = None,
+    client: _Client = 0,
+    host: _Host = "127.0.0.1",
+    port: _Port = DEVICE_PORT,
+    slm: Annotated[str | None, _Model] = None,
+    queue: _Queue = 64,
+    threads: _Threads = 1,
+    overrides: _Overrides = None,
 ) -> None:
     """Serve this device's text over HTTP until SIGTERM or Ctrl-C, and keep what it teaches.
 
@@ -233,33 +215,22 @@ def device(
     be those of the run. There is no access control: leave it on 127.0.0.1. Exit status: 0 after a
     stop, 1 when address, folder or model cannot be used, 2 when a setting is wrong.
     """  # noqa: E501
-    given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
     from fedhlm_app.models.vocabulary import check_folder
     from fedhlm_app.server import preflight
 
-    errors = Console(stderr=True, highlight=False)
-    try:
-        settings = collect(given, overrides or [])
+    with ends_with(BAD_SETTINGS, ValueError, trace=True):
+        settings = collect({"llm-address": llm_address, "slm": slm}, overrides or [])
         if not settings.llm_address:
             raise ValueError(
                 "setting 'llm-address' is empty: give --llm-address host:port of `fedhlm serve llm`"
             )
         check_folder(settings.slm, "slm")
         preflight.check_devices(settings)
-    except ValueError as error:
-        say(errors, str(error))
-        keep_trace(error)
-        raise typer.Exit(BAD_SETTINGS) from None
-    try:
+    with (
+        ends_with(FAILED, OSError, ValueError),
+        ends_with(BAD_SETTINGS, SettingsError, trace=True),
+    ):
         serve_device(settings, host, port, client, store, queue, threads)
-    except SettingsError as error:
-        say(errors, str(error))
-        keep_trace(error)
-        raise typer.Exit(BAD_SETTINGS) from None
-    except (OSError, ValueError) as error:
-        say(errors, str(error))
-        raise typer.Exit(FAILED) from None
-    raise typer.Exit(COMPLETED)
 
 
 def serve_device(

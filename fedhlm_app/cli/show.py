@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, say
+from fedhlm_app.cli.error_log import say
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
 
 
 def show_settings(*, markdown: bool, toml: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,21 +11,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.error_log import keep_trace
+from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
     FAILED,
     INTERRUPTED,
     parse_overrides,
-    say,
     terminated_as_interrupted,
     warn,
 )
 from fedhlm_app.models.trying import try_models
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings, SettingsError, advice
-from fedhlm_app.sweep.cells import cells_of
+from fedhlm_app.sweep.cells import Cell, cells_of
 from fedhlm_app.sweep.runner import FIGURES, Outcome, SweepBusyError, run_sweep
 
 sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,8 +66,7 @@ def sweep(
     checkpoint. `learning=auto` means one rule for all cells, and the table has a column for every
     setting in which cells differ. Exit status as of `fedhlm run`; 1 when any cell failed.
     """
-    errors = Console(stderr=True, highlight=False)
-    try:
+    with ends_with(BAD_SETTINGS, ValueError, OSError, trace=True):
         base: dict[str, Any] = dict(parse_overrides(overrides or []))
         base |= {k: v for k, v in (("clients", clients), ("rounds", rounds)) if v is not None}
         if not grid and not cell:
@@ -77,30 +76,14 @@ def sweep(
             preflight.check(one.settings)
             try_models(one.settings)
         directory = Path(Settings.from_sources(base).run_dir) / _folder_name(name)
-    except (ValueError, OSError) as error:
-        say(errors, str(error))
-        keep_trace(error)
-        raise typer.Exit(BAD_SETTINGS) from None
-
-    def report(outcome: Outcome, ended: int) -> None:
-        words = " ".join(f"{key}={value}" for key, value in outcome.cell.varied.items())
-        state = outcome.error or (f"{outcome.seconds:.0f} s" if outcome.seconds else "was finished")
-        errors.print(f"[{ended}/{len(cells)}] {words}: {state}", markup=False, soft_wrap=True)
-
-    rules = {c.settings.learning for c in cells}
-    rule = f", learning={rules.pop()} in all" if len(rules) == 1 else ""
-    errors.print(f"{len(cells)} cells in {directory}{rule}", markup=False, soft_wrap=True)
-    for found in {tuple(advice(c.settings)): c.settings for c in cells}.values():
-        warn(errors, found)
+    errors = Console(stderr=True, highlight=False)
+    _announce(errors, cells, directory)
     try:
-        with terminated_as_interrupted():
-            outcomes = run_sweep(cells, directory, jobs, report)
+        with terminated_as_interrupted(), ends_with(FAILED, SweepBusyError):
+            outcomes = run_sweep(cells, directory, jobs, _reporter(errors, len(cells)))
     except KeyboardInterrupt:
         say(errors, "interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
-    except SweepBusyError as error:
-        say(errors, str(error))
-        raise typer.Exit(FAILED) from None
     rows = [outcome.row() for outcome in outcomes]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -108,6 +91,26 @@ def sweep(
         Console().print(_table(rows, [c.shown for c in cells]))
     failed = any(outcome.error for outcome in outcomes)
     raise typer.Exit(FAILED if failed else COMPLETED)
+
+
+def _announce(errors: Console, cells: Sequence[Cell], directory: Path) -> None:
+    """Say what will be run, and what of it makes no difference."""
+    rules = {c.settings.learning for c in cells}
+    rule = f", learning={rules.pop()} in all" if len(rules) == 1 else ""
+    errors.print(f"{len(cells)} cells in {directory}{rule}", markup=False, soft_wrap=True)
+    for found in {tuple(advice(c.settings)): c.settings for c in cells}.values():
+        warn(errors, found)
+
+
+def _reporter(errors: Console, cells: int) -> Callable[[Outcome, int], None]:
+    """What prints a line for each cell that has ended."""
+
+    def report(outcome: Outcome, ended: int) -> None:
+        words = " ".join(f"{key}={value}" for key, value in outcome.cell.varied.items())
+        state = outcome.error or (f"{outcome.seconds:.0f} s" if outcome.seconds else "was finished")
+        errors.print(f"[{ended}/{cells}] {words}: {state}", markup=False, soft_wrap=True)
+
+    return report
 
 
 def _folder_name(name: str) -> str:

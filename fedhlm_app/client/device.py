@@ -14,10 +14,10 @@ from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
-from fedhlm_app.data.workload import Work, WorkMaker, correct
+from fedhlm_app.data.workload import BatchMaker, WorkloadBatch, correct
 from fedhlm_app.learning.router import escalates_all, texts_of_round
 from fedhlm_app.learning.rules import sums_rule
-from fedhlm_app.models.load import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.risk import ESCALATE_ALL
 from hlm.transport import Transport
@@ -83,7 +83,7 @@ class Device(RoutedModel):
             shares[client], settings.held_out_fraction, settings.seed
         )
         tokenizer = load_tokenizer(settings.slm)
-        self.work = WorkMaker(
+        self.work = BatchMaker(
             items,
             tokenizer,
             settings.workload,
@@ -174,7 +174,7 @@ class Device(RoutedModel):
     def _route(
         self,
         policy: Policy,
-        work: Work,
+        work: WorkloadBatch,
         before: Routed,
         rows: IntArray,
         reading: bool = False,

@@ -28,15 +28,16 @@ from fedhlm_app.compare.contender import (
     Contender,
     LanguageModelAlone,
     Recorder,
-    Routed,
+    RoutedMethod,
     Speculative,
 )
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
-from fedhlm_app.data.workload import WorkMaker
-from fedhlm_app.models.load import check_same_tokenizer, load_llm, load_slm, load_tokenizer
+from fedhlm_app.data.workload import BatchMaker
+from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
+from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.verification import VERIFIERS, Verifier, plain_verifier
@@ -215,8 +216,8 @@ class Comparison:
                     work = maker.make(rows, first + begin + np.arange(len(rows)))
                     contender.answer(workload, work)
 
-    def _maker(self, workload: Workload) -> WorkMaker:
-        return WorkMaker(
+    def _maker(self, workload: Workload) -> BatchMaker:
+        return BatchMaker(
             self.items, self.tokenizer, workload, self.settings.prompt_tokens, self.plan.tokens
         )
 
@@ -229,7 +230,7 @@ class Comparison:
         routed = self._routed(method, self._policy(method), 0)
         return self._speculative(routed) if method.name == "speculative" else routed
 
-    def _speculative(self, routed: Routed) -> Speculative:
+    def _speculative(self, routed: RoutedMethod) -> Speculative:
         """The same with a decoder that drafts in blocks."""
         verifier, recorder = routed.router.drafter, routed.recorder
         uplink = BlockUplink(recorder, self._plain(), routed.uplink.config)
@@ -237,7 +238,7 @@ class Comparison:
         router = Router(self.slm, routed.router.config, FixedPolicy(False), verifier, [uplink])
         return Speculative(decoder, routed.method, router, uplink, recorder)
 
-    def _routed(self, method: Method, policy: Policy, client: int) -> Routed:
+    def _routed(self, method: Method, policy: Policy, client: int) -> RoutedMethod:
         verifier = self._plain()
         if not self._greedy:
             verifier = verifier_of(self.settings, method.verifier, self.calibration.draft_line)
@@ -255,7 +256,7 @@ class Comparison:
         )
         uplink = LanguageModelUplink(recorder, verifier, config)
         router_config = self._config(client, method.measure)
-        return Routed(
+        return RoutedMethod(
             method, Router(self.slm, router_config, policy, verifier, [uplink]), uplink, recorder
         )
 

@@ -7,7 +7,6 @@ of its own and pays the link's round trip.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
@@ -15,7 +14,7 @@ from clients.records import Stage, TokenRecords, Traffic
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
-from fedhlm_app.data.workload import Work, correct
+from fedhlm_app.data.workload import WorkloadBatch, correct
 from hlm.sampling import Sampling
 from hlm.transport import Transport
 from hlm.verification import VERIFIERS, plain_verifier
@@ -30,22 +29,7 @@ from hlm.wire import (
     encode_request,
 )
 
-__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "Routed", "Speculative"]
-
-
-class Contender(Protocol):
-    """A method as the comparison runs it."""
-
-    method: Method
-    tally: Tally
-
-    def make(self, work: Work, counted: bool = True) -> TokenRecords:
-        """Make or read one text, and count what it took."""
-        ...
-
-    def answer(self, workload: str, work: Work) -> None:
-        """Route texts whose right tokens are known, and count how many come out right."""
-        ...
+__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "RoutedMethod", "Speculative"]
 
 
 Clock = Callable[[], float]
@@ -83,7 +67,7 @@ class Recorder:
         self.seconds = 0.0
 
 
-class Routed:
+class RoutedMethod:
     """A policy and a verifier of the one router.
 
     Parameters
@@ -107,7 +91,7 @@ class Routed:
         self.recorder = recorder
         self.tally = Tally()
 
-    def make(self, work: Work, counted: bool = True) -> TokenRecords:
+    def make(self, work: WorkloadBatch, counted: bool = True) -> TokenRecords:
         """Make or read one text, and count what it took."""
         self.recorder.clear()
         traffic = Traffic()
@@ -128,18 +112,18 @@ class Routed:
             self.tally.payload += sum(payload_bytes(request) for request in requests)
         return records
 
-    def answer(self, workload: str, work: Work) -> None:
+    def answer(self, workload: str, work: WorkloadBatch) -> None:
         """Route texts whose right tokens are known, and count how many come out right."""
         records = self.route(work, Traffic())
         self.tally.add_answers(workload, *correct(work, records))
         self.recorder.clear()
 
-    def route(self, work: Work, traffic: Traffic) -> TokenRecords:
+    def route(self, work: WorkloadBatch, traffic: Traffic) -> TokenRecords:
         """Make or read texts."""
         return _route(self.router, work, traffic)
 
 
-class Speculative(Routed):
+class Speculative(RoutedMethod):
     """Blocks of drafts, all of them verified.
 
     A given text is read place by place: there is nothing to draft ahead in it.
@@ -148,7 +132,7 @@ class Speculative(Routed):
     ----------
     decoder : SpeculativeDecoder
         Makes texts.
-    others : as for `Routed`
+    others : as for `RoutedMethod`
         `router` reads given texts.
     """
 
@@ -163,7 +147,7 @@ class Speculative(Routed):
         super().__init__(method, router, uplink, recorder)
         self.decoder = decoder
 
-    def route(self, work: Work, traffic: Traffic) -> TokenRecords:
+    def route(self, work: WorkloadBatch, traffic: Traffic) -> TokenRecords:
         """Make or read texts."""
         if work.texts.given:
             return super().route(work, traffic)
@@ -189,7 +173,7 @@ class LanguageModelAlone:
         self.clock = clock
         self.tally = Tally()
 
-    def make(self, work: Work, counted: bool = True) -> TokenRecords:
+    def make(self, work: WorkloadBatch, counted: bool = True) -> TokenRecords:
         """Make or read one text, and count what it took."""
         begin = self.clock()
         records = _route(self.router, work, Traffic())
@@ -199,11 +183,11 @@ class LanguageModelAlone:
             self.tally.add_text(records, self._traffic(work, records, seconds), seconds, True, True)
         return records
 
-    def answer(self, workload: str, work: Work) -> None:
+    def answer(self, workload: str, work: WorkloadBatch) -> None:
         """Route texts whose right tokens are known, and count how many come out right."""
         self.tally.add_answers(workload, *correct(work, _route(self.router, work, Traffic())))
 
-    def _traffic(self, work: Work, records: TokenRecords, seconds: float) -> Traffic:
+    def _traffic(self, work: WorkloadBatch, records: TokenRecords, seconds: float) -> Traffic:
         """One request with the prompt, and a reply for each token; they wait for one round trip."""
         config = self.router.config
         vocab = int(self.router.model.config.get_text_config().vocab_size)
@@ -220,6 +204,10 @@ class LanguageModelAlone:
         return traffic
 
 
+Contender = RoutedMethod | LanguageModelAlone
+"""A method as the comparison runs it."""
+
+
 def _request(row: Row, vocab: int, sampling: Sampling, seed: int) -> Request:
     greedy = sampling.decoding == "greedy"
     return Request(
@@ -234,7 +222,7 @@ def _request(row: Row, vocab: int, sampling: Sampling, seed: int) -> Request:
     )
 
 
-def _route(router: Router, work: Work, traffic: Traffic) -> TokenRecords:
+def _route(router: Router, work: WorkloadBatch, traffic: Traffic) -> TokenRecords:
     if work.texts.given:
         return router.score(work.texts, work.first, traffic)
     return router.generate(work.texts, work.new_tokens, traffic)

@@ -11,10 +11,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedhlm_app.settings.sources import DATA_SUFFIXES, looks_like_path
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 AG_NEWS_COLUMNS = ["class", "title", "description"]
 NEAREST = {
     "train": ("train",),
@@ -30,11 +31,7 @@ class DataError(ValueError):
 
 def is_local(dataset: str) -> bool:
     """Tell a path from a hub name: it exists, or it can only be meant as a path."""
-    return (
-        Path(dataset).expanduser().exists()
-        or dataset.startswith((".", "/", "~"))
-        or dataset.endswith(SUFFIXES)
-    )
+    return Path(dataset).expanduser().exists() or looks_like_path(dataset)
 
 
 def read_local(path: Path, split: str) -> tuple[Dataset, bool]:
@@ -86,13 +83,13 @@ def _file_of_split(folder: Path, split: str) -> Path:
             )
     raise DataError(
         f"dataset = {str(folder)!r} holds no file for split {split!r}; allowed are files named "
-        f"{' or '.join(NEAREST[split])} with one of {', '.join(SUFFIXES)}"
+        f"{' or '.join(NEAREST[split])} with one of {', '.join(DATA_SUFFIXES)}"
     )
 
 
 def _suffix(file: Path) -> str:
     """Give the known suffix of a file, empty if unknown."""
-    matching = [suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)]
+    matching = [suffix for suffix in DATA_SUFFIXES if file.name.lower().endswith(suffix)]
     return max(matching, key=len, default="")
 
 

@@ -14,6 +14,9 @@ __all__ = ["PartitionKind", "label_counts", "partition", "split_client"]
 
 PartitionKind = Literal["iid", "dirichlet", "by-class"]
 
+LEAST = 2
+"""Fewest items of a client: one to train on and one to hold out."""
+
 
 def partition(
     items: Items,
@@ -21,7 +24,6 @@ def partition(
     kind: PartitionKind = "iid",
     alpha: float = 1.0,
     seed: int = 0,
-    least: int = 2,
 ) -> list[np.ndarray]:
     """Divide items among clients, once per process for the same arguments.
 
@@ -29,7 +31,7 @@ def partition(
     from a Dirichlet distribution with ``alpha``. ``by-class`` gives client i the label i modulo
     labels (and the following ones where clients are fewer than labels, so that no label is lost).
     The dividing is that of the partitioners of `flwr-datasets`; a client left with fewer than
-    ``least`` items is then given random ones of the largest clients.
+    `LEAST` items is then given random ones of the largest clients.
 
     Parameters
     ----------
@@ -43,8 +45,6 @@ def partition(
         Evenness for ``dirichlet``, positive; small means few labels a client.
     seed : int
         0 or more; the same arguments give the same shares on every machine.
-    least : int
-        Fewest items of a client; 2 leave one to train on and one to hold out.
 
     Returns
     -------
@@ -56,22 +56,22 @@ def partition(
     DataError
         If there are too few items, or a setting is out of range.
     """
-    return list(_partition(items, clients, kind, float(alpha), seed, least))
+    return list(_partition(items, clients, kind, float(alpha), seed))
 
 
 @lru_cache(maxsize=8)
 def _partition(
-    items: Items, clients: int, kind: str, alpha: float, seed: int, least: int
+    items: Items, clients: int, kind: str, alpha: float, seed: int
 ) -> tuple[np.ndarray, ...]:
     """Divide, top up and freeze."""
     if clients < 1:
         raise DataError(f"clients = {clients} is not allowed; it must be at least 1")
     if seed < 0:
         raise DataError(f"seed = {seed} is not allowed; it must be 0 or more")
-    if len(items) < clients * least:
+    if len(items) < clients * LEAST:
         raise DataError(
-            f"clients = {clients} need {clients * least} items ({least} each), but dataset = "
-            f"{items.name} has {len(items)}; allowed are at most {len(items) // least} clients"
+            f"clients = {clients} need {clients * LEAST} items ({LEAST} each), but dataset = "
+            f"{items.name} has {len(items)}; allowed are at most {len(items) // LEAST} clients"
         )
     # Files are often sorted by label, and the IID partitioner deals neighbours together.
     order = np.random.default_rng(seed).permutation(len(items))
@@ -85,7 +85,7 @@ def _partition(
             raise DataError(
                 f"partition = {kind!r} cannot divide {items.name} among {clients} clients: {error}"
             ) from error
-    _top_up(shares, least, np.random.default_rng([seed, clients]))
+    _top_up(shares, np.random.default_rng([seed, clients]))
     for share in shares:
         share.flags.writeable = False
     return tuple(shares)
@@ -138,10 +138,10 @@ def _partitioner(kind: str, clients: int, alpha: float, seed: int, items: Items)
     )
 
 
-def _top_up(shares: list[np.ndarray], least: int, generator: np.random.Generator) -> None:
-    """Move random rows from the largest share until every share has ``least``."""
+def _top_up(shares: list[np.ndarray], generator: np.random.Generator) -> None:
+    """Move random rows from the largest share until every share has `LEAST`."""
     for client in range(len(shares)):
-        while len(shares[client]) < least:
+        while len(shares[client]) < LEAST:
             largest = max(range(len(shares)), key=lambda other: len(shares[other]))
             moved = int(generator.integers(len(shares[largest])))
             shares[client] = np.append(shares[client], shares[largest][moved])

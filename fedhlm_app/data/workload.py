@@ -14,7 +14,7 @@ from fedhlm_app.data.prompts import TEXT_TOKENS, Workload, prompts
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkloadBatch:
     """Texts for one call of the router.
 
     Attributes
@@ -36,7 +36,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class WorkMaker:
+class BatchMaker:
     """Makes work of one kind.
 
     Attributes
@@ -65,7 +65,7 @@ class WorkMaker:
 
     def make(
         self, rows: Sequence[int] | IntArray, sessions: IntArray, tokens_each: int | None = None
-    ) -> Work:
+    ) -> WorkloadBatch:
         """Work on some items.
 
         Parameters
@@ -93,7 +93,7 @@ class WorkMaker:
             answers = None
             if self.workload == "classify":
                 answers = np.array([[prompt.answer] for prompt in made], np.int64)
-            return Work(batch, most, batch.lengths.copy(), answers)
+            return WorkloadBatch(batch, most, batch.lengths.copy(), answers)
         # A text no longer than the context still has a second half to score.
         lengths = np.array([len(text) for text in tokens], np.int64)
         first = np.minimum(self.prompt_tokens + made[0].given, np.maximum(1, lengths // 2))
@@ -102,10 +102,10 @@ class WorkMaker:
         answers = np.full((len(tokens), most), -1, np.int64)
         for row, text in enumerate(tokens):
             answers[row, : len(text) - first[row]] = text[first[row] :]
-        return Work(batch, 0, first, answers)
+        return WorkloadBatch(batch, 0, first, answers)
 
 
-def correct(work: Work, records: TokenRecords) -> tuple[int, int]:
+def correct(work: WorkloadBatch, records: TokenRecords) -> tuple[int, int]:
     """Routed tokens that are right, and routed tokens for which it is known what is right."""
     if work.answers is None:
         return 0, 0

@@ -7,11 +7,9 @@ refused before weights are read (`fedhlm_app.models.vocabulary`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -26,82 +24,30 @@ from transformers import (
 from fedhlm_app.models.packing import PACKED_FORMAT, read_packed
 from fedhlm_app.models.vocabulary import (
     BUILTIN,
-    BUILTIN_LABELS,
-    TOPIC_PROMPT,
-    PairError,
-    check_context,
     check_same_tokenizer,
     from_transformers,
-    has_topic_token,
-    label_token,
-    label_tokens,
     load_tokenizer,
-    topic_tokens,
 )
 from fedhlm_assets import asset_path
 
-__all__ = [
-    "BUILTIN",
-    "BUILTIN_LABELS",
-    "TOPIC_PROMPT",
-    "ModelPair",
-    "PairError",
-    "check_context",
-    "check_same_tokenizer",
-    "has_topic_token",
-    "label_token",
-    "label_tokens",
-    "load_llm",
-    "load_pair",
-    "load_slm",
-    "load_tokenizer",
-    "topic_tokens",
-]
+__all__ = ["ModelPair", "load_llm", "load_pair", "load_slm"]
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """A small and a large model that share one tokenizer.
-
-    Attributes
-    ----------
-    slm, llm : PreTrainedModel
-        Causal LMs in evaluation mode.
-    tokenizer : PreTrainedTokenizerBase
-        The tokenizer of both.
-    labels : dict of str to int
-        Label name to the id of its token.
-    topic_token : int or None
-        Token between text and label; None where the tokenizer has none, and
-        :data:`TOPIC_PROMPT` is used instead.
-    """
+class ModelPair(NamedTuple):
+    """Two causal LMs in evaluation mode, and the tokenizer of both."""
 
     slm: PreTrainedModel
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    labels: dict[str, int]
-    topic_token: int | None
 
 
-def load_pair(
-    slm: str = BUILTIN,
-    llm: str = BUILTIN,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    label_names: Sequence[str] = BUILTIN_LABELS,
-) -> ModelPair:
-    """Load both models and their tokenizer.
+def load_pair(slm: str = BUILTIN, llm: str = BUILTIN) -> ModelPair:
+    """Load both models, float32 on the CPU, and their tokenizer.
 
     Parameters
     ----------
     slm, llm : str
         ``"builtin"``, a folder, or a hub name.
-    dtype : torch.dtype
-        Of both models' weights.
-    device : str
-        Of both models, such as ``"cpu"`` or ``"cuda:0"``.
-    label_names : sequence of str
-        Labels to find tokens for.
 
     Returns
     -------
@@ -114,15 +60,7 @@ def load_pair(
         If the tokenizers differ or a model cannot be loaded.
     """
     check_same_tokenizer(slm, llm)
-    tokenizer = load_tokenizer(llm)
-    topic = topic_tokens(tokenizer)
-    return ModelPair(
-        slm=load_slm(slm, dtype, device),
-        llm=load_llm(llm, dtype, device),
-        tokenizer=tokenizer,
-        labels=label_tokens(tokenizer, label_names),
-        topic_token=topic[0] if has_topic_token(tokenizer) else None,
-    )
+    return ModelPair(load_slm(slm), load_llm(llm), load_tokenizer(llm))
 
 
 def load_slm(

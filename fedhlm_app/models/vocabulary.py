@@ -27,7 +27,6 @@ __all__ = [
     "check_same_tokenizer",
     "fingerprint",
     "from_transformers",
-    "has_topic_token",
     "label_token",
     "label_tokens",
     "load_tokenizer",
@@ -195,11 +194,6 @@ def _config_value(name: str, role: str, key: str) -> int | None:
     found = from_transformers(AutoConfig, name, f"config of {role} {name!r}").get_text_config()
     value: int | None = getattr(found, key, None)
     return value
-
-
-def has_topic_token(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer has the topic token of a pair trained here."""
-    return _TOPIC_TOKEN in tokenizer.get_vocab()
 
 
 def topic_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

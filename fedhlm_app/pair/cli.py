@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from fedhlm_app.pair.recipe import PairTraining
 
 __all__ = ["pair_app"]
 
@@ -60,6 +63,7 @@ _Tracker = Annotated[str, typer.Option(help="Tracker of Transformers, such as te
 
 @pair_app.command()
 def train(
+    ctx: typer.Context,
     dataset: _Dataset,
     out: _Out,
     llm_steps: Annotated[int, typer.Option(min=0, help="Steps of the LLM.")] = 5933,
@@ -78,21 +82,8 @@ def train(
 ) -> None:
     """Train tokenizer, LLM and SLM, and distil the LLM into the SLM; resumes by itself."""
     from fedhlm_app.pair.pipeline import train_pair
-    from fedhlm_app.pair.recipe import PairTraining
 
-    settings = PairTraining(
-        dataset=dataset,
-        out=str(out),
-        text_column=text_column,
-        label_column=label_column,
-        seed=seed,
-        threads=threads,
-        checkpoint_every=checkpoint_every,
-        cpu=cpu,
-        bfloat16=bfloat16,
-        accumulate=accumulate,
-        report_to=report_to,
-    )
+    settings = _settings(ctx)
     settings = dataclasses.replace(
         settings,
         llm=dataclasses.replace(settings.llm, steps=llm_steps),
@@ -104,6 +95,7 @@ def train(
 
 @pair_app.command()
 def distil(
+    ctx: typer.Context,
     slm: Annotated[str, typer.Option(help="Folder or hub name of the SLM to go on from.")],
     llm: Annotated[str, typer.Option(help="Folder or hub name of the LLM to learn from.")],
     dataset: _Dataset,
@@ -123,21 +115,8 @@ def distil(
 ) -> None:
     """Go on training an SLM towards an LLM; resumes by itself."""
     from fedhlm_app.pair.pipeline import distil_pair
-    from fedhlm_app.pair.recipe import PairTraining
 
-    settings = PairTraining(
-        dataset=dataset,
-        out=str(out),
-        text_column=text_column,
-        label_column=label_column,
-        seed=seed,
-        threads=threads,
-        checkpoint_every=checkpoint_every,
-        cpu=cpu,
-        bfloat16=bfloat16,
-        accumulate=accumulate,
-        report_to=report_to,
-    )
+    settings = _settings(ctx)
     recipe = dataclasses.replace(
         settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight
     )
@@ -158,7 +137,7 @@ def evaluate(
     """Print a pair's figures on held-out articles as JSON."""
     import torch
 
-    from fedhlm_app.data import load_items
+    from fedhlm_app.data.items import load_items
     from fedhlm_app.models.load import load_pair
     from fedhlm_app.pair.figures import evaluate_pair, rounded
 
@@ -170,7 +149,7 @@ def evaluate(
         text_column=text_column,
         label_column=label_column,
     )
-    pair = load_pair(slm, llm, label_names=items.label_names)
+    pair = load_pair(slm, llm)
     figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, items, rows=rows)
     typer.echo(json.dumps(rounded(figures), indent=2))
 
@@ -193,11 +172,16 @@ def pack(
     typer.echo(f"{out}: {size:,} bytes of weights")
 
 
+def _settings(ctx: typer.Context) -> PairTraining:
+    """Settings of a training, of those options of the command that are named like them."""
+    from fedhlm_app.pair.recipe import PairTraining
+
+    names = {field.name for field in dataclasses.fields(PairTraining)}
+    given = {name: value for name, value in ctx.params.items() if name in names}
+    return PairTraining(**given | {"out": str(given["out"])})
+
+
 def _print_report(folder: Path) -> None:
     """Print the figures that a training wrote."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     typer.echo(json.dumps(report["figures"], indent=2))
-
-
-if __name__ == "__main__":
-    pair_app()

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_accelerate_available
 
-from fedhlm_app.data import Items, has_splits, load_items, split_client
-from fedhlm_app.models.load import check_same_tokenizer, load_tokenizer
-from fedhlm_app.models.vocabulary import PairError
+from fedhlm_app.data.items import Items, has_splits, load_items
+from fedhlm_app.data.partitions import split_client
+from fedhlm_app.models.vocabulary import PairError, check_same_tokenizer, load_tokenizer
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
 from fedhlm_app.pair.recipe import ModelShape, PairTraining

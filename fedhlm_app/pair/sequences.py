@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fedhlm_app.data import Items
-from fedhlm_app.models.load import label_tokens, topic_tokens
+from fedhlm_app.data.items import Items
+from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fedhlm_app.models.load import label_token
+from fedhlm_app.models.vocabulary import label_token
 
 __all__ = ["BOS", "EOS", "PAD", "TOPIC", "train_tokenizer"]
 

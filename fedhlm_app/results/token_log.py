@@ -127,8 +127,3 @@ def _write_whole(path: Path, tables: Iterable[pa.Table]) -> None:
         for table in tables:
             writer.write_table(table.cast(SCHEMA))
     partial.replace(path)
-
-
-def read_tokens(folder: RunFolder) -> Any:
-    """Return the token log of a run as a `pyarrow.Table`."""
-    return pq.read_table(folder.path / TOKENS)

@@ -27,7 +27,7 @@ from fedhlm_app.client.from_store import next_policy
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed, feedback_of, figures
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.models.load import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.transport import Transport
 from servers.engine.engine import context_limit

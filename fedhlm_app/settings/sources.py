@@ -13,7 +13,8 @@ Scalar = bool | int | float | str
 # A misspelt FEDHLM_CLIENTS must not be ignored, while other FEDHLM_ variables are none of ours.
 _NEAR_MISS = 0.87
 
-_DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+"""Files that can be read as a dataset."""
 
 
 def environment_name(key: str) -> str:
@@ -74,7 +75,7 @@ def given_by_user(
 
 def looks_like_path(value: str) -> bool:
     """Tell a file or folder from `builtin` and hub names such as `org/name`."""
-    return value.startswith((".", "/", "~")) or value.lower().endswith(_DATA_SUFFIXES)
+    return value.startswith((".", "/", "~")) or value.lower().endswith(DATA_SUFFIXES)
 
 
 def absolute(value: str, base: Path, *, always: bool = False) -> str:

@@ -8,17 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhlm_app.data import (
-    DataError,
-    items_from_rows,
-    label_counts,
-    load_items,
-    partition,
-    prompts,
-    split_client,
-)
+from fedhlm_app.data.items import DataError, items_from_rows, load_items
+from fedhlm_app.data.partitions import label_counts, partition, split_client
+from fedhlm_app.data.prompts import prompts
 from fedhlm_app.data.text import clean_text, join_text, label_slug
-from fedhlm_app.models.load import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer
 
 AG_NEWS_ROWS = (
     '"3","Wall St. Bears","Short-sellers, Wall Street\'s band, see #36;5 oil\\nagain."\n'

@@ -13,6 +13,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 from typer.testing import CliRunner
 
 from fedhlm_app.models.load import load_pair
+from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 from fedhlm_app.pair import pipeline
 from fedhlm_app.pair.cli import pair_app
 from fedhlm_app.pair.pipeline import distil_pair, train_pair
@@ -296,11 +297,11 @@ def test_a_tiny_pair_is_trained_saved_and_loaded(dataset, tmp_path):
     card = (folder / "MODEL_CARD.md").read_text()
     assert f"| perplexity | {report.figures.slm.perplexity:.1f}" in card
     assert json.loads((folder / "report.json").read_text())["stages"]["distil"]["steps"] == 5
-    pair = load_pair(str(folder / "slm"), str(folder / "llm"), label_names=("cats", "dogs"))
+    pair = load_pair(str(folder / "slm"), str(folder / "llm"))
     stored = (folder / "slm" / "model.safetensors").stat().st_size
     assert stored < 2 * pair.slm.num_parameters() + 4000  # fp16, tied weights once
-    assert pair.labels == {"cats": 4, "dogs": 5}
-    assert pair.topic_token == 3
+    assert label_tokens(pair.tokenizer, ("cats", "dogs")) == {"cats": 4, "dogs": 5}
+    assert topic_tokens(pair.tokenizer) == [3]
     again = train_pair(tiny_settings(dataset, tmp_path / "pair"))
     assert again.figures == report.figures
 

@@ -23,7 +23,7 @@ from fedhlm_app.client.feedback_folder import (
     made_with,
 )
 from fedhlm_app.hosting.llm import build_service
-from fedhlm_app.models.load import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
 from fedhlm_app.serve_device.texts import BadPrompt, ServedTexts
 from fedhlm_app.settings import Settings

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fedhlm_app.data import load_items
+from fedhlm_app.data.items import load_items
 from fedhlm_assets import asset_path
 
 TOPICS = ("world", "sports", "business", "scitech")

@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.results.report.charts import line_chart, share_bar, stacked_bars
+from fedhlm_app.results.report.rows import STAGE_WORDS, privacy_words
 from fedhlm_app.results.report.templates import fill
 from fedhlm_app.results.runs import REPORT, RunFolder, write_atomically
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import rows
-
-_STAGE_WORDS = {
-    "local": "kept on the device",
-    "cache": "token cache",
-    "peer": "peers",
-    "edge": "neighbouring clusters",
-    "llm_accepted": "LLM accepted",
-    "llm_resampled": "LLM replaced",
-    "unresolved": "LLM not reached",
-}
 
 _MOST_NAMES = 100
 """Clients of a cluster that are listed."""
@@ -98,7 +89,7 @@ def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{traffic['uplink'] / tokens:.2f} B", "up per token"),
         (f"{traffic['downlink'] / tokens:.2f} B", "down per token"),
         (f"{summary['seconds']['total']:.1f} s", "wall clock"),
-        (_number(spent.get("epsilon")), _privacy_words(spent)),
+        (_number(spent.get("epsilon")), f"epsilon {privacy_words(spent)}" if spent else ""),
     ]
 
 
@@ -112,7 +103,7 @@ def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decided(summary: Mapping[str, Any]) -> str:
-    return share_bar({_STAGE_WORDS[stage]: summary["resolution"][stage] for stage in STAGES})
+    return share_bar({STAGE_WORDS[stage]: summary["resolution"][stage] for stage in STAGES})
 
 
 def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
@@ -123,7 +114,7 @@ def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
     thresholds = {"global": _points(metrics, "threshold", "global")} | {
         f"cluster {key}": _points(metrics, "threshold", "clusters", key) for key in clusters
     }
-    stages = {_STAGE_WORDS[stage]: _amounts(metrics, "resolution", stage) for stage in STAGES}
+    stages = {STAGE_WORDS[stage]: _amounts(metrics, "resolution", stage) for stage in STAGES}
     traffic = {
         words: _amounts(metrics, "bytes", key)
         for key, words in (("uplink", "up"), ("downlink", "down"), ("edge", "edge"))
@@ -198,15 +189,6 @@ def _points(metrics: Lines, *keys: str) -> list[tuple[float, float]]:
 def _amounts(metrics: Lines, *keys: str) -> dict[int, float]:
     found = ((int(line["round"]), _find(line, keys)) for line in metrics)
     return {number: value for number, value in found if value is not None}
-
-
-def _privacy_words(spent: Mapping[str, Any]) -> str:
-    if not spent:
-        return ""
-    return (
-        f"epsilon at delta {spent['delta']:g}, per {spent['unit']}: {spent['mechanism']} noise on "
-        f"the {spent['where']}, {spent['releases']} releases"
-    )
 
 
 def _share(value: float | None) -> str:

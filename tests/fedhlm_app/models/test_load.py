@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from fedhlm_app.data import items_from_rows, load_items, prompts
-from fedhlm_app.models.load import (
+from fedhlm_app.data.items import items_from_rows, load_items
+from fedhlm_app.data.prompts import prompts
+from fedhlm_app.models.load import load_llm, load_pair, load_slm
+from fedhlm_app.models.vocabulary import (
+    BUILTIN_LABELS,
     PairError,
     check_context,
     check_same_tokenizer,
     label_tokens,
-    load_llm,
-    load_pair,
-    load_slm,
     load_tokenizer,
     topic_tokens,
 )
@@ -55,8 +55,9 @@ def test_the_builtin_pair_is_two_llamas_with_one_tokenizer():
     assert pair.slm.num_parameters() == 901_760
     assert pair.llm.num_parameters() == 7_155_360
     assert len(pair.tokenizer) == 4096
-    assert pair.labels == {"world": 4, "sports": 5, "business": 6, "scitech": 7}
-    assert pair.topic_token == 3
+    labels = label_tokens(pair.tokenizer)
+    assert labels == {"world": 4, "sports": 5, "business": 6, "scitech": 7}
+    assert topic_tokens(pair.tokenizer) == [3]
     assert not pair.slm.training
     assert not pair.llm.training
 
@@ -74,7 +75,7 @@ def test_the_builtin_pair_knows_the_topic_of_plain_news():
         "Software maker unveils new chip for computers and a faster internet search.",
     ]
     made = prompts(
-        items_from_rows("two", texts, [1, 3], list(pair.labels)),
+        items_from_rows("two", texts, [1, 3], BUILTIN_LABELS),
         pair.tokenizer,
         [0, 1],
         "classify",
@@ -102,14 +103,13 @@ def test_equal_vocabularies_in_two_folders_are_a_pair(tmp_path):
 
 def test_a_foreign_pair_answers_with_words(tmp_path):
     pair = load_pair(*[save_foreign(tmp_path / "model")] * 2)
-    assert pair.topic_token is None
     assert pair.tokenizer.decode(topic_tokens(pair.tokenizer)) == " Topic:"
-    first = {name: pair.tokenizer.encode(f" {name}")[0] for name in pair.labels}
-    assert pair.labels == first
-    items = items_from_rows("one", ["the cat"], [2], list(pair.labels))
+    first = {name: pair.tokenizer.encode(f" {name}")[0] for name in BUILTIN_LABELS}
+    assert label_tokens(pair.tokenizer) == first
+    items = items_from_rows("one", ["the cat"], [2], BUILTIN_LABELS)
     (prompt,) = prompts(items, pair.tokenizer, [0], "classify")
     assert pair.tokenizer.decode(prompt.tokens) == "the cat Topic:"
-    assert prompt.answer == pair.labels["business"]
+    assert prompt.answer == first["business"]
 
 
 def test_labels_with_one_first_token_are_refused():

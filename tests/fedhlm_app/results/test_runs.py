@@ -7,14 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhlm_app.results import runs
-from fedhlm_app.results.runs import RunFolder, latest_run, runs_in, write_atomically
+from fedhlm_app.results.runs import TOKENS, RunFolder, latest_run, runs_in, write_atomically
 from fedhlm_app.results.summary import STAGES, SummaryError, check_summary, transmission_reduction
-from fedhlm_app.results.token_log import SCHEMA, TokenLog, read_tokens
+from fedhlm_app.results.token_log import SCHEMA, TokenLog
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.launch_apps import summary
 
@@ -182,7 +183,7 @@ def test_the_token_log_is_a_parquet_file_with_a_row_per_token(folder: RunFolder)
         log.append(token_rows())
         assert not (folder.path / "tokens.parquet").exists()
         log.append(token_rows(client=[3, 4]))
-    table = read_tokens(folder)
+    table = pq.read_table(folder.path / TOKENS)
     assert table.num_rows == 4
     assert table.column("client").to_pylist() == [1, 2, 3, 4]
     assert table.column("stage").to_pylist()[:2] == ["local", "llm_accepted"]
@@ -200,7 +201,7 @@ def test_the_token_log_refuses_what_it_does_not_know(folder: RunFolder) -> None:
 
 
 def rounds_logged(folder: RunFolder) -> list[int]:
-    return read_tokens(folder).column("round").to_pylist()
+    return pq.read_table(folder.path / TOKENS).column("round").to_pylist()
 
 
 def break_off(folder: RunFolder, *rounds: int, before: int = 0, unfinished: int) -> None:

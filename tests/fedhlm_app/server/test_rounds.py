@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedhlm_app.results.events import EVENTS
-from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.results.runs import TOKENS, RunFolder
 from fedhlm_app.results.summary import check_summary
-from fedhlm_app.results.token_log import read_tokens
 
 
 def _in_process():
@@ -192,7 +192,7 @@ def test_a_longer_run_that_is_cut_leaves_the_result_of_the_shorter_one(runner, t
 
 def test_the_token_log_holds_every_token_and_no_text(runner, tmp_path):
     _, folder, _ = runner.run(tmp_path, token_log=True)
-    table = read_tokens(folder)
+    table = pq.read_table(folder.path / TOKENS)
     assert table.num_rows == folder.summary()["tokens"]
     assert not {"draft", "token", "text"} & set(table.column_names)
     stages = table.column("stage").to_pylist()
@@ -222,11 +222,11 @@ def test_the_token_log_of_a_resumed_run_holds_all_rounds(runner, tmp_path):
     cut = next((tmp_path / "cut").iterdir())
     _, again, _ = runner.run(tmp_path, rounds=3, resume=str(cut), token_log=True)
     _, whole, _ = runner.run(tmp_path / "whole", rounds=3, token_log=True)
-    assert read_tokens(again).equals(read_tokens(whole))
-    assert set(read_tokens(again).column("round").to_pylist()) == {1, 2, 3}
+    assert pq.read_table(again.path / TOKENS).equals(pq.read_table(whole.path / TOKENS))
+    assert set(pq.read_table(again.path / TOKENS).column("round").to_pylist()) == {1, 2, 3}
     # Going on with a run that had ended keeps what it logged.
     longer = {"rounds": 4, "resume": str(cut), "token_log": True}
     _, longest, _ = runner.run(tmp_path, **longer)
-    first = read_tokens(longest).to_pylist()[: len(read_tokens(whole))]
-    assert first == read_tokens(whole).to_pylist()
+    rows = pq.read_table(whole.path / TOKENS).to_pylist()
+    assert pq.read_table(longest.path / TOKENS).to_pylist()[: len(rows)] == rows
     assert longest.summary()["rounds"] == 4
