@@ -1,26 +1,93 @@
-"""Local training on a flat parameter vector: FedAvg, FedProx, SCAFFOLD, FedNova, and whose start.
+"""Local training on a flat parameter vector, whose start, and the client's half of each method.
 
 Pure arithmetic, given a function for the gradient. x is the vector a client starts from, y the
-one it moves, g the gradient of the client's own loss, lr the learning rate, K the steps.
-
-- ``fedavg`` and ``fednova``: y <- y - lr g(y). FedNova differs on the server, which needs K.
-- ``fedprox`` (arXiv 1812.06127): y <- y - lr (g(y) + mu (y - anchor)).
-- ``scaffold`` (arXiv 1910.06378): y <- y - lr (g(y) - c_i + c), and after K steps, option II,
-  c_i+ = c_i - c + (x - y) / (K lr).
+one it moves, g the gradient of the client's own loss, lr the learning rate, K the steps. The
+server's halves stand in `strategies` under the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-Method = Literal["fedavg", "fedprox", "scaffold", "fednova"]
+Arrays = Mapping[str, FloatArray]
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
+
+
+def _gradient(gradient: FloatArray, drift: FloatArray, mu: float, sent: Arrays) -> FloatArray:
+    del drift, mu, sent
+    return gradient
+
+
+def _pulled(gradient: FloatArray, drift: FloatArray, mu: float, sent: Arrays) -> FloatArray:
+    del sent
+    return gradient + mu * drift
+
+
+def _controlled(gradient: FloatArray, drift: FloatArray, mu: float, sent: Arrays) -> FloatArray:
+    del drift, mu
+    return gradient - sent["client_control"] + sent["control"]
+
+
+def _nothing(mean_step: FloatArray, sent: Arrays) -> dict[str, FloatArray]:
+    del mean_step, sent
+    return {}
+
+
+def _control_delta(mean_step: FloatArray, sent: Arrays) -> dict[str, FloatArray]:
+    own = sent["client_control"]
+    return {"control_delta": own - sent["control"] - mean_step - own}
+
+
+@dataclass(frozen=True)
+class LocalMethod:
+    """What a client does under a federated strategy.
+
+    Attributes
+    ----------
+    words : str
+        For settings and documents.
+    direction : callable
+        What a step descends: from g(y), the drift y - x, mu, and the arrays that were sent.
+    takes : tuple of str
+        Arrays [d] that it reads of a message; zero where there are none.
+    reply : callable
+        Arrays to send back beside the policy, from (y - x) / (K lr) and those that were sent.
+    plain : bool
+        Whether the policy is all that travels, and gradients, pulled or not, all that moves it:
+        then noise hides a client, and another optimizer may take the steps.
+    """
+
+    words: str
+    direction: Callable[[FloatArray, FloatArray, float, Arrays], FloatArray] = _gradient
+    takes: tuple[str, ...] = ()
+    reply: Callable[[FloatArray, Arrays], dict[str, FloatArray]] = _nothing
+    plain: bool = True
+
+    def sent(self, arrays: Arrays, policy: FloatArray) -> Arrays:
+        """Its arrays of a message, of the shape of `policy`."""
+        zero = np.zeros_like(policy)
+        return {name: _like(name, arrays.get(name, zero), policy) for name in self.takes}
+
+
+LOCAL_METHODS = {
+    "fedavg": LocalMethod("plain local steps"),
+    "fedprox": LocalMethod("steps pulled towards the start", _pulled),  # arXiv 1812.06127
+    # arXiv 1910.06378, option II: y <- y - lr (g(y) - c_i + c), c_i+ = c_i - c + (x - y) / (K lr).
+    "scaffold": LocalMethod(
+        "steps corrected by control variates",
+        _controlled,
+        ("control", "client_control"),
+        _control_delta,
+        plain=False,
+    ),
+    "fednova": LocalMethod("plain steps, which the server weighs by their number", plain=False),
+}
 
 
 @dataclass(frozen=True)
@@ -31,21 +98,15 @@ class LocalResult:
     ----------
     policy : float64 [d]
         y after the last step.
-    delta : float64 [d]
-        y - x; for ``fednova`` divided by `steps`.
     steps : int
         K, what FedNova's server needs as ``local-steps``.
-    control_delta : float64 [d] or None
-        c_i+ - c_i (``scaffold`` only).
-    new_client_control : float64 [d] or None
-        c_i+ (``scaffold`` only), for the client to keep.
+    arrays : dict of str to float64 [d]
+        What the method sends back beside the policy.
     """
 
     policy: FloatArray
-    delta: FloatArray
     steps: int
-    control_delta: FloatArray | None = None
-    new_client_control: FloatArray | None = None
+    arrays: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def local_steps(
@@ -53,11 +114,9 @@ def local_steps(
     gradient_fn: Callable[[FloatArray], FloatArray],
     steps: int,
     learning_rate: float,
-    method: Method = "fedavg",
-    anchor: FloatArray | None = None,
+    method: str = "fedavg",
     mu: float = 0.0,
-    server_control: FloatArray | None = None,
-    client_control: FloatArray | None = None,
+    arrays: Arrays | None = None,
     clip: tuple[float | FloatArray, float | FloatArray] | None = None,
 ) -> LocalResult:
     """Take `steps` gradient steps from `policy`.
@@ -73,13 +132,11 @@ def local_steps(
     learning_rate : float
         > 0.
     method : str
-        ``fedavg``, ``fedprox``, ``scaffold`` or ``fednova``.
-    anchor : float64 [d], optional
-        Where FedProx pulls to; by default `policy`.
+        A key of `LOCAL_METHODS`.
     mu : float
-        FedProx's weight, >= 0.
-    server_control, client_control : float64 [d], optional
-        SCAFFOLD's c and c_i; by default zero.
+        Weight of a pull towards the start, >= 0.
+    arrays : mapping of str to float64 [d], optional
+        Those of the message; each method knows its own.
     clip : (low, high), optional
         Numbers or float64 [d]. Every step is projected onto this range. With SCAFFOLD the
         variates then describe the steps really taken, the projection included.
@@ -89,8 +146,8 @@ def local_steps(
     ValueError
         On an argument outside its range, or a gradient that is not finite or of another shape.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method: {method!r}; allowed: {', '.join(get_args(Method))}")
+    if method not in LOCAL_METHODS:
+        raise ValueError(f"method: {method!r}; allowed: {', '.join(LOCAL_METHODS)}")
     if steps < 1:
         raise ValueError(f"steps: {steps}; allowed: >= 1")
     if not 0 < learning_rate < np.inf:
@@ -99,26 +156,28 @@ def local_steps(
         raise ValueError(f"mu: {mu}; allowed: finite and >= 0")
     if clip is not None and not np.all(np.less_equal(*clip)):
         raise ValueError(f"clip: {clip}; allowed: (low, high) with low <= high")
+    kind = LOCAL_METHODS[method]
     start = np.array(policy, dtype=np.float64)
-    zero = np.zeros_like(start)
-    centre = start if anchor is None else _like("anchor", anchor, start)
-    server = zero if server_control is None else _like("server_control", server_control, start)
-    own = zero if client_control is None else _like("client_control", client_control, start)
+    sent = kind.sent({} if arrays is None else arrays, start)
     current = start
     for _ in range(steps):
-        direction = _like("gradient", gradient_fn(current.copy()), start)
-        if method == "fedprox":
-            direction = direction + mu * (current - centre)
-        elif method == "scaffold":
-            direction = direction - own + server
-        current = current - learning_rate * direction
+        gradient = _like("gradient", gradient_fn(current.copy()), start)
+        current = current - learning_rate * kind.direction(gradient, current - start, mu, sent)
         if clip is not None:
             current = np.clip(current, *clip)
-    change = current - start
-    if method != "scaffold":
-        return LocalResult(current, change / steps if method == "fednova" else change, steps)
-    new_control = own - server - change / (steps * learning_rate)
-    return LocalResult(current, change, steps, new_control - own, new_control)
+    mean_step = (current - start) / (steps * learning_rate)
+    return LocalResult(current, steps, kind.reply(mean_step, sent))
+
+
+def idle(policy: FloatArray, method: str) -> LocalResult:
+    """What a client sends back that had nothing to learn from.
+
+    A server that adds up what clients changed counts on a change of zero; to others it would be
+    bytes for nothing, in every reply of a rule that learns from sums.
+    """
+    zero = np.zeros_like(policy)
+    kind = LOCAL_METHODS[method]
+    return LocalResult(policy.copy(), 0, kind.reply(zero, kind.sent({}, zero)))
 
 
 def starting_point(

@@ -52,7 +52,7 @@ class CentralPrivacy:
             raise ValueError(
                 f"edge_rule: {edge_rule!r}; allowed with privacy: weighted-mean, unweighted-mean"
             )
-        if method.reply_extras or method.reply_metrics:
+        if not method.adds_up:
             raise ValueError(f"method: {method.name}; allowed with privacy: fedavg, fedprox")
 
     def epsilon(self, releases: int) -> float:

@@ -69,22 +69,14 @@ def train(message: Message, context: Context) -> Message:
         )
     _warn_of_lost(client, server_round, told.figures)
     begin = time.perf_counter()
-    step = learn_locally(
-        settings,
-        start,
-        told.feedback,
-        config,
-        arrays.get("control"),
-        arrays.get("client_control"),
-    )
+    step = learn_locally(settings, start, told.feedback, config, arrays)
     # Seeded by the operating system: noise from a seed the server knows could be taken away.
     generator = np.random.default_rng()
     sent = private_policy(settings, step.result.policy, start, server_round, generator)
     reply = {"policy": sent}
     if config["personalisation"] in ("local", "shrunk"):
         reply["start"] = start
-    if step.result.control_delta is not None:
-        reply["control_delta"] = step.result.control_delta
+    reply |= step.result.arrays
     metrics: Figures = {
         **told.figures,
         "num-examples": step.examples,

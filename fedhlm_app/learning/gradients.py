@@ -22,7 +22,7 @@ from fedhlm_app.learning.router import (
 )
 from fedhlm_app.learning.rules import RULES, GradientRule, rule_of
 from fedhlm_app.settings import Settings
-from hlm.local_steps import LocalResult, Method, local_steps
+from hlm.local_steps import LOCAL_METHODS, LocalResult, idle, local_steps
 from hlm.privacy import private_update
 
 __all__ = [
@@ -118,8 +118,7 @@ def learn_locally(
     policy: FloatArray,
     feedback: Feedback,
     config: Mapping[str, object],
-    server_control: FloatArray | None,
-    client_control: FloatArray | None,
+    arrays: Mapping[str, FloatArray],
 ) -> LocalStep:
     """Gradient steps on one client's feedback (eq. 6), as the strategy's method wants them.
 
@@ -133,8 +132,8 @@ def learn_locally(
         The round's tokens.
     config : mapping
         The message's ConfigRecord: ``round``, ``local-method``, ``proximal-mu``.
-    server_control, client_control : numpy.ndarray or None
-        SCAFFOLD's variates, float64 [d].
+    arrays : mapping of str to numpy.ndarray
+        Those of the message, of which the method takes its own: float64 [d].
 
     Returns
     -------
@@ -145,17 +144,13 @@ def learn_locally(
     rule = _loss_of(settings, server_round)
     if settings.audit_rate == 0 and not rule_of(settings).counts_unknown:
         feedback = feedback.select(feedback.known)
+    method = str(config.get("local-method", "fedavg"))
     examples = 0 if rule is None else rule.examples(feedback)
     if rule is None or examples == 0:
-        zero = np.zeros_like(policy)
-        # SCAFFOLD's server counts on a change of the variate; to others it would be bytes for
-        # nothing, in every reply of a rule that learns from sums.
-        change = zero if config.get("local-method") == "scaffold" else None
-        return LocalStep(LocalResult(policy.copy(), zero, 0, change, client_control), 0, 0.0, 0.0)
+        return LocalStep(idle(policy, method), 0, 0.0, 0.0)
     rate = step_size(settings, server_round)
     before = rule.loss(policy, feedback)
     steps = settings.router_steps if settings.policy == "router" else settings.local_steps
-    method = cast(Method, config.get("local-method", "fedavg"))
     mu = float(cast(float, config.get("proximal-mu", 0.0)))
     gradient: Callable[[FloatArray], FloatArray] = partial(rule.gradient, feedback=feedback)
     if 0 < settings.local_batch < len(feedback):
@@ -163,23 +158,13 @@ def learn_locally(
         gradient = minibatch_gradient(rule, feedback, settings.local_batch, shuffle)
         steps *= -(-len(feedback) // settings.local_batch)
     if settings.router_optimizer == "adam" and escalates_all(settings, server_round):
-        pull = mu if method == "fedprox" else 0.0
-        moved = adam_steps(policy, lambda at: gradient(at) + pull * (at - policy), steps, rate)
-        moved = np.clip(moved, *rule.bounds)
-        result = LocalResult(moved, moved - policy, steps)
-    else:
-        result = local_steps(
-            policy,
-            gradient,
-            steps,
-            rate,
-            method=method,
-            anchor=policy,
-            mu=mu,
-            server_control=server_control,
-            client_control=client_control,
-            clip=rule.bounds,
+        direction = LOCAL_METHODS[method].direction
+        moved = adam_steps(
+            policy, lambda at: direction(gradient(at), at - policy, mu, {}), steps, rate
         )
+        result = LocalResult(np.clip(moved, *rule.bounds), steps)
+    else:
+        result = local_steps(policy, gradient, steps, rate, method, mu, arrays, rule.bounds)
     return LocalStep(result, examples, before, rule.loss(result.policy, feedback))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedhlm_app.learning.rules import RULES, named_rule
 from fedhlm_app.settings.address import parse_address
+from hlm.local_steps import LOCAL_METHODS
 from hlm.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _learning(settings: Settings) -> list[str]:
             f"settings 'router-rounds' = {settings.router_rounds} and 'rounds' = "
             f"{settings.rounds}: no round is left for the router's threshold"
         )
-    if settings.router_optimizer == "adam" and settings.strategy in ("scaffold", "fednova"):
+    if settings.router_optimizer == "adam" and not LOCAL_METHODS[settings.strategy].plain:
         found.append(
             f"settings 'router-optimizer' = 'adam' and 'strategy' = '{settings.strategy}': it "
             "corrects plain gradient steps; set router-optimizer=sgd or strategy=fedavg"
@@ -150,7 +151,7 @@ def _privacy(settings: Settings) -> list[str]:
     if settings.privacy == "none":
         return []
     found = []
-    if settings.strategy not in ("fedavg", "fedprox"):
+    if not LOCAL_METHODS[settings.strategy].plain:
         found.append(
             f"settings 'privacy' = '{settings.privacy}' and 'strategy' = '{settings.strategy}': "
             "what else the strategy sends would bare what the noise hides; set strategy=fedavg"

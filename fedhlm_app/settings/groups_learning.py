@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
 from fedhlm_app.learning.rules import RULES
-from fedhlm_app.settings.field import Group, setting
-
-if TYPE_CHECKING:
-    RuleName = str
-else:
-    RuleName = Literal["auto", *RULES]
+from fedhlm_app.settings.field import Group, OneOf, said, setting
+from hlm.local_steps import LOCAL_METHODS
 
 
 class LearningGroup(Group):
     """By which rule the policy learns, and what it may cost."""
 
-    learning: RuleName = setting(
+    learning: Annotated[str, OneOf("auto", *RULES)] = setting(
         "auto",
         "rule by which the policy learns; auto: certified-high-probability, or, where a setting "
         "of gradients, privacy or the start asks for it, balanced (u-hlm: linear)",
@@ -156,8 +152,8 @@ class LearningGroup(Group):
 class FederationGroup(Group):
     """How replies are combined, and what happens to those that do not come."""
 
-    strategy: Literal["fedavg", "fedprox", "scaffold", "fednova"] = setting(
-        "fedavg", "federated strategy of the clients' updates"
+    strategy: Annotated[str, OneOf(*LOCAL_METHODS)] = setting(
+        "fedavg", f"federated strategy of the clients' updates; {said(LOCAL_METHODS)}"
     )
     edge_rule: str = setting(
         "weighted-mean", "rule inside a cluster: mean by tokens, or one such as fedmedian or krum"
@@ -166,7 +162,7 @@ class FederationGroup(Group):
         "unweighted-mean", "rule over the clusters: plain mean, or one such as fedmedian"
     )
     proximal_mu: float = setting(
-        0.1, "fedprox: pull towards the server's threshold", at_least=0, at_most=1e4
+        0.1, "strategies with a pull: how strong it is", at_least=0, at_most=1e4
     )
     server_learning_rate: float = setting(
         1.0, "step of the server towards the aggregate", above=0, at_most=1e4

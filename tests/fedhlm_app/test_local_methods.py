@@ -38,7 +38,6 @@ class Grid:
             u = rng.random(tokens)
             wrong = (rng.random(tokens) < u * (1 + client) / 4).astype(float)
             self.feedback.append(Feedback.create(u, wrong, kept=u < 0.5))
-        self.controls: dict[int, np.ndarray] = {}
 
     def get_node_ids(self) -> list[int]:
         return [0, 1, 2, 3]
@@ -55,13 +54,9 @@ class Grid:
             arrays["policy"],
             self.feedback[client],
             dict(config),
-            arrays.get("control"),
-            self.controls.get(client),
+            arrays,
         )
-        reply = {"policy": step.result.policy}
-        if step.result.control_delta is not None and step.result.new_client_control is not None:
-            reply["control_delta"] = step.result.control_delta
-            self.controls[client] = step.result.new_client_control
+        reply = {"policy": step.result.policy, **step.result.arrays}
         metrics = {
             "num-examples": step.examples,
             "round": int(config["round"]),  # type: ignore[call-overload]
@@ -126,7 +121,7 @@ def test_a_client_with_more_tokens_takes_more_steps() -> None:
     grid = Grid(settings)
     policy = initial_policy(settings)
     steps = [
-        learn_locally(settings, policy, feedback, {"round": 1}, None, None).result.steps
+        learn_locally(settings, policy, feedback, {"round": 1}, {}).result.steps
         for feedback in grid.feedback
     ]
     assert steps == [2, 4, 6, 8]

@@ -16,30 +16,20 @@ def test_two_fedavg_steps_by_hand() -> None:
     # y1 = 0 - .1 * 2 * (0 - 1) = .2; y2 = .2 - .1 * 2 * (.2 - 1) = .36.
     result = local_steps(np.zeros(1), lambda y: 2 * (y - 1), 2, 0.1)
     np.testing.assert_allclose(result.policy, [0.36])
-    np.testing.assert_allclose(result.delta, [0.36])
-    assert (result.steps, result.control_delta) == (2, None)
-
-
-def test_fednova_divides_the_difference_by_the_steps() -> None:
-    result = local_steps(np.zeros(1), lambda y: 2 * (y - 1), 2, 0.1, method="fednova")
-    np.testing.assert_allclose(result.policy, [0.36])
-    np.testing.assert_allclose(result.delta, [0.18])
+    assert (result.steps, result.arrays) == (2, {})
 
 
 def test_fedprox_equals_sgd_on_the_proximal_loss(rng: np.random.Generator) -> None:
-    start, anchor, mu = rng.normal(size=2), rng.normal(size=2), 0.7
-    prox = local_steps(start, _gradient, 9, 0.05, method="fedprox", anchor=anchor, mu=mu)
-    plain = local_steps(start, lambda y: _gradient(y) + mu * (y - anchor), 9, 0.05)
+    start, mu = rng.normal(size=2), 0.7
+    prox = local_steps(start, _gradient, 9, 0.05, method="fedprox", mu=mu)
+    plain = local_steps(start, lambda y: _gradient(y) + mu * (y - start), 9, 0.05)
     np.testing.assert_allclose(prox.policy, plain.policy, rtol=1e-14)
-    own = local_steps(start, _gradient, 9, 0.05, method="fedprox", mu=mu)
-    at_start = local_steps(start, _gradient, 9, 0.05, method="fedprox", anchor=start, mu=mu)
-    np.testing.assert_array_equal(own.policy, at_start.policy)
 
 
-def test_fedprox_stays_nearer_to_its_anchor_the_larger_mu() -> None:
+def test_fedprox_stays_nearer_to_its_start_the_larger_mu() -> None:
     moved = [
         np.linalg.norm(
-            local_steps(np.zeros(2), _gradient, 500, 0.05, method="fedprox", mu=mu).delta
+            local_steps(np.zeros(2), _gradient, 500, 0.05, method="fedprox", mu=mu).policy
         )
         for mu in (0.0, 0.5, 2.0, 10.0)
     ]
@@ -63,14 +53,11 @@ def test_scaffolds_new_control_is_the_mean_gradient_it_saw(rng: np.random.Genera
         5,
         0.1,
         method="scaffold",
-        server_control=server,
-        client_control=own,
+        arrays={"control": server, "client_control": own, "policy": own},
     )
     # Option II: c_i - c + (x - y)/(K lr) = c_i - c + mean(g - c_i + c) = mean(g).
-    assert result.new_client_control is not None
-    assert result.control_delta is not None
-    np.testing.assert_allclose(result.new_client_control, np.mean(seen, axis=0))
-    np.testing.assert_allclose(result.control_delta, np.mean(seen, axis=0) - own)
+    assert list(result.arrays) == ["control_delta"]
+    np.testing.assert_allclose(result.arrays["control_delta"], np.mean(seen, axis=0) - own)
 
 
 def test_every_step_is_projected() -> None:
@@ -110,8 +97,11 @@ def test_the_start_is_not_modified() -> None:
         ({"method": "sgd"}, "method"),
         ({"mu": -1.0}, "mu"),
         ({"clip": (1.0, 0.0)}, "clip"),
-        ({"anchor": np.zeros(3)}, "anchor"),
-        ({"server_control": np.array([np.nan])}, "server_control"),
+        ({"method": "scaffold", "arrays": {"control": np.zeros(3)}}, "control"),
+        (
+            {"method": "scaffold", "arrays": {"client_control": np.full(1, np.nan)}},
+            "client_control",
+        ),
         ({"gradient_fn": lambda y: np.array([np.inf])}, "gradient"),
         ({"gradient_fn": lambda y: np.zeros(2)}, "gradient"),
     ],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, Message
 
-from hlm.local_steps import local_steps
+from hlm.local_steps import LOCAL_METHODS, local_steps
 from strategies import (
     AssignedClusters,
     Hierarchical,
@@ -18,6 +18,7 @@ from strategies import (
     state_from_bytes,
     state_to_bytes,
 )
+from strategies.factory import METHODS, build_method
 from tests.strategies.fake_grid import FakeGrid, answer, initial, received, settings
 
 RATE = 0.05
@@ -34,12 +35,11 @@ PATH: list[np.ndarray] = []
 
 @dataclass
 class Device:
-    """A client that really trains; it keeps SCAFFOLD's variate where the server sends it none."""
+    """A client that really trains."""
 
     index: int
     steps: int
     weight: float = 1.0
-    control: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     def __call__(self, message: Message) -> Message:
         if message.metadata.message_type != "train":
@@ -47,28 +47,21 @@ class Device:
         config = settings(message)
         method = str(config["local-method"])
         arrays = message.content.array_records["arrays"]
-        if "client_control" in arrays:
-            self.control = received(message, "client_control")
         result = local_steps(
             received(message),
             lambda y: CURVATURE[self.index] * (y - CENTRE[self.index]),
             self.steps,
             RATE,
-            method,  # type: ignore[arg-type]
+            method,
             mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
-            server_control=received(message, "control") if "control" in arrays else None,
-            client_control=self.control,
+            arrays={name: received(message, name) for name in arrays if name != "policy"},
         )
-        extra = {}
-        if result.control_delta is not None and result.new_client_control is not None:
-            extra["control_delta"] = result.control_delta
-            self.control = result.new_client_control
         return answer(
             message,
             result.policy,
             client=self.index,
             weight=self.weight,
-            arrays=extra,
+            arrays=result.arrays,
             local_steps=result.steps,
         )
 
@@ -386,3 +379,13 @@ def test_every_method_runs_with_every_pair_of_rules() -> None:
 def test_bad_options_are_named(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         build_strategy(name, **options)
+
+
+def test_both_halves_of_each_method_stand_in_their_registries() -> None:
+    assert list(METHODS) == list(LOCAL_METHODS)
+    for name, kind in LOCAL_METHODS.items():
+        half = build_method(name)
+        assert half.adds_up == kind.plain
+        assert set(half.reply_extras) == set(
+            local_steps(np.ones(2), lambda y: y, 1, 1, name).arrays
+        )

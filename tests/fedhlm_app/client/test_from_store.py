@@ -71,7 +71,7 @@ def test_unknown_betas_stay_unknown(folder):
     store(folder, settings, 6)
     told = told_since(folder, settings, HERE, 0)
     assert told.feedback.known.tolist() == [False] * 3 + [True] * 3
-    step = learn_locally(settings, HERE, told.feedback, {"round": 1}, None, None)
+    step = learn_locally(settings, HERE, told.feedback, {"round": 1}, {})
     assert step.examples == 3
 
 
@@ -273,7 +273,7 @@ def test_a_run_learns_from_what_was_served(tmp_path, monkeypatch):
             feedback, _ = opened.read()
         first = feedback.select(feedback.prompt <= 4)
         start = initial_policy(deployed.settings)
-        steps.append(learn_locally(deployed.settings, start, first, {"round": 1}, None, None))
+        steps.append(learn_locally(deployed.settings, start, first, {"round": 1}, {}))
     weights = [step.examples for step in steps]
     mean = np.average([step.result.policy[0] for step in steps], weights=weights)
     assert thresholds[0] == pytest.approx(mean, abs=1e-12)

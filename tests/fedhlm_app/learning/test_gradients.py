@@ -38,7 +38,7 @@ def test_unknown_tokens_do_not_count_as_right(rule):
         np.full(200, 0.5), np.zeros(200), known=np.zeros(200), kept=np.ones(200)
     )
     steps = [
-        learn_locally(chosen, initial_policy(chosen), data, {"round": 1}, None, None)
+        learn_locally(chosen, initial_policy(chosen), data, {"round": 1}, {})
         for data in (known, known.append(unknown))
     ]
     assert np.array_equal(steps[0].result.policy, steps[1].result.policy)
@@ -57,23 +57,22 @@ def test_a_round_with_nothing_to_learn_from_changes_nothing():
     chosen = settings(learning="paper", local_steps=5)
     kept = Feedback.create([0.1, 0.2], [0.0, 1.0], kept=[True, True])
     for nothing in (kept, Feedback.empty()):
-        step = learn_locally(chosen, np.array([0.4]), nothing, {"round": 1}, None, None)
+        step = learn_locally(chosen, np.array([0.4]), nothing, {"round": 1}, {})
         assert step.result.policy.tolist() == [0.4] and step.examples == 0
         assert step.loss_before == step.loss_after == 0.0
         # What no rule asked for does not travel.
-        assert step.result.control_delta is None
+        assert step.result.arrays == {}
         scaffold = {"round": 1, "local-method": "scaffold"}
-        control = np.array([0.3])
-        step = learn_locally(chosen, np.array([0.4]), nothing, scaffold, control, control)
-        assert step.result.control_delta.tolist() == [0.0]
-        assert step.result.new_client_control.tolist() == [0.3]
+        controls = {"control": np.array([0.3]), "client_control": np.array([0.2])}
+        step = learn_locally(chosen, np.array([0.4]), nothing, scaffold, controls)
+        assert step.result.arrays == {"control_delta": [0.0]}
 
 
 @pytest.mark.parametrize("rule", ["paper", "balanced", "primal-dual"])
 def test_local_steps_lower_the_rules_own_loss(rule):
     chosen = settings(learning=rule, local_steps=4)
     start = initial_policy(chosen)
-    step = learn_locally(chosen, start, feedback(seed=5), {"round": 1}, None, None)
+    step = learn_locally(chosen, start, feedback(seed=5), {"round": 1}, {})
     assert step.examples > 0 and step.result.steps == 4
     if rule != "primal-dual":  # a saddle point: its dual variable climbs
         assert step.loss_after < step.loss_before

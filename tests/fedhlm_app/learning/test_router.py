@@ -201,7 +201,7 @@ def test_adam_takes_its_steps_towards_less_loss(strategy) -> None:
     start = initial_policy(chosen)
     start[1:] = np.random.default_rng(2).standard_normal(len(start) - 1) / 10
     config = {"round": 2, "local-method": strategy, "proximal-mu": 0.3}
-    step = learn_locally(chosen, start, rows, config, None, None)
+    step = learn_locally(chosen, start, rows, config, {})
     pull = 0.3 if strategy == "fedprox" else 0.0
     learning = RouterLearning(router_model(chosen), "loss", 0.0)
     weights = torch.nn.Parameter(torch.tensor(start))
@@ -215,7 +215,7 @@ def test_adam_takes_its_steps_towards_less_loss(strategy) -> None:
     np.testing.assert_allclose(step.result.policy, weights.detach().numpy(), atol=1e-9)
     assert step.result.policy[0] == start[0] and step.loss_after < step.loss_before
     # Once the threshold learns too, both take plain steps: Adam would lose their proportion.
-    later = learn_locally(chosen, start, rows, {**config, "round": 5}, None, None)
+    later = learn_locally(chosen, start, rows, {**config, "round": 5}, {})
     assert later.result.policy[0] != start[0]
 
 
