@@ -24,7 +24,8 @@ from scipy.optimize import curve_fit
 from benchmarks._peers_world import Prompts, World
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import pair_name
-from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.routing import Router
 from clients.decoding.slm import read_texts
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic

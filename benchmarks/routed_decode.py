@@ -37,7 +37,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks._report import write_report
-from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.routing import Router
 from clients.decoding.slm import LockstepDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import BoolArray, FloatArray, TextBatch, TokenRecords, Traffic

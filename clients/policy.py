@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.randomness import DrawKeys, Purpose, uniforms
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -27,24 +29,25 @@ class RoutingInput:
     ----------
     uncertainty : numpy.ndarray
         float64 [rows] in [0, 1].
+    keys : DrawKeys
+        What the random numbers of these rows are keyed by.
     features : numpy.ndarray or None
-        float32 [rows, f]; only there for a policy with `needs_features`.
-    uniforms : numpy.ndarray or None
-        float64 [rows] in (0, 1), keyed by text and position; only there for a policy with
-        `needs_uniforms`.
+        float32 [rows, f], for a learned router.
     """
 
     uncertainty: FloatArray
+    keys: DrawKeys
     features: NDArray[np.float32] | None = None
-    uniforms: FloatArray | None = None
+
+    def uniforms(self) -> FloatArray:
+        """One number a row, float64 [rows] in (0, 1), the same for a text and position."""
+        return np.asarray(uniforms(self.keys, Purpose.ROUTE, 1)[:, 0].numpy())
 
 
 class Policy(Protocol):
     """Decides which drafts stay on the device."""
 
     name: str
-    needs_features: bool
-    needs_uniforms: bool
     parameters: FloatArray
 
     def score(self, inputs: RoutingInput) -> FloatArray:
@@ -66,9 +69,6 @@ class ThresholdPolicy:
     name : str
         Shown in reports.
     """
-
-    needs_features = False
-    needs_uniforms = False
 
     def __init__(self, threshold: float, name: str = "threshold") -> None:
         if not np.isfinite(threshold):
@@ -99,9 +99,6 @@ class FixedPolicy:
         True keeps all drafts (SLM only), False escalates all (HLM).
     """
 
-    needs_features = False
-    needs_uniforms = False
-
     def __init__(self, kept: bool) -> None:
         self.name = "always" if kept else "never"
         self._kept = kept
@@ -125,8 +122,6 @@ class RandomPolicy:
         Share escalated, in [0, 1].
     """
 
-    needs_features = False
-    needs_uniforms = True
     name = "random"
 
     def __init__(self, share: float) -> None:
@@ -141,9 +136,7 @@ class RandomPolicy:
 
     def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the row's own uniform draw is at least the share."""
-        if inputs.uniforms is None:
-            raise ValueError("the random policy needs uniform numbers")
-        return np.asarray(inputs.uniforms >= self._share)
+        return np.asarray(inputs.uniforms() >= self._share)
 
 
 class RouterPolicy:
@@ -158,8 +151,6 @@ class RouterPolicy:
         in [0, 1].
     """
 
-    needs_features = True
-    needs_uniforms = False
     name = "router"
 
     def __init__(

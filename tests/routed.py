@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.routing import Router
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
 from clients.resolvers.link import BackOff

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from clients.decoding.lockstep_memory import LockstepMemory
-from clients.decoding.slm import IntArray, Step
+from clients.decoding.slm import IntArray, Step, left_padded
 from hlm.reading.fused import FusedDecoder, can_fuse
 
 
@@ -35,19 +35,11 @@ class FusedLockstepDecoder:
     def __init__(
         self, decoder: FusedDecoder, prompts: Sequence[IntArray], hidden: bool = False
     ) -> None:
-        if not prompts or min(len(prompt) for prompt in prompts) == 0:
-            raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
+        tokens, mask, positions = (torch.from_numpy(part) for part in left_padded(prompts))
         self._decoder, self._hidden = decoder, hidden
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = np.zeros((len(prompts), longest), np.int64)
-        mask = np.zeros((len(prompts), longest), np.bool_)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = True
-        positions = np.maximum(mask.cumsum(1) - 1, 0)
-        self._prompts = torch.from_numpy(tokens), torch.from_numpy(positions)
+        self._prompts = tokens, positions
         self._positions = self._prompts[1][:, -1]
-        self._memory = LockstepMemory(decoder.shape, torch.from_numpy(mask))
+        self._memory = LockstepMemory(decoder.shape, mask)
 
     @torch.inference_mode()
     def start(self) -> Step:

@@ -8,139 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from clients.decoding.drafting import Drafter, RouterConfig, draft_step
 from clients.decoding.slm import Step, read_texts
 from clients.decoding.trace import text_traces, trace_of
 from clients.decoding.ways import lockstep_decoder
 from clients.policy import Policy, RoutingInput
-from clients.records import FloatArray, IntArray, Stage, TextBatch, TokenRecords, Traffic, Way
+from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic, Way
 from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in_turn
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
-from hlm.randomness import DrawKeys, Purpose, session_keys, uniforms
-from hlm.sampling import Sampling, distribution
-from hlm.verification import Draft, Greedy
-
-
-class Drafter(Protocol):
-    """The device's half of a verifier (`hlm.verification`)."""
-
-    def draft(self, probs: torch.Tensor, keys: DrawKeys) -> Draft:
-        """Draw one draft a row from float64 [rows, vocab]."""
-        ...
-
-
-UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
-"""(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
-
-StepFeatures = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray, NDArray[np.float32]],
-    NDArray[np.float32],
-]
-"""(logits, hidden, drafts, positions, tokens, traces) -> float32 [rows, f], for learned policies.
-
-``tokens`` int64 [rows, longest] are the texts and ``traces`` float32 [rows, longest, 3] how well
-the small model predicted them (`clients.decoding.trace`); only the first ``positions`` of a row
-may count.
-"""
-
-
-@dataclass(frozen=True)
-class RouterConfig:
-    """What stays the same for every text of a device.
-
-    Attributes
-    ----------
-    sampling : Sampling
-        How drafts are drawn.
-    uncertainty : callable
-        Measures uncertainty, see `UncertaintyMeasure`.
-    seed : int
-        Seed of all draws.
-    client : int
-        Number of the device; with a text's session number it keys the draws.
-    end_tokens : frozenset of int
-        Tokens that end a text.
-    audit_rate : float
-        Probability that a kept token is verified all the same, in [0, 1].
-    features : callable or None
-        Features of a step, for policies that need them.
-    feature_count : int
-        Their number.
-    """
-
-    sampling: Sampling
-    uncertainty: UncertaintyMeasure
-    seed: int
-    client: int
-    end_tokens: frozenset[int] = frozenset()
-    audit_rate: float = 0.0
-    features: StepFeatures | None = None
-    feature_count: int = 0
-
-
-@dataclass(frozen=True)
-class Drafted:
-    """What the small model proposes for one place of each of n texts.
-
-    Attributes
-    ----------
-    draft : Draft
-        Of n rows.
-    keys : DrawKeys
-        What the random numbers of these places are keyed by.
-    uncertainty : numpy.ndarray
-        float64 [n] in [0, 1].
-    probability : numpy.ndarray
-        float64 [n], x_d of eq. 3: of the softmax in greedy decoding, of the distribution drawn from
-        otherwise.
-    """
-
-    draft: Draft
-    keys: DrawKeys
-    uncertainty: FloatArray
-    probability: FloatArray
-
-
-def draft_step(
-    config: RouterConfig,
-    drafter: Drafter,
-    logits: torch.Tensor,
-    sessions: IntArray,
-    positions: IntArray,
-) -> Drafted:
-    """Draft one token for each of n texts, and measure how uncertain it is.
-
-    Parameters
-    ----------
-    config : RouterConfig
-        How to draw and to measure.
-    drafter : Drafter
-        Draws.
-    logits : torch.Tensor
-        float32 [n, vocab], the small model's.
-    sessions, positions : numpy.ndarray
-        int64 [n], the device's number for each text, and the place of the token in it.
-    """
-    keys = DrawKeys(config.seed, session_keys(config.client, sessions), positions)
-    if config.sampling.decoding == "sampled":
-        draft = drafter.draft(distribution(logits, config.sampling), keys)
-        probability = draft.probabilities.numpy()
-    else:
-        if isinstance(drafter, Greedy):
-            draft = drafter.draft_top(logits)
-        else:
-            draft = drafter.draft(distribution(logits, config.sampling), keys)
-        chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
-        probability = torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()
-    uncertainty = config.uncertainty(logits, draft.tokens, keys).numpy()
-    return Drafted(draft, keys, uncertainty, probability)
 
 
 class Router:
@@ -181,7 +63,10 @@ class Router:
         self.resolvers = resolvers
         self.on_kept = on_kept
         self.learning = learning
-        self._hidden = policy.needs_features or any(r.needs_hidden for r in resolvers)
+
+    @property
+    def _hidden(self) -> bool:
+        return self.config.features is not None or any(r.needs_hidden for r in self.resolvers)
 
     def generate(self, texts: TextBatch, new_tokens: int, traffic: Traffic) -> TokenRecords:
         """Continue every text by up to `new_tokens` tokens, in lockstep.
@@ -203,6 +88,8 @@ class Router:
         records = TokenRecords(len(texts.lengths), new_tokens, self.config.feature_count)
         prompts = [texts.text(row) for row in range(len(texts.lengths))]
         begin = time.perf_counter()
+        if self.config.features is not None:
+            texts.trace = text_traces(self.model, prompts, texts.tokens.shape[1])
         decoder = lockstep_decoder(self.model, prompts, self._hidden)
         step = decoder.start()
         traffic.slm += time.perf_counter() - begin
@@ -248,41 +135,18 @@ class Router:
         if self.config.features is not None:
             texts.trace = text_traces(self.model, whole, texts.tokens.shape[1], read)
         logits = torch.cat([one.logits[at - 1 :] for one, at in zip(read, first, strict=True)])
-        hidden = None
-        if self._hidden:
-            hidden = torch.cat(
-                [
-                    one.hidden[at - 1 :]
-                    for one, at in zip(read, first, strict=True)
-                    if one.hidden is not None
-                ]
-            )
+        states = [
+            one.hidden[at - 1 :]
+            for one, at in zip(read, first, strict=True)
+            if one.hidden is not None
+        ]
+        step = Step(logits, torch.cat(states) if states else None)
         traffic.slm += time.perf_counter() - begin
         rows = np.repeat(np.arange(len(first)), counts)
         steps = np.concatenate([np.arange(count) for count in counts])
         positions = first[rows] + steps
-        self._step(Step(logits, hidden), texts, records, rows, steps, positions, traffic)
+        self._step(step, texts, records, rows, steps, positions, traffic)
         return records
-
-    def _routing_input(
-        self, step: Step, drafted: Drafted, positions: IntArray, texts: TextBatch, rows: IntArray
-    ) -> RoutingInput:
-        features = draws = None
-        if self.config.features is not None and step.hidden is not None:
-            if texts.trace is None:
-                whole = [texts.text(row) for row in range(len(texts.lengths))]
-                texts.trace = text_traces(self.model, whole, texts.tokens.shape[1])
-            features = self.config.features(
-                step.logits,
-                step.hidden,
-                drafted.draft.tokens,
-                positions,
-                texts.tokens[rows],
-                texts.trace[rows],
-            )
-        if self.policy.needs_uniforms:
-            draws = uniforms(drafted.keys, Purpose.ROUTE, 1)[:, 0].numpy()
-        return RoutingInput(drafted.uncertainty, features, draws)
 
     def _step(
         self,
@@ -299,8 +163,18 @@ class Router:
         drafted = draft_step(
             self.config, self.drafter, step.logits, texts.sessions[rows], positions
         )
-        inputs = self._routing_input(step, drafted, positions, texts, rows)
-        ways = self._ways(inputs, drafted.keys)
+        features = None
+        if self.config.features is not None and step.hidden is not None and texts.trace is not None:
+            features = self.config.features(
+                step.logits,
+                step.hidden,
+                drafted.draft.tokens,
+                positions,
+                texts.tokens[rows],
+                texts.trace[rows],
+            )
+        inputs = RoutingInput(drafted.uncertainty, drafted.keys, features)
+        ways = self._ways(inputs)
         traffic.slm += time.perf_counter() - begin
         everything = Escalation(
             texts=texts,
@@ -315,32 +189,19 @@ class Router:
         )
         decided = self._decide(everything, ways)
         traffic.include(decided.traffic)
-        places = rows, steps
-        records.present[places] = True
-        records.position[places] = positions
-        records.draft[places] = drafted.draft.tokens.numpy()
-        records.probability[places] = drafted.probability
-        records.uncertainty[places] = self.policy.score(inputs)
-        if records.features is not None and inputs.features is not None:
-            records.features[places] = inputs.features
-        records.kept[places] = ways != Way.ESCALATED
-        records.audited[places] = ways == Way.AUDITED
-        records.escalated[places] = ways != Way.KEPT
-        records.token[places] = decided.tokens
-        records.stage[places] = decided.stages
-        for feedback in decided.feedback:
-            records.note_feedback(feedback)
-        records.choice[places] = np.where(decided.is_llm_choice, 1, records.choice[places])
+        records.probability[rows, steps] = drafted.probability
+        self._record(records, everything, inputs, ways, decided)
         if texts.trace is not None and not texts.given:
             texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
         return decided.tokens
 
-    def _ways(self, inputs: RoutingInput, keys: DrawKeys) -> NDArray[np.int8]:
+    def _ways(self, inputs: RoutingInput) -> NDArray[np.int8]:
         """What becomes of each draft, a `Way`, int8 [n]."""
         kept = self.policy.keep(inputs)
         ways = np.where(kept, Way.KEPT, Way.ESCALATED).astype(np.int8)
         if self.config.audit_rate > 0 and kept.any():
-            ways[kept & (audit_draws(keys, AUDIT_KEPT) < self.config.audit_rate)] = Way.AUDITED
+            drawn = audit_draws(inputs.keys, AUDIT_KEPT) < self.config.audit_rate
+            ways[kept & drawn] = Way.AUDITED
         return ways
 
     def _decide(self, everything: Escalation, ways: NDArray[np.int8]) -> Resolution[Any]:
@@ -355,3 +216,28 @@ class Router:
         if self.on_kept is not None and kept.any():
             self.on_kept(drafts[kept])
         return decided
+
+    def _record(
+        self,
+        records: TokenRecords,
+        everything: Escalation,
+        inputs: RoutingInput,
+        ways: NDArray[np.int8],
+        decided: Resolution[Any],
+    ) -> None:
+        """Write down a step: nobody else writes what became of a token."""
+        places = everything.rows, everything.steps
+        records.present[places] = True
+        records.position[places] = everything.positions
+        records.draft[places] = everything.draft.tokens.numpy()
+        records.uncertainty[places] = self.policy.score(inputs)
+        if records.features is not None and inputs.features is not None:
+            records.features[places] = inputs.features
+        records.kept[places] = ways != Way.ESCALATED
+        records.audited[places] = ways == Way.AUDITED
+        records.escalated[places] = ways != Way.KEPT
+        records.token[places] = decided.tokens
+        records.stage[places] = decided.stages
+        for feedback in decided.feedback:
+            records.note_feedback(feedback)
+        records.choice[places] = np.where(decided.is_llm_choice, 1, records.choice[places])

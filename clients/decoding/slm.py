@@ -33,8 +33,51 @@ class Step:
     hidden: torch.Tensor | None
 
 
+def check_prompts(prompts: Sequence[IntArray]) -> None:
+    """ValueError when there is no prompt, or an empty one."""
+    if not prompts or min(len(prompt) for prompt in prompts) == 0:
+        raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
+
+
+def left_padded(prompts: Sequence[IntArray]) -> tuple[IntArray, NDArray[np.bool_], IntArray]:
+    """Prompts as one array: tokens, where there are any, and their positions, all [rows, longest].
+
+    Raises
+    ------
+    ValueError
+        When there is no prompt, or an empty one.
+    """
+    check_prompts(prompts)
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = np.zeros((len(prompts), longest), np.int64)
+    mask = np.zeros((len(prompts), longest), np.bool_)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = True
+    return tokens, mask, np.maximum(mask.cumsum(1) - 1, 0)
+
+
+def shortened(lengths: IntArray, counts: IntArray) -> IntArray:
+    """Lengths int64 [rows] of texts that lose so many tokens each.
+
+    Raises
+    ------
+    ValueError
+        When a count is negative, or a text would have no token left.
+    """
+    if (counts < 0).any() or (counts >= lengths).any():
+        raise ValueError(
+            f"counts = {counts.tolist()}: must be from 0 and below the lengths {lengths.tolist()}"
+        )
+    return lengths - counts
+
+
 class LockstepDecoder:
-    """One batch of texts, one token each per step.
+    """A batch of texts that grow, and with `shrinks` lose tokens again when drafts are rejected.
+
+    Several rows may lose different numbers of tokens. What all of them lose is cut off the
+    key-value cache; the rest is masked, which costs room until more can be cut. One row alone is
+    always cut exactly, so going back and on is the same as never having gone ahead.
 
     Parameters
     ----------
@@ -44,6 +87,13 @@ class LockstepDecoder:
         int64 [length_i] token ids, each at least one token.
     hidden : bool
         Also return last hidden states.
+    shrinks : bool
+        `take_back` may be called.
+
+    Attributes
+    ----------
+    lengths : numpy.ndarray
+        int64 [rows], tokens read of each text.
 
     Raises
     ------
@@ -52,37 +102,79 @@ class LockstepDecoder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool = False
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[IntArray],
+        hidden: bool = False,
+        shrinks: bool = False,
     ) -> None:
-        if not prompts or min(len(prompt) for prompt in prompts) == 0:
-            raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
         self.model = model
         self._hidden = hidden
-        self._cache = DynamicCache(config=model.config)
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = np.zeros((len(prompts), longest), np.int64)
-        mask = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        device = model.device
-        self._tokens = torch.from_numpy(tokens).to(device)
-        self._mask = torch.from_numpy(mask).to(device)
-        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        self._padded = bool((self._mask == 0).any())
+        # Made from the configuration, layers with a sliding window forget what a rollback needs.
+        self._cache = DynamicCache() if shrinks else DynamicCache(config=model.config)
+        tokens, mask, positions = (
+            torch.from_numpy(part).to(model.device) for part in left_padded(prompts)
+        )
+        self._tokens, self._mask, self._positions = tokens, mask.long(), positions
+        self._padded = not bool(mask.all())
+        self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
 
     @torch.inference_mode()
     def start(self) -> Step:
-        """Read the prompts; the distribution of each row's first new token."""
+        """Read the prompts; what comes after each of them."""
         return self._run(self._tokens, self._positions)
 
-    @torch.inference_mode()
     def step(self, tokens: IntArray) -> Step:
-        """Append one token to every row (int64 [rows]); the distribution of the next."""
-        new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)[:, None]
-        self._mask = torch.cat([self._mask, torch.ones_like(new)], dim=1)
-        self._positions = self._positions[:, -1:] + 1
+        """Append one token to every row (int64 [rows]); what comes next."""
+        return self.read(tokens[:, None], np.ones(len(tokens), np.int64))
+
+    @torch.inference_mode()
+    def read(self, tokens: IntArray, counts: IntArray) -> Step:
+        """Append a few tokens to each row; what comes next.
+
+        Parameters
+        ----------
+        tokens : numpy.ndarray
+            int64 [rows, n], n >= 1; the last `counts` of each row.
+        counts : numpy.ndarray
+            int64 [rows], in 0 .. n; what comes after a row that appends nothing means nothing.
+        """
+        width = tokens.shape[1]
+        new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)
+        missing = width - torch.from_numpy(counts).to(self.model.device)[:, None]
+        columns = torch.arange(width, device=self.model.device)
+        present = (columns >= missing).to(self._mask.dtype)
+        self._padded = self._padded or bool((counts < width).any())
+        self._mask = torch.cat([self._mask, present], dim=1)
+        self._positions = (self._positions[:, -1:] + present.cumsum(1)).clamp(min=0)
+        self.lengths = self.lengths + counts
         return self._run(new, self._positions)
+
+    def take_back(self, counts: IntArray) -> None:
+        """Forget the last tokens of each row.
+
+        Parameters
+        ----------
+        counts : numpy.ndarray
+            int64 [rows], >= 0; at least one token of each text has to stay.
+
+        Raises
+        ------
+        ValueError
+            When a text would have no token left.
+        """
+        self.lengths = shortened(self.lengths, counts)
+        back = torch.from_numpy(counts).to(self.model.device)[:, None]
+        self._positions = self._positions[:, -1:] - back
+        # Masked columns in between do not count: what goes is the last present ones.
+        from_end = self._mask.flip(1).cumsum(1).flip(1)
+        self._mask = self._mask * (from_end > back)
+        used = np.flatnonzero(self._mask.any(dim=0).cpu().numpy())
+        columns = int(used[-1]) + 1
+        if columns < self._mask.shape[1]:
+            self._cache.crop(columns - self._mask.shape[1])
+            self._mask = self._mask[:, :columns]
+        self._padded = bool((self._mask == 0).any())
 
     def keep_rows(self, rows: IntArray) -> None:
         """Drop every row but these (int64, in order)."""
@@ -91,6 +183,7 @@ class LockstepDecoder:
         self._cache.reorder_cache(index)  # type: ignore[arg-type]
         self._mask = self._mask[index]
         self._positions = self._positions[index]
+        self.lengths = self.lengths[rows]
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> Step:
         output = self.model(

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from clients.block_uplink import Ahead, BlockUplink, Verified
-from clients.decoding.routing import Drafted, RouterConfig, draft_step
+from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.slm import Step
 from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
 from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clients.decoding.slm import IntArray, Step
+from clients.decoding.slm import IntArray, Step, check_prompts, shortened
 from hlm.reading.plain import Passage, PlainReading
 
 
 class TextwiseDecoder:
-    """Does what `LockstepDecoder` and `RollbackDecoder` do, by one of the plain ways of reading.
+    """Does what `LockstepDecoder` does, by one of the plain ways of reading.
 
     Parameters
     ----------
@@ -33,8 +33,7 @@ class TextwiseDecoder:
     """
 
     def __init__(self, reading: PlainReading, prompts: Sequence[IntArray]) -> None:
-        if not prompts or min(len(prompt) for prompt in prompts) == 0:
-            raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
+        check_prompts(prompts)
         self._reading = reading
         self._texts = [np.asarray(prompt, np.int64) for prompt in prompts]
         self._keys = np.arange(len(prompts))
@@ -50,15 +49,7 @@ class TextwiseDecoder:
         return self.read(tokens[:, None], np.ones(len(tokens), np.int64))
 
     def read(self, tokens: IntArray, counts: IntArray) -> Step:
-        """Append a few tokens to each row; what comes after them.
-
-        Parameters
-        ----------
-        tokens : numpy.ndarray
-            int64 [rows, n], n >= 1; the last `counts` of each row.
-        counts : numpy.ndarray
-            int64 [rows], in 0 .. n.
-        """
+        """Append a few tokens to each row, as `LockstepDecoder.read`; what comes after them."""
         width = tokens.shape[1]
         self._texts = [
             np.concatenate([text, line[width - count :]])
@@ -68,24 +59,8 @@ class TextwiseDecoder:
         return self._next()
 
     def take_back(self, counts: IntArray) -> None:
-        """Forget the last tokens of each row.
-
-        Parameters
-        ----------
-        counts : numpy.ndarray
-            int64 [rows], >= 0; at least one token of each text has to stay.
-
-        Raises
-        ------
-        ValueError
-            When a text would have no token left.
-        """
-        if (counts < 0).any() or (counts >= self.lengths).any():
-            raise ValueError(
-                f"counts = {counts.tolist()}: must be from 0 and below the lengths "
-                f"{self.lengths.tolist()}"
-            )
-        self.lengths = self.lengths - counts
+        """Forget the last tokens of each row, as `LockstepDecoder.take_back`."""
+        self.lengths = shortened(self.lengths, counts)
         self._texts = [
             text[:length] for text, length in zip(self._texts, self.lengths, strict=True)
         ]

@@ -17,7 +17,6 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from clients.decoding.lockstep import FusedLockstepDecoder, fused_form
-from clients.decoding.rollback import RollbackDecoder
 from clients.decoding.slm import IntArray, LockstepDecoder, Step, read_texts
 from clients.decoding.textwise import TextwiseDecoder
 from hlm.reading.agreement import Compared, Reference, Way, first_that_agrees, trial_length
@@ -43,7 +42,7 @@ class Decoder(Protocol):
 
 
 class ShrinkingDecoder(Decoder, Protocol):
-    """One whose texts can shrink again; see `RollbackDecoder`."""
+    """One whose texts can shrink again; see `LockstepDecoder`."""
 
     lengths: IntArray
 
@@ -59,18 +58,20 @@ class ShrinkingDecoder(Decoder, Protocol):
 Make = Callable[[PreTrainedModel, Sequence[IntArray], bool], ShrinkingDecoder]
 
 
-def _own_caches(
+def _shrinking(
     model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool
 ) -> ShrinkingDecoder:
-    caches = OwnCaches(model, lambda: DynamicCache(config=model.config), hidden)
-    return TextwiseDecoder(caches, prompts)
+    return LockstepDecoder(model, prompts, hidden, shrinks=True)
 
 
-def _own_caches_singly(
-    model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool
-) -> ShrinkingDecoder:
-    caches = OwnCaches(model, lambda: DynamicCache(config=model.config), hidden, is_singly=True)
-    return TextwiseDecoder(caches, prompts)
+def _own_caches(singly: bool) -> Make:
+    def make(model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool) -> ShrinkingDecoder:
+        def cache() -> DynamicCache:
+            return DynamicCache(config=model.config)
+
+        return TextwiseDecoder(OwnCaches(model, cache, hidden, is_singly=singly), prompts)
+
+    return make
 
 
 def _full_forward(
@@ -80,8 +81,8 @@ def _full_forward(
 
 
 _PLAIN: dict[str, Make] = {
-    "one text at a time, with the model's own cache": _own_caches,
-    "one token at a time, with the model's own cache": _own_caches_singly,
+    "one text at a time, with the model's own cache": _own_caches(False),
+    "one token at a time, with the model's own cache": _own_caches(True),
     "every text from its start": _full_forward,
 }
 _LOCKSTEP = "all texts in lockstep"
@@ -140,7 +141,7 @@ def best_ways(model: PreTrainedModel, longest: int = 0) -> DeviceWays:
         lockstep = [Way(_LOCKSTEP, False, _lockstep_trial(LockstepDecoder))]
         if fused_form(model) is not None:
             lockstep.insert(0, Way(_FUSED, False, _lockstep_trial(_fused)))
-        rollback = [Way(_LOCKSTEP, False, _rollback_trial(RollbackDecoder))]
+        rollback = [Way(_LOCKSTEP, False, _rollback_trial(_shrinking))]
         for way, make in _PLAIN.items():
             lockstep.append(Way(way, True, _lockstep_trial(make)))
             rollback.append(Way(way, True, _rollback_trial(make)))
@@ -164,9 +165,9 @@ def lockstep_decoder(
 def rollback_decoder(
     model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool = False
 ) -> ShrinkingDecoder:
-    """A decoder of texts that can shrink, the way that suits the model; see `RollbackDecoder`."""
+    """A decoder of texts that can shrink, the way that suits the model; see `LockstepDecoder`."""
     way = best_ways(model).rollback
-    return _PLAIN.get(way, RollbackDecoder)(model, prompts, hidden)
+    return _PLAIN.get(way, _shrinking)(model, prompts, hidden)
 
 
 def _fused(model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool) -> Decoder:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients.decoding.routing import Router, RouterConfig, UncertaintyMeasure
+from clients.decoding.drafting import RouterConfig, UncertaintyMeasure
+from clients.decoding.routing import Router
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic

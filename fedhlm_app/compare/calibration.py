@@ -35,8 +35,6 @@ class SharePolicy:
         Share kept of what is exactly as uncertain, in [0, 1].
     """
 
-    needs_features = False
-    needs_uniforms = True
     name = "share"
 
     def __init__(self, threshold: float, kept_at: float = 1.0) -> None:
@@ -50,11 +48,9 @@ class SharePolicy:
 
     def keep(self, inputs: RoutingInput) -> BoolArray:
         """True below the threshold, and by the row's own uniform draw at it."""
-        if inputs.uniforms is None:
-            raise ValueError("the share policy needs uniform numbers")
         threshold, kept_at = self.parameters
         below = inputs.uncertainty < threshold
-        at = (inputs.uncertainty == threshold) & (inputs.uniforms < kept_at)
+        at = (inputs.uncertainty == threshold) & (inputs.uniforms() < kept_at)
         return np.asarray(below | at)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clients.block_uplink import BlockUplink
-from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic

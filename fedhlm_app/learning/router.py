@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from clients.decoding.routing import StepFeatures as FeaturesOfStep
+    from clients.decoding.drafting import StepFeatures as FeaturesOfStep
     from clients.decoding.step_features import StepFeatures
     from fedhlm_app.settings import Settings
 
@@ -132,7 +132,7 @@ def router_columns(settings: Settings) -> StepFeatures:
 
 
 def router_features(settings: Settings, model: PreTrainedModel) -> FeaturesOfStep:
-    """Features of a step, as `clients.decoding.routing` asks for them.
+    """Features of a step, as `clients.decoding.drafting` says for them.
 
     Parameters
     ----------

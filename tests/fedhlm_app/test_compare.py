@@ -20,6 +20,7 @@ from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.channels import LINKS
 from hlm.line import LineSums
+from hlm.randomness import DrawKeys
 from hlm.wire import Request, Row, encode_request
 
 SMALL = {"prompts": 2, "calibration_prompts": 6, "tokens": 5}
@@ -167,8 +168,8 @@ def test_a_share_is_met_in_expectation_whatever_ties(steps, share):
     threshold, kept_at = policy.parameters
     expected = (uncertainty > threshold).mean() + (uncertainty == threshold).mean() * (1 - kept_at)
     assert expected == pytest.approx(share, abs=1e-9)
-    draws = np.full(uncertainty.size, 0.5)
-    kept = policy.keep(RoutingInput(uncertainty, uniforms=draws))
+    rows = np.arange(uncertainty.size)
+    kept = policy.keep(RoutingInput(uncertainty, DrawKeys(0, rows.astype(np.uint64), rows)))
     assert kept[uncertainty < threshold].all()
     assert not kept[uncertainty > threshold].any()
 

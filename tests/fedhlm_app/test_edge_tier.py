@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from clients.decoding.routing import Router, RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.routing import Router
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, Traffic
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig

@@ -10,8 +10,8 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from clients.block_uplink import BlockUplink
-from clients.decoding.rollback import RollbackDecoder
-from clients.decoding.routing import RouterConfig
+from clients.decoding.drafting import RouterConfig
+from clients.decoding.slm import LockstepDecoder
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
@@ -292,7 +292,7 @@ def test_going_back_leaves_no_trace(architecture):
     model = random_model(architecture, 1)
     generator = np.random.default_rng(0)
     texts = [generator.integers(1, VOCAB, size).tolist() for size in (3, 5, 4)]
-    decoder = RollbackDecoder(model, [np.array(text) for text in texts])
+    decoder = LockstepDecoder(model, [np.array(text) for text in texts], shrinks=True)
     decoder.start()
     for _ in range(6):
         counts, tokens = generator.integers(0, 3, 3), generator.integers(1, VOCAB, (3, 2))

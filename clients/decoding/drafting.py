@@ -1,0 +1,131 @@
+"""What a device drafts by, and one drafted step: the same for routing and for drafting ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.records import FloatArray, IntArray
+from hlm.randomness import DrawKeys, session_keys
+from hlm.sampling import Sampling, distribution
+from hlm.verification import Draft, Greedy
+
+
+class Drafter(Protocol):
+    """The device's half of a verifier (`hlm.verification`)."""
+
+    def draft(self, probs: torch.Tensor, keys: DrawKeys) -> Draft:
+        """Draw one draft a row from float64 [rows, vocab]."""
+        ...
+
+
+UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
+"""(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
+
+StepFeatures = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray, NDArray[np.float32]],
+    NDArray[np.float32],
+]
+"""(logits, hidden, drafts, positions, tokens, traces) -> float32 [rows, f], for learned policies.
+
+``tokens`` int64 [rows, longest] are the texts and ``traces`` float32 [rows, longest, 3] how well
+the small model predicted them (`clients.decoding.trace`); only the first ``positions`` of a row
+may count.
+"""
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """What stays the same for every text of a device.
+
+    Attributes
+    ----------
+    sampling : Sampling
+        How drafts are drawn.
+    uncertainty : callable
+        Measures uncertainty, see `UncertaintyMeasure`.
+    seed : int
+        Seed of all draws.
+    client : int
+        Number of the device; with a text's session number it keys the draws.
+    end_tokens : frozenset of int
+        Tokens that end a text.
+    audit_rate : float
+        Probability that a kept token is verified all the same, in [0, 1].
+    features : callable or None
+        Features of a step, for policies that need them.
+    feature_count : int
+        Their number.
+    """
+
+    sampling: Sampling
+    uncertainty: UncertaintyMeasure
+    seed: int
+    client: int
+    end_tokens: frozenset[int] = frozenset()
+    audit_rate: float = 0.0
+    features: StepFeatures | None = None
+    feature_count: int = 0
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What the small model proposes for one place of each of n texts.
+
+    Attributes
+    ----------
+    draft : Draft
+        Of n rows.
+    keys : DrawKeys
+        What the random numbers of these places are keyed by.
+    uncertainty : numpy.ndarray
+        float64 [n] in [0, 1].
+    probability : numpy.ndarray
+        float64 [n], x_d of eq. 3: of the softmax in greedy decoding, of the distribution drawn from
+        otherwise.
+    """
+
+    draft: Draft
+    keys: DrawKeys
+    uncertainty: FloatArray
+    probability: FloatArray
+
+
+def draft_step(
+    config: RouterConfig,
+    drafter: Drafter,
+    logits: torch.Tensor,
+    sessions: IntArray,
+    positions: IntArray,
+) -> Drafted:
+    """Draft one token for each of n texts, and measure how uncertain it is.
+
+    Parameters
+    ----------
+    config : RouterConfig
+        How to draw and to measure.
+    drafter : Drafter
+        Draws.
+    logits : torch.Tensor
+        float32 [n, vocab], the small model's.
+    sessions, positions : numpy.ndarray
+        int64 [n], the device's number for each text, and the place of the token in it.
+    """
+    keys = DrawKeys(config.seed, session_keys(config.client, sessions), positions)
+    greedy = config.sampling.decoding == "greedy"
+    if greedy and isinstance(drafter, Greedy):
+        draft = drafter.draft_top(logits)
+    else:
+        draft = drafter.draft(distribution(logits, config.sampling), keys)
+    if greedy:
+        chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
+        probability = torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()
+    else:
+        probability = draft.probabilities.numpy()
+    uncertainty = config.uncertainty(logits, draft.tokens, keys).numpy()
+    return Drafted(draft, keys, uncertainty, probability)
