@@ -242,7 +242,10 @@ class Comparison:
     def _routed(self, method: Method, policy: Policy, client: int) -> RoutedMethod:
         verifier = self._plain()
         if not self._greedy:
-            verifier = verifier_of(self.settings, method.verifier, self.calibration.draft_line)
+            # The texts of the calibration itself are made without a line.
+            truncated = method.verifier.startswith("truncated")
+            line = self.calibration.draft_line if truncated else None
+            verifier = verifier_of(self.settings, method.verifier, line)
         engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
         service = LanguageModelService(engine)
         recorder = Recorder(DirectTransport(service), self.plan.clock)
