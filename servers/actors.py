@@ -179,20 +179,16 @@ class LanguageModelActor:
         Seconds a request waits for company.
     most : int
         Most requests answered at once.
-    threads : int
-        Threads of the tensor library, >= 1.
     """
 
+    concurrency = 1000
+
     def __init__(
-        self,
-        build: Callable[[], LanguageModelService],
-        wait: float = 0.0,
-        most: int = 64,
-        threads: int = 1,
+        self, build: Callable[[], LanguageModelService], wait: float = 0.0, most: int = 64
     ) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self._batcher = RequestBatcher(build(), wait, most)
 
     async def exchange(self, payload: bytes) -> bytes:
@@ -206,45 +202,12 @@ class LanguageModelActor:
                 yield found
 
     async def describe(self) -> dict[str, Any]:
-        """What the model is, once it is loaded: vocabulary, longest text, how it is read."""
-        from servers.backend import served_verifiers
-
-        engine = self._batcher.service.engine
-        return {
-            "vocab": engine.vocab,
-            "max_context": engine.max_context,
-            "verifiers": served_verifiers(engine.offers),
-            "reading": engine.reading,
-        }
+        """What the model is, once it is loaded (see `LanguageModelService.describe`)."""
+        return self._batcher.service.describe()
 
     async def stats(self) -> dict[str, float]:
         """Counters of the engine since this process started."""
         return dict(vars(self._batcher.service.engine.stats))
-
-
-def start_actor(
-    build: Callable[[], LanguageModelService],
-    name: str,
-    namespace: str,
-    wait: float = 0.0,
-    most: int = 64,
-    threads: int = 1,
-) -> Any:
-    """Start the named actor, or find it if it is there; returns its Ray handle.
-
-    It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever.
-    """
-    import ray
-
-    # Ray has no types that mypy follows here.
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(LanguageModelActor)
-    return actor.options(
-        name=name,
-        namespace=namespace,
-        lifetime="detached",
-        get_if_exists=True,
-        max_concurrency=1000,
-    ).remote(build, wait, most, threads)
 
 
 class EdgeActor:
@@ -255,6 +218,9 @@ class EdgeActor:
     build : callable
         Makes the server, in the actor's own process.
     """
+
+    # Two edge servers that ask each other must not wait for each other.
+    concurrency = 8
 
     def __init__(self, build: Callable[[], EdgeServer]) -> None:
         import torch
@@ -276,18 +242,21 @@ class EdgeActor:
         return dict(vars(self._server.stats))
 
 
-def start_edge_actor(build: Callable[[], EdgeServer], name: str, namespace: str) -> Any:
-    """Start the named edge actor, or find it if it is there; returns its Ray handle.
+def start_actor(
+    kind: type[LanguageModelActor] | type[EdgeActor], name: str, namespace: str, *arguments: Any
+) -> Any:
+    """Start the named actor, or find it if it is there; returns its Ray handle.
 
-    It answers several at once, so that two edge servers that ask each other need not wait.
+    It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever.
     """
     import ray
 
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(EdgeActor)
+    # Ray has no types that mypy follows here.
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
     return actor.options(
         name=name,
         namespace=namespace,
         lifetime="detached",
         get_if_exists=True,
-        max_concurrency=8,
-    ).remote(build)
+        max_concurrency=kind.concurrency,
+    ).remote(*arguments)

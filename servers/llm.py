@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any
 
 from hlm.wire import (
     Limits,
-    Reply,
     Request,
     RowReply,
     Status,
@@ -25,7 +24,7 @@ from hlm.wire import (
 from hlm.wire.frames import End
 from hlm.wire.stream import decode_opening, is_control
 from servers.asked import AskedRow, check_askable
-from servers.backend import Backend, check_served
+from servers.backend import Backend, check_served, served_verifiers
 from servers.job import Job
 from servers.schedule import Schedule
 from servers.stream import Stream
@@ -59,21 +58,10 @@ class LanguageModelService:
         WireError
             When the bytes are no valid request.
         """
-        return self.handle_many([payload])[0]
-
-    def handle_many(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """Answer several requests from shared forward passes.
-
-        Raises
-        ------
-        WireError
-            When any of them is no valid request; `handle_each` tells their callers apart.
-        """
-        answers = self.handle_each(payloads)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return cast(list[bytes], answers)
+        (answer,) = self.handle_each([payload])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def handle_each(self, payloads: Sequence[bytes]) -> list[bytes | Exception]:
         """Answer several requests of different callers from shared forward passes.
@@ -194,15 +182,14 @@ class LanguageModelService:
         check_served(request, self.engine)
         check_askable(request)
 
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """Decide every row of every request, in order."""
-        schedule = Schedule(self, max(1, len(requests)))
-        jobs = [schedule.add(Job(self, request)) for request in requests]
-        while schedule.busy:
-            schedule.turn()
-        if error := next((job.error for job in jobs if job.error is not None), None):
-            raise error
-        return [job.reply for job in jobs if job.reply is not None]
+    def describe(self) -> dict[str, Any]:
+        """What the model is: vocabulary, longest text, verifiers served, way of reading."""
+        return {
+            "vocab": self.engine.vocab,
+            "max_context": self.engine.max_context,
+            "verifiers": served_verifiers(self.engine.offers),
+            "reading": self.engine.reading,
+        }
 
     def admit(self, items: list[AskedRow]) -> list[AskedRow]:
         """The rows of one text that can be served: its prefix is held, and it is not too long."""

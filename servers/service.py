@@ -35,7 +35,6 @@ from starlette.routing import Route
 from hlm.wire import WireError
 from servers.access import BearerToken
 from servers.actors import RequestBatcher
-from servers.backend import served_verifiers
 from servers.llm import LanguageModelService
 
 EXCHANGE = "/v1/exchange"
@@ -216,12 +215,9 @@ class ServedLanguageModel:
         answers = {key: count for key, count in self.counts.items() if key.isdigit()}
         return JSONResponse(
             {
+                **self.service.describe(),
                 "model": self.model,
-                "vocab": engine.vocab,
                 "tokenizer": self.tokenizer,
-                "max_context": engine.max_context,
-                "verifiers": served_verifiers(engine.offers),
-                "reading": engine.reading,
                 "max_sessions": engine.max_sessions,
                 "max_bytes": self.service.limits.max_bytes,
                 "answer_seconds": self.options.answer_seconds,

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hlm.wire import PrefixDigest, Request, joint_digest
+from hlm.wire import PrefixDigest, Reply, Request, joint_digest
+from servers.job import Job
+from servers.llm import LanguageModelService
+from servers.schedule import Schedule
 from tests.models import VOCAB
 
 IDENTITY = bytes(range(16))
@@ -41,3 +44,15 @@ def request_of(
 
 def _prefix(identity, text, length) -> bytes:
     return PrefixDigest(identity).at(np.array(list(text), np.int64), length)
+
+
+def answers(service: LanguageModelService, requests: Sequence[Request]) -> list[Reply]:
+    """Every row of every request decided, in order, from shared passes."""
+    schedule = Schedule(service, max(1, len(requests)))
+    jobs = [schedule.add(Job(service, request)) for request in requests]
+    while schedule.busy:
+        schedule.turn()
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+    return [job.reply for job in jobs]

@@ -15,7 +15,7 @@ from fedhlm_app.models.torch_names import torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
 from fedhlm_app.transport.transports import RayTransport
-from servers.actors import start_edge_actor
+from servers.actors import EdgeActor, start_actor
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
 
@@ -71,7 +71,7 @@ class EdgeHost:
             members = [client for client, own in enumerate(assignment) if own == cluster]
             build = partial(build_edge, self.settings, self.run, cluster, members, clusters)
             name = edge_actor_name(self.run, cluster)
-            self._actors.append(start_edge_actor(build, name, NAMESPACE))
+            self._actors.append(start_actor(EdgeActor, name, NAMESPACE, build))
             if moved:
                 # An actor that is found knows the members it was built with.
                 self._actors[-1].serve.remote(members)

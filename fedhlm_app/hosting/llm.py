@@ -12,7 +12,7 @@ from flwr.common.logger import log
 
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import NAMESPACE
-from servers.actors import start_actor
+from servers.actors import LanguageModelActor, start_actor
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService
@@ -88,12 +88,13 @@ class LanguageModelHost:
         """Find the actor, or start it again if it is gone for good."""
         settings = self.settings
         self._actor = start_actor(
-            partial(build_service, settings),
+            LanguageModelActor,
             self.name,
             NAMESPACE,
-            wait=settings.llm_batch_wait_ms / 1000,
+            partial(build_service, settings),
+            settings.llm_batch_wait_ms / 1000,
             # Float sums depend on the shape of a batch: only a batch of one request repeats.
-            most=1 if settings.reproducible else 64,
+            1 if settings.reproducible else 64,
         )
 
     def stats(self, timeout: float = 5.0) -> dict[str, float]:

@@ -17,7 +17,7 @@ from hlm.wire import (
 from servers.actors import RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
-from tests.asking import IDENTITY, request_of
+from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
 
 
@@ -43,7 +43,7 @@ def test_a_verdict_is_the_models_own_token():
     text = [5, 9, 2]
     own = own_choice(service, text)
     wrong = (own + 1) % VOCAB
-    (reply,) = service.answer([request([row(0, text, own), row(1, text, wrong)])])
+    (reply,) = answers(service, [request([row(0, text, own), row(1, text, wrong)])])
     assert (reply.rows[0].accepted, reply.rows[0].token) == (True, own)
     assert (reply.rows[1].accepted, reply.rows[1].token) == (False, own)
     # The first token is predicted from nothing, so two fed tokens and the draft are told of.
@@ -54,34 +54,34 @@ def test_a_verdict_is_the_models_own_token():
 
 def test_what_was_decided_is_held_and_need_not_be_sent():
     service = make_service()
-    (reply,) = service.answer([request([row(0, [5, 9, 2], 1)])])
+    (reply,) = answers(service, [request([row(0, [5, 9, 2], 1)])])
     decided = reply.rows[0].token
     assert service.engine.held((0, 0, IDENTITY)) == 4
     following = own_choice(service, [5, 9, 2, decided])
     further = request([row(0, [], 3, start=4)], on={0: [5, 9, 2, decided]})
-    (reply,) = service.answer([further])
+    (reply,) = answers(service, [further])
     assert reply.rows[0].token == following
 
 
 def test_a_gap_asks_for_the_prefix():
     service = make_service()
-    service.answer([request([row(0, [5, 9], 1)])])
+    answers(service, [request([row(0, [5, 9], 1)])])
     gap = request([row(0, [4], 1, start=8)], on={0: [5, 9, 1, 4, 4, 4, 4, 4]})
-    (reply,) = service.answer([gap])
+    (reply,) = answers(service, [gap])
     assert reply.rows[0].status == Status.PREFIX_NEEDED
 
 
 def test_a_text_that_is_too_long_is_refused_and_others_are_served():
     service = make_service()
-    (reply,) = service.answer([request([row(0, np.ones(33), 1), row(1, [2, 3], 1)])])
+    (reply,) = answers(service, [request([row(0, np.ones(33), 1), row(1, [2, 3], 1)])])
     assert [r.status for r in reply.rows] == [Status.REFUSED, Status.OK]
 
 
 def test_clients_do_not_share_sessions():
     service = make_service()
-    service.answer([request([row(0, [5, 9], 1)], client=1)])
+    answers(service, [request([row(0, [5, 9], 1)], client=1)])
     further = request([row(0, [4], 1, start=2)], client=2, on={0: [5, 9]})
-    (reply,) = service.answer([further])
+    (reply,) = answers(service, [further])
     assert reply.rows[0].status == Status.PREFIX_NEEDED
 
 
@@ -94,7 +94,7 @@ def test_requests_answered_together_are_answered_as_if_alone():
         )
         for client in range(4)
     ]
-    together = make_service().handle_many([encode_request(r) for r in requests])
+    together = make_service().handle_each([encode_request(r) for r in requests])
     alone = [make_service().handle(encode_request(r)) for r in requests]
     assert together == alone
 
@@ -102,7 +102,7 @@ def test_requests_answered_together_are_answered_as_if_alone():
 def test_requests_answered_together_share_forward_passes():
     service = make_service()
     requests = [request([row(0, [3, 4, 5], 7)], client=client) for client in range(6)]
-    service.handle_many([encode_request(r) for r in requests])
+    service.handle_each([encode_request(r) for r in requests])
     assert service.engine.stats.passes == 1
 
 

@@ -15,7 +15,7 @@ from servers import schedule, verdicts
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.schedule import fair_shares
-from tests.asking import IDENTITY, request_of
+from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
 from tests.served import StuckService, make_service, payload, serving
 
@@ -67,7 +67,7 @@ def test_what_a_pass_reads_and_yields_does_not_grow_with_the_message(count, monk
     )
     service = roomy()
     passes = watched(service)
-    (reply,) = service.answer([texts(count, 60)])
+    (reply,) = answers(service, [texts(count, 60)])
     assert all(row.status == Status.OK and len(row.feedback) == 60 for row in reply.rows)
     assert max(tokens for _, tokens, _ in passes) <= 100
     assert max(rows for _, _, rows in passes) == 20
@@ -79,7 +79,7 @@ def test_the_defaults_bound_a_message_of_many_texts():
     message = texts(1000, 60)
     service = roomy()
     passes = watched(service)
-    service.answer([message])
+    answers(service, [message])
     most = schedule.LOGIT_VALUES // VOCAB
     assert max(tokens for _, tokens, _ in passes) <= schedule.SLICE_TOKENS
     assert max(rows for _, _, rows in passes) <= min(most, schedule.SLICE_TOKENS)
@@ -105,11 +105,11 @@ def test_slices_give_the_answers_of_one_pass(verifier, options, monkeypatch):
                 ),
             }
         )
-    (whole,) = roomy().answer([message])
+    (whole,) = answers(roomy(), [message])
     for tokens, values in ((7, 1 << 20), (1 << 20, 3 * VOCAB), (1, VOCAB)):
         monkeypatch.setattr(schedule, "SLICE_TOKENS", tokens)
         monkeypatch.setattr(schedule, "LOGIT_VALUES", values)
-        (sliced,) = roomy().answer([message])
+        (sliced,) = answers(roomy(), [message])
         for one, other in zip(whole.rows, sliced.rows, strict=True):
             assert (one.status, one.accepted, one.token) == (
                 other.status,
@@ -126,13 +126,13 @@ def test_a_message_that_goes_on_from_a_held_text_is_sliced_too(small_slices):
     service = roomy()
     first = Row(0, 0, np.arange(1, 9), 7, quiet=8)
     more = Row(0, 8, np.arange(9, 50), 7, quiet=41)
-    service.answer([request_of("greedy", [first], feedback=True)])
+    answers(service, [request_of("greedy", [first], feedback=True)])
     passes = watched(service)
-    (reply,) = service.answer(
-        [request_of("greedy", [more], on={0: np.arange(1, 9)}, feedback=True)]
+    (reply,) = answers(
+        service, [request_of("greedy", [more], on={0: np.arange(1, 9)}, feedback=True)]
     )
-    (whole,) = roomy().answer(
-        [request_of("greedy", [Row(0, 0, np.arange(1, 50), 7, quiet=49)], feedback=True)]
+    (whole,) = answers(
+        roomy(), [request_of("greedy", [Row(0, 0, np.arange(1, 50), 7, quiet=49)], feedback=True)]
     )
     assert reply.rows[0].token == whole.rows[0].token
     assert [tokens for _, tokens, _ in passes] == [16, 16, 9]
@@ -143,7 +143,7 @@ def test_a_message_that_goes_on_from_a_held_text_is_sliced_too(small_slices):
 def test_a_text_that_is_too_long_is_refused_before_it_is_read():
     service = roomy()
     passes = watched(service)
-    (reply,) = service.answer([texts(1, 65)])
+    (reply,) = answers(service, [texts(1, 65)])
     assert reply.rows[0].status == Status.REFUSED
     assert passes == []
 
@@ -151,7 +151,7 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_read():
 def test_a_text_whose_place_is_taken_between_slices_is_asked_for_again(small_slices):
     service = roomy(sessions=1)
     long, short = texts(1, 40), texts(1, 3, client=1)
-    one, other = service.answer([long, short])
+    one, other = answers(service, [long, short])
     statuses = {one.rows[0].status, other.rows[0].status}
     assert Status.PREFIX_NEEDED in statuses
     assert one.rows[0].token == -1 or other.rows[0].token == -1
@@ -279,17 +279,17 @@ def test_limits_of_a_message_are_checked_before_anything_is_allocated():
 def test_a_request_within_the_bounds_is_one_pass_whatever_the_engine_has_not_read_yet():
     service = roomy()
     begun = Row(0, 0, np.arange(1, 9), 7)
-    (reply,) = service.answer([request_of("greedy", [begun], feedback=True)])
+    (reply,) = answers(service, [request_of("greedy", [begun], feedback=True)])
     # The decided token is held and was not read.
     key = (0, 0, IDENTITY)
     assert service.engine.held(key) == 9 > service.engine.computed(key)
     passes = watched(service)
     text = [*range(1, 9), reply.rows[0].token]
     further = Row(0, 9, np.array([5]), 7)
-    service.answer([request_of("greedy", [further], on={0: text}, feedback=True)])
+    answers(service, [request_of("greedy", [further], on={0: text}, feedback=True)])
     flush = Row(1, 0, np.arange(1, 30))
-    service.answer([request_of("greedy", [flush])])
+    answers(service, [request_of("greedy", [flush])])
     further = Row(1, 29, np.array([5]), 7)
-    service.answer([request_of("greedy", [further], on={1: range(1, 30)})])
+    answers(service, [request_of("greedy", [further], on={1: range(1, 30)})])
     assert len(passes) == 2
     assert reply.rows[0].status == Status.OK

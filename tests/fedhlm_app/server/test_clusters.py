@@ -413,7 +413,7 @@ def test_edge_servers_are_told_of_new_members(monkeypatch):
             self.remote = lambda found: members.__setitem__(name, frozenset(found))
 
     monkeypatch.setattr(
-        edge_hosting, "start_edge_actor", lambda build, name, namespace: Handle(build, name)
+        edge_hosting, "start_actor", lambda kind, name, namespace, build: Handle(build, name)
     )
     host = edge_hosting.EdgeHost(settings_of(clients=4), 1)
     for assignment in ([0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]):
