@@ -131,3 +131,8 @@ def shares_draw(verifier: str, decoding: str) -> bool:
     So it is in greedy decoding, and where both sides draw with the same clocks.
     """
     return decoding == "greedy" or VERIFIERS[verifier].shared_draw
+
+
+def served_verifiers(offers: Need) -> list[str]:
+    """Names of the verifiers that a backend of the LLM with so much to offer can serve."""
+    return [name for name, verifier in VERIFIERS.items() if verifier.needs <= offers]

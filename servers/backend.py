@@ -1,7 +1,7 @@
 """What the service asks of whatever runs the large model: the engine of this project, or another.
 
 A backend holds texts as tokens and goes back to any place in them; what it says of a next token
-depends on what it `offers`. Verifiers say what they need (`hlm.verification.Need`), and a request
+depends on what it `offers`. Verifiers say what they need (`hlm.verifiers.Need`), and a request
 that needs more is refused by name. Where backends are registered: `fedhlm_app.hosting.backends`.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hlm.verification import VERIFIERS, Need
+from hlm.verifiers import VERIFIERS, Need, served_verifiers
 from hlm.wire import Request, WireError
 
 IntArray = NDArray[np.int64]
@@ -121,11 +121,6 @@ class Backend(Protocol):
         ...
 
 
-def served_verifiers(offers: Need) -> list[str]:
-    """Names of the verifiers that a backend with so much to offer can serve."""
-    return [name for name, verifier in VERIFIERS.items() if verifier.needs <= offers]
-
-
 def check_served(request: Request, backend: Backend) -> None:
     """Refuse a request that needs more than the backend offers.
 
@@ -134,10 +129,10 @@ def check_served(request: Request, backend: Backend) -> None:
     WireError
         Naming the verifier and those that are served.
     """
-    greedy = request.decoding == "greedy"
-    if VERIFIERS[request.verifier].needs > backend.offers or not (
-        greedy or backend.offers >= Need.PROBS
-    ):
+    needs = VERIFIERS[request.verifier].needs
+    if request.decoding == "sampled":
+        needs = Need.PROBS
+    if needs > backend.offers:
         allowed = ", ".join(served_verifiers(backend.offers))
         raise WireError(
             f"verifier={request.verifier!r}, decoding={request.decoding!r}: this server's model "

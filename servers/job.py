@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hlm.verification import Need
+from hlm.verifiers import Need
 from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
 from servers.asked import AskedRow, IntArray, asked_row
 from servers.backend import Backend, Feed

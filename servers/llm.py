@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from hlm.verifiers import served_verifiers
 from hlm.wire import (
     Limits,
     Request,
@@ -24,7 +25,7 @@ from hlm.wire import (
 from hlm.wire.frames import End
 from hlm.wire.stream import decode_opening, is_control
 from servers.asked import AskedRow, check_askable
-from servers.backend import Backend, check_served, served_verifiers
+from servers.backend import Backend, check_served
 from servers.job import Job
 from servers.schedule import Schedule
 from servers.stream import Stream

@@ -113,6 +113,7 @@ def llm(
     stop, 1 when the address cannot be listened on or the model cannot be loaded, 2 when a setting,
     the certificate or the token is wrong.
     """
+    from fedhlm_app.hosting.backends import check_backend
     from fedhlm_app.models.vocabulary import check_folder
     from fedhlm_app.server import preflight
 
@@ -127,7 +128,7 @@ def llm(
         settings = collect(given, overrides or [])
         check_folder(settings.llm, "llm")
         preflight.check_devices(settings, simulated=False)
-        preflight.check_backend(settings)
+        check_backend(settings)
         access = read_access(tls_cert, tls_key, token_file)
     with ends_with(FAILED, OSError, ValueError):
         serve(settings, host, port, queue, threads, access)

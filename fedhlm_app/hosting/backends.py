@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fedhlm_app.models.load import load_llm
-from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings, SettingsError
-from hlm.verification import VERIFIERS, Need
-from servers.backend import Backend, served_verifiers
-from servers.engine.engine import Engine, context_limit
+from hlm.verifiers import VERIFIERS, Need, served_verifiers
+
+if TYPE_CHECKING:
+    from servers.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,14 @@ class BackendKind:
     build: Callable[[Settings, str], Backend]
 
 
-def build_engine(settings: Settings, argument: str) -> Engine:
+def build_engine(settings: Settings, argument: str) -> Backend:
     """The engine of this project, with the model that `llm` names."""
     del argument
+    # Imported by the process that runs the model; others only ask what there is.
+    from fedhlm_app.models.load import load_llm
+    from fedhlm_app.models.torch_names import torch_device, torch_dtype
+    from servers.engine.engine import Engine, context_limit
+
     model = load_llm(
         settings.llm,
         torch_dtype(settings.llm_dtype),
@@ -42,7 +47,7 @@ def build_engine(settings: Settings, argument: str) -> Engine:
 
 
 BACKENDS = {
-    "engine": BackendKind(Engine.offers, build_engine),
+    "engine": BackendKind(Need.PROBS, build_engine),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
+from fedhlm_app.hosting.backends import check_backend
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.vocabulary import (
     BUILTIN,
@@ -137,14 +138,6 @@ def check_devices(settings: Settings, *, simulated: bool = True) -> None:
             from fedhlm_app.models.torch_names import torch_device
 
             torch_device(device, setting)
-
-
-def check_backend(settings: Settings) -> None:
-    """Refuse an LLM backend that does not exist, or that cannot serve the run's verifier."""
-    if settings.llm_backend != "engine":  # which serves all; PyTorch takes seconds to import
-        from fedhlm_app.hosting import backends
-
-        backends.check_backend(settings)
 
 
 def check_rules(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from hlm.reading import agreement
 from hlm.reading.plain import Passage
-from hlm.verification import Need
+from hlm.verifiers import Need
 from servers.backend import BackendStats, Feed
 from servers.engine.ways import best_way
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from clients.policy import FixedPolicy, ThresholdPolicy
-from hlm.verification import VERIFIERS, Need
+from hlm.verifiers import VERIFIERS, Need, served_verifiers
 from hlm.wire import Row, WireError, encode_request
-from servers.backend import served_verifiers
 from servers.llm import LanguageModelService
 from tests.asking import request_of
 from tests.models import VOCAB, random_model

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hlm.verification import Need
+from hlm.verifiers import Need
 from servers.backend import BackendStats, Feed, IntArray
 
 

@@ -10,7 +10,7 @@ from fedhlm_app.models.load import load_llm
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import SettingsError
 from fedhlm_app.transport.llm_access import require_verifier
-from hlm.verification import VERIFIERS, Need
+from hlm.verifiers import VERIFIERS, Need
 from tests.fedhlm_app.in_process import Runner, settings_of
 from tests.servers.top_tokens import TopTokens
 
