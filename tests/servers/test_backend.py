@@ -12,6 +12,7 @@ from servers.llm import LanguageModelService
 from tests.asking import request_of
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
+from tests.servers.test_stream import CONTEXT, MODEL, Device, asked, own_text, prompts
 from tests.servers.top_tokens import TopTokens
 
 
@@ -49,3 +50,11 @@ def test_what_needs_distributions_is_refused_by_name(verifier, decoding):
 def test_verifiers_are_served_where_the_backend_offers_what_they_need():
     assert served_verifiers(Need.PROBS) == list(VERIFIERS)
     assert served_verifiers(Need.TOP) == ["greedy"]
+
+
+def test_a_stream_is_the_llms_own_text():
+    service = LanguageModelService(TopTokens(MODEL, context=CONTEXT))
+    texts = prompts(3)
+    device = Device(service, asked(texts, drafts=[3, 4, 5]), span=8).read_all()
+    for index, text in enumerate(texts):
+        assert device.text(index) == own_text(text, 9)

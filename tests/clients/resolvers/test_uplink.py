@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from clients.policy import RandomPolicy, ThresholdPolicy
-from clients.records import TextBatch, Traffic
+from clients.policy import FixedPolicy, RandomPolicy, ThresholdPolicy
+from clients.records import Stage, TextBatch, Traffic
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, build, make_prompts, new_part, own_text
 
@@ -157,3 +159,15 @@ def test_several_rows_of_a_dropped_text_bring_its_prefix_once():
         found.append(records.token[records.present])
     assert np.array_equal(*found)
     assert setup.engine.stats.evictions > 0
+
+
+@pytest.mark.parametrize("client", [0, 5, 2**32 - 1])
+def test_device_and_server_key_their_draws_alike(client):
+    llm = random_model("llama", 2)
+    setup = build(llm, llm, FixedPolicy(kept=False), SAMPLED)
+    setup.router.config = replace(setup.router.config, client=client)
+    setup.uplink.config = replace(setup.uplink.config, client=client)
+    sessions = np.array([0, 9, 2**32 - 1])
+    _, records, _ = setup.generate(make_prompts(VOCAB, 3), 6, sessions)
+    # One model, the same clocks: whatever the device draws is what the server draws.
+    assert (records.stage == Stage.LLM_ACCEPTED).all() and (records.choice == 1).all()
