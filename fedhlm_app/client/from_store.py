@@ -20,7 +20,7 @@ from fedhlm_app.client.feedback_folder import (
     digest,
     made_with,
 )
-from fedhlm_app.client.routed import Routed, Told, figures
+from fedhlm_app.client.routed import RoundResult, Routed, figures
 from fedhlm_app.learning.router import escalates_all
 from fedhlm_app.learning.rules import sums_rule
 from hlm.risk import ESCALATE_ALL
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def told_since(
     folder: FeedbackFolder, settings: Settings, policy: FloatArray, bookmark: int
-) -> Told:
+) -> RoundResult:
     """What texts after a bookmark tell, at most `tokens-per-round` tokens of them, the newest.
 
     Parameters
@@ -81,7 +81,7 @@ def told_since(
     for number in sorted(fitting):
         sums.update(notes[number].figures)
     nothing = figures(Routed([], Traffic()), settings)
-    return Told(
+    return RoundResult(
         feedback.select(slice(-settings.tokens_per_round, None)),
         _countable(feedback, notes, settings, policy),
         {**nothing, **sums},

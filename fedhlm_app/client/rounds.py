@@ -19,8 +19,8 @@ from fedhlm_app.client.from_store import next_policy, told_since
 from fedhlm_app.client.profiles import PROFILE, profile_record, requested
 from fedhlm_app.client.routed import (
     Figures,
+    RoundResult,
     Routed,
-    Told,
     calibration_feedback,
     feedback_of,
     figures,
@@ -110,7 +110,7 @@ def train(message: Message, context: Context) -> Message:
 
 def _calibration(
     rule: SumsRule,
-    told: Told,
+    told: RoundResult,
     server_round: int,
     calibrate: bool,
     generator: np.random.Generator,
@@ -238,7 +238,7 @@ def _route_round(
     calibrate: bool,
     config: ConfigRecord,
     context: Context,
-) -> Told:
+) -> RoundResult:
     """Route a round's texts of the dataset."""
     device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
@@ -254,7 +254,7 @@ def _route_round(
             kept = {key: Array(np.asarray(value)) for key, value in arrays_kept.items()}
             context.state[EDGE_STATE + name] = ArrayRecord(kept)
         hits = device.edge.figures()
-    return Told(
+    return RoundResult(
         feedback_of(routed, settings),
         calibration_feedback(routed, settings),
         {**figures(routed, settings), **hits},

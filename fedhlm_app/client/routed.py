@@ -47,7 +47,7 @@ class Routed:
 
 
 @dataclass(frozen=True)
-class Told:
+class RoundResult:
     """What a device has to go by at the end of a round.
 
     Attributes
@@ -75,33 +75,22 @@ def figures(routed: Routed, settings: Settings) -> Figures:
     """Sums over the routed tokens, for one reply; no text, and nothing about a single token."""
     shared_draw = settings.shared_draw
     traffic = routed.traffic
-    sums: dict[str, Any] = {
-        "tokens": 0,
-        "escalated": 0,
-        "audited": 0,
-        "agreement": 0.0,
-        "agreement-known": 0,
-        "kept-loss": 0.0,
-        "kept-loss-known": 0,
-        "uncertainty": 0.0,
-        "ratio-beta": 0.0,
-        "ratio-beta-known": 0,
-    }
+    sums: dict[str, Any] = {"tokens": 0, "escalated": 0, "audited": 0, "uncertainty": 0.0}
+    for name in ("agreement", "kept-loss", "ratio-beta"):
+        sums |= {name: 0.0, f"{name}-known": 0}
     for records in routed.records:
         present = records.present
-        agreement = records.agreement(shared_draw)[present]
-        loss = records.kept_loss(shared_draw)[present]
-        ratio = records.ratio_beta()[present]
         sums["tokens"] += records.tokens
         sums["escalated"] += int(records.escalated.sum())
         sums["audited"] += int(records.audited.sum())
-        sums["agreement"] += float(np.nansum(agreement))
-        sums["agreement-known"] += int(np.isfinite(agreement).sum())
-        sums["kept-loss"] += float(np.nansum(loss))
-        sums["kept-loss-known"] += int(np.isfinite(loss).sum())
         sums["uncertainty"] += float(records.uncertainty[present].sum())
-        sums["ratio-beta"] += float(np.nansum(ratio))
-        sums["ratio-beta-known"] += int(np.isfinite(ratio).sum())
+        for name, values in (
+            ("agreement", records.agreement(shared_draw)[present]),
+            ("kept-loss", records.kept_loss(shared_draw)[present]),
+            ("ratio-beta", records.ratio_beta()[present]),
+        ):
+            sums[name] += float(np.nansum(values))
+            sums[f"{name}-known"] += int(np.isfinite(values).sum())
         for stage, count in records.stage_counts().items():
             key = stage.replace("_", "-")
             sums[key] = sums.get(key, 0) + count
