@@ -13,11 +13,10 @@ import re
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._teacher_forced import BOS, corpus
+from hlm.arrays import IntArray
 
-IntArray = NDArray[np.int64]
 World = Literal["shared", "apart", "news"]
 
 _BYLINE = re.compile(r"^.{0,60}?\s(?:--?|-)\s|\((?:Reuters|AP|AFP|[A-Z][\w. ]{1,25})\)")

@@ -41,12 +41,13 @@ from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
 from clients.decoding.slm import LockstepDecoder
 from clients.policy import ThresholdPolicy
-from clients.records import BoolArray, FloatArray, TextBatch, TokenRecords, Traffic
+from clients.records import TextBatch, TokenRecords, Traffic
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
 from fedhlm_app.models.load import load_pair
 from fedhlm_app.transport.transports import DirectTransport
+from hlm.arrays import BoolArray, FloatArray
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from clients.records import BoolArray, IntArray, TextBatch, TokenFeedback, Traffic
+from clients.records import TextBatch, TokenFeedback, Traffic
 from clients.resolvers.chain import Escalation
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig, feedback_of
+from hlm.arrays import BoolArray, IntArray
 from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
 from hlm.verification import VERIFIERS, Draft, Verifier

@@ -15,10 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, FloatArray
 from hlm.randomness import DrawKeys, Purpose, uniforms
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.feedback import read_feedback
 from hlm.wire import PrefixDigest
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 
 class Stage(IntEnum):

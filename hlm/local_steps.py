@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from hlm.arrays import FloatArray
+
 Arrays = Mapping[str, FloatArray]
 Personalisation = Literal["global", "cluster", "local", "shrunk"]
 

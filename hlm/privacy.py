@@ -17,9 +17,8 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from hlm.arrays import FloatArray
 
 
 def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> float:

@@ -18,13 +18,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from hlm.arrays import FloatArray
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 
 __all__ = ["LineRelease"]
 
-Floats = npt.NDArray[np.float64]
 
 _ENTRIES = 6
 _FAR = 12.0
@@ -64,7 +63,7 @@ class LineRelease:
         """Largest L2 change of a sum of vectors when one client is replaced."""
         return self.tokens * math.sqrt(3.0)
 
-    def encode(self, sums: LineSums) -> Floats:
+    def encode(self, sums: LineSums) -> FloatArray:
         """One client's vector without noise.
 
         Raises
@@ -87,12 +86,12 @@ class LineRelease:
             ]
         )
 
-    def add_noise(self, vector: Floats, generator: np.random.Generator) -> Floats:
+    def add_noise(self, vector: FloatArray, generator: np.random.Generator) -> FloatArray:
         """`vector` with one noise more; `generator` must be unknown to whoever gets to see it."""
         noise = generator.normal(0.0, self.noise_multiplier * self.sensitivity, _ENTRIES)
         return np.asarray(vector + np.concatenate([[1.0], noise]), dtype=np.float64)
 
-    def problem(self, vector: Floats, noises: int) -> str:
+    def problem(self, vector: FloatArray, noises: int) -> str:
         """What is impossible about one client's vector with `noises` noises; empty if nothing."""
         if vector.shape != (self.length,) or not np.isfinite(vector).all():
             return f"must be {self.length} finite numbers"
@@ -101,7 +100,7 @@ class LineRelease:
         far = self.tokens + _FAR * self.noise_multiplier * self.sensitivity * noises
         return "" if (np.abs(vector[1:]) <= far).all() else "beyond any sum and its noise"
 
-    def fit(self, vector: Floats) -> UncertaintyLine:
+    def fit(self, vector: FloatArray) -> UncertaintyLine:
         """Least squares on a sum of vectors.
 
         Raises

@@ -7,12 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from hlm.wire import NO_TOKEN, Request, Row, RowReply, Status, WireError
 from servers.texts import SessionKey, TextName
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass

@@ -13,12 +13,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from hlm.verifiers import VERIFIERS, Need, served_verifiers
 from hlm.wire import Request, WireError
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hlm.arrays import IntArray
 from hlm.verifiers import Need
 from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
-from servers.asked import AskedRow, IntArray, asked_row
+from servers.asked import AskedRow, asked_row
 from servers.backend import Backend, Feed
 from servers.blocks import skipped
 from servers.texts import SessionKey, TextName

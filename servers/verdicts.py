@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from hlm.feedback import feedback_bytes
 from hlm.randomness import DrawKeys, exponentials, session_keys
 from hlm.sampling import Sampling, checked_top_token, distribution, top_token
@@ -20,7 +21,7 @@ from hlm.verification import VERIFIERS, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
 from hlm.wire import Request, RowReply, Status
 from hlm.wire.claims import claim_of, reply_fields
-from servers.asked import AskedRow, IntArray
+from servers.asked import AskedRow
 from servers.blocks import own_tokens
 
 REDUCED_VALUES = 1 << 22

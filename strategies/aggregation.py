@@ -11,11 +11,8 @@ Yin et al. (arXiv 1803.01498); Krum and Multi-Krum of Blanchard et al. (NeurIPS 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from hlm.arrays import FloatArray, IntArray
 
 KRUM_MAX_REPLIES = 20_000
 """Krum compares every pair of replies; past this many it would take minutes, so it is refused."""

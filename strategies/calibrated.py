@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from hlm.arrays import BoolArray, FloatArray
 from hlm.local_steps import Personalisation
-from strategies.aggregation import BoolArray, FloatArray
 from strategies.calibration import Calibration
 from strategies.cluster_map import ClusterMap, KnowsClients
 from strategies.outbox import Start

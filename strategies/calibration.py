@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hlm.arrays import FloatArray
 from hlm.risk import ESCALATE_ALL, RiskSums
 from hlm.risk.betting import FRACTIONS, log_imbalance, log_wealth
-from strategies.aggregation import FloatArray
 from strategies.attendance import Attendance
 from strategies.rules import State
 

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from strategies.aggregation import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 from strategies.cluster_map import ClusterMap
 from strategies.node_clusters import ReplyClusters
 from strategies.outbox import Outbox

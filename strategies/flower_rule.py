@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, Strategy
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.rules import RULES, AggregationRule
 
 

@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import log_strategy_start_info
 from flwr.supercore import log
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.calibrated import Calibrating, in_turn
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.exchange import Exchange

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 4096  # a NumPy file header is far shorter; anything longer is not one of ours

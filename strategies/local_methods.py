@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 from strategies.rules import State
 
 EdgeCombine = Callable[[FloatArray, FloatArray, IntArray, FloatArray], FloatArray]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import FloatArray, cluster_means
+from hlm.arrays import FloatArray
+from strategies.aggregation import cluster_means
 from strategies.rules import State
 from strategies.validation import Update
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from hlm.arrays import FloatArray
 from hlm.local_steps import Personalisation
-from strategies.aggregation import FloatArray
 from strategies.phases import Addition, Phase, Round
 from strategies.record_options import RecordOptions
 from strategies.sampling import Node

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from strategies.aggregation import BoolArray, FloatArray, IntArray
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from strategies.cluster_map import ClusterMap
 from strategies.rules import State
 from strategies.sampling import Leg, Node

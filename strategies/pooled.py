@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.attendance import Attendance, best_level, heard_at_least
 from strategies.rules import State
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hlm.arrays import BoolArray, FloatArray
 from hlm.privacy import gaussian_epsilon
-from strategies.aggregation import BoolArray, FloatArray, clip_by_norm
+from strategies.aggregation import clip_by_norm
 from strategies.local_methods import Batch, LocalMethod
 from strategies.tiers import RuleSource
 

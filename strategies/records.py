@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.validation import Refusal, Update
 
 if TYPE_CHECKING:

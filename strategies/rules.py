@@ -17,14 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import (
-    FloatArray,
-    clip_by_norm,
-    krum_order,
-    median,
-    trimmed_mean,
-    weighted_mean,
-)
+from hlm.arrays import FloatArray
+from strategies.aggregation import clip_by_norm, krum_order, median, trimmed_mean, weighted_mean
 
 State = dict[str, Any]
 """NumPy arrays, numbers, strings, None, and lists and dicts of these."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.local_methods import Batch, EdgeCombine, LocalMethod, step_towards
 from strategies.rules import State
 

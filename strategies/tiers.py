@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from strategies.aggregation import BoolArray, FloatArray, IntArray, cluster_means
+from hlm.arrays import BoolArray, FloatArray, IntArray
+from strategies.aggregation import cluster_means
 from strategies.rules import AggregationRule, State, WeightedMean, build_rule
 
 RuleSource = str | Callable[[], AggregationRule]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.aggregation import BoolArray, FloatArray
+from hlm.arrays import BoolArray, FloatArray
 from strategies.local_methods import Batch
 from strategies.outbox import Outbox
 from strategies.phases import Phase, Round

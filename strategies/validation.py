@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from strategies.aggregation import FloatArray
+from hlm.arrays import FloatArray
 from strategies.layout import Layout, UnreadableArray, decode
 
 Bounds = tuple[float | FloatArray, float | FloatArray]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.records import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 from hlm.randomness import DrawKeys, session_keys
 from hlm.sampling import Sampling, distribution
 from hlm.verification import Draft, Greedy

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from clients.decoding.lockstep_memory import LockstepMemory
-from clients.decoding.slm import IntArray, Step, left_padded
+from clients.decoding.slm import Step, left_padded
+from hlm.arrays import IntArray
 from hlm.reading.fused import FusedDecoder, can_fuse
 
 

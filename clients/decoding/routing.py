@@ -20,9 +20,10 @@ from clients.decoding.slm import Step, read_texts
 from clients.decoding.trace import text_traces, trace_of
 from clients.decoding.ways import lockstep_decoder
 from clients.policy import Policy, RoutingInput
-from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic, Way
+from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
 from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in_turn
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
+from hlm.arrays import IntArray
 
 
 class Router:

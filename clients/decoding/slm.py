@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-IntArray = NDArray[np.int64]
+from hlm.arrays import IntArray
 
 
 @dataclass

@@ -17,7 +17,8 @@ from clients.block_uplink import Ahead, BlockUplink, Verified
 from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.slm import Step
 from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
-from clients.records import IntArray, Stage, TextBatch, TokenRecords, Traffic
+from clients.records import Stage, TextBatch, TokenRecords, Traffic
+from hlm.arrays import IntArray
 
 
 class SpeculativeDecoder:

@@ -17,8 +17,9 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from clients.decoding.lockstep import FusedLockstepDecoder, fused_form
-from clients.decoding.slm import IntArray, LockstepDecoder, Step, read_texts
+from clients.decoding.slm import LockstepDecoder, Step, read_texts
 from clients.decoding.textwise import TextwiseDecoder
+from hlm.arrays import IntArray
 from hlm.reading.agreement import Compared, Reference, Way, first_that_agrees, trial_length
 from hlm.reading.plain import FullForward, OwnCaches
 

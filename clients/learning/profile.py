@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import FloatArray
 from hlm.privacy import gaussian_epsilon
-
-FloatArray = NDArray[np.float64]
 
 VERSION = 1
 HEADER = ("version", "dims", "bins", "rows", "prompts", "noise multiplier")
@@ -88,7 +87,7 @@ class ProfileSettings:
 
     @property
     def length(self) -> int:
-        """Floats of one profile, whatever the client holds."""
+        """FloatArray of one profile, whatever the client holds."""
         return len(HEADER) + 2 * self.dims + self.bins + self.rows * (self.dims + 1)
 
     def sensitivities(self, prompts: int) -> dict[str, float]:

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.learning.profile import MOST_PROMPTS, Profile, ProfileError, ProfileSettings
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from hlm.arrays import FloatArray, IntArray
 
 
 def token_sketch(embeddings: NDArray[np.floating], settings: ProfileSettings) -> FloatArray:

@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.records import IntArray, Stage, Traffic
+from clients.records import Stage, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.hits import AUDIT_CACHE, AuditedTier, verified_rows
+from hlm.arrays import IntArray
 from hlm.peers.agreement import unit_rows
 
 FloatArray = NDArray[np.float32]

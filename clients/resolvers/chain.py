@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.records import BoolArray, IntArray, Stage, TextBatch, TokenFeedback, Traffic
+from clients.records import Stage, TextBatch, TokenFeedback, Traffic
+from hlm.arrays import BoolArray, IntArray
 from hlm.randomness import DrawKeys
 from hlm.verification import Draft
 

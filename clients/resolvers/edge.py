@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.records import BoolArray, IntArray, Stage, Traffic
+from clients.records import Stage, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.edge_exchange import EdgeExchange, EdgeResolverConfig, VerifiedToken
 from clients.resolvers.hits import AUDIT_EDGE, AuditedTier, verified_rows
 from clients.resolvers.introduction import Introduction
 from clients.resolvers.opportunistic import OpportunisticRule
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.agreement import SketchMaker
 from hlm.transport import Transport
 from hlm.wire.edge import NOT_RESOLVED, RESOLVED_BY_NEIGHBOUR, RESOLVED_BY_PEERS, EdgeReply

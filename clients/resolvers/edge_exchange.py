@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.records import BoolArray, IntArray, Traffic
+from clients.records import Traffic
 from clients.resolvers.link import Link
+from hlm.arrays import BoolArray, IntArray
 from hlm.transport import LinkDown, Transport
 from hlm.wire import WireError
 from hlm.wire.edge import (

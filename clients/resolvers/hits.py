@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from clients.records import UNVERIFIED, BoolArray, IntArray
+from clients.records import UNVERIFIED
 from clients.resolvers.chain import Asked, Escalation, Resolution
+from hlm.arrays import BoolArray, IntArray
 from hlm.intervals import wilson_interval
 from hlm.randomness import DrawKeys, Purpose, uniforms
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.fingerprints import fingerprints, smallest
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Sketches = NDArray[np.uint8]
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clients.records import IntArray, TextBatch
+from clients.records import TextBatch
+from hlm.arrays import IntArray
 from hlm.wire import Limits, PrefixDigest, Row, joint_digest
 
 LIMITS = Limits()

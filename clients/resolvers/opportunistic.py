@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.resolvers.hits import EXPLORE_EDGE, audit_draws
+from hlm.arrays import BoolArray, FloatArray
 from hlm.peers.cost import PeerCosts
 from hlm.randomness import DrawKeys
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 Sketches = NDArray[np.uint8]
 
 

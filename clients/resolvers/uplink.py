@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from clients.records import IntArray, Stage, TextBatch, TokenFeedback, TokenRecords, Traffic
+from clients.records import Stage, TextBatch, TokenFeedback, TokenRecords, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.link import Link
 from clients.resolvers.messages import digest_of, messages, resent
+from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown, Transport

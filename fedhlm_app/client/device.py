@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from clients.policy import Policy
-from clients.records import BoolArray, IntArray, Traffic
+from clients.records import Traffic
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.items import Items, Split, load_items
@@ -19,6 +19,7 @@ from fedhlm_app.learning.router import escalates_all, texts_of_round
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
+from hlm.arrays import BoolArray, IntArray
 from hlm.risk import ESCALATE_ALL
 from hlm.transport import Transport
 

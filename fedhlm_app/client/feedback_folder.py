@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clients.records import FloatArray
 from fedhlm_app.settings.sources import Scalar
+from hlm.arrays import FloatArray
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings

@@ -11,7 +11,7 @@ from flwr.common.logger import log
 
 from clients.learning.feedback import Feedback
 from clients.learning.feedback_reader import FeedbackReader
-from clients.records import FloatArray, Traffic
+from clients.records import Traffic
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -23,6 +23,7 @@ from fedhlm_app.client.feedback_folder import (
 from fedhlm_app.client.routed import RoundResult, Routed, figures
 from fedhlm_app.learning.router import escalates_all
 from fedhlm_app.learning.rules import sums_rule
+from hlm.arrays import FloatArray
 from hlm.risk import ESCALATE_ALL
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from clients.decoding.drafting import RouterConfig, UncertaintyMeasure
 from clients.decoding.routing import Router
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
-from clients.records import FloatArray, IntArray, TextBatch, TokenRecords, Traffic
+from clients.records import TextBatch, TokenRecords, Traffic
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
 from fedhlm_app.client.edge import EdgeSide, has_edge
 from fedhlm_app.client.verifiers import verifier_of
@@ -21,6 +21,7 @@ from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
+from hlm.arrays import FloatArray, IntArray
 from hlm.measures import MEASURES
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import Sampling

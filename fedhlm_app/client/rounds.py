@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 
-from clients.records import FloatArray, Traffic
+from clients.records import Traffic
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.feedback_folder import FeedbackFolder
 from fedhlm_app.client.from_store import next_policy, told_since
@@ -34,6 +34,7 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
 from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import RayTransport
+from hlm.arrays import FloatArray
 from hlm.local_steps import Personalisation, starting_point
 from hlm.transport import Transport
 

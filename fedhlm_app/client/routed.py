@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clients.learning.feedback import Feedback
-from clients.records import BoolArray, IntArray, TokenRecords, Traffic
+from clients.records import TokenRecords, Traffic
+from hlm.arrays import BoolArray, IntArray
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clients.policy import BoolArray, FloatArray, Policy, RandomPolicy, RoutingInput
+from clients.policy import Policy, RandomPolicy, RoutingInput
 from clients.records import TokenRecords
+from hlm.arrays import BoolArray, FloatArray
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 
 __all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]

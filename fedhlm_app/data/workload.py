@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from clients.records import IntArray, TextBatch, TokenRecords
+from clients.records import TextBatch, TokenRecords
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import TEXT_TOKENS, Workload, prompts
+from hlm.arrays import IntArray
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 from clients.learning.feedback import Feedback
 from clients.learning.minibatches import minibatch_gradient
 from clients.learning.router_model import adam_steps
-from clients.records import FloatArray
 from fedhlm_app.learning.router import (
     RouterRule,
     escalates_all,
@@ -22,6 +21,7 @@ from fedhlm_app.learning.router import (
 )
 from fedhlm_app.learning.rules import RULES, GradientRule, rule_of
 from fedhlm_app.settings import Settings
+from hlm.arrays import FloatArray
 from hlm.local_steps import LOCAL_METHODS, LocalResult, idle, local_steps
 from hlm.privacy import private_update
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from clients.learning.feedback import Feedback
 from clients.learning.router_model import RouterLearning, RouterModel, rescored
-from clients.records import FloatArray, IntArray
 from fedhlm_app.learning.rules import GradientRule, rule_of, sums_rule
 from fedhlm_app.models.vocabulary import BUILTIN
 from fedhlm_assets import asset_path
+from hlm.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch

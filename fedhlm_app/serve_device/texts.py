@@ -14,7 +14,7 @@ import numpy as np
 
 from clients.decoding.ways import best_ways
 from clients.learning.feedback_store import FeedbackStore
-from clients.records import IntArray, Stage, TextBatch
+from clients.records import Stage, TextBatch
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -29,6 +29,7 @@ from fedhlm_app.client.routed import Routed, feedback_of, figures
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
+from hlm.arrays import IntArray
 from hlm.transport import Transport
 from servers.engine.engine import context_limit
 

@@ -16,6 +16,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
+
 __all__ = [
     "SketchMaker",
     "centroids",
@@ -27,7 +29,6 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
 
 NO_AGREEMENT = -1.0

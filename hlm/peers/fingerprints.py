@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
+
 __all__ = ["FINGERPRINTS", "fingerprints", "smallest"]
 
-IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
 
 FINGERPRINTS = 1 << 24

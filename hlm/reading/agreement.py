@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hlm.reading.plain import FullForward, IntArray, Passage
+from hlm.arrays import IntArray
+from hlm.reading.plain import FullForward, Passage
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Largest root mean square of a position's logit errors, over the spread of its logits."""

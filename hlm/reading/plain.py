@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from hlm.arrays import IntArray
 
 _LEAST_HELD = 8
 """A cache begun with fewer tokens is begun anew: convolutions reach back beyond it, and some

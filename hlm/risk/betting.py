@@ -51,11 +51,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hlm.arrays import FloatArray
 
 __all__ = ["FRACTIONS", "WEIGHTS", "log_imbalance", "log_terms", "log_wealth", "wealth_bounds"]
 
-Floats = NDArray[np.float64]
 
 FRACTIONS = np.array([0.9, 0.5, 0.2])
 """Bets as fractions of the largest one that cannot lose everything, 1 / (bound - alpha)."""
@@ -65,7 +65,7 @@ WEIGHTS = np.array([0.6, 0.25, 0.15])
 there the boldest bet gains most; the others are for risks close to alpha."""
 
 
-def log_terms(losses: Floats, alpha: float, bound: float = 1.0) -> Floats:
+def log_terms(losses: FloatArray, alpha: float, bound: float = 1.0) -> FloatArray:
     """Log-wealth that losses add to each bet, float64 [K]; terms of several devices add up.
 
     Parameters
@@ -90,20 +90,22 @@ def log_terms(losses: Floats, alpha: float, bound: float = 1.0) -> Floats:
     return np.asarray(np.log1p(bets[None] * (alpha - values[:, None])).sum(axis=0))
 
 
-def log_wealth(terms: Floats) -> float:
+def log_wealth(terms: FloatArray) -> float:
     """Logarithm of the mixed wealth, from summed `log_terms` float64 [K]; 0 before any loss."""
     parts = np.log(WEIGHTS) + np.asarray(terms, dtype=np.float64)
     largest = float(parts.max())
     return largest + math.log(float(np.exp(parts - largest).sum()))
 
 
-def wealth_bounds(prompts: float, alpha: float, bound: float = 1.0) -> tuple[Floats, Floats]:
+def wealth_bounds(
+    prompts: float, alpha: float, bound: float = 1.0
+) -> tuple[FloatArray, FloatArray]:
     """Least and most that `prompts` losses can add to each bet, float64 [K] each."""
     bets = _bets(alpha, bound)
     return prompts * np.log1p(bets * (alpha - bound)), prompts * np.log1p(bets * alpha)
 
 
-def log_imbalance(counts: Floats, alpha: float, bound: float = 1.0) -> Floats:
+def log_imbalance(counts: FloatArray, alpha: float, bound: float = 1.0) -> FloatArray:
     """Log of K(c), what unequal answers may have won by themselves, float64 [K], >= 0.
 
     Subtract it from the sum of all `log_terms` before `log_wealth`; see the module's proof.
@@ -143,13 +145,13 @@ def log_imbalance(counts: Floats, alpha: float, bound: float = 1.0) -> Floats:
     return np.asarray(np.clip(dual, 0.0, read.sum() * np.log(high)))
 
 
-def _means(values: Floats, log_mu: Floats, low: Floats, high: Floats) -> Floats:
+def _means(values: FloatArray, log_mu: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """``clip(c / mu, low, high)``, float64 [K, V]."""
     wanted = values[None] / np.exp(log_mu)[:, None]
     return np.asarray(np.clip(wanted, low[:, None], high[:, None]))
 
 
-def _bets(alpha: float, bound: float) -> Floats:
+def _bets(alpha: float, bound: float) -> FloatArray:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: {alpha}; must lie in (0, 1)")
     if not (np.isfinite(bound) and bound >= 1):

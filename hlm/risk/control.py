@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hlm.risk.curves import Floats, require_grid
+from hlm.arrays import FloatArray
+from hlm.risk.curves import require_grid
 
 __all__ = [
     "ESCALATE_ALL",
@@ -45,7 +46,7 @@ ESCALATE_ALL = -1.0
 
 
 def conformal_threshold(
-    sums: Floats, prompts: float, grid: Floats, alpha: float, bound: float = 1.0
+    sums: FloatArray, prompts: float, grid: FloatArray, alpha: float, bound: float = 1.0
 ) -> float:
     """Conformal risk control (arXiv 2208.02814, eq. 4) on a pooled risk curve.
 
@@ -84,9 +85,9 @@ def conformal_threshold(
 
 
 def learn_then_test(
-    sums: Floats,
-    prompts: float | Floats,
-    grid: Floats,
+    sums: FloatArray,
+    prompts: float | FloatArray,
+    grid: FloatArray,
     alpha: float,
     delta: float,
     bound: float = 1.0,
@@ -136,7 +137,7 @@ def learn_then_test(
     return float(grid[passing - 1]) if passing else ESCALATE_ALL
 
 
-def hoeffding_bentkus(risk: Floats, prompts: int, alpha: float) -> Floats:
+def hoeffding_bentkus(risk: FloatArray, prompts: int, alpha: float) -> FloatArray:
     """P-value of "true risk > alpha" for the mean of ``prompts`` losses in [0, 1].
 
     ``min(exp(-n h1(min(R, alpha), alpha)), e P(Bin(n, alpha) <= ceil(n R)))`` with
@@ -169,7 +170,7 @@ def hoeffding_bentkus(risk: Floats, prompts: int, alpha: float) -> Floats:
     return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), dtype=np.float64)
 
 
-def binomial_cdf(trials: int, probability: float) -> Floats:
+def binomial_cdf(trials: int, probability: float) -> FloatArray:
     """``P(Bin(trials, probability) <= k)`` for k = 0 .. trials, float64 [trials + 1].
 
     Sums of exact log-probabilities from the small end, so lower tails keep their relative
@@ -186,7 +187,7 @@ def binomial_cdf(trials: int, probability: float) -> Floats:
     return np.asarray(np.minimum(np.cumsum(np.exp(log_mass)), 1.0), dtype=np.float64)
 
 
-def _relative_entropy(a: Floats, b: float) -> Floats:
+def _relative_entropy(a: FloatArray, b: float) -> FloatArray:
     """``a ln(a / b) + (1 - a) ln((1 - a) / (1 - b))`` with 0 ln 0 = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(a > 0, a * np.log(a / b), 0.0)
@@ -194,7 +195,7 @@ def _relative_entropy(a: Floats, b: float) -> Floats:
     return np.asarray(first + second, dtype=np.float64)
 
 
-def _require_sums(sums: Floats, grid: Floats) -> Floats:
+def _require_sums(sums: FloatArray, grid: FloatArray) -> FloatArray:
     curve = np.asarray(sums, dtype=np.float64)
     if curve.shape != grid.shape or not np.isfinite(curve).all():
         raise ValueError(f"sums must be finite with shape {grid.shape}, got shape {curve.shape}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-__all__ = ["UNIT", "Floats", "RiskSums", "risk_sums", "threshold_grid"]
+from hlm.arrays import FloatArray, IntArray
 
-Floats = NDArray[np.float64]
+__all__ = ["UNIT", "FloatArray", "RiskSums", "risk_sums", "threshold_grid"]
 
 
 UNIT = 2.0**-16
@@ -30,10 +30,10 @@ class RiskSums:
         Number of prompts.
     """
 
-    risk: Floats
+    risk: FloatArray
     prompts: float
 
-    def as_vector(self) -> Floats:
+    def as_vector(self) -> FloatArray:
         """Flat float64 [1 + G] of whole numbers: prompts, then the rises of the curve in `UNIT`.
 
         Whole numbers because they add up exactly, suit secure aggregation, and take a byte where a
@@ -60,7 +60,7 @@ class RiskSums:
         return cls(risk=np.cumsum(flat[1:]) * UNIT, prompts=float(flat[0]))
 
 
-def threshold_grid(points: int = 256) -> Floats:
+def threshold_grid(points: int = 256) -> FloatArray:
     """``points`` >= 2 ascending thresholds from 0 to 1, float64, dense at both ends.
 
     Equal steps of ln(th / (1 - th)): a label is often sure to .001, a token of running text
@@ -72,7 +72,7 @@ def threshold_grid(points: int = 256) -> Floats:
     return np.concatenate([[0.0], inner, [1.0]])
 
 
-def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) -> RiskSums:
+def risk_sums(u: FloatArray, loss: FloatArray, prompt: IntArray, grid: FloatArray) -> RiskSums:
     """Sum the risk of prompts at each threshold of a grid, in memory O(n + G).
 
     Parameters
@@ -95,6 +95,6 @@ def risk_sums(u: Floats, loss: Floats, prompt: NDArray[np.int64], grid: Floats) 
     return RiskSums(risk=np.cumsum(risk), prompts=float(len(names)))
 
 
-def require_grid(grid: Floats) -> None:
+def require_grid(grid: FloatArray) -> None:
     if grid.ndim != 1 or not len(grid) or not (np.diff(grid) > 0).all():
         raise ValueError("grid must be one ascending array without repetitions")

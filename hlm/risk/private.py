@@ -47,8 +47,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import FloatArray
 from hlm.risk.control import ESCALATE_ALL, hoeffding_bentkus
-from hlm.risk.curves import Floats, require_grid
+from hlm.risk.curves import require_grid
 
 __all__ = [
     "CurveRelease",
@@ -71,7 +72,7 @@ _EDGES = np.linspace(-7.0, 7.0, 281)
 
 
 @lru_cache(maxsize=8)
-def square_root_sums(points: int) -> Floats:
+def square_root_sums(points: int) -> FloatArray:
     """C float64 [points, points], lower triangular, whose square is all ones below the diagonal."""
     if points < 1:
         raise ValueError(f"points: {points}; allowed: >= 1")
@@ -109,8 +110,8 @@ class NoisyCurve:
         n, the ones that alpha stands for included.
     """
 
-    risk: Floats
-    deviation: Floats
+    risk: FloatArray
+    deviation: FloatArray
     prompts: int
 
 
@@ -161,7 +162,7 @@ class CurveRelease:
         """Largest L2 change of a sum of vectors when one client is replaced, in prompts."""
         return self.prompts * self.bound * curve_sensitivity(self.points)
 
-    def encode(self, risk: Floats, prompts: float) -> Floats:
+    def encode(self, risk: FloatArray, prompts: float) -> FloatArray:
         """One client's vector without noise.
 
         Parameters
@@ -192,13 +193,13 @@ class CurveRelease:
         steps *= min(1.0, self.prompts * self.bound / max(float(steps.sum()), _SLACK))
         return np.concatenate([[self.prompts, 0.0], square_root_sums(self.points) @ steps])
 
-    def add_noise(self, vector: Floats, generator: np.random.Generator) -> Floats:
+    def add_noise(self, vector: FloatArray, generator: np.random.Generator) -> FloatArray:
         """`vector` with one noise more; `generator` must be unknown to whoever gets to see it."""
         scale = self.noise_multiplier * self.sensitivity
         noise = generator.normal(0.0, scale, self.points)
         return np.asarray(vector + np.concatenate([[0.0, 1.0], noise]), dtype=np.float64)
 
-    def problem(self, vector: Floats, noises: int) -> str:
+    def problem(self, vector: FloatArray, noises: int) -> str:
         """What is impossible about one client's vector with `noises` noises; empty if nothing."""
         if vector.shape != (self.length,) or not np.isfinite(vector).all():
             return f"must be {self.length} finite numbers"
@@ -211,7 +212,7 @@ class CurveRelease:
             return f"beyond any curve of {self.prompts} prompts and its noise"
         return ""
 
-    def read(self, vector: Floats) -> NoisyCurve:
+    def read(self, vector: FloatArray) -> NoisyCurve:
         """The curve of a sum of vectors."""
         root = square_root_sums(self.points)
         scale = self.noise_multiplier * self.sensitivity * np.sqrt(vector[1])
@@ -223,7 +224,7 @@ class CurveRelease:
 
 
 def private_conformal_threshold(
-    curve: NoisyCurve, grid: Floats, alpha: float, bound: float = 1.0
+    curve: NoisyCurve, grid: FloatArray, alpha: float, bound: float = 1.0
 ) -> float:
     """Largest threshold with expected risk <= alpha, noise included; see the module's proof.
 
@@ -253,7 +254,7 @@ def private_conformal_threshold(
 
 
 def private_learn_then_test(
-    curve: NoisyCurve, grid: Floats, alpha: float, delta: float, bound: float = 1.0
+    curve: NoisyCurve, grid: FloatArray, alpha: float, delta: float, bound: float = 1.0
 ) -> float:
     """Largest threshold that passes fixed-sequence tests at delta; see the module's proof.
 
@@ -283,14 +284,14 @@ def _step(curve: NoisyCurve, alpha: float) -> int:
     return min(step, len(curve.risk))
 
 
-def _last(grid: Floats, allowed: NDArray[np.bool_], step: int) -> float:
+def _last(grid: FloatArray, allowed: NDArray[np.bool_], step: int) -> float:
     """Last tested grid point before the first that is not allowed."""
     points, passes = grid[step - 1 :: step], allowed[step - 1 :: step]
     passing = len(points) if passes.all() else int(np.argmin(passes))
     return float(points[passing - 1]) if passing else ESCALATE_ALL
 
 
-def _check(curve: NoisyCurve, grid: Floats, alpha: float) -> None:
+def _check(curve: NoisyCurve, grid: FloatArray, alpha: float) -> None:
     require_grid(grid)
     if curve.risk.shape != grid.shape or not np.isfinite(curve.risk).all():
         raise ValueError(f"risk: must be finite with shape {grid.shape}, not {curve.risk.shape}")

@@ -3,16 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from hlm.wire.bits import (
-    CONSTANT,
-    FEW,
-    MAX_WIDTH,
-    PLAIN,
-    SIGNED_DIFFERENCES,
-    BitArray,
-    IntArray,
-    low_width,
-)
+from hlm.arrays import IntArray
+from hlm.wire.bits import CONSTANT, FEW, MAX_WIDTH, PLAIN, SIGNED_DIFFERENCES, BitArray, low_width
 from hlm.wire.errors import InvalidField, TrailingData, TruncatedMessage
 
 __all__ = ["BitReader"]

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from hlm.arrays import IntArray
 from hlm.wire.bits import (
     CONSTANT,
     DIFFERENCES,
@@ -14,7 +15,6 @@ from hlm.wire.bits import (
     PLAIN,
     SIGNED_DIFFERENCES,
     BitArray,
-    IntArray,
     low_width,
 )
 from hlm.wire.errors import InvalidField

@@ -29,9 +29,10 @@ column, fewer for the rest).
 import numpy as np
 import numpy.typing as npt
 
+from hlm.arrays import IntArray
+
 __all__ = ["MAX_WIDTH", "BitArray", "IntArray", "bits_needed"]
 
-IntArray = npt.NDArray[np.int64]
 BitArray = npt.NDArray[np.uint8]
 
 MAX_WIDTH = 48

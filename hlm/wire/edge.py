@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
@@ -40,7 +41,6 @@ NOT_RESOLVED, RESOLVED_BY_PEERS, RESOLVED_BY_NEIGHBOUR = range(3)
 MOST_NUMBERS = 1 << 16
 """Questions are numbered modulo this."""
 
-IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
 EDGE_VERSION = 1
 """Of the messages of the edge tier."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.fingerprints import FINGERPRINTS
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
@@ -38,8 +38,6 @@ EDGE_COMMON_KIND = 0xF
 MOST_FINGERPRINTS = 64
 """Most fingerprints in one message, and most that an edge server holds of one device."""
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 _ORDER = 18  # of the Golomb code of a lone fingerprint
 _LIMITS = Limits()
 

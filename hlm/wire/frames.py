@@ -12,11 +12,12 @@ from enum import IntEnum
 
 import numpy as np
 
+from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import IntArray, Limits, Reply, Request, Status
+from hlm.wire.messages import Limits, Reply, Request, Status
 from hlm.wire.reply import decode_reply
 
 _LENGTH_BYTES = 4

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
-from hlm.wire.bits import IntArray, bits_needed
+from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.messages import SCALAR_BITS, Limits
 

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hlm.arrays import IntArray
 from hlm.verifiers import VERIFIERS, Shape
 from hlm.wire.errors import InvalidField
 
-IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 
 NO_TOKEN = -1

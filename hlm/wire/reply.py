@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hlm.arrays import IntArray
 from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
@@ -13,7 +14,6 @@ from hlm.wire.messages import (
     NO_TOKEN,
     SCALAR_BITS,
     ByteArray,
-    IntArray,
     Limits,
     Reply,
     Request,

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hlm.arrays import IntArray
 from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
@@ -23,15 +24,7 @@ from hlm.wire.laws import (
     write_probabilities,
     write_supports,
 )
-from hlm.wire.messages import (
-    NO_TOKEN,
-    VERIFIER_SHAPES,
-    IntArray,
-    Limits,
-    Request,
-    Row,
-    following_row,
-)
+from hlm.wire.messages import NO_TOKEN, VERIFIER_SHAPES, Limits, Request, Row, following_row
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
 
 VERSION = 2

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.agreement import centroids, cosine
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 NO_TOKEN = -1
 

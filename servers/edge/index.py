@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.agreement import hamming
 from servers.edge.inverted_file import NOWHERE, InvertedFile
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Sketches = NDArray[np.uint8]
 
 HAS_FAISS = importlib.util.find_spec("faiss") is not None

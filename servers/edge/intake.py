@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from hlm.peers.agreement import cosine, degenerate
 from hlm.wire.edge import EdgeQuery
 from servers.edge.config import EdgeConfig, EdgeStats
@@ -20,7 +21,6 @@ from servers.edge.consensus import NO_TOKEN, ConsensusRule, Contributions
 from servers.edge.index import SketchIndex
 from servers.edge.reputation import Reputation
 
-IntArray = NDArray[np.int64]
 Sketches = NDArray[np.uint8]
 
 

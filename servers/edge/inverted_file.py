@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from hlm.arrays import BoolArray, IntArray
+
 Sketches = NDArray[np.uint8]
 
 NOWHERE = np.iinfo(np.int64).max

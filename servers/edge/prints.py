@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from hlm.arrays import BoolArray, IntArray
 
 NOBODY = -1
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hlm.arrays import BoolArray, IntArray
 from hlm.peers.agreement import degenerate, distance_of_cosine
 from hlm.transport import LinkDown, Transport
 from hlm.wire import InvalidField, Limits, WireError
@@ -45,9 +46,6 @@ from servers.edge.intake import Intake
 from servers.edge.prints import NOBODY, FingerprintTable
 from servers.edge.reputation import Reputation
 from servers.edge.steps import StepDrafts
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 class EdgeServer:

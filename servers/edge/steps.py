@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hlm.arrays import IntArray
 from servers.edge.consensus import Contributions
-
-IntArray = NDArray[np.int64]
 
 MOST_STEPS = 4096
 """Steps of which drafts are remembered."""

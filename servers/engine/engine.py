@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from hlm.arrays import IntArray
 from hlm.reading import agreement
 from hlm.reading.plain import Passage
 from hlm.verifiers import Need
 from servers.backend import BackendStats, Feed
 from servers.engine.ways import best_way
-
-IntArray = NDArray[np.int64]
 
 
 class EngineError(ValueError):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hlm.reading.plain import IntArray, Passage, PlainReading
+from hlm.arrays import IntArray
+from hlm.reading.plain import Passage, PlainReading
 from servers.engine.packed_attention import NAME as PACKED_ATTENTION
 from servers.engine.packed_attention import packed
 from servers.engine.slots import Placement, SlotCache

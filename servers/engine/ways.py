@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from hlm.arrays import IntArray
 from hlm.reading.agreement import Compared, Reference, Way, first_that_agrees, trial_length
 from hlm.reading.fused import FusedDecoder, can_fuse
-from hlm.reading.plain import FullForward, IntArray, OwnCaches, Passage
+from hlm.reading.plain import FullForward, OwnCaches, Passage
 from servers.engine.fused_reader import FusedReader
 from servers.engine.packed_attention import NAME as PACKED_ATTENTION
 from servers.engine.packed_linear import can_pack, packed_product, packed_twin

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from strategies.aggregation import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 
 # Share of the off-diagonal covariance that is given up: keeps it invertible with few prompts.
 SHRINKAGE = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import IntArray
+from hlm.arrays import IntArray
 from strategies.cluster_map import ClientMap
 from strategies.clustering.features import ClientProfile
 from strategies.clustering.methods import nearest_cluster

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from strategies.aggregation import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 from strategies.clustering.features import (
     ClientProfile,
     FeatureSpace,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.aggregation import BoolArray, FloatArray, IntArray
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from strategies.clustering.features import client_means, within_covariance
 
 FOLDS = 8

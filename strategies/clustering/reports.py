@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.aggregation import IntArray
+from hlm.arrays import IntArray
 
 
 def purity(assignment: Sequence[int] | IntArray, label_counts: NDArray[np.integer]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.aggregation import FloatArray, IntArray
+from hlm.arrays import FloatArray, IntArray
 from strategies.clustering.features import FeatureSpace
 from strategies.clustering.pairwise import PairwiseTest
 from strategies.clustering.reports import label_mapping

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hlm.arrays import IntArray
 from hlm.verifiers import Need
-from servers.backend import BackendStats, Feed, IntArray
+from servers.backend import BackendStats, Feed
 
 
 class TopTokens:

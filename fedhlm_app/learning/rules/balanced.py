@@ -10,7 +10,7 @@ from fedhlm_app.learning.rules.base import GradientRule
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from clients.records import FloatArray
+    from hlm.arrays import FloatArray
 
 
 class Balanced(GradientRule):

@@ -8,8 +8,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from clients.records import FloatArray
     from fedhlm_app.settings import Settings
+    from hlm.arrays import FloatArray
     from strategies.options import StrategyOptions
 
 

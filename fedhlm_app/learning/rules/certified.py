@@ -32,7 +32,7 @@ from hlm.risk.curves import UNIT
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from clients.records import BoolArray, FloatArray, IntArray
+    from hlm.arrays import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.pooled import Unread
 

@@ -14,7 +14,7 @@ from hlm.private_line import LineRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from clients.records import FloatArray
+    from hlm.arrays import FloatArray
 
 LINE = "line-sums"
 

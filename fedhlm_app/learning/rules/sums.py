@@ -18,7 +18,7 @@ from hlm.risk import CurveRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from clients.records import BoolArray, FloatArray, IntArray
+    from hlm.arrays import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.options import StrategyOptions
     from strategies.pooled import Unread
