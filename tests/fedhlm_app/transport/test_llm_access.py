@@ -22,11 +22,13 @@ from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import Address, parse_address
 from fedhlm_app.transport.llm_access import check_llm, llm_link, read_token, require_access
 from hlm.transport import LinkDown, LinkRefused
+from servers.llm import LanguageModelService
 from servers.service import ServedLanguageModel, ServiceOptions
 from tests.certificates import NOW, Authority
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
 from tests.served import make_service, payload, serving, serving_app
+from tests.servers.top_tokens import TopTokens
 
 TOKEN = "a-token-of-a-test-0123456789"
 OTHER = "another-token-of-a-test-0123"
@@ -298,3 +300,12 @@ def test_a_device_that_waits_no_longer_than_its_server_is_refused(tmp_path):
         assert check_llm(settings(address))["answer_seconds"] == 54
         with pytest.raises(SettingsError, match=r"'llm-timeout' = 54: .* may take 54 s"):
             check_llm(settings(address, **{"llm-timeout": 54}))
+
+
+def test_a_device_whose_verifier_the_server_cannot_serve_is_refused():
+    service = LanguageModelService(TopTokens(random_model("llama", 2)))
+    with serving(service) as (port, _):
+        address = f"127.0.0.1:{port}"
+        require_access(settings(address)).close()
+        with pytest.raises(SettingsError, match=r"'verification' = 'scalar'.*with it: greedy"):
+            require_access(settings(address, decoding="sampled", verification="scalar"))
