@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 
@@ -37,5 +38,20 @@ class Transport(Protocol):
             When no answer comes.
         WireError
             When the server finds the message invalid.
+        """
+        ...
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Open a stream (`hlm.wire.stream`); its frames, in whatever pieces they arrive.
+
+        Closing the iterator tells the server that nobody reads any more. A stream that breaks may
+        also just end: frames say where they are complete.
+
+        Raises
+        ------
+        LinkDown
+            When no answer comes, or for too long no further frame.
+        WireError
+            When the server finds the opening invalid.
         """
         ...

@@ -4,12 +4,13 @@ Bodies are the messages of `hlm.wire`, unchanged. A request that cannot be serve
 a status and a sentence, and costs no more memory than the bound on its body.
 
 ========================  =========================================================================
-``POST /v1/exchange``     a request's bytes up, the reply's bytes down
+``POST /v1/exchange``     a request's bytes up, the reply's bytes down; also controls of streams
+``POST /v1/stream``       an opening's bytes up, frames down as they are written
 ``GET /health``           200 once the model is loaded
 ``GET /v1/stats``         model, limits and counters as JSON
 ========================  =========================================================================
 
-Statuses of ``/v1/exchange``: 400 no valid request, 401 without the token that is wanted, 408 the
+Statuses of the first two: 400 no valid request, 401 without the token that is wanted, 408 the
 body did not come, 413 body too large, 500 the engine failed, 503 too many requests wait
 (``Retry-After`` says for how long to stay away).
 """
@@ -21,7 +22,8 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +31,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from hlm.wire import WireError
@@ -37,7 +39,7 @@ from servers.access import BearerToken
 from servers.actors import RequestBatcher
 from servers.llm import LanguageModelService
 
-EXCHANGE = "/v1/exchange"
+EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
 MOST_CONNECTIONS = 8192
 """Connections at a time, idle ones included; further ones are answered with 503."""
@@ -130,6 +132,7 @@ class ServedLanguageModel:
         self.app = Starlette(
             routes=[
                 Route(EXCHANGE, self._exchange, methods=["POST"]),
+                Route(STREAM, self._exchange, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/v1/stats", self._stats),
             ],
@@ -167,8 +170,12 @@ class ServedLanguageModel:
         if self.waiting >= self.options.queue:
             return _busy(f"{self.waiting} requests wait already")
         self.waiting += 1
+        frames = self._batcher.stream(payload) if request.url.path == STREAM else None
         try:
-            answer = await self._unless_gone(self._batcher.submit(payload), request)
+            if frames is None:
+                answer = await self._unless_gone(self._batcher.submit(payload), request)
+            else:
+                answer = await self._unless_gone(asyncio.ensure_future(anext(frames)), request)
         except WireError as error:
             return PlainTextResponse(str(error), 400)
         except TimeoutError:
@@ -182,7 +189,19 @@ class ServedLanguageModel:
             self.waiting -= 1
         self.counts["bytes-uplink"] += len(payload)
         self.counts["bytes-downlink"] += len(answer)
-        return Response(answer)
+        if frames is None:
+            return Response(answer)
+        # A proxy that can be told so keeps nothing back.
+        return StreamingResponse(self._frames(answer, frames), headers={"x-accel-buffering": "no"})
+
+    async def _frames(
+        self, first: bytes, further: AsyncGenerator[bytes, None]
+    ) -> AsyncIterator[bytes]:
+        async with aclosing(further):
+            yield first
+            async for frames in further:
+                self.counts["bytes-downlink"] += len(frames)
+                yield frames
 
     async def _unless_gone(self, answer: asyncio.Future[bytes], request: Request) -> bytes:
         """Wait for the answer; when nobody does any more, it is cancelled.
@@ -230,6 +249,10 @@ class ServedLanguageModel:
                     "downlink": self.counts["bytes-downlink"],
                 },
                 "engine": dict(vars(engine.stats)),
+                "streams": {
+                    "open": len(self.service.streams),
+                    **vars(self.service.streams.stats),
+                },
             }
         )
 

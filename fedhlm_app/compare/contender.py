@@ -6,7 +6,7 @@ of its own and pays the link's round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
@@ -60,6 +60,15 @@ class Recorder:
         answer = self._transport.exchange(payload)
         self.seconds += self.clock() - begin
         return answer
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Open a stream, return its frames."""
+        self.requests.append(payload)
+        begin = self.clock()
+        for frames in self._transport.stream(payload):
+            self.seconds += self.clock() - begin
+            yield frames
+            begin = self.clock()
 
     def clear(self) -> None:
         """Forget everything so far."""

@@ -5,20 +5,34 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
-from typing import Any
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    HTTPSConnection,
+    RemoteDisconnected,
+)
+from typing import Any, TypeVar
 
 from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
 from hlm.transport import LinkDown, LinkRefused
 from hlm.wire import Limits, WireError
 
-EXCHANGE, STATS = "/v1/exchange", "/v1/stats"
+EXCHANGE, STREAM, STATS = "/v1/exchange", "/v1/stream", "/v1/stats"
 
 _EXPIRED, _NOT_YET_VALID = 10, 9
 _WRONG_HOST = (62, 64)  # a name, an IP address
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21)
 """Codes of ``X509_verify_cert`` (OpenSSL, x509_vfy.h)."""
+
+_PIECE_BYTES = 1 << 16
+_REFUSAL_BYTES = 1 << 12
+"""Most bytes of a stream that are read at once, and of why there is none."""
+
+Answer = TypeVar("Answer")
 
 
 class HttpTransport:
@@ -75,6 +89,36 @@ class HttpTransport:
             raise WireError("an empty request")
         return self._ask("POST", EXCHANGE, payload)
 
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Open a stream, return its frames (see `hlm.transport.Transport`).
+
+        It has a connection to itself until its end; one that is not read to its end is closed.
+
+        Raises
+        ------
+        LinkRefused, LinkDown, WireError
+            As `exchange`, also while the frames are read.
+        """
+        connection, response = self._reached("POST", STREAM, payload, lambda response: response)
+        if response.status == HTTPStatus.OK:
+            return self._frames(connection, response)
+        with closing(connection):
+            raise self._refusal(response.status, response.read(_REFUSAL_BYTES))
+
+    def _frames(self, connection: _Connection, response: HTTPResponse) -> Iterator[bytes]:
+        whole = False
+        try:
+            while frames := response.read1(_PIECE_BYTES):
+                yield frames
+            whole = True
+        except (OSError, HTTPException) as error:
+            raise self._named(error) from error
+        finally:
+            if whole:
+                self._keep(connection)
+            else:
+                connection.close()
+
     def stats(self) -> dict[str, Any]:
         """What the server says of itself: model, vocabulary, limits, counters.
 
@@ -99,9 +143,14 @@ class HttpTransport:
             connection.close()
 
     def _ask(self, method: str, path: str, payload: bytes) -> bytes:
-        status, body = self._reached(method, path, payload)
+        connection, (status, body) = self._reached(method, path, payload, _whole)
+        self._keep(connection)
         if status == HTTPStatus.OK:
             return body
+        raise self._refusal(status, body)
+
+    def _refusal(self, status: int, body: bytes) -> LinkDown | WireError:
+        """What a status other than OK means."""
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             # What the server writes is not repeated: it might repeat the token.
             what = (
@@ -110,36 +159,40 @@ class HttpTransport:
                 else f"wants a bearer token (status {status}): give it in a file "
                 f"(llm-token-file) or in the environment ({TOKEN_VARIABLE})"
             )
-            raise LinkRefused(f"the LLM server {self.address} {what}", cause="token")
+            return LinkRefused(f"the LLM server {self.address} {what}", cause="token")
         text = body.decode("utf-8", errors="replace").strip()[:200]
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
-            raise WireError(f"the LLM server {self.address} refused a request: {text}")
-        raise LinkDown(f"the LLM server {self.address} answered {status}: {text}")
+            return WireError(f"the LLM server {self.address} refused a request: {text}")
+        return LinkDown(f"the LLM server {self.address} answered {status}: {text}")
 
-    def _reached(self, method: str, path: str, payload: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer to one request."""
+    def _reached(
+        self, method: str, path: str, payload: bytes, read: Callable[[HTTPResponse], Answer]
+    ) -> tuple[_Connection, Answer]:
+        """The connection on which one request was answered, and what was read of the answer."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         try:
             if connection is None:
-                answer = self._send(connection := self._open(), method, path, payload)
+                answer = read(self._send(connection := self._open(), method, path, payload))
             else:
                 try:
-                    answer = self._send(connection, method, path, payload)
+                    answer = read(self._send(connection, method, path, payload))
                 except TimeoutError:
                     raise  # a slow server would only be slower with the same request again
                 except (OSError, HTTPException):
                     connection.close()
-                    answer = self._send(connection := self._open(), method, path, payload)
+                    answer = read(self._send(connection := self._open(), method, path, payload))
         except (OSError, HTTPException) as error:
             if connection is not None:
                 connection.close()
             # Idle connections to a server that is gone would each have to fail once.
             self.close()
             raise self._named(error) from error
+        return connection, answer
+
+    def _keep(self, connection: _Connection) -> None:
         with self._lock:
             self._idle.append(connection)
-        return answer
 
     def _named(self, error: OSError | HTTPException) -> LinkDown:
         """What went wrong with a connection; a wrong setting is told from a server that is gone."""
@@ -163,7 +216,7 @@ class HttpTransport:
 
     def _send(
         self, connection: _Connection, method: str, path: str, payload: bytes
-    ) -> tuple[int, bytes]:
+    ) -> HTTPResponse:
         # Header lines are bytes too: only those that HTTP asks for.
         connection.putrequest(method, self._at.path + path, skip_accept_encoding=True)
         if self._token:
@@ -171,17 +224,21 @@ class HttpTransport:
         connection.putheader("content-length", str(len(payload)))
         connection.body_follows = bool(payload)
         connection.endheaders(payload)
-        response = connection.getresponse()
-        most = Limits().max_bytes
-        announced = response.length
-        if announced is None and not response.chunked:
-            # Its end would be where the connection ends, cut or not.
-            raise HTTPException("an answer of unknown length")
-        # Of an announced length only a read without a bound tells that it was cut short.
-        body = response.read(most + 1) if announced is None else b""
-        if max(announced or 0, len(body)) > most:
-            raise HTTPException(f"an answer of more than {most} bytes")
-        return response.status, body if announced is None else response.read()
+        return connection.getresponse()
+
+
+def _whole(response: HTTPResponse) -> tuple[int, bytes]:
+    """Status and body of an answer."""
+    most = Limits().max_bytes
+    announced = response.length
+    if announced is None and not response.chunked:
+        # Its end would be where the connection ends, cut or not.
+        raise HTTPException("an answer of unknown length")
+    # Of an announced length only a read without a bound tells that it was cut short.
+    body = response.read(most + 1) if announced is None else b""
+    if max(announced or 0, len(body)) > most:
+        raise HTTPException(f"an answer of more than {most} bytes")
+    return response.status, body if announced is None else response.read()
 
 
 class _Connection(HTTPConnection):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fedhlm_app.transport.actor_names import NAMESPACE
@@ -10,10 +12,14 @@ from hlm.wire import WireError
 
 
 class Handler(Protocol):
-    """The LLM's service, or an edge server."""
+    """The LLM's service."""
 
     def handle(self, payload: bytes) -> bytes:
         """Answer a message; WireError when it is invalid."""
+        ...
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Frames of a stream; WireError when the opening is invalid."""
         ...
 
 
@@ -32,6 +38,10 @@ class DirectTransport:
     def exchange(self, payload: bytes) -> bytes:
         """Send a message, return the reply (see `hlm.transport.Transport`)."""
         return self.service.handle(payload)
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Open a stream, which is written as it is read (see `hlm.transport.Transport`)."""
+        return self.service.stream(payload)
 
 
 class RayTransport:
@@ -53,12 +63,46 @@ class RayTransport:
     def exchange(self, payload: bytes) -> bytes:
         """Send a message, return the reply (see `hlm.transport.Transport`)."""
         import ray
+
+        with self._reached() as actor:
+            answer: bytes = ray.get(actor.exchange.remote(payload), timeout=self.timeout)
+        return answer
+
+    def stream(self, payload: bytes) -> Iterator[bytes]:
+        """Open a stream, return its frames (see `hlm.transport.Transport`)."""
+        with self._reached() as actor:
+            arriving = actor.stream.options(num_returns="streaming").remote(payload)
+        return self._frames(arriving)
+
+    def _frames(self, arriving: Any) -> Iterator[bytes]:
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        try:
+            while True:
+                with self._reached():
+                    ready, _ = ray.wait([arriving], timeout=self.timeout)
+                    if not ready:
+                        raise GetTimeoutError(f"no frame within {self.timeout:g} s")
+                    try:
+                        frames: bytes = ray.get(next(arriving), timeout=self.timeout)
+                    except StopIteration:
+                        return
+                yield frames
+        finally:
+            if not arriving.is_finished():
+                ray.cancel(arriving)
+
+    @contextmanager
+    def _reached(self) -> Iterator[Any]:
+        """The actor; what fails while it is asked is named."""
+        import ray
         from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
         try:
             if self._actor is None:
                 self._actor = ray.get_actor(self.name, namespace=NAMESPACE)
-            answer: bytes = ray.get(self._actor.exchange.remote(payload), timeout=self.timeout)
+            yield self._actor
         except (RayActorError, GetTimeoutError, ValueError) as error:
             if isinstance(error, WireError):
                 raise
@@ -69,4 +113,3 @@ class RayTransport:
             if isinstance(error.cause, WireError):
                 raise error.cause from error
             raise LinkDown(f"the actor {self.name!r} failed: {error.cause}") from error
-        return answer

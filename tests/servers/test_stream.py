@@ -7,89 +7,14 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
-import torch
 
 from hlm.wire import NO_TOKEN, Row, Status, WireError, decode_reply, encode_request
 from hlm.wire.frames import End, FrameReader
 from hlm.wire.stream import Control, Opening, Outcome, decode_answer, encode_control, encode_opening
 from servers import schedule, stream
 from servers.actors import RequestBatcher
-from servers.engine.engine import Engine
-from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
-from tests.models import VOCAB, random_model
-
-MODEL = random_model("llama", 2)
-SAMPLED = {"verifier": "coupled", "decoding": "sampled", "seed": 3}
-CONTEXT = 48
-
-
-def make_service(sessions=32) -> LanguageModelService:
-    return LanguageModelService(Engine(MODEL, max_sessions=sessions, max_context=CONTEXT))
-
-
-def asked(texts=((5, 9, 2),), drafts=None, client=0, verifier="greedy", **options):
-    rows = [
-        Row(number, 0, np.array(text), 7 if drafts is None else drafts[number])
-        for number, text in enumerate(texts)
-    ]
-    return request_of(verifier, rows, client=client, feedback=True, **options)
-
-
-def prompts(count, seed=0):
-    random = np.random.default_rng(seed)
-    return [random.integers(1, VOCAB, random.integers(2, 9)).tolist() for _ in range(count)]
-
-
-def own_text(text, count, end=CONTEXT):
-    """What the LLM writes greedily."""
-    text = list(text)
-    with torch.inference_mode():
-        while count and len(text) <= end:
-            text.append(int(MODEL(torch.tensor([text])).logits[0, -1].argmax()))
-            count -= 1
-    return text
-
-
-class Device:
-    """Reads one stream of a service, and does what a test says."""
-
-    def __init__(self, service, request, span=20, credit=64, key=77):
-        self.service, self.request, self.key = service, request, key
-        self.reader = FrameReader(request)
-        payload = encode_opening(Opening(request, key, span, credit))
-        self.frames = service.stream(payload)
-        self.tokens = {index: [] for index in range(len(request.rows))}
-        self.ends = {}
-
-    def read(self) -> bool:
-        """Read one frame, if there is one."""
-        chunk = next(self.frames, None)
-        if chunk is None:
-            return False
-        for frame in self.reader.feed(chunk):
-            for row, part in frame.tokens.items():
-                self.tokens[row] += part.tolist()
-            self.ends |= frame.ends
-        return True
-
-    def read_all(self):
-        while self.read():
-            pass
-        assert self.reader.finished
-        return self
-
-    def control(self, credit=0, stops=None, key=None) -> Outcome:
-        payload = encode_control(Control(self.key if key is None else key, credit, stops or {}))
-        return decode_answer(self.service.handle(payload))
-
-    def text(self, index):
-        row, reply = self.request.rows[index], self.reader.reply.rows[index]
-        verdict = [] if reply.token == NO_TOKEN else [reply.token]
-        return row.tokens.tolist() + verdict + self.tokens[index]
-
-    def texts(self):
-        return [self.text(index) for index in range(len(self.request.rows))]
+from tests.streaming import CONTEXT, SAMPLED, Device, asked, make_service, own_text, prompts
 
 
 def test_nothing_taken_back_is_the_llms_own_text():
@@ -120,12 +45,7 @@ def test_sampled_streams_are_coupled_requests_one_by_one(options):
 @pytest.mark.parametrize("window", [1, 4, 64])
 def test_the_window_changes_nothing(window):
     texts = prompts(3)
-    device = Device(make_service(), asked(texts, **SAMPLED), credit=window)
-    while device.read():
-        written = max(map(len, device.tokens.values()))
-        if written >= 20:
-            continue
-        device.control(credit=written + window)
+    device = Device(make_service(), asked(texts, **SAMPLED), credit=window).read_along(window)
     assert device.texts() == Device(make_service(), asked(texts, **SAMPLED)).read_all().texts()
 
 
