@@ -11,11 +11,7 @@ a stricter one, because a neighbour that agrees with the draft is right far more
 
 from __future__ import annotations
 
-import os
-import tempfile
-import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -195,41 +191,6 @@ class TokenCache:
         self._keys, self._tokens, self._used = keys[newest], tokens[newest], used[newest]
         self._clock = int(used.max(initial=0))
 
-    def save(self, path: str | Path) -> None:
-        """Write all entries to an ``.npz`` file, whole or not at all."""
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                mode = np.array(self.config.mode)
-                np.savez(file, mode=mode, keys=self._keys, tokens=self._tokens, used=self._used)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-    def load(self, path: str | Path) -> None:
-        """Take over the entries of a file written by `save`.
-
-        Raises
-        ------
-        ValueError
-            If the file is no cache, or one of another mode or width.
-        FileNotFoundError
-            If there is none.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                state = {name: stored[name] for name in stored.files}
-        except (zipfile.BadZipFile, EOFError, KeyError) as error:
-            raise ValueError(f"{path} is no token cache: {error}") from error
-        mode = str(state.pop("mode", ""))
-        if mode != self.config.mode:
-            raise ValueError(f"{path} has cache-mode {mode!r}; this cache is {self.config.mode}")
-        self.restore(state)
-
     def _queries(
         self, hidden: FloatArray | None, tokens: IntArray
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -294,8 +255,7 @@ class CacheResolver:
 
     def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Tokens the cache knows, apart from those that are audited."""
-        drafts = escalation.draft.tokens.cpu().numpy()
-        tokens = self.cache.look_up(_contexts(escalation), drafts)
+        tokens = self.cache.look_up(_contexts(escalation), escalation.draft.tokens.cpu().numpy())
         if self.before_peers and self.tier.closed:
             tokens = np.where(self.tier.audited(escalation.keys), tokens, -1)
         withheld = self.tier.withheld(escalation, tokens)

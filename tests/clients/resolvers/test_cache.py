@@ -135,46 +135,22 @@ def test_without_a_verdict_the_draft_stays_unresolved():
 
 
 @pytest.mark.parametrize("mode", ["context", "paper"])
-def test_saved_and_loaded_it_answers_the_same(tmp_path, mode):
+def test_restored_from_its_state_it_answers_the_same(mode):
     store, keys = cache(mode), contexts(20)
     store.add(keys, np.arange(20))
     store.look_up(keys[:3], np.arange(3))
-    path = tmp_path / "cache.npz"
-    store.save(path)
+    kept = {name: values.copy() for name, values in store.state().items()}
     again = cache(mode)
-    again.load(path)
+    again.restore(kept)
     drafts = np.arange(20)[::-1]
     assert np.array_equal(store.look_up(keys, drafts), again.look_up(keys, drafts))
-    assert [file.name for file in tmp_path.iterdir()] == ["cache.npz"]
     smaller = cache(mode, capacity=5)
-    smaller.load(path)
+    smaller.restore(kept)
     assert len(smaller) == 5 and {0, 1, 2} & set(smaller.tokens.tolist())
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    store, path = cache(), tmp_path / "cache.npz"
-    store.add(contexts(2), np.array([1, 2]))
-    store.save(path)
-    before = path.read_bytes()
-
-    def fail(*arguments, **options):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(OSError, match="disk full"):
-        store.save(path)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_bad_files_and_states_are_refused(tmp_path):
-    store, path = cache(), tmp_path / "cache.npz"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"cache\.npz|pickle"):
-        store.load(path)
-    paper = cache("paper")
-    paper.save(path)
-    with pytest.raises(ValueError, match="cache-mode"):
-        store.load(path)
+def test_bad_states_are_refused():
+    store = cache()
     good = store.state()
     for name, value, message in (
         ("keys", np.zeros((2, SIZE)), "expected"),
