@@ -15,7 +15,6 @@ from hlm.verification.interface import (
     Draft,
     Verdict,
     Verifier,
-    total_variation,
 )
 from hlm.verification.scalar import Scalar
 from hlm.verification.truncated import Truncated, TruncatedExact
@@ -38,5 +37,4 @@ __all__ = [
     "Verifier",
     "plain_verifier",
     "shares_draw",
-    "total_variation",
 ]

@@ -121,14 +121,3 @@ class Coupled:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """One minus the chance that both races end alike."""
-        matches = match_probability(probs.to(torch.float64), target.to(torch.float64))
-        return (1.0 - matches.sum(dim=-1)).clamp(min=0.0)
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Distribution of the winner of the target's race: rates over their sum."""
-        del probs
-        rates = target.to(torch.float64)
-        return rates / rates.sum(dim=-1, keepdim=True)

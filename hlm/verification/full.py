@@ -17,7 +17,6 @@ from hlm.verification.interface import (
     checked_target,
     decided_tokens,
     drafted,
-    total_variation,
 )
 
 __all__ = ["PROBABILITY_BITS", "Full", "accept_or_resample"]
@@ -80,13 +79,3 @@ class Full:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """TV(quantised x, y)."""
-        quantised = probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
-        return total_variation(quantised, target)
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """The target, up to rounding."""
-        quantised = probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
-        return speculative.output_distribution(quantised, quantised, target.to(torch.float64))

@@ -19,10 +19,6 @@ from hlm.verification.interface import (
 __all__ = ["Greedy"]
 
 
-def _point_mass(probs: Tensor) -> Tensor:
-    return torch.zeros_like(probs).scatter_(1, top_token(probs).unsqueeze(1), 1.0)
-
-
 class Greedy:
     """Accept the draft if it is the large model's top token; otherwise take the top token.
 
@@ -39,8 +35,9 @@ class Greedy:
     def draft(self, probs: Tensor, keys: DrawKeys) -> Draft:
         """Take the most likely token of each row; see `Verifier.draft`."""
         del keys
-        point_mass = _point_mass(check_probs("probs", probs))
-        tokens = top_token(point_mass)
+        exact = check_probs("probs", probs)
+        tokens = top_token(exact)
+        point_mass = torch.zeros_like(exact).scatter_(1, tokens.unsqueeze(1), 1.0)
         return drafted(point_mass, tokens, Claim(tokens))
 
     def draft_top(self, logits: Tensor) -> Draft:
@@ -65,12 +62,3 @@ class Greedy:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """1 where the top tokens differ, else 0."""
-        return (top_token(probs) != top_token(target)).to(torch.float64)
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """The point mass on the target's top token."""
-        del probs
-        return _point_mass(check_probs("target", target))

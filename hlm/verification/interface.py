@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys
@@ -26,7 +25,6 @@ __all__ = [
     "Draft",
     "Verdict",
     "Verifier",
-    "total_variation",
 ]
 
 UNDECIDED = -1
@@ -157,19 +155,6 @@ class Verifier(Protocol):
     def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
         """Device: the tokens, int64 [rows]."""
         ...
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Chance that the token differs from the draft, float64 [rows]."""
-        ...
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Exact distribution of the token that results, float64 [rows, vocab]."""
-        ...
-
-
-def total_variation(first: Tensor, second: Tensor) -> Tensor:
-    """Total variation distance of two distributions [rows, vocab], float64 [rows] in [0, 1]."""
-    return (first.to(torch.float64) - second.to(torch.float64)).abs().sum(dim=-1) / 2
 
 
 def drafted(probs: Tensor, tokens: Tensor, claim: Claim) -> Draft:

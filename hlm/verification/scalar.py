@@ -6,13 +6,11 @@ comes down in 16-bit integers and the device, which knows x, resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from hlm.randomness import DrawKeys, Purpose, uniforms
-from hlm.sampling import check_probs, draw
+from hlm.sampling import draw
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import speculative
 from hlm.verification.full import PROBABILITY_BITS
@@ -25,17 +23,11 @@ from hlm.verification.interface import (
     checked_target,
     drafted,
     kept_distribution,
-    total_variation,
 )
 
 __all__ = ["Scalar"]
 
 _UNITS = 2**PROBABILITY_BITS
-_SLICES_AT_ONCE = 64
-
-
-def _quantised(probs: Tensor) -> Tensor:
-    return probs_from_weights(quantise(probs, PROBABILITY_BITS), PROBABILITY_BITS)
 
 
 def _claimed_probability(claim: Claim) -> Tensor:
@@ -53,27 +45,6 @@ def _accepts(target: Tensor, claim: Claim, keys: DrawKeys) -> Tensor:
     of_draft = target.gather(1, claim.tokens.unsqueeze(1)).squeeze(1)
     chance = speculative.accept_probability(_claimed_probability(claim), of_draft)
     return uniforms(keys, Purpose.ACCEPT, 1).squeeze(1) < chance
-
-
-def _dither_slices(target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every way the dither can round one target [vocab], with its chance.
-
-    The rounding changes only where a cumulative probability plus the dither crosses an integer, so
-    between two crossings one dither stands for all.
-    """
-    cumulative = target.cumsum(dim=0)
-    crossings = 1 - (cumulative / cumulative[-1] * _UNITS).frac()
-    edges = torch.cat([torch.zeros(1), crossings, torch.ones(1)]).to(torch.float64).sort().values
-    widths = edges.diff()
-    middles = edges[:-1] + widths / 2
-    keep = widths > 0
-    middles, widths = middles[keep], widths[keep]
-    for start in range(0, middles.shape[0], _SLICES_AT_ONCE):
-        dithers = middles[start : start + _SLICES_AT_ONCE]
-        chances = widths[start : start + _SLICES_AT_ONCE]
-        rows = target.expand(dithers.shape[0], -1)
-        weights = quantise_dithered(rows, PROBABILITY_BITS, dithers)
-        yield probs_from_weights(weights, PROBABILITY_BITS), chances
 
 
 class Scalar:
@@ -128,22 +99,3 @@ class Scalar:
         tokens = verdict.tokens.clone()
         tokens[open_rows] = draw(speculative.residual(probs[open_rows], target), numbers)
         return tokens
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Mean of TV(quantised x, rounded y) over the rounding; O(vocab**2), for analysis."""
-        seen, goal = _quantised(probs), check_probs("target", target)
-        rejected = torch.zeros(goal.shape[0], dtype=torch.float64)
-        for row in range(goal.shape[0]):
-            for rounded, chances in _dither_slices(goal[row]):
-                rejected[row] += chances @ total_variation(seen[row], rounded)
-        return rejected
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Distribution of the token, over every rounding; O(vocab**2), for analysis."""
-        seen, goal = _quantised(probs), check_probs("target", target)
-        result = torch.zeros_like(goal)
-        for row in range(goal.shape[0]):
-            for rounded, chances in _dither_slices(goal[row]):
-                x = seen[row].expand_as(rounded)
-                result[row] += chances @ speculative.output_distribution(x, x, rounded)
-        return result

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accept_probability", "output_distribution", "residual"]
+__all__ = ["accept_probability", "residual"]
 
 
 def accept_probability(probs: Tensor, target: Tensor) -> Tensor:
@@ -48,24 +48,3 @@ def residual(probs: Tensor, target: Tensor) -> Tensor:
     excess = (target - probs).clamp(min=0.0)
     total = excess.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, excess / torch.where(total > 0, total, 1.0), target)
-
-
-def output_distribution(drawn: Tensor, seen: Tensor, target: Tensor) -> Tensor:
-    """Distribution of the token when the draft is drawn from one and tested against another.
-
-    Parameters
-    ----------
-    drawn : Tensor of float64 [rows, vocab]
-        The distribution the draft is drawn from.
-    seen : Tensor of float64 [rows, vocab]
-        The distribution the server tests and resamples with. Equal to `drawn`, the result is
-        `target`.
-    target : Tensor of float64 [rows, vocab]
-
-    Returns
-    -------
-    Tensor of float64 [rows, vocab]
-    """
-    kept = drawn * accept_probability(seen, target)
-    rejected = (drawn - kept).sum(dim=-1, keepdim=True)
-    return kept + rejected * residual(seen, target)

@@ -6,7 +6,6 @@ the truncated xhat, which is biased. Drawing it from xhat is exact at any k.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hlm.line import UncertaintyLine
@@ -14,7 +13,6 @@ from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import check_probs, draw
 from hlm.truncation.count_rules import CountRule, count_rule
 from hlm.truncation.truncate import spread, truncate
-from hlm.verification import speculative
 from hlm.verification.full import accept_or_resample
 from hlm.verification.interface import (
     Claim,
@@ -24,7 +22,6 @@ from hlm.verification.interface import (
     checked_target,
     decided_tokens,
     drafted,
-    total_variation,
 )
 
 __all__ = ["DEFAULT_COUNT", "Truncated", "TruncatedExact"]
@@ -68,8 +65,8 @@ class Truncated(_TruncatedUpload):
     Crosses the link: the draft's id, the ids and 8-bit weights of the top k up; the token down.
     Not exact: the output's distribution is at most TV(x, xhat) away from the target when k does not
     depend on the draft. (Drafts from xhat would give the target exactly; the same channel from
-    draft to token, fed x instead, cannot widen the distance.) The k* rule looks at the draft;
-    `output_distribution` gives its bias, for which no such bound is claimed. Rejection probability:
+    draft to token, fed x instead, cannot widen the distance.) The k* rule looks at the draft,
+    and no such bound is claimed for it. Rejection probability:
     sum_d x_d (1 - y_d/xhat_d)+.
 
     Parameters
@@ -89,32 +86,6 @@ class Truncated(_TruncatedUpload):
         support, weights = truncate(exact, counts)
         claim = Claim(tokens, support=support, weights=weights, counts=counts)
         return drafted(exact, tokens, claim)
-
-    def _seen_by_draft(self, row: Tensor) -> Tensor:
-        """Truncated distribution for every possible draft of one row, [vocab, vocab]."""
-        probs = row.expand(row.shape[0], -1)
-        counts = self.rule.choose(probs, row.clamp(max=1.0))
-        return spread(*truncate(probs, counts), counts, row.shape[0])
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """sum_d x_d (1 - y_d/xhat_d)+; a rule that keeps a budget is charged."""
-        exact, goal = check_probs("probs", probs), check_probs("target", target)
-        rejected = torch.empty(exact.shape[0], dtype=torch.float64)
-        for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
-            seen = self._seen_by_draft(x).diagonal()
-            rejected[row] = (x * (1 - speculative.accept_probability(seen, y))).sum()
-        return rejected
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """Distribution of the token, draft by draft: O(vocab**2), for analysis."""
-        exact, goal = check_probs("probs", probs), check_probs("target", target)
-        result = torch.empty_like(goal)
-        for row, (x, y) in enumerate(zip(exact, goal, strict=True)):
-            seen = self._seen_by_draft(x)
-            accepted = speculative.accept_probability(seen.diagonal(), y)
-            replaced = speculative.residual(seen, y.expand_as(seen))
-            result[row] = x * accepted + (x * (1 - accepted)) @ replaced
-        return result
 
 
 class TruncatedExact(_TruncatedUpload):
@@ -145,12 +116,3 @@ class TruncatedExact(_TruncatedUpload):
         tokens = draw(truncated, uniforms(keys, Purpose.DRAFT, 1).squeeze(1))
         claim = Claim(tokens, support=support, weights=weights, counts=counts)
         return drafted(truncated, tokens, claim)
-
-    def rejection_probability(self, probs: Tensor, target: Tensor) -> Tensor:
-        """TV(xhat, y)."""
-        return total_variation(self._truncated(probs)[3], check_probs("target", target))
-
-    def output_distribution(self, probs: Tensor, target: Tensor) -> Tensor:
-        """The target, up to rounding."""
-        truncated = self._truncated(probs)[3]
-        return speculative.output_distribution(truncated, truncated, check_probs("target", target))

@@ -15,7 +15,8 @@ from scipy import stats
 from fedhlm_app.models.load import load_pair
 from hlm.randomness import DrawKeys
 from hlm.sampling import Sampling, distribution
-from hlm.verification import VERIFIERS, total_variation
+from hlm.verification import VERIFIERS
+from tests.hlm.verifier_analysis import total_variation
 
 pytestmark = pytest.mark.slow
 
