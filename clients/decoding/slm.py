@@ -141,10 +141,11 @@ class LockstepDecoder:
         """
         width = tokens.shape[1]
         new = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.model.device)
-        missing = width - torch.from_numpy(counts).to(self.model.device)[:, None]
-        columns = torch.arange(width, device=self.model.device)
-        present = (columns >= missing).to(self._mask.dtype)
-        self._padded = self._padded or bool((counts < width).any())
+        present = torch.ones_like(new)
+        if (counts < width).any():
+            missing = width - torch.from_numpy(counts).to(self.model.device)[:, None]
+            present *= torch.arange(width, device=self.model.device) >= missing
+            self._padded = True
         self._mask = torch.cat([self._mask, present], dim=1)
         self._positions = (self._positions[:, -1:] + present.cumsum(1)).clamp(min=0)
         self.lengths = self.lengths + counts
