@@ -1,7 +1,8 @@
 """The router: draft, measure uncertainty, keep or send on, for all texts of a device at once.
 
-One step drafts one token for every running text, and one call of the resolver chain carries all
-rows that the policy did not keep.
+One step drafts one token for every running text and gives each row its `Way`. Each way is one
+source of tokens: kept drafts stand, and one call of the resolver chain carries all others. What the
+sources return is put together row by row, and the router alone writes it into the records.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from clients.decoding.slm import LockstepDecoder, Step, read_texts
 from clients.decoding.textwise import TextwiseDecoder
 from hlm.arrays import IntArray
 from hlm.reading.agreement import Compared, Reference, Way, first_that_agrees, trial_length
-from hlm.reading.plain import FullForward, OwnCaches
+from hlm.reading.plain import FullForward, OwnCaches, PlainReading
 
 USUAL_CONTEXT = 128
 
@@ -65,26 +66,20 @@ def _shrinking(
     return LockstepDecoder(model, prompts, hidden, shrinks=True)
 
 
-def _own_caches(singly: bool) -> Make:
-    def make(model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool) -> ShrinkingDecoder:
-        def cache() -> DynamicCache:
-            return DynamicCache(config=model.config)
-
-        return TextwiseDecoder(OwnCaches(model, cache, hidden, is_singly=singly), prompts)
-
-    return make
+def _textwise(reading: Callable[[PreTrainedModel, bool], PlainReading]) -> Make:
+    return lambda model, prompts, hidden: TextwiseDecoder(reading(model, hidden), prompts)
 
 
-def _full_forward(
-    model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool
-) -> ShrinkingDecoder:
-    return TextwiseDecoder(FullForward(model, hidden), prompts)
+def _own_caches(model: PreTrainedModel, hidden: bool, is_singly: bool = False) -> OwnCaches:
+    return OwnCaches(model, lambda: DynamicCache(config=model.config), hidden, is_singly=is_singly)
 
 
 _PLAIN: dict[str, Make] = {
-    "one text at a time, with the model's own cache": _own_caches(False),
-    "one token at a time, with the model's own cache": _own_caches(True),
-    "every text from its start": _full_forward,
+    "one text at a time, with the model's own cache": _textwise(_own_caches),
+    "one token at a time, with the model's own cache": _textwise(
+        partial(_own_caches, is_singly=True)
+    ),
+    "every text from its start": _textwise(FullForward),
 }
 _LOCKSTEP = "all texts in lockstep"
 _FUSED = "all texts in lockstep, by a written-out forward pass"
