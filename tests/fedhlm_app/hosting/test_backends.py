@@ -34,6 +34,7 @@ def test_a_registered_backend_serves_a_run(arguments, monkeypatch, tmp_path):
     assert arguments == ["far away"]
     _, folder, _ = runner.run(tmp_path / "top", llm_backend="top-tokens", **changes)
     runner.service, runner.devices = build_service(settings_of(**changes)), {}
+    assert runner.service.engine.offers == BACKENDS["engine"].offers
     _, other, _ = runner.run(tmp_path / "engine", **changes)
     found, expected = folder.summary(), other.summary()
     assert found["resolution"] == expected["resolution"] and found["bytes"] == expected["bytes"]
