@@ -31,11 +31,8 @@ from fedhlm_app.models.load import load_slm  # noqa: E402
 from fedhlm_app.models.vocabulary import load_tokenizer  # noqa: E402
 from hlm.uncertainty import entropy  # noqa: E402
 from strategies.cluster_map import shuffled  # noqa: E402
-from strategies.clustering import (  # noqa: E402
-    adjusted_rand_index,
-    cluster_clients,
-    purity,
-)
+from strategies.clustering.methods import cluster_clients  # noqa: E402
+from strategies.clustering.reports import adjusted_rand_index, purity  # noqa: E402
 
 GROUPS = 4
 REPEATS = 5

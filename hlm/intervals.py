@@ -8,17 +8,13 @@ NORMAL_95 = 1.959963984540054
 """Quantile of the standard normal distribution for two-sided 95 %."""
 
 
-def wilson_interval(
-    failures: float, trials: float, quantile: float = NORMAL_95
-) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); (0, 1) without trials.
+def wilson_interval(failures: float, trials: float) -> tuple[float, float]:
+    """Wilson's score interval of a share at 95 % (Wilson 1927); (0, 1) without trials.
 
     Parameters
     ----------
     failures, trials : float
         0 <= failures <= trials; weighted counts need not be whole numbers.
-    quantile : float
-        Of the standard normal distribution, above 0; the default gives 95 %.
 
     Returns
     -------
@@ -35,7 +31,7 @@ def wilson_interval(
     if trials == 0:
         return 0.0, 1.0
     share = failures / trials
-    squared = quantile * quantile / trials
+    squared = NORMAL_95 * NORMAL_95 / trials
     centre = (share + squared / 2) / (1 + squared)
     spread = math.sqrt(share * (1 - share) * squared + squared * squared / 4) / (1 + squared)
     # The ends of 0 and all failures are exactly 0 and 1; rounding must not move them.

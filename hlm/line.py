@@ -7,10 +7,11 @@ devices can fit one line in one round and nothing else about a token leaves them
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from hlm.arrays import FloatArray
 
 __all__ = ["UHLM_LINE", "DegenerateLineError", "LineSums", "UncertaintyLine"]
 
@@ -58,7 +59,7 @@ class UncertaintyLine:
         """Threshold (Delta - b)/a: keep what is rejected no more often than Delta. In [0, 1]."""
         return min(max((self.lower_share - self.intercept) / self.slope, 0.0), 1.0)
 
-    def expected_rejection(self, uncertainty: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def expected_rejection(self, uncertainty: FloatArray) -> FloatArray:
         """The line's beta, clipped to [0, 1]."""
         return np.clip(self.slope * uncertainty + self.intercept, 0.0, 1.0)
 
@@ -85,20 +86,13 @@ class LineSums:
     lower: float = 0.0
 
     @classmethod
-    def of(
-        cls,
-        uncertainty: npt.NDArray[np.float64],
-        rejection: npt.NDArray[np.float64],
-        lower: npt.NDArray[np.bool_] | None = None,
-    ) -> LineSums:
+    def of(cls, uncertainty: FloatArray, rejection: FloatArray) -> LineSums:
         """Sum over verified tokens.
 
         Parameters
         ----------
         uncertainty, rejection : ndarray [tokens]
-            u and beta, in [0, 1].
-        lower : ndarray of bool [tokens], optional
-            y_d < x_d; by default beta > 0, which is the same.
+            u and beta, in [0, 1]; y_d < x_d is where beta > 0.
 
         Raises
         ------
@@ -107,23 +101,16 @@ class LineSums:
         """
         u = np.asarray(uncertainty, dtype=np.float64)
         beta = np.asarray(rejection, dtype=np.float64)
-        below = beta > 0 if lower is None else np.asarray(lower, dtype=np.bool_)
-        if u.ndim != 1 or u.shape != beta.shape or u.shape != below.shape:
+        if u.ndim != 1 or u.shape != beta.shape:
             raise ValueError(f"uncertainty {u.shape}, rejection {beta.shape}: must be [tokens]")
         for name, values in (("uncertainty", u), ("rejection", beta)):
             if not np.all((values >= 0) & (values <= 1)):
                 raise ValueError(f"{name}: allowed are values in [0, 1]")
-        return cls(
-            float(u.size),
-            float(u.sum()),
-            float(beta.sum()),
-            float(u @ u),
-            float(u @ beta),
-            float(below.sum()),
-        )
+        sums = (u.size, u.sum(), beta.sum(), u @ u, u @ beta, (beta > 0).sum())
+        return cls(*map(float, sums))
 
     @classmethod
-    def from_array(cls, values: npt.NDArray[np.float64]) -> LineSums:
+    def from_array(cls, values: FloatArray) -> LineSums:
         """Read the flat array of `to_array`.
 
         Raises
@@ -134,20 +121,11 @@ class LineSums:
         flat = np.asarray(values, dtype=np.float64)
         if flat.shape != (6,) or not np.all(np.isfinite(flat)):
             raise ValueError(f"values = {flat}: six finite numbers are needed")
-        return cls(*(float(value) for value in flat))
+        return cls(*flat.tolist())
 
-    def to_array(self) -> npt.NDArray[np.float64]:
+    def to_array(self) -> FloatArray:
         """The six sums in the order of the attributes, float64 [6]."""
-        return np.array(
-            [
-                self.count,
-                self.uncertainty,
-                self.rejection,
-                self.uncertainty_squared,
-                self.product,
-                self.lower,
-            ]
-        )
+        return np.array(astuple(self))
 
     def __add__(self, other: LineSums) -> LineSums:
         """Pool two devices."""

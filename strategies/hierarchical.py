@@ -264,19 +264,18 @@ class Hierarchical(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-        first_round: int | None = None,
     ) -> Result:
-        """Run the rounds `first_round` to `num_rounds`; parameters as in Flower's `Strategy`.
+        """Run the rounds up to `num_rounds`; parameters as in Flower's `Strategy`.
+
+        After `load_state_dict` it goes on with the round after the last one finished, from the
+        policy of then instead of `initial_arrays`.
 
         Parameters
         ----------
         timeout : float
             Longest time a round waits for replies, in seconds.
-        first_round : int, optional
-            By default the round after the last one finished: 1, or later after
-            `load_state_dict`, which also replaces `initial_arrays` by the policy of then.
         """
-        first = self.state.rounds_done + 1 if first_round is None else first_round
+        first = self.state.rounds_done + 1
         log(INFO, "Starting %s strategy:", type(self).__name__)
         log_strategy_start_info(num_rounds, initial_arrays, train_config, evaluate_config)
         self.summary()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -176,23 +177,15 @@ def _measure(sums: _Sums, batch: Batch, answers: torch.Tensor) -> _Measured:
     return _Measured(log_probs.exp(), top, label)
 
 
-def rounded(figures: PairFigures) -> dict[str, object]:
-    """Give the figures as plain values for JSON, to four decimals."""
+def rounded(figures: PairFigures) -> dict[str, Any]:
+    """Give the figures as plain values for JSON: perplexities to three decimals, others to four."""
 
-    def model(one: ModelFigures) -> dict[str, float]:
+    def short(values: dict[str, Any]) -> dict[str, Any]:
         return {
-            "parameters": one.parameters,
-            "perplexity": round(one.perplexity, 3),
-            "token_accuracy": round(one.token_accuracy, 4),
-            "label_accuracy": round(one.label_accuracy, 4),
+            name: short(value)
+            if isinstance(value, dict)
+            else round(value, 3 if name == "perplexity" else 4)
+            for name, value in values.items()
         }
 
-    return {
-        "slm": model(figures.slm),
-        "llm": model(figures.llm),
-        "same_top1": round(figures.same_top1, 4),
-        "total_variation": round(figures.total_variation, 4),
-        "same_label": round(figures.same_label, 4),
-        "articles": figures.articles,
-        "tokens": figures.tokens,
-    }
+    return short(asdict(figures))

@@ -11,7 +11,8 @@ from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.partitions import label_counts, partition
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.settings import Settings
-from strategies.clustering import LearnedClusters, adjusted_rand_index, purity
+from strategies.clustering.learned import LearnedClusters
+from strategies.clustering.reports import adjusted_rand_index, purity
 
 
 def true_groups(settings: Settings, counts: NDArray[np.int64]) -> NDArray[np.int64] | None:

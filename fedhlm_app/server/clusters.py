@@ -31,7 +31,9 @@ from strategies.cluster_map import (
     round_robin,
     shuffled,
 )
-from strategies.clustering import ClusterResult, LearnedClusters, Method, cluster_clients
+from strategies.clustering.learned import LearnedClusters
+from strategies.clustering.methods import Method, cluster_clients
+from strategies.clustering.result import ClusterResult
 
 INTRODUCTION_SECONDS = 60.0
 """Longest wait for nodes to say which data partition they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ def tokens_of(seed: int, count: int) -> LineSums:
 
 def encoded(release: LineRelease, rows: list[tuple[float, float, bool]]) -> np.ndarray:
     u, beta, below = (np.array([row[k] for row in rows]) for k in range(3))
-    return release.encode(LineSums.of(u.astype(float), beta.astype(float), below.astype(bool)))
+    sums = LineSums.of(u.astype(float), beta.astype(float))
+    return release.encode(replace(sums, lower=float(below.sum())))
 
 
 @settings(max_examples=300, deadline=None)

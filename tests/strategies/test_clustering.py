@@ -8,21 +8,17 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from strategies.cluster_map import ClusterMap, shuffled
-from strategies.clustering import (
+from strategies.clustering.features import SHRINKAGE, FeatureSpace, ProfileError, within_covariance
+from strategies.clustering.learned import LearnedClusters
+from strategies.clustering.methods import (
     METHODS,
-    ClusterResult,
-    FeatureSpace,
-    LearnedClusters,
-    ProfileError,
-    adjusted_rand_index,
+    classical_scaling,
     cluster_clients,
-    label_mapping,
     nearest_cluster,
-    pairwise_test,
-    purity,
 )
-from strategies.clustering.features import SHRINKAGE, within_covariance
-from strategies.clustering.methods import classical_scaling
+from strategies.clustering.pairwise import pairwise_test
+from strategies.clustering.reports import adjusted_rand_index, label_mapping, purity
+from strategies.clustering.result import ClusterResult
 from strategies.state import state_from_bytes, state_to_bytes
 
 DIMS, BINS = 6, 4
