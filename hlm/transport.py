@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal, Protocol
+
+Frames = Generator[bytes, None, None]
+"""A stream on its way, in whatever pieces it arrives; closed, nobody reads it any more."""
 
 
 class LinkDown(ConnectionError):
@@ -41,11 +44,17 @@ class Transport(Protocol):
         """
         ...
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
-        """Open a stream (`hlm.wire.stream`); its frames, in whatever pieces they arrive.
+    def post(self, payload: bytes) -> None:
+        """Send a message whose answer nobody waits for, after those posted before it.
 
-        Closing the iterator tells the server that nobody reads any more. A stream that breaks may
-        also just end: frames say where they are complete.
+        What fails is not heard of.
+        """
+        ...
+
+    def stream(self, payload: bytes) -> Frames:
+        """Open a stream (`hlm.wire.stream`); its frames.
+
+        One that breaks may also just end: frames say themselves where they are complete.
 
         Raises
         ------

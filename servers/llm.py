@@ -9,7 +9,7 @@ on the way the device gets one byte of the LLM's opinion, at no extra pass ("fre
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from hlm.verifiers import served_verifiers
@@ -86,7 +86,7 @@ class LanguageModelService:
             schedule.turn()
         return [self.written(job) if isinstance(job, Job) else job for job in jobs]
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def stream(self, payload: bytes) -> Generator[bytes, None, None]:
         """Frames of one stream, each written when it is asked for.
 
         Whoever asks is not reading controls meanwhile: where the credit is used up it ends.

@@ -7,12 +7,13 @@ while, and whoever wanted to ask goes on without it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from logging import getLogger
 from typing import Literal, TypeVar
 
 from clients.records import Traffic
-from hlm.transport import LinkDown, LinkRefused, Transport
+from hlm.transport import Frames, LinkDown, LinkRefused, Transport
 from hlm.wire import WireError
 
 logger = getLogger(__name__)
@@ -106,17 +107,8 @@ class Link:
         WireError
             When the server finds the message invalid.
         """
-        begin = time.perf_counter()
-        try:
+        with self._asked(traffic):
             answer = self.transport.exchange(payload)
-        except LinkDown as error:
-            self.failed(error, traffic)
-            raise
-        except WireError:
-            self._answered()  # a refusal is an answer too
-            raise
-        finally:
-            traffic.waited += time.perf_counter() - begin
         try:
             found = decode(answer)
         except WireError as error:
@@ -126,6 +118,49 @@ class Link:
         self._answered()
         self._count(len(payload), len(answer), traffic)
         return found
+
+    def post(self, payload: bytes, answer_bytes: int, traffic: Traffic) -> None:
+        """Send a message whose answer, of known length, nobody waits for."""
+        self.transport.post(payload)
+        self._count(len(payload), answer_bytes, traffic)
+
+    def stream(self, payload: bytes, traffic: Traffic) -> Frames:
+        """Open a stream, return its frames in whatever pieces they arrive.
+
+        Raises
+        ------
+        LinkDown
+            When no answer comes, or for too long no further frame; counted like that of
+            `exchange`.
+        WireError
+            When the server finds the opening invalid.
+        """
+        with self._asked(traffic):
+            arriving = self.transport.stream(payload)
+            frames = next(arriving, b"")
+        self._answered()
+        self._count(len(payload), 0, traffic)
+        with closing(arriving):
+            while frames:
+                traffic.downlink += len(frames)
+                yield frames
+                with self._asked(traffic):
+                    frames = next(arriving, b"")
+
+    @contextmanager
+    def _asked(self, traffic: Traffic) -> Iterator[None]:
+        """While the server is waited for."""
+        begin = time.perf_counter()
+        try:
+            yield
+        except LinkDown as error:
+            self.failed(error, traffic)
+            raise
+        except WireError:
+            self._answered()  # a refusal is an answer too
+            raise
+        finally:
+            traffic.waited += time.perf_counter() - begin
 
     def failed(self, error: Exception, traffic: Traffic) -> None:
         """Count a failure and begin a pause."""

@@ -6,7 +6,8 @@ of its own and pays the link's round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 
 from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
@@ -16,7 +17,7 @@ from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
 from fedhlm_app.data.workload import WorkloadBatch, correct
 from hlm.sampling import Sampling
-from hlm.transport import Transport
+from hlm.transport import Frames, Transport
 from hlm.verification import VERIFIERS, plain_verifier
 from hlm.wire import (
     IDENTITY_BYTES,
@@ -61,14 +62,20 @@ class Recorder:
         self.seconds += self.clock() - begin
         return answer
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def post(self, payload: bytes) -> None:
+        """Send a message whose answer nobody waits for."""
+        self.requests.append(payload)
+        self._transport.post(payload)
+
+    def stream(self, payload: bytes) -> Frames:
         """Open a stream, return its frames."""
         self.requests.append(payload)
         begin = self.clock()
-        for frames in self._transport.stream(payload):
-            self.seconds += self.clock() - begin
-            yield frames
-            begin = self.clock()
+        with closing(self._transport.stream(payload)) as arriving:
+            for frames in arriving:
+                self.seconds += self.clock() - begin
+                yield frames
+                begin = self.clock()
 
     def clear(self) -> None:
         """Forget everything so far."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
 from http.client import (
@@ -18,7 +19,7 @@ from http.client import (
 from typing import Any, TypeVar
 
 from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
-from hlm.transport import LinkDown, LinkRefused
+from hlm.transport import Frames, LinkDown, LinkRefused
 from hlm.wire import Limits, WireError
 
 EXCHANGE, STREAM, STATS = "/v1/exchange", "/v1/stream", "/v1/stats"
@@ -72,6 +73,7 @@ class HttpTransport:
         self._token = token
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
+        self._posting: ThreadPoolExecutor | None = None
 
     def exchange(self, payload: bytes) -> bytes:
         """Send a request, return the reply.
@@ -89,7 +91,13 @@ class HttpTransport:
             raise WireError("an empty request")
         return self._ask("POST", EXCHANGE, payload)
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def post(self, payload: bytes) -> None:
+        """Send a message (see `hlm.transport.Transport`)."""
+        if self._posting is None:
+            self._posting = ThreadPoolExecutor(1, thread_name_prefix="post")
+        self._posting.submit(self.exchange, payload)
+
+    def stream(self, payload: bytes) -> Frames:
         """Open a stream, return its frames (see `hlm.transport.Transport`).
 
         It has a connection to itself until its end; one that is not read to its end is closed.
@@ -105,7 +113,7 @@ class HttpTransport:
         with closing(connection):
             raise self._refusal(response.status, response.read(_REFUSAL_BYTES))
 
-    def _frames(self, connection: _Connection, response: HTTPResponse) -> Iterator[bytes]:
+    def _frames(self, connection: _Connection, response: HTTPResponse) -> Frames:
         whole = False
         try:
             while frames := response.read1(_PIECE_BYTES):

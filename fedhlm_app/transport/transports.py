@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from fedhlm_app.transport.actor_names import NAMESPACE
-from hlm.transport import LinkDown
+from hlm.transport import Frames, LinkDown
 from hlm.wire import WireError
 
 
@@ -18,7 +18,7 @@ class Handler(Protocol):
         """Answer a message; WireError when it is invalid."""
         ...
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def stream(self, payload: bytes) -> Frames:
         """Frames of a stream; WireError when the opening is invalid."""
         ...
 
@@ -39,7 +39,12 @@ class DirectTransport:
         """Send a message, return the reply (see `hlm.transport.Transport`)."""
         return self.service.handle(payload)
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def post(self, payload: bytes) -> None:
+        """Send a message (see `hlm.transport.Transport`)."""
+        with suppress(WireError):
+            self.service.handle(payload)
+
+    def stream(self, payload: bytes) -> Frames:
         """Open a stream, which is written as it is read (see `hlm.transport.Transport`)."""
         return self.service.stream(payload)
 
@@ -68,13 +73,18 @@ class RayTransport:
             answer: bytes = ray.get(actor.exchange.remote(payload), timeout=self.timeout)
         return answer
 
-    def stream(self, payload: bytes) -> Iterator[bytes]:
+    def post(self, payload: bytes) -> None:
+        """Send a message (see `hlm.transport.Transport`)."""
+        with suppress(LinkDown), self._reached() as actor:
+            actor.exchange.remote(payload)
+
+    def stream(self, payload: bytes) -> Frames:
         """Open a stream, return its frames (see `hlm.transport.Transport`)."""
         with self._reached() as actor:
             arriving = actor.stream.options(num_returns="streaming").remote(payload)
         return self._frames(arriving)
 
-    def _frames(self, arriving: Any) -> Iterator[bytes]:
+    def _frames(self, arriving: Any) -> Frames:
         import ray
         from ray.exceptions import GetTimeoutError
 

@@ -23,6 +23,8 @@ VERSION = 1
 OPENING_KIND, CONTROL_KIND, ANSWER_KIND = 0x7, 0x8, 0x9
 """High halves of first bytes; the low half is the version."""
 KEY_BITS = 64
+ANSWER_BYTES = 2
+"""Length of the answer to a control."""
 STREAMED = ("greedy", "coupled")
 """Verifiers whose verdict is the large model's own token, so that it can go on from there."""
 
