@@ -169,12 +169,10 @@ class Federation:
             if setup.unit is not None:
                 edge, llm = MILLISECONDS if setup.unit == "ms" else (BYTES, BYTES)
                 rule = OpportunisticRule(OpportunisticConfig(edge=edge, llm=llm))
-            paper = setup.peer_mode == "paper"
-            link = EdgeResolverConfig(
-                client, self.vocab, setup.clients // setup.clusters, "paper" if paper else "context"
-            )
+            link = EdgeResolverConfig(client, self.vocab, setup.clients // setup.clusters)
             transport = DirectTransport(self.edges[client % setup.clusters])
-            sketches = SketchMaker(self.embeddings.shape[1])
+            by_step = setup.peer_mode == "paper"
+            sketches = None if by_step else SketchMaker(self.embeddings.shape[1])
             chain.append(EdgeResolver(transport, link, sketches, rule, setup.audit_rate))
         if self.recording:
             chain.append(Recorder())

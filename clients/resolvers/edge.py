@@ -40,18 +40,13 @@ class EdgeResolver:
     config : EdgeResolverConfig
         See there.
     sketches : SketchMaker or None
-        Makes context keys; needed in `context` mode.
+        Makes context keys; None where peers go by step.
     rule : OpportunisticRule or None
         Decides what is asked and shared, by what the device finds out about its peers; None asks
         and shares everything.
     audit_rate, max_false_hits : float
         Share of hits that the LLM decides all the same, and share of wrong hits that closes the
         tier (1: never).
-
-    Raises
-    ------
-    ValueError
-        If there is no `sketches` in `context` mode.
     """
 
     verifies = False
@@ -65,19 +60,16 @@ class EdgeResolver:
         audit_rate: float = 0.0,
         max_false_hits: float = 1.0,
     ) -> None:
-        if config.mode == "context" and sketches is None:
-            raise ValueError("peer-mode context needs a SketchMaker")
-        width = 0 if config.mode == "paper" or sketches is None else sketches.bytes
-        self.exchange = EdgeExchange(transport, config, width)
+        self.exchange = EdgeExchange(transport, config, 0 if sketches is None else sketches.bytes)
         self.config = config
         self.sketches = sketches
         self.rule = rule
         self.introduction: Introduction | None = None
-        if rule is not None and config.mode == "context":
+        if rule is not None and sketches is not None:
             self.introduction = Introduction()
             rule.expect(0.0)
         self.tier = AuditedTier(audit_rate, max_false_hits, AUDIT_EDGE)
-        self.needs_hidden = config.mode == "context"
+        self.needs_hidden = sketches is not None
         self.rows_asked = 0
         # Share of exploration in what waits to be shared.
         self._explored_waiting = 0.0
@@ -121,7 +113,7 @@ class EdgeResolver:
             llm = final.traffic
             self.rule.note_llm(llm.messages, llm.uplink + llm.downlink, int(verified.sum()))
         traffic = Traffic()
-        if self.alone or self.config.mode == "paper":
+        if self.alone or self.sketches is None:
             return traffic
         arrived = final.stages != Stage.CACHE
         if self.introduction is not None and arrived.any():
@@ -171,10 +163,10 @@ class EdgeResolver:
 
     def _contexts(self, escalation: Escalation) -> tuple[Sketches, BoolArray]:
         rows = len(escalation.rows)
-        if self.config.mode == "paper" or self.sketches is None:
+        if self.sketches is None:
             return np.zeros((rows, 0), np.uint8), np.ones(rows, np.bool_)
         if escalation.hidden is None:
-            raise ValueError("peer-mode context needs the small model's hidden states")
+            raise ValueError("keys of contexts need the small model's hidden states")
         return self.sketches.sketch(escalation.hidden.float().cpu().numpy())
 
     def _wanted(self, escalation: Escalation, keys: Sketches) -> tuple[BoolArray, float]:
@@ -200,7 +192,7 @@ class EdgeResolver:
     ) -> EdgeReply | None:
         """Ask about some rows (int64); a share of them is `explored`."""
         drafts = escalation.draft.tokens.cpu().numpy()[part]
-        steps = escalation.steps[part] if self.config.mode == "paper" else None
+        steps = escalation.steps[part] if self.sketches is None else None
         before = traffic.edge
         reply = self.exchange.ask(keys[part], drafts, steps, traffic)
         if reply is None:

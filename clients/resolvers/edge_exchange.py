@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,6 @@ class EdgeResolverConfig:
         Size of the shared vocabulary.
     cluster_size : int
         Clients of the cluster; alone, a device never asks.
-    mode : {"context", "paper"}
-        `peer-mode`.
     most_rows : int
         Most rows in one question.
     flush_rows : int
@@ -59,7 +57,6 @@ class EdgeResolverConfig:
     client: int
     vocab: int
     cluster_size: int
-    mode: Literal["context", "paper"] = "context"
     most_rows: int = 512
     flush_rows: int = 64
 
@@ -122,7 +119,7 @@ class EdgeExchange:
         drafts : numpy.ndarray
             int64 [n].
         steps : numpy.ndarray or None
-            int64 [n], in `paper` mode.
+            int64 [n], where peers go by step.
         traffic : Traffic
             Counters, added to.
         """

@@ -17,6 +17,7 @@ from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from fedhlm_app.settings import Settings
 from hlm.peers.agreement import SketchMaker
+from hlm.peers.modes import PEER_MODES
 from hlm.transport import Transport
 
 State = dict[str, dict[str, NDArray[Any]]]
@@ -95,8 +96,8 @@ class EdgeSide:
         if settings.peer_mode != "off":
             self.edge = EdgeResolver(
                 self._link(cluster),
-                EdgeResolverConfig(self.client, self._vocab, cluster_size, settings.peer_mode),
-                self._sketches if settings.peer_mode == "context" else None,
+                EdgeResolverConfig(self.client, self._vocab, cluster_size),
+                self._sketches if PEER_MODES[settings.peer_mode].by_context else None,
                 self._rule(),
                 settings.audit_rate,
                 settings.max_false_hits,

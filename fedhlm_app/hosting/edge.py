@@ -29,9 +29,8 @@ def build_edge(
     if settings.inter_cluster:
         others = [other for other in range(clusters) if other != cluster]
         neighbours = [RayTransport(edge_actor_name(run, other), 5.0) for other in others]
-    context = settings.peer_mode == "context"
     config = EdgeConfig(
-        mode="context" if context else "paper",
+        mode=settings.peer_mode,
         similarity=settings.similarity,
         context_gate=settings.context_gate,
         reuse_gate=max(settings.reuse_gate, settings.context_gate),

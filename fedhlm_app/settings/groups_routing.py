@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fedhlm_app.settings.field import Group, OneOf, said, setting
 from hlm.measures import MEASURES
+from hlm.peers.modes import PEER_MODES
 from hlm.verifiers import VERIFIERS
 
 
@@ -68,8 +69,8 @@ class EdgeGroup(Group):
     cache_size: int = setting(
         1024, "entries of a device's token cache", unit="entries", at_least=1, at_most=10_000_000
     )
-    peer_mode: Literal["off", "paper", "context"] = setting(
-        "off", "peers at the edge: none, by step as written, or by context"
+    peer_mode: Annotated[str, OneOf("off", *PEER_MODES)] = setting(
+        "off", f"peers at the edge; off: none; {said(PEER_MODES)}"
     )
     similarity: float = setting(
         0.9, "cosine to the peers' centroid that accepts a draft", at_least=-1, at_most=1

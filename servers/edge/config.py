@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from hlm.peers.modes import PEER_MODES
 from servers.edge.index import IndexSize
 
 
@@ -14,8 +14,8 @@ class EdgeConfig:
 
     Attributes
     ----------
-    mode : {"context", "paper"}
-        `peer-mode`.
+    mode : str
+        `peer-mode`, a key of `hlm.peers.modes.PEER_MODES`.
     similarity : float
         Theta of eq. 10, in [-1, 1].
     context_gate : float
@@ -42,7 +42,7 @@ class EdgeConfig:
         Bounds of the index.
     """
 
-    mode: Literal["context", "paper"] = "context"
+    mode: str = "context"
     similarity: float = 0.9
     context_gate: float = 0.98
     reuse_gate: float = 0.995
@@ -56,8 +56,8 @@ class EdgeConfig:
     size: IndexSize = field(default_factory=IndexSize)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("context", "paper"):
-            raise ValueError(f"mode = {self.mode!r}: allowed are context, paper")
+        if self.mode not in PEER_MODES:
+            raise ValueError(f"mode = {self.mode!r}: allowed are {', '.join(PEER_MODES)}")
         if not -1 <= self.similarity <= 1:
             raise ValueError(f"similarity = {self.similarity}: a cosine lies in -1 .. 1")
         if not -1 <= self.context_gate <= self.reuse_gate <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,11 +66,14 @@ class ConsensusRule:
         never replaces.
     min_peers : int
         Clients that must stand behind a token, unless one of them is trusted on its own.
+    alike : callable
+        Two arrays of embeddings to their similarities, row by row.
     """
 
     similarity: float
     reuse_distance: int
     min_peers: int
+    alike: Callable[..., NDArray[np.float64]] = cosine
 
 
 def consensus(
@@ -81,7 +85,7 @@ def consensus(
 ) -> IntArray:
     """The token the peers agree on for each question.
 
-    The draft is accepted if its cosine to the centroid of the peers' embeddings is at least
+    The draft is accepted if its similarity to the centroid of the peers' embeddings is at least
     `similarity` (eq. 10). Otherwise the peers' token nearest to the centroid is reused if it is
     itself that close (a centroid between two opinions is close to neither) and its context passes
     the stricter gate. Ties: the nearer context, then the lower id.
@@ -110,9 +114,9 @@ def consensus(
         return chosen
     vectors = embeddings[found.tokens]
     centre = centroids(vectors, found.rows, count)
-    accepted = cosine(embeddings[drafts], centre) >= rule.similarity
+    accepted = rule.alike(embeddings[drafts], centre) >= rule.similarity
     accepted &= np.bincount(found.rows, minlength=count) > 0
-    to_centre = cosine(vectors, centre[found.rows])
+    to_centre = rule.alike(vectors, centre[found.rows])
     usable = (found.distances <= rule.reuse_distance) & (to_centre >= rule.similarity)
     candidates = np.flatnonzero(usable)
     # Rounded, so that equal tokens tie however their sums were rounded.
@@ -125,7 +129,7 @@ def consensus(
     chosen[rows] = found.tokens[best[first]]
     chosen[accepted] = drafts[accepted]
     decided = chosen[found.rows] != NO_TOKEN
-    behind = decided & (cosine(vectors, embeddings[chosen[found.rows]]) >= rule.similarity)
+    behind = decided & (rule.alike(vectors, embeddings[chosen[found.rows]]) >= rule.similarity)
     supporters = np.bincount(found.rows[behind], minlength=count)
     vouched = np.bincount(found.rows[behind & trusted], minlength=count) > 0
     chosen[~(vouched | (supporters >= rule.min_peers))] = NO_TOKEN

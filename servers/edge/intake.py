@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlm.arrays import IntArray
-from hlm.peers.agreement import cosine, degenerate
+from hlm.peers.agreement import degenerate
 from hlm.wire.edge import EdgeQuery
 from servers.edge.config import EdgeConfig, EdgeStats
 from servers.edge.consensus import NO_TOKEN, ConsensusRule, Contributions
@@ -174,7 +174,7 @@ class Intake:
         found = news.question
         if found is None or not len(found.rows):
             return
-        alike = cosine(self._embeddings[found.tokens], self._embeddings[news.draft][None])
+        alike = self._rule.alike(self._embeddings[found.tokens], self._embeddings[news.draft][None])
         would = (found.distances <= self._rule.reuse_distance) | (alike >= self._rule.similarity)
         for client, token in zip(
             found.clients[would].tolist(), found.tokens[would].tolist(), strict=True

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hlm.arrays import BoolArray, IntArray
 from hlm.peers.agreement import degenerate, distance_of_cosine
+from hlm.peers.modes import PEER_MODES
 from hlm.transport import LinkDown, Transport
 from hlm.wire import InvalidField, Limits, WireError
 from hlm.wire.edge import (
@@ -92,13 +93,15 @@ class EdgeServer:
     def _forget(self) -> None:
         config = self.config
         bits = 8 * config.key_bytes
-        stepped = config.mode == "paper"
+        mode = PEER_MODES[config.mode]
+        self._stepped = not mode.by_context
         self._gate = distance_of_cosine(config.context_gate, bits)
         # By step there is no context that would justify another token than one's own.
         self._rule = ConsensusRule(
             config.similarity,
-            -1 if stepped else distance_of_cosine(config.reuse_gate, bits),
-            1 if stepped else config.min_peers,
+            -1 if self._stepped else distance_of_cosine(config.reuse_gate, bits),
+            1 if self._stepped else config.min_peers,
+            mode.load(),
         )
         self.index = SketchIndex(config.key_bytes, config.size)
         self.reputation = Reputation(config.trust_limit)
@@ -120,17 +123,16 @@ class EdgeServer:
         if is_probe(payload):
             return self._introduce(decode_probe(payload, self.limits))
         query = decode_edge_query(payload, self.limits)
-        stepped = self.config.mode == "paper"
         with self._lock:
             self._check(query)
             if not query.between:
                 self._admit(query.client)
-                if len(query.share) and not stepped:
+                if len(query.share) and not self._stepped:
                     self._intake.take_in(query)
             found = self._find(query)
             tokens = self._decide(query, found)
             own = 0 if query.between else self.index.count(query.client)
-            empty = self.config.mode == "context" and len(self.index) == own
+            empty = not self._stepped and len(self.index) == own
             if not query.between and query.steps is not None:
                 self.stats.refused += self._drafts.note(query.client, query.steps, query.drafts)
             elif not query.between and len(query.drafts):
@@ -169,11 +171,10 @@ class EdgeServer:
             raise InvalidField(
                 f"vocab={query.vocab}: this edge server knows {len(self.embeddings)} tokens"
             )
-        stepped = self.config.mode == "paper"
-        if len(query.drafts) and stepped != (query.steps is not None):
-            raise InvalidField(f"peer-mode {self.config.mode}: steps must be given in paper only")
+        if len(query.drafts) and self._stepped != (query.steps is not None):
+            raise InvalidField(f"peer-mode {self.config.mode}: steps tell peers by step alone")
         for keys in (query.keys, query.share.keys):
-            if len(keys) and not stepped and keys.shape[1] != self.config.key_bytes:
+            if len(keys) and not self._stepped and keys.shape[1] != self.config.key_bytes:
                 raise InvalidField(
                     f"keys are {keys.shape[1]} bytes wide; this edge server's have "
                     f"{self.config.key_bytes}"

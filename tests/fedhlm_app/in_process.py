@@ -11,7 +11,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedhlm_app import client_app
 from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.client.device import Device
-from fedhlm_app.client.edge import has_edge
 from fedhlm_app.hosting import edge as edge_hosting
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.results.runs import RunFolder
@@ -134,7 +133,7 @@ class Runner:
             settings = settings.model_copy(update={"run_dir": str(folder)})
         run_folder = RunFolder.create(settings, {})
         grid = LocalGrid(settings, self.service, stop_after)
-        self.edges = LocalEdges(settings) if has_edge(settings) else None
+        self.edges = LocalEdges(settings) if settings.peer_mode != "off" else None
         federation = Federation(settings, None, run_folder, None, self.edges)
         federation.run(grid)
         return federation, run_folder, grid

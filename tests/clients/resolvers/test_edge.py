@@ -42,8 +42,8 @@ def cluster(clients=2, mode="context", edge=None, size=None, pause=0.0, rule=Non
     resolvers = [
         EdgeResolver(
             links[client],
-            EdgeResolverConfig(client, VOCAB, size or clients, mode),
-            SketchMaker(SIZE),
+            EdgeResolverConfig(client, VOCAB, size or clients),
+            SketchMaker(SIZE) if mode == "context" else None,
             rule=None if rule is None else rule(),
             **options,
         )
@@ -311,9 +311,7 @@ def test_large_escalations_are_asked_in_parts():
     assert link.calls == 4 and edge.stats.rows == count  # three questions, then the tokens
 
 
-def test_a_sketch_maker_is_needed_by_context():
-    with pytest.raises(ValueError, match="SketchMaker"):
-        EdgeResolver(Link(None), EdgeResolverConfig(0, VOCAB, 2))
+def test_keys_need_hidden_states():
     _, _, (first, _) = cluster()
     with pytest.raises(ValueError, match="hidden"):
         run(first, None, [1], [1])

@@ -73,3 +73,15 @@ def test_one_voice_a_client_the_nearest_then_the_lowest_id():
         rows[shuffled], clients[shuffled], tokens[shuffled], distances[shuffled]
     )
     assert again.tokens.tolist() == kept.tokens.tolist()
+
+
+def test_the_rules_own_likeness_decides():
+    found = Contributions(*(np.array([column]) for column in (0, 1, 4, 0)))
+    drafts, trusted = np.array([2]), np.array([True])
+
+    def never(first, second):
+        return np.full(np.broadcast(first, second).shape[:-1], -1.0)
+
+    for alike, token in ((lambda a, b: -never(a, b), 2), (never, NO_TOKEN)):
+        rule = ConsensusRule(0.9, 5, 1, alike)
+        assert consensus(EMBEDDINGS, drafts, found, trusted, rule).tolist() == [token]
