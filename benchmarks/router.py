@@ -121,7 +121,7 @@ def train(
     ``owner`` int64 [n] is the client of each token. Clients keep Adam's moments to themselves.
     The result is the mean of the last ``arguments.average`` rounds' policies.
     """
-    policy = learning.initial(0.5, arguments.seed)
+    policy = learning.model.initial(arguments.seed)
     parts = [feedback.select(owner == client) for client in np.unique(owner)]
     weights = np.array([len(part) for part in parts], dtype=np.float64)
     memories = [AdamMemory() for _ in parts]
@@ -265,7 +265,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         learning = RouterLearning(model, target, decay=1e-5)  # type: ignore[arg-type]
         policy = train(learning, feedback, owner[data.prompt], arguments)
         seconds[name] = time.perf_counter() - started
-        scores[name] = model.score(policy[1:], test_features)
+        scores[name] = model.score(policy, test_features)
     losses = {"indicator": held_out.wrong, "eq. 3": held_out.ratio_beta}
     figures = {
         "train": {"corpus": train_name, "articles": len(train_rows), "tokens": len(data.prompt)},

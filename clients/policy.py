@@ -1,4 +1,4 @@
-"""Policies: which drafts a device keeps, and what it learns as one flat array.
+"""Policies: which drafts a device keeps.
 
 Every baseline is a policy of the same router rather than a second loop: `always` keeps every
 draft (SLM only), `never` keeps none (HLM), `random` escalates a share (Rand-HLM), `threshold` what
@@ -46,7 +46,6 @@ class Policy(Protocol):
     """Decides which drafts stay on the device."""
 
     name: str
-    parameters: FloatArray
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """What is compared with the threshold: float64 [rows] in [0, 1]."""
@@ -72,12 +71,7 @@ class ThresholdPolicy:
         if not np.isfinite(threshold):
             raise ValueError(f"threshold = {threshold}: must be a finite number")
         self.name = name
-        self.parameters = np.array([threshold], np.float64)
-
-    @property
-    def threshold(self) -> float:
-        """The present threshold."""
-        return float(self.parameters[0])
+        self.threshold = threshold
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty itself."""
@@ -85,7 +79,7 @@ class ThresholdPolicy:
 
     def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the uncertainty is at most the threshold."""
-        return np.asarray(inputs.uncertainty <= self.parameters[0])
+        return np.asarray(inputs.uncertainty <= self.threshold)
 
 
 class FixedPolicy:
@@ -100,7 +94,6 @@ class FixedPolicy:
     def __init__(self, kept: bool) -> None:
         self.name = "always" if kept else "never"
         self._kept = kept
-        self.parameters = np.zeros(0)
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty, for the record."""
@@ -126,7 +119,6 @@ class RandomPolicy:
         if not 0 <= share <= 1:
             raise ValueError(f"random-share = {share}: must lie in 0 .. 1")
         self._share = share
-        self.parameters = np.zeros(0)
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty, for the record."""
@@ -142,8 +134,10 @@ class RouterPolicy:
 
     Parameters
     ----------
+    threshold : float
+        Below 0: escalate everything.
     parameters : numpy.ndarray
-        float64 [1 + m]: the threshold, then the model's parameters.
+        float64 [m], of the model.
     model : callable
         Maps (model parameters float64 [m], features float32 [rows, f]) to scores float64 [rows]
         in [0, 1].
@@ -153,18 +147,19 @@ class RouterPolicy:
 
     def __init__(
         self,
+        threshold: float,
         parameters: FloatArray,
         model: Callable[[FloatArray, NDArray[np.float32]], FloatArray],
     ) -> None:
-        self.parameters = np.asarray(parameters, np.float64)
+        self.threshold, self.parameters = threshold, parameters
         self._model = model
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """The learned score."""
         if inputs.features is None:
             raise ValueError("the router policy needs features of the step")
-        return self._model(self.parameters[1:], inputs.features)
+        return self._model(self.parameters, inputs.features)
 
     def keep(self, inputs: RoutingInput) -> BoolArray:
         """True where the score is at most the threshold."""
-        return np.asarray(self.score(inputs) <= self.parameters[0])
+        return np.asarray(self.score(inputs) <= self.threshold)

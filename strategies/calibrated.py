@@ -2,8 +2,8 @@
 
 Clients work with the threshold they are sent and answer with list metrics that add up. The
 policies they send back are an echo and are not averaged. A training phase may come first: then the
-policy is ``[threshold, model parameters]``, the threshold is held where everything is escalated
-while the model is trained, and the model is frozen while the threshold is calibrated.
+policy has other arrays too, the threshold is held where everything is escalated while they are
+trained, and they are frozen while the threshold is calibrated.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class CalibrationOptions:
     training_rounds : int
         First rounds, in which a model is trained as without calibration, >= 0; with tier
         ``global`` or ``cluster`` only. No sums are asked for. `privacy` is around the model then.
+    array : str
+        Name of the policy's array that is the threshold, a single number.
     """
 
     rule: Calibration
@@ -64,6 +66,7 @@ class CalibrationOptions:
     check: SumsCheck | None = None
     clients: int = 0
     training_rounds: int = 0
+    array: str = "threshold"
 
     def __post_init__(self) -> None:
         if self.tier not in get_args(Personalisation):
@@ -112,9 +115,11 @@ class Calibrating:
         self._connected: dict[int, int] = {}
 
     def client_values(self) -> dict[int, FloatArray]:
-        """Threshold in force for every client heard of, float64 [1] each."""
+        """Its cluster's policy with the threshold in force, for every client heard of."""
         return {
-            client: np.array([self.rule.result(self._group(client, cluster))])
+            client: self._clamped(
+                self.rule.result(self._group(client, cluster)), self.state.tiers.clusters[cluster]
+            )
             for client, cluster in sorted(self._clusters.items())
         }
 
@@ -217,8 +222,9 @@ class Calibrating:
         """Write the thresholds in force into the two tiers, for reports and new clients."""
         tiers = self.state.tiers
         values: dict[int, list[float]] = {}
-        for client, value in self.client_values().items():
-            values.setdefault(self._clusters[client], []).append(float(value[0]))
+        for client, cluster in sorted(self._clusters.items()):
+            threshold = self.rule.result(self._group(client, cluster))
+            values.setdefault(cluster, []).append(threshold)
         for cluster, thresholds in values.items():
             mean = float(np.mean(thresholds))
             tiers.clusters[cluster] = self._clamped(mean, tiers.clusters[cluster])
@@ -237,9 +243,9 @@ class Calibrating:
             tiers.clusters[cluster] = self._clamped(threshold, tiers.clusters[cluster])
 
     def _clamped(self, threshold: float, policy: FloatArray) -> FloatArray:
-        """A policy float64 [d] whose first entry is the threshold, with this one in its place."""
+        """A policy float64 [d] with this threshold in place of its own."""
         placed = np.array(policy, dtype=np.float64)
-        placed[0] = threshold
+        self.state.layout.part(placed, self.options.array)[:] = threshold
         return np.asarray(np.clip(placed, self.state.tiers.low, self.state.tiers.high))
 
     def stage(self, record: RoundRecord) -> dict[str, int]:

@@ -133,7 +133,7 @@ class Hierarchical(Strategy):
     def client_values(self) -> dict[int, FloatArray]:
         """What each client goes by, by client index.
 
-        Its last accepted value, as far as kept (`keep_values`), or its threshold in force.
+        Its last accepted value, as far as kept (`keep_values`), or what is in force for it.
         """
         return self._exchange.phase.client_values()
 
@@ -150,6 +150,11 @@ class Hierarchical(Strategy):
     def arrays(self) -> ArrayRecord:
         """Global policy as named arrays."""
         return self.state.arrays()
+
+    def named(self, policy: FloatArray) -> dict[str, FloatArray]:
+        """The arrays of any policy [d] by name, each flat: views."""
+        layout = self.state.layout
+        return {name: layout.part(policy, name) for name in layout.names}
 
     # --- rounds --------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class UnreadableArray(ValueError):
 class Layout:
     """Names, shapes and dtypes of the arrays of a policy, and where each lies in the vector.
 
-    A FedHLM policy is one array, ``policy [d]``; a model of any other Flower app may be many.
+    A FedHLM policy is a ``threshold`` and what else is learned; a model may be many arrays.
     """
 
     names: tuple[str, ...]
@@ -72,6 +72,24 @@ class Layout:
             for name, shape, dtype in zip(self.names, self.shapes, self.dtypes, strict=True)
         ]
         return np.concatenate(parts).astype(np.float64)
+
+    def part(self, vector: FloatArray, name: str) -> FloatArray:
+        """The entries [n] of one array in a vector [d]: a view.
+
+        Raises
+        ------
+        ValueError
+            When there is no such array.
+        """
+        if name not in self.names:
+            raise ValueError(f"array: {name!r}; allowed: {', '.join(self.names)}")
+        sizes = [math.prod(shape) for shape in self.shapes]
+        index = self.names.index(name)
+        return vector[sum(sizes[:index]) : sum(sizes[: index + 1])]
+
+    def in_words(self) -> str:
+        """Names and shapes, as they stand in checkpoints and errors."""
+        return ", ".join(f"{n} {list(s)}" for n, s in zip(self.names, self.shapes, strict=True))
 
     def unflatten(self, vector: FloatArray) -> dict[str, Array]:
         """Back to named arrays of the original shapes and dtypes."""

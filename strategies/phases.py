@@ -89,7 +89,7 @@ class Phase(Protocol):
         ...
 
     def client_values(self) -> dict[int, FloatArray]:
-        """What each client goes by, float64 [d] or, where only a threshold is known, [1]."""
+        """What each client goes by, float64 [d]."""
         ...
 
     def state_dict(self) -> State:

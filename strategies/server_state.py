@@ -15,7 +15,7 @@ from strategies.rules import State
 from strategies.tiers import TierRules, Tiers
 from strategies.validation import Bounds
 
-_VERSION = 2
+_VERSION = 3
 
 
 class ServerState:
@@ -84,11 +84,16 @@ class ServerState:
         low, high = (np.broadcast_to(np.asarray(b, float), policy.shape) for b in self.bounds)
         if not bool(np.all((low <= policy) & (policy <= high))):
             raise ValueError(f"initial arrays: outside the bounds; allowed: {self.bounds}")
-        tiers = Tiers(policy, num_clusters, self.rules, low, high)
+        self._layout = layout
+        self._tiers = Tiers(policy, num_clusters, self.rules, low, high)
         if self._waiting is not None:
-            tiers.load_state_dict(self._waiting)
+            self._load_tiers(self._waiting)
             self._waiting = None
-        self._layout, self._tiers = layout, tiers
+
+    def _load_tiers(self, state: Mapping[str, Any]) -> None:
+        if state["arrays"] != self.layout.in_words():
+            raise ValueError(f"state: arrays {state['arrays']}; allowed: {self.layout.in_words()}")
+        self.tiers.load_state_dict(state["tiers"])
 
     def recluster(self, num_clusters: int, members: Mapping[int, int] | None = None) -> None:
         """Go on with other clusters; see `Hierarchical.recluster`."""
@@ -105,6 +110,7 @@ class ServerState:
             "version": _VERSION,
             "round": self.rounds_done,
             "releases": self.releases,
+            "arrays": self.layout.in_words(),
             "tiers": self.tiers.state_dict(),
             "method": self.method.state_dict(),
             "clients": self.memory.state_dict(),
@@ -117,8 +123,8 @@ class ServerState:
         self.method.load_state_dict(state["method"])
         self.memory.load_state_dict(state["clients"])
         if self._tiers is None:
-            self._waiting = state["tiers"]
+            self._waiting = state
         else:
-            self._tiers.load_state_dict(state["tiers"])
+            self._load_tiers(state)
         self.rounds_done = int(state["round"])
         self.releases = int(state["releases"])

@@ -2,8 +2,7 @@
 
 The router takes the place of the uncertainty ``u``: its score lies in [0, 1], a draft is kept if
 the score is at most the policy's threshold, and that threshold is calibrated by the same certified
-rule. Model and threshold are one flat float64 array, so any
-federated strategy can carry them. The features are those of :mod:`clients.decoding.step_features`.
+rule. The features are those of :mod:`clients.decoding.step_features`.
 """
 
 from __future__ import annotations
@@ -124,10 +123,9 @@ class RouterModel:
 
 @dataclass(frozen=True)
 class RouterLearning:
-    """The router as a learning rule over ``[threshold, model parameters]``.
+    """The router as a learning rule over its model's parameters.
 
-    :func:`hlm.local_steps.local_steps` and every strategy apply. The threshold's gradient is
-    zero: it is calibrated, not descended.
+    :func:`hlm.local_steps.local_steps` and every strategy apply.
 
     Parameters
     ----------
@@ -150,36 +148,25 @@ class RouterLearning:
             raise ValueError(f"decay must be finite and not negative, got {self.decay}")
 
     @property
-    def size(self) -> int:
-        """Threshold and model parameters."""
-        return 1 + self.model.size
-
-    @property
     def bounds(self) -> tuple[Vector, Vector]:
-        """Threshold in [-1, 1] (-1 escalates everything), parameters in [-50, 50]."""
-        upper = np.full(self.size, 50.0)
-        upper[0] = 1.0
+        """Parameters in [-50, 50], float64 [m] each."""
+        upper = np.full(self.model.size, 50.0)
         return -upper, upper
-
-    def initial(self, threshold: float, seed: int = 0) -> Vector:
-        """Threshold and untrained model, float64 [size]."""
-        return np.concatenate([[threshold], self.model.initial(seed)])
 
     def examples(self, feedback: Feedback) -> int:
         """Tokens of known beta that have features."""
         return 0 if feedback.features is None else int(feedback.known.sum())
 
-    def loss(self, policy: Vector, feedback: Feedback) -> float:
+    def loss(self, parameters: Vector, feedback: Feedback) -> float:
         """Weighted mean cross-entropy plus the penalty."""
         features, target, weight = self._known(feedback)
-        penalty = 0.5 * self.decay * float(policy[2:] @ policy[2:])
-        return self.model.loss(policy[1:], features, target, weight) + penalty
+        penalty = 0.5 * self.decay * float(parameters[1:] @ parameters[1:])
+        return self.model.loss(parameters, features, target, weight) + penalty
 
     def gradient(self, policy: Vector, feedback: Feedback) -> Vector:
-        """Gradient float64 [size]; its first entry, the threshold's, is 0."""
-        gradient = np.zeros(self.size)
-        gradient[1:] = self.model.gradient(policy[1:], *self._known(feedback))
-        gradient[2:] += self.decay * policy[2:]
+        """Gradient float64 [m] at the parameters `policy`."""
+        gradient = self.model.gradient(policy, *self._known(feedback))
+        gradient[1:] += self.decay * policy[1:]
         return gradient
 
     def _known(self, feedback: Feedback) -> tuple[Features, Vector, Vector]:
@@ -263,11 +250,11 @@ def adam_steps(
     return current
 
 
-def rescored(model: RouterModel, policy: Vector, feedback: Feedback) -> Feedback:
-    """Feedback with the score of ``policy`` = [threshold, parameters] in place of u."""
+def rescored(model: RouterModel, parameters: Vector, feedback: Feedback) -> Feedback:
+    """Feedback with the model's score in place of u."""
     if feedback.features is None:
         raise ValueError("the learned router needs feedback with features")
-    return feedback.with_scores(model.score(policy[1:], feedback.features))
+    return feedback.with_scores(model.score(parameters, feedback.features))
 
 
 def _sigmoid(logit: Vector) -> Vector:

@@ -15,12 +15,11 @@ from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.items import Items, Split, load_items
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.data.workload import BatchMaker, WorkloadBatch, correct
-from fedhlm_app.learning.router import escalates_all, texts_of_round
+from fedhlm_app.learning.router import texts_of_round
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.arrays import BoolArray, IntArray
-from hlm.risk import ESCALATE_ALL
 from hlm.transport import Transport
 
 
@@ -121,8 +120,6 @@ class Device(RoutedModel):
         routed = Routed([], Traffic())
         rule, made = sums_rule(self.settings), 0
         reading = calibrate and rule is not None and rule.reads_kept_tokens
-        if escalates_all(self.settings, server_round):
-            policy = self.policy(np.concatenate([[ESCALATE_ALL], policy.parameters[1:]]))
         items, turn = texts_of_round(self.settings, self.train_rows, self.client, server_round)
         calibration = None
         while budget > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedhlm_app.settings.sources import Scalar
-from hlm.arrays import FloatArray
+from hlm.arrays import FloatArray, joined
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
 
+_VERSION = 2
 _MADE_WITH = (
     "policy", "decoding", "temperature", "top_p", "uncertainty", "uncertainty_samples",
     "uncertainty_temperature", "audit_rate", "router_hidden", "router_projection",
@@ -41,9 +43,9 @@ def difference(theirs: dict[str, Scalar], ours: dict[str, Scalar]) -> str:
     return ""
 
 
-def digest(parameters: FloatArray) -> str:
-    """A name for exactly these policy parameters (float64 [d])."""
-    return hashlib.sha256(np.asarray(parameters, "<f8").tobytes()).hexdigest()[:16]
+def digest(arrays: Mapping[str, FloatArray]) -> str:
+    """A name for a policy of exactly these float64 arrays."""
+    return hashlib.sha256(joined(arrays).astype("<f8").tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class ServedPolicy:
 
     Attributes
     ----------
-    parameters : numpy.ndarray
-        float64 [d].
+    arrays : dict
+        What was learned: float64 [n] by name.
     server_round : int
         Round that brought it; 0: that of the settings.
     read : bool
@@ -98,7 +100,7 @@ class ServedPolicy:
         See `made_with`.
     """
 
-    parameters: FloatArray
+    arrays: dict[str, FloatArray]
     server_round: int = 0
     read: bool = False
     consumed: int = 0
@@ -132,7 +134,8 @@ class FeedbackFolder:
 
     def write_policy(self, policy: ServedPolicy) -> None:
         """Replace the policy file; who reads meanwhile sees the old one or the new one, whole."""
-        values = {**vars(policy), "parameters": policy.parameters.tolist()}
+        arrays = {name: value.tolist() for name, value in policy.arrays.items()}
+        values = {"version": _VERSION, **vars(policy), "arrays": arrays}
         written = self.path / f".policy-{os.getpid()}.json"
         written.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         os.replace(written, self.policy_file)
@@ -147,10 +150,17 @@ class FeedbackFolder:
         """
         try:
             values = json.loads(self.policy_file.read_text(encoding="utf-8"))
-            parameters = np.asarray(values.pop("parameters"), np.float64)
-            if parameters.ndim != 1 or not np.isfinite(parameters).all():
-                raise ValueError("parameters must be a list of finite numbers")
-            return ServedPolicy(parameters, **values)
+            if (version := values.pop("version", 1)) != _VERSION:
+                raise ValueError(
+                    f"version {version}, allowed: {_VERSION}; delete the file, and the next round "
+                    "of the run writes it anew"
+                )
+            arrays = {
+                name: np.asarray(value, np.float64) for name, value in values.pop("arrays").items()
+            }
+            if any(value.ndim != 1 or not np.isfinite(value).all() for value in arrays.values()):
+                raise ValueError("arrays must be lists of finite numbers")
+            return ServedPolicy(arrays, **values)
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:

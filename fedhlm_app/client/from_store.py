@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from logging import WARNING
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def told_since(
-    folder: FeedbackFolder, settings: Settings, policy: FloatArray, bookmark: int
+    folder: FeedbackFolder, settings: Settings, policy: Mapping[str, FloatArray], bookmark: int
 ) -> RoundResult:
     """What texts after a bookmark tell, at most `tokens-per-round` tokens of them, the newest.
 
@@ -41,9 +42,9 @@ def told_since(
         Of the device.
     settings : Settings
         Of the run. Texts made with other ones are left out.
-    policy : numpy.ndarray
-        float64 [d], the round's policy. In generation a certified rule counts texts that were
-        made with exactly this one, and no others.
+    policy : mapping
+        The round's policy: float64 arrays by name. In generation a certified rule counts texts
+        that were made with exactly this one, and no others.
     bookmark : int
         Number of the last text that an earlier round has had.
 
@@ -91,7 +92,10 @@ def told_since(
 
 
 def _countable(
-    feedback: Feedback, notes: dict[int, TextNote], settings: Settings, policy: FloatArray
+    feedback: Feedback,
+    notes: dict[int, TextNote],
+    settings: Settings,
+    policy: Mapping[str, FloatArray],
 ) -> Feedback:
     """Whole texts that a guarantee may rest on, the newest that fit into a round."""
     rule = sums_rule(settings)
@@ -113,7 +117,7 @@ def _of_texts(feedback: Feedback, numbers: set[int]) -> Feedback:
 
 def next_policy(
     settings: Settings,
-    parameters: FloatArray,
+    arrays: Mapping[str, FloatArray],
     server_round: int,
     consumed: int,
     consumed_before: int = 0,
@@ -126,20 +130,20 @@ def next_policy(
     ----------
     settings : Settings
         Of the run.
-    parameters : numpy.ndarray
-        float64 [d], what the client would start from if the next round came now.
+    arrays : mapping
+        What the client would start from if the next round came now.
     server_round : int
         The present round, from 1.
     consumed, consumed_before : int
         Number of the newest text that was learned from, and of that before this round.
     calibrating : bool
-        The server has asked for sums: `parameters` may hold a threshold that is under test.
+        The server has asked for sums: `arrays` may hold a threshold that is under test.
     """
-    placed, last = np.array(parameters, np.float64), server_round >= settings.rounds
+    placed, last = dict(arrays), server_round >= settings.rounds
     rule = sums_rule(settings) if calibrating else None
     untested = last and rule is not None and rule.sequential
     if untested or (not last and escalates_all(settings, server_round + 1)):
         # A threshold that nobody will test any more has no guarantee to give.
-        placed[0] = ESCALATE_ALL
+        placed["threshold"] = np.array([ESCALATE_ALL])
     read = rule is not None and not last and rule.reads_kept_tokens
     return ServedPolicy(placed, server_round, read, consumed, consumed_before, made_with(settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,16 +144,17 @@ class RoutedModel:
             self.uplink.measure(texts, records, traffic)
         return records, traffic, read
 
-    def policy(self, parameters: FloatArray) -> Policy:
-        """The routing policy of the settings, with learned parameters (float64 [d])."""
+    def policy(self, arrays: Mapping[str, FloatArray]) -> Policy:
+        """The routing policy of the settings, with what was learned, by name."""
         kind = self.settings.policy
         if kind in ("always", "never"):
             return FixedPolicy(kept=kind == "always")
         if kind == "random":
             return RandomPolicy(self.settings.random_share)
+        threshold = float(arrays["threshold"][0])
         if kind == "router":
-            return RouterPolicy(parameters, router_model(self.settings).score)
-        return ThresholdPolicy(float(parameters[0]), kind)
+            return RouterPolicy(threshold, arrays["router"], router_model(self.settings).score)
+        return ThresholdPolicy(threshold, kind)
 
 
 def sampling_of(settings: Settings) -> Sampling:

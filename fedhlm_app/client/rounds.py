@@ -26,16 +26,17 @@ from fedhlm_app.client.routed import (
     figures,
 )
 from fedhlm_app.client.token_columns import TOKENS, token_columns
-from fedhlm_app.learning.gradients import learn_locally, private_policy
-from fedhlm_app.learning.router import trains_router
+from fedhlm_app.learning.gradients import initial_policy, learn_locally, private_policy
+from fedhlm_app.learning.router import escalates_all, trains_router
 from fedhlm_app.learning.rules import SumsRule, sums_rule
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
 from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import RayTransport
-from hlm.arrays import FloatArray
+from hlm.arrays import FloatArray, joined, parted
 from hlm.local_steps import Personalisation, starting_point
+from hlm.risk import ESCALATE_ALL
 from hlm.transport import Transport
 
 BOOKMARK = "feedback-bookmark"
@@ -58,13 +59,14 @@ def train(message: Message, context: Context) -> Message:
         name: array.numpy().astype(np.float64)
         for name, array in message.content.array_records["arrays"].items()
     }
-    start = _start(arrays, config)
+    first = initial_policy(settings)
+    start = _start(arrays, first, config)
     calibrate = bool(config.get("calibrate", False))
     if folder is None:
-        told = _route_round(settings, start, calibrate, config, context)
+        told = _route_round(settings, parted(start, first), calibrate, config, context)
     else:
         bookmark = _bookmark(folder, settings, config, context)
-        told = told_since(folder, settings, start, bookmark)
+        told = told_since(folder, settings, parted(start, first), bookmark)
         context.state[BOOKMARK] = MetricRecord(
             {"text": bookmark, "round": server_round, "text-of-round": told.newest}
         )
@@ -74,7 +76,8 @@ def train(message: Message, context: Context) -> Message:
     # Seeded by the operating system: noise from a seed the server knows could be taken away.
     generator = np.random.default_rng()
     sent = private_policy(settings, step.result.policy, start, server_round, generator)
-    reply = {"policy": sent}
+    policy = parted(sent, first)
+    reply = dict(policy)
     if config["personalisation"] in ("local", "shrunk"):
         reply["start"] = start
     reply |= step.result.arrays
@@ -83,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
         "num-examples": step.examples,
         "round": server_round,
         "client": client,
-        "threshold": float(sent[0]),
+        "threshold": float(policy["threshold"][0]),
         "loss-before": step.loss_before,
         "loss-after": step.loss_after,
         "local-steps": max(1, step.result.steps),
@@ -102,7 +105,7 @@ def train(message: Message, context: Context) -> Message:
     if folder is not None:
         # It serves with what it has learned, although the next round may bring the older one back.
         learned = {**arrays, "own": step.result.policy}
-        after = _start(learned, {**config, "own-weight": step.examples})
+        after = parted(_start(learned, first, {**config, "own-weight": step.examples}), first)
         folder.write_policy(
             next_policy(settings, after, server_round, told.newest, bookmark, calibrating=calibrate)
         )
@@ -138,7 +141,8 @@ def evaluate(message: Message, context: Context) -> Message:
         name: array.numpy().astype(np.float64)
         for name, array in message.content.array_records["arrays"].items()
     }
-    start, server_round = _start(arrays, config), int(cast(int, config["round"]))
+    first, server_round = initial_policy(settings), int(cast(int, config["round"]))
+    start = parted(_start(arrays, first, config), first)
     folder = served_folder(context)
     if folder is None:
         device = _device(settings, client, context.run_id)
@@ -235,17 +239,20 @@ def _device(settings: Settings, client: int, run: int) -> Device:
 
 def _route_round(
     settings: Settings,
-    start: FloatArray,
+    start: dict[str, FloatArray],
     calibrate: bool,
     config: ConfigRecord,
     context: Context,
 ) -> RoundResult:
     """Route a round's texts of the dataset."""
+    server_round = int(cast(int, config["round"]))
+    if escalates_all(settings, server_round):
+        start = {**start, "threshold": np.array([ESCALATE_ALL])}
     device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
     routed = device.train_round(
         device.policy(start),
-        int(cast(int, config["round"])),
+        server_round,
         calibrate,
         int(cast(int, config.get("contribution", -1))),
     )
@@ -296,11 +303,18 @@ def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> Non
     device.edge.join(cluster, sizes[cluster] if cluster < len(sizes) else 1, state)
 
 
-def _start(arrays: Mapping[str, FloatArray], config: Mapping[str, object]) -> FloatArray:
-    """Where this client starts from: what it was sent, or its own policy as last accepted."""
+def _start(
+    arrays: Mapping[str, FloatArray],
+    policy: Mapping[str, FloatArray],
+    config: Mapping[str, object],
+) -> FloatArray:
+    """Where this client starts from, float64 [d]: what it was sent, or its own as last accepted.
+
+    `policy` has the names of what is learned, in the order in which they are joined.
+    """
     return starting_point(
         cast(Personalisation, config["personalisation"]),
-        arrays["policy"],
+        joined({name: arrays[name] for name in policy}),
         arrays.get("cluster"),
         arrays.get("own"),
         float(cast(float, config.get("own-weight", 0.0))),

@@ -41,7 +41,7 @@ class SharePolicy:
     def __init__(self, threshold: float, kept_at: float = 1.0) -> None:
         if not 0 <= kept_at <= 1:
             raise ValueError(f"kept_at = {kept_at}: allowed are values in [0, 1]")
-        self.parameters = np.array([threshold, kept_at])
+        self.threshold, self.kept_at = threshold, kept_at
 
     def score(self, inputs: RoutingInput) -> FloatArray:
         """The uncertainty itself."""
@@ -49,9 +49,8 @@ class SharePolicy:
 
     def keep(self, inputs: RoutingInput) -> BoolArray:
         """True below the threshold, and by the row's own uniform draw at it."""
-        threshold, kept_at = self.parameters
-        below = inputs.uncertainty < threshold
-        at = (inputs.uncertainty == threshold) & (inputs.uniforms() < kept_at)
+        below = inputs.uncertainty < self.threshold
+        at = (inputs.uncertainty == self.threshold) & (inputs.uniforms() < self.kept_at)
         return np.asarray(below | at)
 
 

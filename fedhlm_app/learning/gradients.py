@@ -21,7 +21,7 @@ from fedhlm_app.learning.router import (
 )
 from fedhlm_app.learning.rules import RULES, GradientRule, rule_of
 from fedhlm_app.settings import Settings
-from hlm.arrays import FloatArray
+from hlm.arrays import FloatArray, joined, parted
 from hlm.local_steps import LOCAL_METHODS, LocalResult, idle, local_steps
 from hlm.privacy import private_update
 
@@ -51,17 +51,17 @@ def _loss_of(settings: Settings, server_round: int) -> GradientRule | RouterRule
     return router_rule(settings, None if waits else threshold)
 
 
-def initial_policy(settings: Settings) -> FloatArray:
-    """Policy parameters before the first round, float64 [d]."""
-    parts = list(rule_of(settings).initial().values())
+def initial_policy(settings: Settings) -> dict[str, FloatArray]:
+    """What is learned, before the first round: float64 arrays by name."""
+    arrays = rule_of(settings).initial()
     if settings.policy == "router":
-        parts.append(router_model(settings).initial())
-    return np.concatenate(parts)
+        arrays["router"] = router_model(settings).initial()
+    return arrays
 
 
 def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest parameters a client may send, float64 [d] each."""
-    first, rule = initial_policy(settings), rule_of(settings)
+    """Smallest and largest entries of the arrays that a client may send, joined: float64 [d]."""
+    first, rule = joined(initial_policy(settings)), rule_of(settings)
     low, high = first.copy(), first.copy()
     if settings.policy == "router" and rule.learns:
         low, high = router_rule(settings, None).bounds
@@ -127,7 +127,7 @@ def learn_locally(
     settings : Settings
         Of the run.
     policy : numpy.ndarray
-        float64 [d], where the client starts.
+        float64 [d], where the client starts: its arrays joined.
     feedback : Feedback
         The round's tokens.
     config : mapping
@@ -193,5 +193,6 @@ def private_policy(
     noisy = private_update(policy, start, settings.privacy_clip, settings.privacy_noise, generator)
     if not isinstance(rule_of(settings), GradientRule):
         # A certified router's threshold is set by sums: held until then, it tells nothing.
-        noisy[0] = start[0]
+        first = initial_policy(settings)
+        parted(noisy, first)["threshold"][:] = parted(start, first)["threshold"]
     return np.clip(noisy, *policy_bounds(settings))

@@ -1,11 +1,11 @@
 """The learned router of a run: its features, its model, its learning rule, and who trains when.
 
-The policy is one float64 array, ``[threshold, model parameters]``. In the first `router-rounds`
-rounds every token is escalated, so that the model learns from all of them, the sure ones too.
-Then, with a certified rule, the model is frozen and the threshold calibrated, on texts that the
-model was not trained on: a score fitted to its calibration texts would look better there than it
-is. With a gradient rule (`learning` = ``balanced``, ``paper``) the model goes on learning, and
-the threshold with it, by that rule with the score in place of the uncertainty.
+Two arrays are learned, ``threshold`` and ``router``. In the first `router-rounds` rounds every
+token is escalated, so that the model learns from all of them, the sure ones too. Then, with a
+certified rule, the model is frozen and the threshold calibrated, on texts that the model was not
+trained on: a score fitted to its calibration texts would look better there than it is. With a
+gradient rule (`learning` = ``balanced``, ``paper``) the model goes on learning, and the threshold
+with it, by that rule with the score in place of the uncertainty.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ THRESHOLD_RATE = 2.0
 
 @dataclass(frozen=True)
 class RouterRule:
-    """Model and threshold as one rule for `hlm.local_steps`.
+    """Threshold and model as one rule for `hlm.local_steps`, over both end to end.
 
     Parameters
     ----------
     router : RouterLearning
         Learns the model.
     threshold : GradientRule or None
-        Learns the threshold from scores, over a policy of size 1; None leaves it alone.
+        Learns the threshold from scores; None leaves it alone.
     threshold_rate : float
         Step of the threshold over the step of the model, >= 0.
     """
@@ -66,21 +66,11 @@ class RouterRule:
     threshold_rate: float = 1.0
 
     @property
-    def size(self) -> int:
-        """Threshold and model parameters."""
-        return self.router.size
-
-    @property
     def bounds(self) -> tuple[FloatArray, FloatArray]:
-        """Those of the two parts, float64 [size] each."""
-        low, high = self.router.bounds
-        if self.threshold is not None:
-            low[:1], high[:1] = self.threshold.bounds
-        return low, high
-
-    def initial(self, threshold: float) -> FloatArray:
-        """Threshold and untrained model, float64 [size]."""
-        return self.router.initial(threshold)
+        """Those of the two parts, float64 [1 + m] each."""
+        low, high = (-np.ones(1), np.ones(1)) if self.threshold is None else self.threshold.bounds
+        model_low, model_high = self.router.bounds
+        return np.append(low, model_low), np.append(high, model_high)
 
     def examples(self, feedback: Feedback) -> int:
         """Tokens of known beta that have features."""
@@ -88,15 +78,15 @@ class RouterRule:
 
     def loss(self, policy: FloatArray, feedback: Feedback) -> float:
         """The model's cross-entropy; the threshold's own loss is of another unit."""
-        return self.router.loss(policy, feedback)
+        return self.router.loss(policy[1:], feedback)
 
     def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
-        """Gradient float64 [size]."""
-        gradient = self.router.gradient(policy, feedback)
+        """Gradient float64 [1 + m]."""
+        step, parameters = np.zeros(1), policy[1:]
         if self.threshold is not None:
-            scored = rescored(self.router.model, policy, feedback)
-            gradient[:1] = self.threshold_rate * self.threshold.gradient(policy[:1], scored)
-        return gradient
+            scored = rescored(self.router.model, parameters, feedback)
+            step = self.threshold_rate * self.threshold.gradient(policy[:1], scored)
+        return np.append(step, self.router.gradient(parameters, feedback))
 
 
 def trains_router(settings: Settings, server_round: int) -> bool:

@@ -135,7 +135,7 @@ class ServedTexts:
     def threshold(self) -> float | None:
         """What uncertainties are compared with at present."""
         learned = self.settings.policy in ("threshold", "u-hlm", "router")
-        return float(self.policy.parameters[0]) if learned else None
+        return float(self.policy.arrays["threshold"][0]) if learned else None
 
     def read_prompt(self, prompt: str, max_tokens: int) -> IntArray:
         """Tokens of a prompt, int64 [length], its start token among them.
@@ -172,7 +172,7 @@ class ServedTexts:
         in_force, threshold = self.policy, self.threshold
         self._session += 1
         texts = TextBatch([tokens], np.array([self._session % SESSIONS]), room=max_tokens)
-        policy = self.routed.policy(in_force.parameters)
+        policy = self.routed.policy(in_force.arrays)
         records, traffic, read = self.routed.route(
             policy, texts, max_tokens, reading=in_force.read, measuring=False
         )
@@ -203,7 +203,7 @@ class ServedTexts:
             return
         note = TextNote(
             self._made,
-            digest(in_force.parameters),
+            digest(in_force.arrays),
             in_force.read,
             figures(routed, self.settings),
         )
@@ -240,11 +240,12 @@ class ServedTexts:
                     f"{self.folder.policy_file} is of a run with other settings ({differs}); "
                     "start `fedhlm serve device` with those of the run"
                 )
-            if policy.parameters.shape != self.policy.parameters.shape:
-                raise ValueError(
-                    f"{self.folder.policy_file}: {policy.parameters.size} parameters; "
-                    f"allowed: {self.policy.parameters.size}"
-                )
+            found, allowed = (
+                ", ".join(f"{name} [{len(value)}]" for name, value in one.arrays.items())
+                for one in (policy, self.policy)
+            )
+            if found != allowed:
+                raise ValueError(f"{self.folder.policy_file}: arrays {found}; allowed: {allowed}")
             self.policy = policy
 
     @contextmanager

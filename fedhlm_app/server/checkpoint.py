@@ -12,7 +12,7 @@ from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
 CHECKPOINT = "checkpoint.json"
-_VERSION = 3
+_VERSION = 4
 
 
 class CheckpointError(ValueError):
@@ -92,7 +92,10 @@ def load(folder: Path) -> tuple[State, State, Progress]:
     try:
         state = state_from_bytes(path.read_bytes())
         if state["version"] != _VERSION:
-            raise CheckpointError(f"{path}: version {state['version']}; allowed: {_VERSION}")
+            raise CheckpointError(
+                f"{path}: version {state['version']}; allowed: {_VERSION}; end the run with the "
+                "FedHLM that began it, or start anew without resume"
+            )
         kept = dict(state["progress"])
         kept["totals"], kept["refused"] = Counter(kept["totals"]), Counter(kept["refused"])
         progress = Progress(**kept)

@@ -32,6 +32,7 @@ from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, advice
 from hlm.privacy import gaussian_epsilon
+from strategies.aggregation import FloatArray
 from strategies.records import RoundRecord
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Federation:
         ):
             self.strategy.start(
                 listening,
-                ArrayRecord({"policy": Array(initial_policy(settings))}),
+                ArrayRecord({n: Array(a) for n, a in initial_policy(settings).items()}),
                 settings.rounds,
                 timeout=settings.round_timeout,
                 train_config=self._told,
@@ -191,16 +192,11 @@ class Federation:
         evaluation = self._evaluation(record)
         if evaluation:
             progress.evaluation = {"round": record.round, **evaluation}
-        policy, clusters = self.strategy.policy, self.strategy.cluster_policies
-        values = self.strategy.client_sent(record)
+        strategy = self.strategy
         line: dict[str, Any] = {
             "round": record.round,
-            "threshold": {
-                "global": float(policy[0]),
-                "clusters": {str(i): float(value[0]) for i, value in enumerate(clusters)},
-                "clients": {str(client): float(value[0]) for client, value in values.items()},
-            },
-            "policy": policy.tolist(),
+            "threshold": self._thresholds(self.strategy.client_sent(record)),
+            "policy": {n: a.tolist() for n, a in strategy.named(strategy.policy).items()},
             "weights": {str(client): weight for client, weight in record.weights.items()},
             "loss": record.means.get("loss-before"),
             "replies": len(record.weights),
@@ -236,6 +232,19 @@ class Federation:
             self.edges.publish()
             self.edges.ensure(self._cluster_of_clients())
 
+    def _thresholds(self, clients: Mapping[int, FloatArray]) -> dict[str, Any]:
+        """Thresholds of all tiers; those of clients from their policies, float64 [d]."""
+        strategy = self.strategy
+
+        def of(policy: FloatArray) -> float:
+            return float(strategy.named(policy)["threshold"][0])
+
+        return {
+            "global": of(strategy.policy),
+            "clusters": {str(i): of(value) for i, value in enumerate(strategy.cluster_policies)},
+            "clients": {str(client): of(value) for client, value in clients.items()},
+        }
+
     def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
         """Figures of the round's federated evaluation; empty when it had none."""
         sums = record.evaluation_sums
@@ -270,7 +279,6 @@ class Federation:
         total = figures(totals)
         evaluated = self.progress.evaluation
         right = evaluated.get("accuracy") or accuracy(totals, settings.workload)
-        policy, clusters = self.strategy.policy, self.strategy.cluster_policies
         stats = {} if self.host is None else self.host.stats()
         seconds = self._seconds()
         return {
@@ -284,14 +292,7 @@ class Federation:
             "certificate": total["certificate"],
             "measured_tokens": total["measured_tokens"],
             "bytes": total["bytes"],
-            "threshold": {
-                "global": float(policy[0]),
-                "clusters": {str(i): float(value[0]) for i, value in enumerate(clusters)},
-                "clients": {
-                    str(client): float(value[0])
-                    for client, value in self.strategy.client_values.items()
-                },
-            },
+            "threshold": self._thresholds(self.strategy.client_values),
             "rounds": self.strategy.rounds_done,
             "clients": settings.clients,
             "clusters": settings.clusters,

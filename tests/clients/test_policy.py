@@ -17,7 +17,6 @@ def inputs_of(uncertainty, features=None):
 def test_threshold_keeps_up_to_and_including_itself():
     policy = ThresholdPolicy(0.5)
     assert policy.keep(inputs_of(UNCERTAINTY)).tolist() == [True, True, True, False, False]
-    assert policy.parameters.tolist() == [0.5]
 
 
 def test_thresholds_outside_the_unit_interval_mean_none_and_all():
@@ -40,7 +39,7 @@ def test_the_router_compares_its_own_score():
     def model(weights, features):
         return features[:, 0] * weights[0]
 
-    policy = RouterPolicy(np.array([0.5, 2.0]), model)
+    policy = RouterPolicy(0.5, np.array([2.0]), model)
     features = np.array([[0.1], [0.25], [0.3]], np.float32)
     inputs = inputs_of(np.ones(3), features)
     assert policy.keep(inputs).tolist() == [True, True, False]
@@ -57,4 +56,4 @@ def test_bad_parameters_are_refused(make):
 
 def test_missing_inputs_are_named():
     with pytest.raises(ValueError, match="features"):
-        RouterPolicy(np.zeros(2), lambda w, f: f[:, 0]).keep(inputs_of(UNCERTAINTY))
+        RouterPolicy(0.0, np.zeros(1), lambda w, f: f[:, 0]).keep(inputs_of(UNCERTAINTY))

@@ -51,12 +51,12 @@ class Grid:
         arrays = {k: v.numpy() for k, v in message.content.array_records["arrays"].items()}
         step = learn_locally(
             self.settings,
-            arrays["policy"],
+            arrays["threshold"],
             self.feedback[client],
             dict(config),
             arrays,
         )
-        reply = {"policy": step.result.policy, **step.result.arrays}
+        reply = {"threshold": step.result.policy, **step.result.arrays}
         metrics = {
             "num-examples": step.examples,
             "round": int(config["round"]),  # type: ignore[call-overload]
@@ -77,7 +77,7 @@ def _final(settings: Settings) -> float:
     strategy = build_of(
         settings.model_copy(update={"evaluate_every": 0}), clusters, lambda record: None
     )
-    start = ArrayRecord({"policy": Array(initial_policy(settings))})
+    start = ArrayRecord({name: Array(a) for name, a in initial_policy(settings).items()})
     strategy.start(Grid(settings), start, num_rounds=settings.rounds)  # type: ignore[arg-type]
     return float(strategy.policy[0])
 
@@ -119,7 +119,7 @@ def test_one_step_leaves_scaffold_no_drift_to_correct() -> None:
 def test_a_client_with_more_tokens_takes_more_steps() -> None:
     settings = _settings(strategy="fednova", local_steps=2, local_batch=8)
     grid = Grid(settings)
-    policy = initial_policy(settings)
+    policy = initial_policy(settings)["threshold"]
     steps = [
         learn_locally(settings, policy, feedback, {"round": 1}, {}).result.steps
         for feedback in grid.feedback

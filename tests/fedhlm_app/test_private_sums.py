@@ -220,18 +220,18 @@ def test_a_routers_weights_and_sums_carry_noise(runner, tmp_path, where):
     # Held where everything is escalated, whatever the noise.
     assert [line["threshold"]["global"] for line in lines[:2]] == [-1, -1]
     assert lines[0]["resolution"]["local"] == lines[1]["resolution"]["local"] == 0
-    models = [np.array(line["policy"])[1:] for line in lines]
+    models = [np.array(line["policy"]["router"]) for line in lines]
     assert not np.array_equal(models[0], models[1])
     np.testing.assert_array_equal(models[1], models[3])
     trained = [
-        reply.content.array_records["arrays"]["policy"].numpy()
+        reply.content.array_records["arrays"]["router"].numpy()
         for reply in grid.replies
         if reply.has_content() and "arrays" in reply.content.array_records
     ][:4]
     # The first round's changes: within the clip without noise, beyond it with it.
-    moved = [np.linalg.norm(policy[1:] - initial_weights(federation)) for policy in trained]
+    moved = [np.linalg.norm(router - initial_weights(federation)) for router in trained]
     if where == "local":
-        dims = len(trained[0]) - 1
+        dims = len(trained[0])
         assert np.mean(moved) == pytest.approx(2 * 0.5 * 0.05 * math.sqrt(dims), rel=0.6)
     _, other, _ = runner.run(
         tmp_path / "again",
@@ -251,4 +251,4 @@ def test_a_routers_weights_and_sums_carry_noise(runner, tmp_path, where):
 def initial_weights(federation):
     from fedhlm_app.learning.gradients import initial_policy
 
-    return initial_policy(federation.settings)[1:]
+    return initial_policy(federation.settings)["router"]

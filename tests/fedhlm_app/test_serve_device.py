@@ -100,7 +100,7 @@ def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
     notes = [TextNote.from_json(line) for line in lines.values()]
     for answer, note in zip(answers, notes, strict=True):
         assert note.made == made_with(settings())
-        assert note.policy == digest(np.array([0.3]))
+        assert note.policy == digest({"threshold": np.array([0.3])})
         assert not note.read
         assert note.figures["tokens"] == len(answer.tokens)
         assert note.figures["llm-accepted"] == answer.stages["llm_accepted"]
@@ -138,7 +138,9 @@ def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
     folder = FeedbackFolder(tmp_path)
     texts = served(llm, folder)
     assert texts.answer(PROMPT, 6).threshold == 0.3
-    folder.write_policy(ServedPolicy(np.array([-1.0]), 4, made=made_with(settings())))
+    folder.write_policy(
+        ServedPolicy({"threshold": np.array([-1.0])}, 4, made=made_with(settings()))
+    )
     answer = texts.answer(PROMPT, 6)
     assert (answer.threshold, answer.server_round) == (-1.0, 4)
     assert answer.stages["local"] == 0
@@ -150,17 +152,22 @@ def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
         one.close()
 
 
+def policy_file(chosen, **arrays):
+    return json.dumps({"version": 2, "arrays": arrays, "made": made_with(chosen)})
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         ("no JSON", "no policy"),
-        ('{"parameters": [NaN], "server_round": 1}', "finite"),
-        ('{"parameters": [[0.1]], "server_round": 1}', "finite"),
-        ('{"parameters": [0.1], "colour": 1}', "no policy"),
-        ('["parameters"]', "no policy"),
-        (json.dumps({"parameters": [0.1, 4.0], "made": made_with(settings())}), "allowed: 1"),
+        ('{"version": 2, "arrays": {"threshold": [NaN]}}', "finite"),
+        ('{"version": 2, "arrays": {"threshold": [[0.1]]}}', "finite"),
+        ('{"version": 2, "arrays": {"threshold": [0.1]}, "colour": 1}', "no policy"),
+        ('["arrays"]', "no policy"),
+        ('{"parameters": [0.1], "server_round": 1}', "version 1, allowed: 2; delete the file"),
+        (policy_file(settings(), threshold=[0.1], dual=[4.0]), "allowed: threshold [1]"),
         (
-            json.dumps({"parameters": [0.1], "made": made_with(settings(uncertainty="entropy"))}),
+            policy_file(settings(uncertainty="entropy"), threshold=[0.1]),
             "uncertainty = 'entropy' there and 'closed-form' here",
         ),
     ],
@@ -170,7 +177,7 @@ def test_a_policy_that_cannot_be_used_is_told_and_left(llm, tmp_path, content, w
     (tmp_path / "policy.json").write_text(content)
     assert texts.answer(PROMPT, 2).threshold == 0.3
     assert why in texts.policy_problem
-    good = ServedPolicy(np.array([0.2]), 1, made=made_with(settings()))
+    good = ServedPolicy({"threshold": np.array([0.2])}, 1, made=made_with(settings()))
     texts.folder.write_policy(good)
     assert texts.answer(PROMPT, 2).threshold == 0.2
     assert texts.policy_problem == ""
@@ -184,8 +191,8 @@ def test_rules_that_calibrate_have_kept_tokens_read(llm, tmp_path, rule):
         # Before there is a guarantee nothing is kept.
         assert texts.threshold == -1.0
         assert texts.answer(PROMPT, 6).stages["local"] == 0
-        made = made_with(texts.settings)
-        texts.folder.write_policy(ServedPolicy(np.array([0.9]), 1, read=True, made=made))
+        made, given = made_with(texts.settings), {"threshold": np.array([0.9])}
+        texts.folder.write_policy(ServedPolicy(given, 1, read=True, made=made))
     answer = texts.answer(PROMPT, 12)
     assert answer.stages["local"] > 0
     with FeedbackStore(texts.folder.store_file) as store:

@@ -75,7 +75,7 @@ def calibrated(tier="global", calibration=None, **options):
     rule = pooled() if calibration is None else calibration
     return Hierarchical(
         two_clusters(),
-        calibration=CalibrationOptions(rule, tier, **options),
+        calibration=CalibrationOptions(rule, tier, array="policy", **options),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,
     )
@@ -251,7 +251,7 @@ def test_options_out_of_range(options, message):
 
 
 def options(**changes):
-    return CalibrationOptions(pooled(), **changes)
+    return CalibrationOptions(pooled(), array="policy", **changes)
 
 
 def test_methods_and_rules_belong_to_the_training_rounds():

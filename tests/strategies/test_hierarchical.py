@@ -345,6 +345,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert replace(ours, seconds=0.0) == replace(theirs, seconds=0.0)
 
 
+def test_a_state_of_other_arrays_is_refused_by_name() -> None:
+    first = Hierarchical(CLUSTERS)
+    first.start(_three((0.2, 3), (0.6, 1), (0.9, 7)), initial(0.5), num_rounds=1)
+    for arrays in ({"threshold": [0.5]}, {"policy": [0.5, 0.1]}):
+        again = Hierarchical(CLUSTERS)
+        again.load_state_dict(first.state_dict())
+        record = ArrayRecord({n: Array(np.array(value)) for n, value in arrays.items()})
+        with pytest.raises(ValueError, match=r"arrays policy \[1\]; allowed: (thres|policy \[2)"):
+            again.start(_three(), record, num_rounds=2)
+
+
 def test_clients_get_their_own_value_as_last_accepted_after_a_resume_too() -> None:
     grid = _three((0.2, 3), (0.6, 1), (0.9, 7))
     first = Hierarchical(CLUSTERS, personalisation="local")

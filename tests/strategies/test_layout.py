@@ -70,3 +70,14 @@ def test_every_number_comes_back_in_its_dtype() -> None:
     for name, value in values.items():
         assert again[name].numpy().dtype == value.dtype
         np.testing.assert_array_equal(again[name].numpy(), value)
+
+
+def test_one_array_is_found_by_its_name() -> None:
+    layout = Layout(("bias", "weights", "threshold"), ((), (2, 2), (1,)), ("<f8",) * 3)
+    vector = np.arange(6.0)
+    assert layout.part(vector, "bias").tolist() == [0]
+    assert layout.part(vector, "weights").tolist() == [1, 2, 3, 4]
+    layout.part(vector, "threshold")[:] = -1
+    assert vector[5] == -1
+    with pytest.raises(ValueError, match="'policy'; allowed: bias, weights, threshold"):
+        layout.part(vector, "policy")

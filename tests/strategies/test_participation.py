@@ -241,7 +241,7 @@ def strategy_of(calibration, connected, clients, **options):
     tier = options.pop("tier", "global")
     return Hierarchical(
         AssignedClusters({10 + i: i for i in range(connected)}, [i % 2 for i in range(clients)], 2),
-        calibration=CalibrationOptions(calibration, tier, clients=clients),
+        calibration=CalibrationOptions(calibration, tier, clients=clients, array="policy"),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,
         **options,

@@ -49,7 +49,10 @@ def private(seed=0, rounds=1, tier="global", **options):
     return Hierarchical(
         AssignedClusters({10 + i: i for i in range(CLIENTS)}, [i % 2 for i in range(CLIENTS)], 2),
         calibration=CalibrationOptions(
-            calibration, tier, check=lambda sums: RELEASE.problem(sums["risk-curve"], 0)
+            calibration,
+            tier,
+            check=lambda sums: RELEASE.problem(sums["risk-curve"], 0),
+            array="policy",
         ),
         bounds=(-1.0, 1.0),
         fraction_evaluate=0.0,

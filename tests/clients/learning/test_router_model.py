@@ -36,11 +36,9 @@ def test_gradient_equals_autograd(hidden: int, seed: int) -> None:
         features=features,
     )
     learning = RouterLearning(model, decay=0.01)
-    policy = np.concatenate([[0.3], rng.standard_normal(model.size)])
+    policy = rng.standard_normal(model.size)
     theta = torch.tensor(policy, requires_grad=True)
-    bias, linear, output, inner_bias, inner = torch.split(
-        theta[1:], [1, 7, hidden, hidden, 7 * hidden]
-    )
+    bias, linear, output, inner_bias, inner = torch.split(theta, [1, 7, hidden, hidden, 7 * hidden])
     inputs = torch.tensor(features[known], dtype=torch.float64)
     logit = (
         bias + inputs @ linear + torch.tanh(inputs @ inner.reshape(7, hidden) + inner_bias) @ output
@@ -49,13 +47,13 @@ def test_gradient_equals_autograd(hidden: int, seed: int) -> None:
     terms = torch.nn.functional.binary_cross_entropy_with_logits(
         logit, torch.tensor(feedback.beta[known]), weight=weight, reduction="sum"
     )
-    loss = terms / weight.sum() + 0.005 * theta[2:].square().sum()
+    loss = terms / weight.sum() + 0.005 * theta[1:].square().sum()
     loss.backward()
     assert learning.loss(policy, feedback) == pytest.approx(loss.item(), abs=1e-10)
     assert theta.grad is not None
     np.testing.assert_allclose(learning.gradient(policy, feedback), theta.grad.numpy(), atol=1e-10)
     np.testing.assert_allclose(
-        model.score(policy[1:], features[known]), torch.sigmoid(logit).detach().numpy(), atol=1e-12
+        model.score(policy, features[known]), torch.sigmoid(logit).detach().numpy(), atol=1e-12
     )
 
 
@@ -74,8 +72,8 @@ def test_training_helps_and_the_hidden_layer_helps_more() -> None:
     for hidden in (0, 16):
         learning = RouterLearning(RouterModel(4, hidden))
         gradient = partial(learning.gradient, feedback=train)
-        policy = local_steps(learning.initial(0.5), gradient, 400, 1.0, clip=learning.bounds).policy
-        assert policy[0] == 0.5
+        start = learning.model.initial()
+        policy = local_steps(start, gradient, 400, 1.0, clip=learning.bounds).policy
         losses[hidden] = learning.loss(policy, held_out)
     assert losses[16] < losses[0] - 0.1 < np.log(2) - 0.1
 
@@ -95,7 +93,7 @@ def test_grown_model_scores_like_the_logistic_one() -> None:
 def test_minibatches_pass_over_every_token_once() -> None:
     feedback = learnable(50, 3)
     learning = RouterLearning(RouterModel(4), decay=0.0)
-    policy = learning.initial(0.5)
+    policy = learning.model.initial()
     gradient = minibatch_gradient(learning, feedback, 10, np.random.default_rng(0))
     for _ in range(2):
         mean = np.mean([gradient(policy) for _ in range(5)], axis=0)
@@ -108,7 +106,7 @@ def test_minibatches_pass_over_every_token_once() -> None:
 def test_adam_equals_torch() -> None:
     feedback = learnable(60, 6)
     learning = RouterLearning(RouterModel(4, 3))
-    start = learning.initial(0.5)
+    start = learning.model.initial()
     moved = adam_steps(start, lambda policy: learning.gradient(policy, feedback), 25, 0.05)
     theta = torch.nn.Parameter(torch.tensor(start))
     optimizer = torch.optim.Adam([theta], lr=0.05)
@@ -144,14 +142,14 @@ def test_kept_moments_make_rounds_one_long_training() -> None:
 def test_rescored_feedback_carries_scores_in_the_unit_interval() -> None:
     feedback = learnable(20, 4)
     model = RouterModel(4, 3)
-    policy = np.concatenate([[0.2], 30 * np.random.default_rng(1).standard_normal(model.size)])
+    policy = 30 * np.random.default_rng(1).standard_normal(model.size)
     scored = rescored(model, policy, feedback)
     assert ((scored.u >= 0) & (scored.u <= 1)).all() and not np.array_equal(scored.u, feedback.u)
 
 
 def test_empty_and_featureless_feedback() -> None:
     learning = RouterLearning(RouterModel(4, 2))
-    policy = learning.initial(0.4)
+    policy = learning.model.initial()
     empty = Feedback.empty()
     assert learning.examples(empty) == 0
     bare = Feedback.create([0.1], [0.0])

@@ -31,7 +31,7 @@ from fedhlm_app.transport.transports import DirectTransport
 from hlm.risk import ESCALATE_ALL, RiskSums
 from tests.fedhlm_app.in_process import LocalGrid, Runner, settings_of
 
-HERE = np.array([0.4])
+HERE = {"threshold": np.array([0.4])}
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_unknown_betas_stay_unknown(folder):
     store(folder, settings, 6)
     told = told_since(folder, settings, HERE, 0)
     assert told.feedback.known.tolist() == [False] * 3 + [True] * 3
-    step = learn_locally(settings, HERE, told.feedback, {"round": 1}, {})
+    step = learn_locally(settings, HERE["threshold"], told.feedback, {"round": 1}, {})
     assert step.examples == 3
 
 
@@ -119,7 +119,7 @@ def test_texts_made_otherwise_are_left_out_and_named(folder, caplog):
 )
 def test_what_a_guarantee_counts(folder, changes, expected):
     settings = settings_of(**changes)
-    elsewhere = np.array([np.nextafter(HERE[0], 1)])
+    elsewhere = {"threshold": np.nextafter(HERE["threshold"], 1)}
     store(folder, settings, policy=elsewhere)
     store(folder, settings, policy=elsewhere, read=True)
     store(folder, settings, policy=HERE, read=True)
@@ -160,10 +160,9 @@ def test_a_guarantee_counts_whole_texts(folder):
 )
 def test_what_a_device_serves_with_next(changes, server_round, calibrating, threshold, read):
     settings = settings_of(rounds=4, **changes)
-    given = HERE.copy()
-    policy = next_policy(settings, given, server_round, 9, 6, calibrating=calibrating)
-    assert policy.parameters.tolist() == [threshold]
-    assert given == HERE
+    policy = next_policy(settings, HERE, server_round, 9, 6, calibrating=calibrating)
+    assert policy.arrays == {"threshold": [threshold]}
+    assert HERE["threshold"] == 0.4
     assert (policy.read, policy.server_round) == (read, server_round)
     assert (policy.consumed, policy.consumed_before) == (9, 6)
     assert policy.made == made_with(settings)
@@ -171,17 +170,18 @@ def test_what_a_device_serves_with_next(changes, server_round, calibrating, thre
 
 def test_a_policy_comes_back_bit_for_bit(folder):
     assert folder.read_policy() is None
-    parameters = np.random.default_rng(0).standard_normal(50)
-    policy = ServedPolicy(parameters, 3, True, 12, 8, made_with(settings_of()))
+    rng = np.random.default_rng(0)
+    arrays = {"threshold": rng.random(1), "router": rng.standard_normal(50)}
+    policy = ServedPolicy(arrays, 3, True, 12, 8, made_with(settings_of()))
     folder.write_policy(policy)
     found = folder.read_policy()
-    assert digest(found.parameters) == digest(parameters)
-    assert replace(found, parameters=parameters) == policy
+    assert digest(found.arrays) == digest(arrays)
+    assert list(found.arrays) == list(arrays) and replace(found, arrays=arrays) == policy
     assert [path.name for path in folder.path.iterdir()] == ["policy.json"]
 
 
 def test_whoever_reads_while_a_policy_is_written_sees_one_whole(folder):
-    policies = [ServedPolicy(np.full(2000, value), int(value)) for value in (1.0, 2.0)]
+    policies = [ServedPolicy({"router": np.full(2000, value)}, int(value)) for value in (1.0, 2.0)]
     folder.write_policy(policies[0])
     done = threading.Event()
 
@@ -194,7 +194,7 @@ def test_whoever_reads_while_a_policy_is_written_sees_one_whole(folder):
     writer.start()
     while not done.is_set():
         found = folder.read_policy()
-        assert (found.parameters == found.server_round).all()
+        assert (found.arrays["router"] == found.server_round).all()
     writer.join()
 
 
@@ -257,9 +257,8 @@ def test_a_run_learns_from_what_was_served(tmp_path, monkeypatch):
     # What a round arrived at is what the texts after the next message are made with.
     for answers, expected in ((1, 0.5), (2, 0.5), (3, thresholds[0])):
         assert {a.threshold for r, a in deployed.answers if r == answers} == {expected}
-    assert [served.folder.read_policy().parameters.tolist() for served in deployed.served] == [
-        [thresholds[1]]
-    ] * 2
+    for served in deployed.served:
+        assert served.folder.read_policy().arrays == {"threshold": [thresholds[1]]}
     # Each round tells of its own texts, once.
     for number, line in enumerate(deployed.rounds, 1):
         made = [a for r, a in deployed.answers if r == number]
@@ -272,7 +271,7 @@ def test_a_run_learns_from_what_was_served(tmp_path, monkeypatch):
         with FeedbackStore(served.folder.store_file) as opened:
             feedback, _ = opened.read()
         first = feedback.select(feedback.prompt <= 4)
-        start = initial_policy(deployed.settings)
+        start = initial_policy(deployed.settings)["threshold"]
         steps.append(learn_locally(deployed.settings, start, first, {"round": 1}, {}))
     weights = [step.examples for step in steps]
     mean = np.average([step.result.policy[0] for step in steps], weights=weights)
@@ -302,7 +301,7 @@ def test_an_evaluation_brings_the_last_threshold(tmp_path, monkeypatch):
     assert {a.threshold for r, a in deployed.answers if r == 2} == {thresholds[0]}
     for served in deployed.served:
         policy = served.folder.read_policy()
-        assert policy.parameters.tolist() == [thresholds[1]]
+        assert policy.arrays == {"threshold": [thresholds[1]]}
         # Learning goes on from here if the run is resumed.
         assert policy.consumed == 2 * deployed.texts
     # Nothing was evaluated, and no report says that it was.
@@ -320,7 +319,7 @@ def test_devices_serve_with_what_personalisation_gives_them(tmp_path, monkeypatc
     which = -1 if personalisation == "local" else -2
     for client, served in enumerate(deployed.served):
         own = deployed.rounds[which]["threshold"]["clients"][str(client)]
-        assert served.folder.read_policy().parameters.tolist() == [own]
+        assert served.folder.read_policy().arrays == {"threshold": [own]}
 
 
 def test_a_certified_run_counts_texts_of_the_threshold_under_test(tmp_path, monkeypatch):
@@ -342,7 +341,7 @@ def test_a_certified_run_counts_texts_of_the_threshold_under_test(tmp_path, monk
     assert {answer.threshold for r, answer in deployed.answers if r == 3} == tried[1]
     # Nobody will test what is under test at the end.
     for served in deployed.served:
-        assert served.folder.read_policy().parameters.tolist() == [ESCALATE_ALL]
+        assert served.folder.read_policy().arrays == {"threshold": [ESCALATE_ALL]}
 
 
 def test_a_line_is_drawn_through_what_was_read(tmp_path, monkeypatch):
@@ -369,9 +368,9 @@ def test_a_router_learns_from_served_texts(tmp_path, monkeypatch):
     first = deployed.rounds[0]
     assert sum(first["weights"].values()) == first["tokens"]
     start = initial_policy(deployed.settings)
-    assert not np.array_equal(first["policy"][1:], start[1:])
-    served = deployed.served[0].folder.read_policy().parameters
-    assert served.shape == start.shape and served.tolist() == first["policy"]
+    assert not np.array_equal(first["policy"]["router"], start["router"])
+    served = deployed.served[0].folder.read_policy().arrays
+    assert {name: value.tolist() for name, value in served.items()} == first["policy"]
 
 
 def test_a_resumed_run_goes_on_behind_what_was_learned(folder, tmp_path):

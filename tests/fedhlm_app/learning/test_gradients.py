@@ -12,6 +12,7 @@ from fedhlm_app.learning.gradients import (
     step_size,
 )
 from fedhlm_app.settings import Settings, SettingsError
+from hlm.arrays import joined
 
 
 def settings(**changes) -> Settings:
@@ -38,7 +39,7 @@ def test_unknown_tokens_do_not_count_as_right(rule):
         np.full(200, 0.5), np.zeros(200), known=np.zeros(200), kept=np.ones(200)
     )
     steps = [
-        learn_locally(chosen, initial_policy(chosen), data, {"round": 1}, {})
+        learn_locally(chosen, joined(initial_policy(chosen)), data, {"round": 1}, {})
         for data in (known, known.append(unknown))
     ]
     assert np.array_equal(steps[0].result.policy, steps[1].result.policy)
@@ -71,7 +72,7 @@ def test_a_round_with_nothing_to_learn_from_changes_nothing():
 @pytest.mark.parametrize("rule", ["paper", "balanced", "primal-dual"])
 def test_local_steps_lower_the_rules_own_loss(rule):
     chosen = settings(learning=rule, local_steps=4)
-    start = initial_policy(chosen)
+    start = joined(initial_policy(chosen))
     step = learn_locally(chosen, start, feedback(seed=5), {"round": 1}, {})
     assert step.examples > 0 and step.result.steps == 4
     if rule != "primal-dual":  # a saddle point: its dual variable climbs
@@ -80,8 +81,8 @@ def test_local_steps_lower_the_rules_own_loss(rule):
 
 
 def test_nothing_is_kept_before_there_is_a_guarantee():
-    assert initial_policy(settings(learning="certified"))[0] == -1
-    assert initial_policy(settings(learning="paper"))[0] == 0.5
+    assert initial_policy(settings(learning="certified")) == {"threshold": [-1]}
+    assert initial_policy(settings(learning="paper")) == {"threshold": [0.5]}
 
 
 def test_noise_is_added_within_the_bounds():

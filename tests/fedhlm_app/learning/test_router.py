@@ -25,6 +25,7 @@ from fedhlm_app.learning.router import (
 from fedhlm_app.learning.rules.balanced import Balanced
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.settings import Settings, SettingsError
+from hlm.arrays import joined
 
 
 def _in_process():
@@ -59,11 +60,12 @@ def test_both_parts_of_the_gradient() -> None:
     balanced = Balanced(settings_of(learning="balanced", rounds=30))
     rule = RouterRule(learning, balanced, 3.0)
     rows = feedback()
-    policy = np.concatenate([[0.4], np.random.default_rng(1).standard_normal(learning.model.size)])
+    parameters = np.random.default_rng(1).standard_normal(learning.model.size)
+    policy = np.append(0.4, parameters)
     gradient = rule.gradient(policy, rows)
-    scored = rescored(learning.model, policy, rows)
+    scored = rescored(learning.model, parameters, rows)
     assert gradient[0] == pytest.approx(3.0 * balanced.gradient(policy[:1], scored)[0]) != 0
-    np.testing.assert_array_equal(gradient[1:], learning.gradient(policy, rows)[1:])
+    np.testing.assert_array_equal(gradient[1:], learning.gradient(parameters, rows))
     assert RouterRule(learning).gradient(policy, rows)[0] == 0
     low, high = rule.bounds
     assert (low[0], high[0]) == (0, 1) and low[1] == -high[1] == -50
@@ -87,10 +89,10 @@ def test_server_and_device_agree_on_the_size() -> None:
         np.full((2, 4, 3), 0.5, np.float32),
     )
     assert table.shape == (2, router_columns(settings).count)
-    assert len(policy) == 1 + router_model(settings).size and policy[0] == -1
-    assert np.isfinite(router_model(settings).score(policy[1:], table)).all()
+    assert list(policy) == ["threshold", "router"] and policy["threshold"] == [-1]
+    assert np.isfinite(router_model(settings).score(policy["router"], table)).all()
     low, high = policy_bounds(settings)
-    assert (low <= policy).all() and (policy <= high).all()
+    assert (low <= joined(policy)).all() and (joined(policy) <= high).all()
 
 
 def test_tokens_after_the_draft_do_not_count() -> None:
@@ -178,7 +180,7 @@ def test_certified_after_training(runner, tmp_path, strategy) -> None:
     lines = folder.metrics()
     assert [line["resolution"]["local"] > 0 for line in lines] == [False, False, False, True]
     assert lines[1]["loss"] < lines[0]["loss"] == pytest.approx(np.log(2))
-    models = [np.array(line["policy"])[1:] for line in lines]
+    models = [np.array(line["policy"]["router"]) for line in lines]
     assert not np.array_equal(models[0], models[1])
     # Frozen from then on, so that the guarantee is about the model in use.
     np.testing.assert_array_equal(models[1], models[3])
@@ -198,21 +200,21 @@ def test_adam_takes_its_steps_towards_less_loss(strategy) -> None:
         strategy=strategy,
     )
     rows = feedback(features=router_columns(chosen).count)
-    start = initial_policy(chosen)
+    start = joined(initial_policy(chosen))
     start[1:] = np.random.default_rng(2).standard_normal(len(start) - 1) / 10
     config = {"round": 2, "local-method": strategy, "proximal-mu": 0.3}
     step = learn_locally(chosen, start, rows, config, {})
     pull = 0.3 if strategy == "fedprox" else 0.0
     learning = RouterLearning(router_model(chosen), "loss", 0.0)
-    weights = torch.nn.Parameter(torch.tensor(start))
+    weights = torch.nn.Parameter(torch.tensor(start[1:]))
     optimizer = torch.optim.Adam([weights], lr=0.01 / 1.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.9 * step / 25)
     for _ in range(25):
         at = weights.detach().numpy()
-        weights.grad = torch.tensor(learning.gradient(at, rows) + pull * (at - start))
+        weights.grad = torch.tensor(learning.gradient(at, rows) + pull * (at - start[1:]))
         optimizer.step()
         schedule.step()
-    np.testing.assert_allclose(step.result.policy, weights.detach().numpy(), atol=1e-9)
+    np.testing.assert_allclose(step.result.policy[1:], weights.detach().numpy(), atol=1e-9)
     assert step.result.policy[0] == start[0] and step.loss_after < step.loss_before
     # Once the threshold learns too, both take plain steps: Adam would lose their proportion.
     later = learn_locally(chosen, start, rows, {**config, "round": 5}, {})
@@ -249,7 +251,7 @@ def test_balanced_moves_the_threshold_once_the_router_has_learned(runner, tmp_pa
     assert [line["resolution"]["local"] > 0 for line in lines[:2]] == [False, False]
     assert [line["threshold"]["global"] for line in lines[:2]] == [0.45, 0.45]
     assert lines[3]["threshold"]["global"] < 0.45
-    assert lines[3]["policy"][1:] != lines[1]["policy"][1:]
+    assert lines[3]["policy"]["router"] != lines[1]["policy"]["router"]
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(runner, tmp_path) -> None:

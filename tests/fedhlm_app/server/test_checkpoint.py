@@ -41,8 +41,8 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path):
         (None, "has no checkpoint.json"),
         ("", "not readable"),
         ("[]", "not readable"),
-        ('{"version": 3}', "not readable"),
-        ('{"version": 2}', "version 2"),
+        ('{"version": 4}', "not readable"),
+        ('{"version": 3}', "version 3; allowed: 4; end the run with"),
     ],
 )
 def test_a_folder_without_a_readable_checkpoint_is_refused(tmp_path, text, message):
