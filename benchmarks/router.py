@@ -29,12 +29,7 @@ from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, f
 from clients.decoding.step_features import StepFeatures
 from clients.learning.feedback import Feedback
 from clients.learning.minibatches import minibatch_gradient
-from clients.learning.router_model import (
-    AdamMemory,
-    RouterLearning,
-    RouterModel,
-    adam_steps,
-)
+from clients.learning.router_model import RouterLearning, RouterModel
 from fedhlm_app.models.load import load_slm
 from hlm.risk import conformal_threshold, threshold_grid
 from hlm.uncertainty import closed_form, disagreement, entropy
@@ -124,7 +119,8 @@ def train(
     policy = learning.model.initial(arguments.seed)
     parts = [feedback.select(owner == client) for client in np.unique(owner)]
     weights = np.array([len(part) for part in parts], dtype=np.float64)
-    memories = [AdamMemory() for _ in parts]
+    at = [torch.tensor(policy) for _ in parts]
+    optimizers = [torch.optim.Adam([one]) for one in at]
     rule = build_rule("fedavgm", momentum=arguments.momentum)
     last: list[Floats] = []
     for round_index in range(arguments.rounds):
@@ -133,8 +129,12 @@ def train(
         for client, part in enumerate(parts):
             generator = np.random.default_rng([arguments.seed, round_index, client])
             gradient = minibatch_gradient(learning, part, arguments.batch, generator)
-            steps = max(len(part) // arguments.batch, 1)
-            values.append(adam_steps(policy, gradient, steps, rate, kept=memories[client]))
+            at[client].copy_(torch.from_numpy(policy))
+            optimizers[client].param_groups[0]["lr"] = rate
+            for _ in range(max(len(part) // arguments.batch, 1)):
+                at[client].grad = torch.from_numpy(gradient(at[client].numpy()))
+                optimizers[client].step()
+            values.append(at[client].numpy().copy())
         policy = rule.combine(np.stack(values), weights, policy)
         last = [*last, policy][-arguments.average :]
     return np.asarray(np.mean(last, axis=0), dtype=np.float64)

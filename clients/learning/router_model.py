@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from clients.learning.feedback import Feedback
 
 __all__ = [
-    "AdamMemory",
     "RouterLearning",
     "RouterModel",
     "adam_steps",
@@ -26,6 +25,7 @@ __all__ = [
 
 Vector = NDArray[np.float64]
 Features = NDArray[np.float32]
+_FIRST, _SECOND = 0.9, 0.999  # Adam's decay of momentum and variance
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,6 @@ class RouterModel:
         parameters = np.zeros(self.size)
         random = np.random.default_rng(seed).standard_normal(self.hidden * self.features)
         parameters[1 + self.features + 2 * self.hidden :] = random / np.sqrt(self.features)
-        return parameters
-
-    def grown(self, logistic: Vector, seed: int = 0) -> Vector:
-        """Start of this model that scores exactly like a trained logistic one, float64 [m]."""
-        if len(logistic) != 1 + self.features:
-            raise ValueError(
-                f"a logistic router of {self.features} features has {1 + self.features} "
-                f"parameters, got {len(logistic)}"
-            )
-        parameters = self.initial(seed)
-        parameters[: len(logistic)] = logistic
         return parameters
 
     def score(self, parameters: Vector, features: Features) -> Vector:
@@ -179,33 +168,13 @@ class RouterLearning:
         return feedback.features[rows], beta[rows], feedback.weight[rows]
 
 
-@dataclass
-class AdamMemory:
-    """What a client keeps of its gradients between rounds; it never leaves the device.
-
-    Attributes
-    ----------
-    first, second : float64 [size] or None
-        Moments; None before the first step.
-    steps : int
-        Steps taken so far.
-    """
-
-    first: Vector | None = None
-    second: Vector | None = None
-    steps: int = 0
-
-
 def adam_steps(
     policy: Vector,
     gradient: Callable[[Vector], Vector],
     steps: int,
     learning_rate: float,
-    momentum: float = 0.9,
-    memory: float = 0.999,
-    kept: AdamMemory | None = None,
 ) -> Vector:
-    """Local training by Adam (arXiv 1412.6980).
+    """Local training by Adam (arXiv 1412.6980), whose moments begin anew each round.
 
     The router's features are of one size but far from independent, which plain SGD pays for with
     several times the steps. Methods that correct SGD's own drift (SCAFFOLD, FedNova) keep SGD.
@@ -220,13 +189,7 @@ def adam_steps(
     steps : int
         >= 0.
     learning_rate : float
-        > 0. Without `kept` it falls linearly to a tenth over the steps; with it, rounds are
-        one long training and whoever calls lets it fall from round to round.
-    momentum, memory : float
-        Decay of the first and second moment, in [0, 1).
-    kept : AdamMemory, optional
-        Moments of earlier rounds, brought up to date. Without it they start at zero: the first
-        steps of a round are then of full length in every direction, and the more so the noisier.
+        > 0; it falls linearly to a tenth over the steps.
 
     Returns
     -------
@@ -235,18 +198,14 @@ def adam_steps(
     if steps < 0 or not learning_rate > 0:
         raise ValueError(f"steps must be >= 0 and learning_rate > 0, got {steps}, {learning_rate}")
     current = np.array(policy, dtype=np.float64)
-    own = AdamMemory() if kept is None else kept
-    first = np.zeros_like(current) if own.first is None else own.first
-    second = np.zeros_like(current) if own.second is None else own.second
+    momentum = variance = np.zeros_like(current)
     for step in range(steps):
         direction = gradient(current)
-        own.steps += 1
-        first = momentum * first + (1 - momentum) * direction
-        second = memory * second + (1 - memory) * direction**2
-        rate = learning_rate if kept is not None else learning_rate * (1 - 0.9 * step / steps)
-        scale = np.sqrt(second / (1 - memory**own.steps)) + 1e-8
-        current = current - rate * first / (1 - momentum**own.steps) / scale
-    own.first, own.second = first, second
+        momentum = _FIRST * momentum + (1 - _FIRST) * direction
+        variance = _SECOND * variance + (1 - _SECOND) * direction**2
+        rate = learning_rate * (1 - 0.9 * step / steps)
+        scale = np.sqrt(variance / (1 - _SECOND ** (step + 1))) + 1e-8
+        current = current - rate * momentum / (1 - _FIRST ** (step + 1)) / scale
     return current
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from clients.learning.feedback import Feedback
 from clients.learning.minibatches import minibatch_gradient
 from clients.learning.router_model import (
-    AdamMemory,
     RouterLearning,
     RouterModel,
     adam_steps,
@@ -78,18 +77,6 @@ def test_training_helps_and_the_hidden_layer_helps_more() -> None:
     assert losses[16] < losses[0] - 0.1 < np.log(2) - 0.1
 
 
-def test_grown_model_scores_like_the_logistic_one() -> None:
-    rng = np.random.default_rng(0)
-    logistic, grown = RouterModel(6), RouterModel(6, 8)
-    parameters = rng.standard_normal(logistic.size)
-    features = rng.standard_normal((10, 6)).astype(np.float32)
-    np.testing.assert_allclose(
-        grown.score(grown.grown(parameters), features), logistic.score(parameters, features)
-    )
-    with pytest.raises(ValueError, match="7"):
-        grown.grown(parameters[:-1])
-
-
 def test_minibatches_pass_over_every_token_once() -> None:
     feedback = learnable(50, 3)
     learning = RouterLearning(RouterModel(4), decay=0.0)
@@ -119,24 +106,6 @@ def test_adam_equals_torch() -> None:
     assert not np.array_equal(moved, start)
     with pytest.raises(ValueError, match="learning_rate"):
         adam_steps(start, lambda policy: policy, 1, 0.0)
-
-
-def test_kept_moments_make_rounds_one_long_training() -> None:
-    def gradient(at: np.ndarray) -> np.ndarray:
-        return 2 * (at - np.array([1.0, -2.0])) * np.array([1.0, 30.0])
-
-    start = np.array([0.3, 0.4])
-    reference = torch.tensor(start, requires_grad=True)
-    optimiser = torch.optim.Adam([reference], lr=0.05)
-    for _ in range(12):
-        optimiser.zero_grad()
-        reference.grad = torch.from_numpy(gradient(reference.detach().numpy()))
-        optimiser.step()
-    kept, policy = AdamMemory(), start
-    for steps in (5, 0, 7):
-        policy = adam_steps(policy, gradient, steps, 0.05, kept=kept)
-    np.testing.assert_allclose(policy, reference.detach().numpy(), rtol=1e-9)
-    assert kept.steps == 12 and not np.array_equal(start, policy)
 
 
 def test_rescored_feedback_carries_scores_in_the_unit_interval() -> None:
