@@ -31,8 +31,8 @@ from fedhlm_app.server.cluster_report import clustering_figures
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, advice
+from hlm.arrays import FloatArray
 from hlm.privacy import gaussian_epsilon
-from strategies.aggregation import FloatArray
 from strategies.records import RoundRecord
 
 if TYPE_CHECKING:
