@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import shared_folder
-from fedhlm_app.client.device import items_of
 from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
 from fedhlm_app.compare.calibration import Calibration
+from fedhlm_app.data.dataset import items_of
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from clients.policy import Policy
 from clients.records import Traffic
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
-from fedhlm_app.data.items import Items, Split, load_items
+from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.data.workload import BatchMaker, WorkloadBatch, correct
 from fedhlm_app.learning.router import texts_of_round
@@ -191,13 +190,3 @@ class Device(RoutedModel):
             [*before.rows, rows],
             before.read + read,
         )
-
-
-def items_of(settings: Settings) -> Items:
-    """The dataset of the settings, read once per process."""
-    return load_items(
-        settings.dataset,
-        cast(Split, settings.dataset_split),
-        text_column=settings.text_columns,
-        label_column=settings.label_column,
-    )

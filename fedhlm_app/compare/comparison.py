@@ -20,7 +20,6 @@ from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
 from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
-from fedhlm_app.client.device import items_of
 from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.compare.calibration import Calibration, calibrate
@@ -33,6 +32,7 @@ from fedhlm_app.compare.contender import (
     Speculative,
 )
 from fedhlm_app.compare.methods import Method
+from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
 from fedhlm_app.data.workload import BatchMaker

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.vocabulary import BUILTIN, PairError
+from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings import Settings
 
 logger = getLogger(__name__)
@@ -69,9 +70,7 @@ def _remembered(role: str, name: str, dtype: str, device: str, longest: int) -> 
     refusal = _tried_apart(role, name, dtype, device, longest)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.part")
-        unfinished.write_text(json.dumps({"model": name, "refused": refusal}), "utf-8")
-        os.replace(unfinished, file)
+        write_atomically(file, json.dumps({"model": name, "refused": refusal}))
     except OSError as error:
         logger.info("the verdict on model %s is not kept: %s", name, error)
     return refusal
