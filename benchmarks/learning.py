@@ -30,6 +30,8 @@ from fedhlm_app import client_app
 from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.client.device import Device
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.learning.rules import RULES
+from fedhlm_app.learning.rules.sums import SumsRule
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server.preflight import check
 from fedhlm_app.server.rounds import Federation
@@ -37,8 +39,8 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from servers.llm import LanguageModelService
 
-SUMS = ("linear", "certified", "certified-high-probability")
-RULES = ("paper", "balanced", "primal-dual", *SUMS)
+RULES_THAT_LEARN = [name for name, rule in RULES.items() if rule.learns]
+SUMS = [name for name in RULES_THAT_LEARN if issubclass(RULES[name], SumsRule)]
 SUM_METRICS = ("risk-curve", "wealth", "line-sums")
 ONE_ROUND = ", one round"
 
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--budget", type=float, default=0.05)
     parser.add_argument("--workloads", nargs="+", default=["generate", "score"])
-    parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--rules", nargs="+", default=RULES_THAT_LEARN)
     parser.add_argument("--evaluate-prompts", type=int, default=4, help="per client, held out")
     parser.add_argument("--dataset", default="builtin", help="builtin, or a file of texts")
     arguments = parser.parse_args()

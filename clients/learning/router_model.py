@@ -16,13 +16,6 @@ from numpy.typing import NDArray
 
 from clients.learning.feedback import Feedback
 
-__all__ = [
-    "RouterLearning",
-    "RouterModel",
-    "adam_steps",
-    "rescored",
-]
-
 Vector = NDArray[np.float64]
 Features = NDArray[np.float32]
 _FIRST, _SECOND = 0.9, 0.999  # Adam's decay of momentum and variance

@@ -28,7 +28,8 @@ from fedhlm_app.client.routed import (
 from fedhlm_app.client.token_columns import TOKENS, token_columns
 from fedhlm_app.learning.gradients import initial_policy, learn_locally, private_policy
 from fedhlm_app.learning.router import escalates_all, trains_router
-from fedhlm_app.learning.rules import SumsRule, sums_rule
+from fedhlm_app.learning.rules import sums_rule
+from fedhlm_app.learning.rules.sums import SumsRule
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name

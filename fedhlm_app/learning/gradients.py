@@ -19,21 +19,12 @@ from fedhlm_app.learning.router import (
     router_rule,
     trains_router,
 )
-from fedhlm_app.learning.rules import RULES, GradientRule, rule_of
+from fedhlm_app.learning.rules import RULES, rule_of
+from fedhlm_app.learning.rules.base import GradientRule
 from fedhlm_app.settings import Settings
 from hlm.arrays import FloatArray, joined, parted
 from hlm.local_steps import LOCAL_METHODS, LocalResult, idle, local_steps
 from hlm.privacy import private_update
-
-__all__ = [
-    "LocalStep",
-    "initial_policy",
-    "learn_locally",
-    "own_step_sizes",
-    "policy_bounds",
-    "private_policy",
-    "step_size",
-]
 
 ROUTER_STEP_SIZES = {"sgd": 0.05, "adam": 0.01}
 """First step of a router by optimizer, where the settings leave it to that."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from clients.learning.feedback import Feedback
 from clients.learning.router_model import RouterLearning, RouterModel, rescored
-from fedhlm_app.learning.rules import GradientRule, rule_of, sums_rule
+from fedhlm_app.learning.rules import rule_of, sums_rule
+from fedhlm_app.learning.rules.base import GradientRule
 from fedhlm_app.models.vocabulary import BUILTIN
 from fedhlm_assets import asset_path
 from hlm.arrays import FloatArray, IntArray
@@ -31,17 +32,6 @@ if TYPE_CHECKING:
     from clients.decoding.drafting import StepFeatures as FeaturesOfStep
     from clients.decoding.step_features import StepFeatures
     from fedhlm_app.settings import Settings
-
-__all__ = [
-    "RouterRule",
-    "escalates_all",
-    "router_columns",
-    "router_features",
-    "router_model",
-    "router_rule",
-    "texts_of_round",
-    "trains_router",
-]
 
 THRESHOLD_RATE = 2.0
 """Step of the threshold over that of the model: about what the threshold rules use alone."""

@@ -167,7 +167,7 @@ class Federation:
         if settings.privacy == "local" and strategy.calibration is not None:
             trained = settings.router_rounds if settings.policy == "router" else 0
             releases = strategy.state.releases + min(strategy.rounds_done, trained)
-        covers = [rule.releases]
+        covers = [rule.covers]
         if sums_rule(settings) is not None and settings.policy == "router":
             covers.append("router")
         return {

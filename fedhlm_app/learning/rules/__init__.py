@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedhlm_app.learning.rules.balanced import Balanced
-from fedhlm_app.learning.rules.base import GradientRule, LearningRule
+from fedhlm_app.learning.rules.base import LearningRule
 from fedhlm_app.learning.rules.certified import Certified, CertifiedHighProbability
 from fedhlm_app.learning.rules.linear import Linear
 from fedhlm_app.learning.rules.paper import Paper
@@ -14,19 +14,6 @@ from fedhlm_app.learning.rules.sums import SumsRule
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
-
-__all__ = [
-    "GRADIENTS",
-    "GUARANTEE",
-    "LINE",
-    "RULES",
-    "GradientRule",
-    "LearningRule",
-    "SumsRule",
-    "named_rule",
-    "rule_of",
-    "sums_rule",
-]
 
 RULES: dict[str, type[LearningRule]] = {
     rule.name: rule

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from hlm.arrays import FloatArray
+
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
     from fedhlm_app.settings import Settings
-    from hlm.arrays import FloatArray
     from strategies.options import StrategyOptions
 
 
@@ -36,7 +37,7 @@ class LearningRule:
     them, and as if right they would only raise thresholds."""
     steps: ClassVar[tuple[float, float]] = (0.0, 0.0)
     """First step and its decay, where the settings leave them to the rule; our choices."""
-    releases: ClassVar[str] = "policy"
+    covers: ClassVar[str] = "policy"
     """What leaves a device, as a report on privacy names it."""
 
     def __init__(self, settings: Settings) -> None:

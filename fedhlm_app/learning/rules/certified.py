@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhlm_app.learning.rules.sums import SLACK, SumsRule
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.risk import (
     ESCALATE_ALL,
     CurveRelease,
@@ -32,7 +33,6 @@ from hlm.risk.curves import UNIT
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from hlm.arrays import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.pooled import Unread
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from fedhlm_app.learning.rules.sums import SLACK, SumsRule
+from hlm.arrays import FloatArray
 from hlm.line import DegenerateLineError, LineSums
 from hlm.private_line import LineRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from hlm.arrays import FloatArray
 
 LINE = "line-sums"
 

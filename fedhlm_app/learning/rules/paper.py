@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedhlm_app.learning.rules.base import GradientRule
+from hlm.arrays import FloatArray
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from hlm.arrays import FloatArray
 
 
 class Paper(GradientRule):

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhlm_app.learning.rules.base import LearningRule
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.private_line import LineRelease
 from hlm.risk import CurveRelease
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
-    from hlm.arrays import BoolArray, FloatArray, IntArray
     from strategies.calibration import Calibration
     from strategies.options import StrategyOptions
     from strategies.pooled import Unread
@@ -35,7 +35,7 @@ class SumsRule(LearningRule):
     """
 
     learns = True
-    releases = "sums of the threshold"
+    covers = "sums of the threshold"
     metric: ClassVar[str]
     """List metric in which a client's sums travel."""
     length: ClassVar[int]

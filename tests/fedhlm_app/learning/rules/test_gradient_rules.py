@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.learning.feedback import Feedback
-from fedhlm_app.learning.rules import GradientRule, rule_of
+from fedhlm_app.learning.rules import rule_of
 from fedhlm_app.learning.rules.balanced import Balanced
+from fedhlm_app.learning.rules.base import GradientRule
 from fedhlm_app.learning.rules.paper import Paper
 from fedhlm_app.learning.rules.primal_dual import DUAL_RATE, PrimalDual
 from fedhlm_app.settings import Settings
