@@ -30,11 +30,14 @@ SESSIONS = 8
 
 def message(texts: int, length: int, vocab: int, client: int = 0) -> bytes:
     """A request that begins so many texts."""
-    from hlm.wire import Request, Row, encode_request
+    from hlm.wire import IDENTITY_BYTES, Request, Rows, encode_request
 
     random = np.random.default_rng(client)
-    rows = tuple(Row(i, 0, random.integers(1, vocab, length), 7) for i in range(texts))
-    request = Request("greedy", vocab, rows, client=client, feedback=True)
+    nothing, tokens = np.zeros(texts, np.int64), random.integers(1, vocab, texts * length)
+    rows = Rows(np.arange(texts), nothing, nothing + length, tokens, nothing + 7)
+    request = Request(
+        "greedy", vocab, rows, client=client, feedback=True, identity=bytes(IDENTITY_BYTES)
+    )
     return encode_request(request)
 
 

@@ -33,8 +33,9 @@ from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from clients.resolvers.chain import Asked, Escalation, Resolution, Resolver
 from clients.resolvers.edge import EdgeResolver
 from clients.resolvers.edge_exchange import EdgeResolverConfig
+from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.transport.transports import DirectTransport

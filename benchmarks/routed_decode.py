@@ -30,7 +30,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,12 +41,13 @@ from clients.decoding.routing import Router
 from clients.decoding.slm import LockstepDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import TextBatch, TokenRecords, Traffic
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
 from fedhlm_app.models.load import load_pair
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.arrays import BoolArray, FloatArray
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.sampling import Sampling
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
@@ -56,7 +56,6 @@ from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 
 PROMPT_TOKENS = 16
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def server(llm: PreTrainedModel, prompts: int, tokens: int) -> LanguageModelService:

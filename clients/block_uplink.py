@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from clients.records import TextBatch, TokenFeedback, Traffic
 from clients.resolvers.chain import Escalation
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig, feedback_of
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink, feedback_of
 from hlm.arrays import BoolArray, IntArray
 from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
 from hlm.verification import VERIFIERS, Draft, Verifier
-from hlm.wire import Row, RowReply, Status, following_row
+from hlm.wire import NO_TOKEN, entries, with_blocks
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class BlockUplink(LanguageModelUplink):
         Parameters
         ----------
         texts : TextBatch
-            Hold the tokens before the blocks; `held` is moved to what the server has afterwards.
+            Hold the tokens before the blocks.
         ahead : Ahead
             The drafts.
         """
@@ -107,7 +108,6 @@ class BlockUplink(LanguageModelUplink):
         unserved = Verified(
             np.zeros(count, np.bool_), np.zeros(count, np.int64), np.full(count, -1, np.int64)
         )
-        traffic, feedback = unserved.traffic, unserved.feedback
         if self.link.asleep:
             return unserved
         escalation = Escalation(
@@ -121,75 +121,24 @@ class BlockUplink(LanguageModelUplink):
             uncertainty=np.full(count, np.nan),
             audited=np.zeros(count, np.bool_),
         )
+        leading = self.questions(escalation)
+        sizes = ahead.counts + ahead.more
+        owner = np.repeat(np.arange(count), sizes)
+        depth = entries(np.zeros_like(sizes), sizes)
+        table = np.stack([*(draft.tokens.numpy() for draft in ahead.drafts), np.full(count, -1)])
+        drafts = np.where(depth < ahead.counts[owner], table[depth, owner], NO_TOKEN)
+        rows = with_blocks(leading, depth == 0, drafts)
         try:
-            blocks = [self._block(escalation, ahead, i) for i in range(count)]
-            owners = ahead.rows.tolist()
-            answers = self._ask_blocks(texts, blocks, owners, traffic)
-            again = [i for i, answer in enumerate(answers) if _lost(answer)]
-            if again:
-                whole = [_with_prefix(blocks[i], texts.tokens[ahead.rows[i]]) for i in again]
-                whose = [owners[i] for i in again]
-                for i, answer in zip(
-                    again, self._ask_blocks(texts, whole, whose, traffic), strict=True
-                ):
-                    answers[i] = answer
+            reply = self.ask(texts, ahead.rows[owner], rows, unserved.traffic)
         except LinkDown:
-            # Whether the server took the tokens in is unknown: the next request is a whole one.
-            texts.held[ahead.rows] = 0
             return unserved
-        outcomes = [
-            self._settle(escalation, ahead, i, answer, feedback) for i, answer in enumerate(answers)
-        ]
-        served, accepted, tokens = (np.array(column) for column in zip(*outcomes, strict=True))
-        return Verified(served, accepted, tokens, feedback, traffic)
-
-    def _block(self, escalation: Escalation, ahead: Ahead, i: int) -> list[Row]:
-        rows = [self._row(escalation, i, ahead.drafts[0].claim)]
-        for draft in ahead.drafts[1 : ahead.counts[i]]:
-            rows.append(following_row(rows[-1], int(draft.tokens[i])))
-        if ahead.more[i]:
-            rows.append(following_row(rows[-1]))
-        return rows
-
-    def _ask_blocks(
-        self, texts: TextBatch, blocks: list[list[Row]], owners: list[int], traffic: Traffic
-    ) -> list[list[RowReply]]:
-        rows = [row for block in blocks for row in block]
-        whose = [owner for block, owner in zip(blocks, owners, strict=True) for _ in block]
-        feedback = self.config.feedback or self.config.draft_feedback
-        replies = iter(self._exchange(texts, self.verifier.name, feedback, traffic, rows, whose))
-        return [[next(replies) for _ in block] for block in blocks]
-
-    def _settle(
-        self,
-        escalation: Escalation,
-        ahead: Ahead,
-        i: int,
-        answer: list[RowReply],
-        feedback: list[TokenFeedback],
-    ) -> tuple[bool, int, int]:
-        """(served, drafts that stand, token after them) of one block."""
-        served = [reply for reply in answer if reply.status == Status.OK]
-        if not served:
-            return False, 0, -1
-        lead = np.array([i])
-        for depth, reply in enumerate(served[: int(ahead.counts[i])]):
-            later = replace(escalation, steps=escalation.steps + depth)
-            feedback.append(feedback_of(later, lead, [reply]))
-        accepted = sum(reply.accepted for reply in served)
-        token = -1 if served[-1].accepted else served[-1].token
-        known = accepted + int(token >= 0)
-        escalation.texts.held[ahead.rows[i]] = ahead.positions[i] + known
-        return True, accepted, token
-
-
-def _lost(answer: list[RowReply]) -> bool:
-    return answer[0].status == Status.PREFIX_NEEDED
-
-
-def _with_prefix(block: list[Row], text: IntArray) -> list[Row]:
-    """The same block with all tokens before it; feedback is wanted for what it was before."""
-    lead = block[0]
-    end = lead.start + len(lead.tokens)
-    whole = replace(lead, start=0, tokens=text[:end], quiet=lead.start + lead.quiet)
-    return [whole, *block[1:]]
+        last = np.full(count, -1)
+        answered = np.flatnonzero(reply.served)
+        last[owner[answered]] = answered  # of each block, as later ones overwrite earlier ones
+        served = last >= 0
+        accepted = np.bincount(owner[reply.accepted], minlength=count)
+        tokens = np.where(served & ~reply.accepted[last], reply.tokens[last], NO_TOKEN)
+        known = ahead.positions + accepted + (tokens >= 0)
+        self.sender.held(texts)[ahead.rows[served]] = known[served]
+        feedback = feedback_of(ahead.rows[owner], ahead.steps[owner] + depth, reply)
+        return Verified(served, accepted, tokens, [feedback], unserved.traffic)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.feedback import read_feedback
-from hlm.wire import PrefixDigest
 
 
 class Stage(IntEnum):
@@ -66,8 +65,6 @@ class TextBatch:
         int64 [rows, longest prompt + room], left-aligned.
     lengths, prompt_lengths : numpy.ndarray
         int64 [rows].
-    held : numpy.ndarray
-        int64 [rows], tokens that the LLM server is believed to hold of each text.
     """
 
     def __init__(
@@ -85,9 +82,6 @@ class TextBatch:
         self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self.prompt_lengths = self.lengths.copy()
         self.sessions = np.asarray(sessions, np.int64)
-        self.held = np.zeros(len(prompts), np.int64)
-        # Of what the server is believed to hold, by row; kept by the uplink.
-        self.digests: dict[int, PrefixDigest] = {}
         # How well the small model foretold the tokens; made when a learned policy asks for it.
         self.trace: NDArray[np.float32] | None = None
 

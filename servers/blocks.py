@@ -7,15 +7,13 @@ is accepted whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import draw
 from hlm.verification import VERIFIERS, Claim
-from hlm.wire import Row
 
 
 def own_tokens(target: torch.Tensor, verifier: str, keys: DrawKeys) -> torch.Tensor:
@@ -38,9 +36,15 @@ def own_tokens(target: torch.Tensor, verifier: str, keys: DrawKeys) -> torch.Ten
     return draw(target, uniforms(keys, Purpose.RESAMPLE, 1)[:, 0])
 
 
-def skipped(rows: Sequence[Row], stands: Sequence[bool]) -> list[bool]:
-    """Which rows get no answer, because a row before them in their block does not stand."""
-    found = [False] * len(rows)
-    for index, (_, row) in enumerate(pairwise(rows), start=1):
-        found[index] = row.block and (found[index - 1] or not stands[index - 1])
-    return found
+def skipped(block: NDArray[np.bool_], stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which rows get no answer, because a row before them in their block does not stand.
+
+    Parameters
+    ----------
+    block, stands : numpy.ndarray
+        bool [rows]: the row goes on the block of the row before it; its draft was accepted.
+    """
+    rows = np.arange(len(block))
+    lead = np.maximum.accumulate(np.where(block, 0, rows))
+    ends = np.maximum.accumulate(np.where(block & ~np.append(True, stands)[:-1], rows, 0))
+    return np.asarray(ends > lead)

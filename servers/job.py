@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,10 @@ import torch
 
 from hlm.arrays import IntArray
 from hlm.verifiers import Need
-from hlm.wire import NO_TOKEN, Reply, Request, RowReply, Status
-from servers.asked import AskedRow, asked_row
+from hlm.wire import NO_TOKEN, Reply, Request, Rows, Status
 from servers.backend import Backend, Feed
-from servers.blocks import skipped
-from servers.texts import SessionKey, TextName
-from servers.verdicts import Places, reduce_logits
+from servers.texts import SessionKey
+from servers.verdicts import Places, Verdicts
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService
@@ -32,17 +31,24 @@ class Reading:
 
     Parameters
     ----------
-    items : sequence of AskedRow
-        Those that are served, in order.
+    rows : Rows
+        Of the request.
+    begin, end : int
+        Those of them that are served, ``begin .. end - 1``, all of one text.
+    session : SessionKey or None
+        The engine's.
     places : Places
         What is wanted of them.
     """
 
-    def __init__(self, items: Sequence[AskedRow], places: Places) -> None:
-        self.items = items
-        self.session = items[0].session
-        self.start = items[0].row.start
-        self.end = items[-1].end
+    def __init__(
+        self, rows: Rows, begin: int, end: int, session: SessionKey | None, places: Places
+    ) -> None:
+        self.rows = slice(begin, end)
+        self.session = session
+        self.start, self.end = int(rows.starts[begin]), int(rows.ends[end - 1])
+        first = int(rows.lengths[:begin].sum())
+        self.tokens = rows.tokens[first : first + self.end - self.start]
         self.places = places
         self.left: IntArray = np.unique(places.at)
         self._begun = False
@@ -73,9 +79,7 @@ class Reading:
         start = self.end if self._begun else self.start
         if held < start:
             return None, 0
-        new = np.empty(0, np.int64)
-        if not self._begun:
-            new = np.concatenate([item.row.tokens for item in self.items])
+        new = self.tokens[:0] if self._begun else self.tokens
         self._begun = True
         if not len(self.left):
             return Feed(self.session, start, new, self.left), 0
@@ -129,16 +133,12 @@ class Job:
         self.reply: Reply | None = None
         self.error: Exception | None = None
         self._service = service
-        self._rows = [asked_row(request, i) for i in range(len(request.rows))]
-        self._numbers = {id(item): index for index, item in enumerate(self._rows)}
-        told = [item.told for item in self._rows] if request.feedback else [0] * len(self._rows)
-        self._told = np.concatenate([[0], np.cumsum(told)])
-        self._opinions = np.zeros(int(self._told[-1]), np.uint8)
-        texts: dict[TextName, list[AskedRow]] = {}
-        for item in self._rows:
-            texts.setdefault(item.text, []).append(item)
-        self.names = frozenset(texts)
-        self._waiting = deque(texts.values())
+        self._verdicts = Verdicts(request)
+        self._sessions: dict[int, SessionKey] = {}
+        begins = np.flatnonzero(request.rows.first)
+        self._texts = list(pairwise([*begins.tolist(), len(request.rows)]))
+        self.names = frozenset((request.client, n) for n in request.rows.sessions[begins].tolist())
+        self._waiting = deque(self._texts)
         self._known = False
         self._reading: Reading | None = None
         self._planned: list[tuple[Reading, Feed]] = []
@@ -150,8 +150,8 @@ class Job:
 
     @property
     def sessions(self) -> list[SessionKey | None]:
-        """The engine's session of each row, once it had a turn; None where no text is held."""
-        return [item.session for item in self._rows]
+        """The engine's session of each text, once it had a turn; None where it is not held."""
+        return [self._sessions.get(begin) for begin, _ in self._texts]
 
     @property
     def finished(self) -> bool:
@@ -166,11 +166,12 @@ class Job:
             left = self._reading.left
             rows = len(left)
             tokens = max(1, int(left[-1]) - computed(self._reading.session))
-        for items in self._waiting:
+        columns, fed = self.request.rows, self._verdicts.fed_counts
+        for begin, end in self._waiting:
             # What the engine holds unread, as a decided token, is read as well.
-            first = min(computed(items[0].session), items[0].row.start)
-            tokens += max(item.end for item in items) - first + 1
-            rows += sum(item.count + 1 for item in items)
+            first = min(computed(self._sessions.get(begin)), int(columns.starts[begin]))
+            tokens += int(columns.ends[end - 1]) - first + 1
+            rows += int(fed[begin:end].sum()) + end - begin
             if tokens >= most and rows >= most:
                 break
         return min(tokens, most), min(rows, most)
@@ -183,10 +184,11 @@ class Job:
             if self._reading is None:
                 if not self._waiting:
                     return
-                served = self._service.admit(self._waiting.popleft())
-                if not served:
+                begin, end = self._admit(*self._waiting.popleft())
+                if begin == end:
                     continue
-                self._reading = Reading(served, Places.joined(list(map(self._places, served))))
+                places, session = self._verdicts.places(begin, end), self._sessions[begin]
+                self._reading = Reading(self.request.rows, begin, end, session, places)
             reading = self._reading
             feed, cost = reading.feed(engine, tokens, rows)
             if feed is None:
@@ -221,7 +223,7 @@ class Job:
         self._planned = []
         if places:
             every = logits[0] if len(logits) == 1 else torch.cat(logits)
-            reduce_logits(self.request, self._rows, self._opinions, Places.joined(places), every)
+            self._verdicts.take(Places.joined(places), every)
         if self._reading is None and not self._waiting:
             self._finish()
 
@@ -234,67 +236,45 @@ class Job:
         if self._known:
             return
         self._known, texts = True, self._service.texts
-        owner, begun = texts.owner(self.request), set[SessionKey]()
-        for items in self._waiting:
-            first = items[0]
-            if not first.row.start:
-                session = (*first.text, self.request.identity)
-            elif owner is not None:
-                session = (*first.text, owner)
-            else:
-                continue
-            for item in items:
-                item.session = session
-            begun.add(session)
-        self._service.streams.end_texts(self.caller, begun)
+        owner = texts.owner(self.request)
+        rows, client = self.request.rows, self.request.client
+        for begin, _ in self._texts:
+            identity = owner if rows.starts[begin] else self.request.identity
+            if identity is not None:
+                self._sessions[begin] = client, int(rows.sessions[begin]), identity
+        self._service.streams.end_texts(self.caller, set(self._sessions.values()))
 
-    def _places(self, item: AskedRow) -> Places:
-        """What is wanted of one row: opinions of tokens it feeds, then what it asks."""
-        number = self._numbers[id(item)]
-        at = item.feedback
-        token = item.row.tokens[at - item.row.start]
-        if item.asks:
-            at = np.append(at, item.end)
-            token = np.append(token, item.row.draft)
-        told = self._told[number] + np.arange(len(at))
-        if not self.request.feedback:
-            token = np.full(len(at), NO_TOKEN)
-        asks = np.zeros(len(at), np.bool_)
-        asks[item.count :] = True
-        return Places(at, np.full(len(at), number), token, told, asks)
+    def _admit(self, begin: int, end: int) -> tuple[int, int]:
+        """Which of these rows of one text are served: its prefix is held, and it is short enough.
+
+        The others follow them.
+        """
+        statuses, ends = self._verdicts.statuses, self.request.rows.ends
+        if begin not in self._sessions:
+            statuses[begin:end] = Status.PREFIX_NEEDED
+            return begin, begin
+        most = self._service.engine.max_context
+        short = begin + int(np.searchsorted(ends[begin:end], most, "right"))
+        statuses[short:end] = Status.REFUSED
+        return begin, short
 
     def _lost(self, reading: Reading) -> None:
         """The engine gave the text's place to another: what is not answered must be asked again."""
-        for item in reading.items:
-            item.reply = RowReply(Status.PREFIX_NEEDED)
+        self._verdicts.statuses[reading.rows] = Status.PREFIX_NEEDED
         if self._reading is reading:
             self._reading = None
 
     def _finish(self) -> None:
         """Write the rows' replies; what was decided belongs to the texts now."""
-        rows, engine = self._rows, self._service.engine
-        ended = skipped([item.row for item in rows], [item.stands for item in rows])
-        for item, silent in zip(rows, ended, strict=True):
-            if silent:
-                item.reply = RowReply(Status.SKIPPED)
-        for number, (item, cut) in enumerate(zip(rows, [*ended[1:], False], strict=True)):
-            if cut and (item.reply is None or item.reply.status != Status.SKIPPED):
-                self._drop_after(item)
-            if item.reply is not None:
-                continue
-            token = item.decided.get("token", NO_TOKEN)
-            if token != NO_TOKEN and engine.held(item.session) == item.end:
-                engine.append(item.session, token)
-            feedback = None
-            if self.request.feedback:
-                feedback = self._opinions[self._told[number] : self._told[number + 1]]
-            item.reply = RowReply(Status.OK, feedback=feedback, **item.decided)
-        replies = tuple(item.reply or RowReply(Status.REFUSED) for item in rows)
-        self.reply = Reply(replies)
-
-    def _drop_after(self, item: AskedRow) -> None:
-        """Forget drafts that the engine read after the row that ended its block."""
-        engine = self._service.engine
-        if engine.held(item.session) > item.end:
-            nothing = np.empty(0, np.int64)
-            engine.score([Feed(item.session, item.end, nothing, nothing)])
+        engine, ends = self._service.engine, self.request.rows.ends.tolist()
+        tokens, cut = (column.tolist() for column in self._verdicts.settle())
+        for begin, end in self._texts:
+            session = self._sessions.get(begin)
+            for row in range(begin, end):
+                if cut[row] and engine.held(session) > ends[row]:
+                    # Drafts that the engine read after the row that ended its block.
+                    nothing = np.empty(0, np.int64)
+                    engine.score([Feed(session, ends[row], nothing, nothing)])
+                if tokens[row] != NO_TOKEN and engine.held(session) == ends[row]:
+                    engine.append(session, tokens[row])
+        self.reply = self._verdicts.reply()

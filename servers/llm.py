@@ -16,15 +16,12 @@ from hlm.verifiers import served_verifiers
 from hlm.wire import (
     Limits,
     Request,
-    RowReply,
-    Status,
     WireError,
     decode_request,
     encode_reply,
 )
 from hlm.wire.frames import End
 from hlm.wire.stream import decode_opening, is_control
-from servers.asked import AskedRow, check_askable
 from servers.backend import Backend, check_served
 from servers.job import Job
 from servers.schedule import Schedule
@@ -192,18 +189,25 @@ class LanguageModelService:
             "reading": self.engine.reading,
         }
 
-    def admit(self, items: list[AskedRow]) -> list[AskedRow]:
-        """The rows of one text that can be served: its prefix is held, and it is not too long."""
-        served: list[AskedRow] = []
-        before: AskedRow | None = None
-        for item in items:
-            if item.row.block and (not served or served[-1] is not before):
-                item.reply = RowReply(Status.SKIPPED)
-            elif item.session is None:
-                item.reply = RowReply(Status.PREFIX_NEEDED)
-            elif item.end > self.engine.max_context:
-                item.reply = RowReply(Status.REFUSED)
-            else:
-                served.append(item)
-            before = item
-        return served
+
+def check_askable(request: Request) -> None:
+    """Refuse a request that reads well and cannot be served.
+
+    Raises
+    ------
+    WireError
+        For a draft with nothing before it, and rows of one text that do not go on from each other:
+        one forward pass reads them all.
+    """
+    rows = request.rows
+    alone = rows.drafted & (rows.ends == 0)
+    if alone.any():
+        session = rows.sessions[alone.argmax()]
+        raise WireError(f"session {session}: a draft needs at least one token before it")
+    wrong = (rows.block[:-1] | (rows.starts[1:] != rows.ends[:-1])) & ~(rows.first | rows.block)[1:]
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise WireError(
+            f"session {rows.sessions[at]}: start={rows.starts[at + 1]} must be {rows.ends[at]}, "
+            "where the row before it ends, and that one in no block"
+        )

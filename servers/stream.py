@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hlm.wire import NO_TOKEN, Status, encode_reply
+from hlm.wire import NO_TOKEN, encode_reply
 from hlm.wire.frames import End, Frame, encode_frame, framed
 from hlm.wire.stream import Control, Opening
 from servers.backend import Feed
@@ -279,11 +279,11 @@ class Stream:
         self._job, request, streams = None, self.opening.request, self._service.streams
         self._frames += framed(encode_reply(job.reply, request))
         engine, room = self._service.engine, streams.room()
-        for index, (row, session) in enumerate(zip(job.reply.rows, job.sessions, strict=True)):
-            if row.status != Status.OK or session is None:
+        bases = (request.rows.ends + (job.reply.tokens != NO_TOKEN)).tolist()
+        # An opening has one row a text.
+        for index, (base, session) in enumerate(zip(bases, job.sessions, strict=True)):
+            if session is None or not job.reply.served[index]:
                 continue
-            asked = request.rows[index]
-            base = asked.start + len(asked.tokens) + (row.token != NO_TOKEN)
             self.rows[index] = WrittenRow(session, base)
             self._wrote.tokens[index] = []
             if base >= engine.max_context:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hlm.wire import PrefixDigest, Request, Row, joint_digest
+from hlm.wire import PrefixDigest, Request, joint_digest
 from servers.backend import Backend, Feed
 
 TextName = tuple[int, int]
@@ -51,13 +51,17 @@ class HeldTexts:
 
         None also if the request builds on none.
         """
-        rows = [row for index, row in enumerate(request.rows) if request.builds(index)]
-        if not rows:
+        rows = request.rows
+        sessions, starts = rows.sessions[rows.builds].tolist(), rows.starts[rows.builds].tolist()
+        if not starts:
             return None
-        for identity in self._texts.get((request.client, rows[0].session), {}):
-            prefixes = [self._prefix(request.client, row, identity) for row in rows]
+        for identity in self._texts.get((request.client, sessions[0]), {}):
+            prefixes = [
+                self._prefix((request.client, session, identity), start)
+                for session, start in zip(sessions, starts, strict=True)
+            ]
             held = [prefix for prefix in prefixes if prefix is not None]
-            if len(held) == len(rows) and joint_digest(identity, held) == request.digest:
+            if len(held) == len(starts) and joint_digest(identity, held) == request.digest:
                 return identity
         return None
 
@@ -71,13 +75,11 @@ class HeldTexts:
             # Its state may be of tokens that are gone.
             state.at(self.engine.tokens(session), length)
 
-    def _prefix(self, client: int, row: Row, identity: bytes) -> tuple[int, int, bytes] | None:
-        name = client, row.session
-        state = self._texts.get(name, {}).get(identity)
-        if state is None or self.engine.held((*name, identity)) < row.start:
+    def _prefix(self, key: SessionKey, start: int) -> tuple[int, int, bytes] | None:
+        state = self._texts.get(key[:2], {}).get(key[2])
+        if state is None or self.engine.held(key) < start:
             return None
-        tokens = self.engine.tokens((*name, identity))
-        return row.session, row.start, state.at(tokens, row.start)
+        return key[1], start, state.at(self.engine.tokens(key), start)
 
     def _drop_evicted(self) -> None:
         for name, known in list(self._texts.items()):

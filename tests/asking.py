@@ -11,6 +11,7 @@ from servers.job import Job
 from servers.llm import LanguageModelService
 from servers.schedule import Schedule
 from tests.models import VOCAB
+from tests.wire_rows import rows_of
 
 IDENTITY = bytes(range(16))
 
@@ -25,9 +26,11 @@ def request_of(
     **options,
 ) -> Request:
     """A request whose rows of session s go on the text ``on[s]``; without, on no known one."""
-    rows = tuple(rows)
+    rows = list(rows)
     begins = any(row.start == 0 for row in rows)
-    request = Request(verifier, vocab, rows, identity=identity if begins else b"", **options)
+    request = Request(
+        verifier, vocab, rows_of(rows), identity=identity if begins else b"", **options
+    )
     prefixes = [
         (
             row.session,
@@ -35,7 +38,7 @@ def request_of(
             PrefixDigest(identity).at(np.array(list(text), np.int64), row.start),
         )
         for index, row in enumerate(rows)
-        if request.builds(index) and (text := (on or {}).get(row.session)) is not None
+        if request.rows.builds[index] and (text := (on or {}).get(row.session)) is not None
     ]
     if not prefixes:
         return request

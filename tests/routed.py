@@ -12,7 +12,8 @@ from clients.decoding.routing import Router
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
 from clients.resolvers.link import BackOff
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from hlm.sampling import Sampling
 from hlm.transport import LinkDown
 from hlm.uncertainty import closed_form

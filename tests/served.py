@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 from starlette.applications import Starlette
 
-from hlm.wire import Limits, Row, encode_request
+from hlm.wire import Limits, encode_request
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
 from tests.asking import request_of
 from tests.models import random_model
+from tests.wire_rows import Row
 
 LIMITS = Limits(max_bytes=4096)
 

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.wire import NO_TOKEN, Row
+from hlm.wire import NO_TOKEN
 from hlm.wire.frames import FrameReader
 from hlm.wire.stream import Control, Opening, Outcome, decode_answer, encode_control, encode_opening
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import request_of
 from tests.models import VOCAB, random_model
+from tests.wire_rows import Row, listed, told
 
 MODEL = random_model("llama", 2)
 SAMPLED = {"verifier": "coupled", "decoding": "sampled", "seed": 3}
@@ -102,7 +103,7 @@ class Device:
         return decode_answer(self.transport.exchange(payload))
 
     def text(self, index):
-        row, reply = self.request.rows[index], self.reader.reply.rows[index]
+        row, reply = listed(self.request.rows)[index], told(self.reader.reply)[index]
         verdict = [] if reply.token == NO_TOKEN else [reply.token]
         return row.tokens.tolist() + verdict + self.tokens[index]
 

@@ -1,15 +1,38 @@
-"""Rows about a device's texts as messages to the LLM server, each saying whose text it is."""
+"""Questions about a device's texts as messages to the LLM server, and what it holds of the texts.
+
+Only what the server lacks goes up. When it has dropped a text it says so, and the prefix is sent
+again without whoever asked noticing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from clients.records import TextBatch
+from clients.records import TextBatch, Traffic
+from clients.resolvers.link import Link
 from hlm.arrays import IntArray
-from hlm.wire import Limits, PrefixDigest, Row, joint_digest
+from hlm.sampling import Sampling
+from hlm.transport import LinkDown
+from hlm.verification import VERIFIERS
+from hlm.wire import (
+    IDENTITY_BYTES,
+    Limits,
+    PrefixDigest,
+    Reply,
+    Request,
+    Rows,
+    Status,
+    decode_reply,
+    encode_request,
+    entries,
+    joint_digest,
+)
 
 LIMITS = Limits()
 """What a server reads unless it is told otherwise."""
@@ -18,12 +41,199 @@ ROW_BYTES = 64
 """More than a row's numbers take, but for its tokens and its claim."""
 
 
-def messages(rows: Sequence[Row], vocab: int, limits: Limits = LIMITS) -> Iterator[slice]:
+@dataclass(frozen=True)
+class UplinkConfig:
+    """What the requests of a device have in common.
+
+    Attributes
+    ----------
+    client : int
+        Number of the device.
+    vocab : int
+        Size of the shared vocabulary.
+    sampling : Sampling
+        The distribution the LLM draws from.
+    seed : int
+        Keys the server's draws; > 0 where decoding is sampled, so that a run repeats.
+    feedback : bool
+        Ask for a byte about each kept token the server reads (free feedback).
+    draft_feedback : bool
+        Ask for a byte about each escalated draft; always so with `feedback`.
+    identity : bytes
+        16 random bytes of this device process, drawn anew unless given. They keep its texts apart
+        from those of other devices and runs, whatever their numbers, and influence no token.
+    """
+
+    client: int
+    vocab: int
+    sampling: Sampling
+    seed: int = 0
+    feedback: bool = True
+    draft_feedback: bool = True
+    identity: bytes = field(default_factory=lambda: secrets.token_bytes(IDENTITY_BYTES), repr=False)
+
+
+@dataclass
+class _Held:
+    """What the server is believed to hold of a batch of texts."""
+
+    tokens: IntArray  # int64 [texts], how many of each
+    digests: dict[int, PrefixDigest] = field(default_factory=dict)  # by text
+
+
+class Sender:
+    """Asks the LLM server about texts.
+
+    Parameters
+    ----------
+    link : Link
+        To the server.
+    config : UplinkConfig
+        See there.
+    """
+
+    def __init__(self, link: Link, config: UplinkConfig) -> None:
+        self.link = link
+        self.config = config
+        self._held: WeakKeyDictionary[TextBatch, _Held] = WeakKeyDictionary()
+
+    def held(self, texts: TextBatch) -> IntArray:
+        """Tokens that the server is believed to hold of each text, int64 [texts]; to be kept up."""
+        return self._of(texts).tokens
+
+    def lacking(
+        self, texts: TextBatch, owners: IntArray, ends: IntArray
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """What the server lacks to read texts up to some places; it counts as held from now on.
+
+        Parameters
+        ----------
+        texts : TextBatch
+            All of the device.
+        owners, ends : numpy.ndarray
+            int64 [n], texts and places; those of one text together, and increasing.
+
+        Returns
+        -------
+        starts, lengths, tokens : numpy.ndarray
+            int64 [n], [n] and [sum of lengths].
+        """
+        held = self.held(texts)
+        again = np.append(False, owners[1:] == owners[:-1])
+        starts = np.where(again, np.roll(ends, 1), np.minimum(held[owners], ends))
+        lengths = ends - starts
+        held[owners] = ends
+        return starts, lengths, texts.tokens[np.repeat(owners, lengths), entries(starts, lengths)]
+
+    def ask(
+        self,
+        texts: TextBatch,
+        owners: IntArray,
+        rows: Rows,
+        verifier: str,
+        traffic: Traffic,
+        *,
+        feedback: bool,
+    ) -> Reply:
+        """Ask about rows, in as many messages as it takes.
+
+        Parameters
+        ----------
+        texts : TextBatch
+            All of the device.
+        owners : numpy.ndarray
+            int64, the text of each row.
+        rows : Rows
+            The questions.
+        verifier : str
+            Decides the drafts.
+        traffic : Traffic
+            Counters, added to.
+        feedback : bool
+            Ask for a byte about each token and draft.
+
+        Raises
+        ------
+        LinkDown
+            When no answer comes.
+        """
+        try:
+            reply = self._exchange(texts, owners, rows, verifier, feedback, traffic)
+            lost = reply.statuses == Status.PREFIX_NEEDED
+            # A block goes up again as a whole.
+            lead = np.maximum.accumulate(np.where(rows.block, 0, np.arange(len(rows))))
+            again = lost[lead]
+            if again.any():
+                whole = whole_texts(texts, owners[again], rows.select(again))
+                found = self._exchange(texts, owners[again], whole, verifier, feedback, traffic)
+                order = np.argsort(again, kind="stable").argsort()
+                reply = Reply.joined([reply.select(~again), found]).select(order)
+        except LinkDown:
+            # Whether the server took the tokens in is unknown: the next request is a whole one.
+            self.held(texts)[owners] = 0
+            raise
+        return reply
+
+    def _of(self, texts: TextBatch) -> _Held:
+        if texts not in self._held:
+            self._held[texts] = _Held(np.zeros(len(texts.lengths), np.int64))
+        return self._held[texts]
+
+    def _exchange(
+        self,
+        texts: TextBatch,
+        owners: IntArray,
+        rows: Rows,
+        verifier: str,
+        feedback: bool,
+        traffic: Traffic,
+    ) -> Reply:
+        config, sampling = self.config, self.config.sampling
+        replies = []
+        for part in messages(rows, config.vocab):
+            asked = rows.select(part)
+            request = Request(
+                verifier=verifier,
+                vocab=config.vocab,
+                rows=asked,
+                seed=config.seed,
+                client=config.client,
+                feedback=feedback,
+                decoding=sampling.decoding,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                bits=VERIFIERS[verifier].bits,
+                identity=config.identity if (asked.starts == 0).any() else b"",
+                digest=self._digest(texts, owners[part], asked),
+            )
+            replies.append(self._send(request, traffic))
+        return Reply.joined(replies)
+
+    def _send(self, request: Request, traffic: Traffic) -> Reply:
+        payload = encode_request(request)
+        return self.link.exchange(payload, lambda answer: decode_reply(answer, request), traffic)
+
+    def _digest(self, texts: TextBatch, owners: IntArray, rows: Rows) -> int:
+        """What a message says of the tokens that its rows build on; 0 if they build on none."""
+        digests, identity = self._of(texts).digests, self.config.identity
+        builds, prefixes = rows.builds, []
+        for owner, session, start in zip(
+            owners[builds].tolist(),
+            rows.sessions[builds].tolist(),
+            rows.starts[builds].tolist(),
+            strict=True,
+        ):
+            state = digests.setdefault(owner, PrefixDigest(identity))
+            prefixes.append((session, start, state.at(texts.tokens[owner], start)))
+        return joint_digest(identity, prefixes) if prefixes else 0
+
+
+def messages(rows: Rows, vocab: int, limits: Limits = LIMITS) -> Iterator[slice]:
     """Which rows go into one message: as many as a server reads, blocks in one piece.
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : Rows
         In the order they are asked in.
     vocab : int
         Size of the vocabulary.
@@ -31,64 +241,32 @@ def messages(rows: Sequence[Row], vocab: int, limits: Limits = LIMITS) -> Iterat
         The server's.
     """
     most = np.array([limits.max_rows, limits.max_tokens, limits.max_weights, limits.max_bytes])
-    begin, total = 0, np.zeros(4, np.int64)
-    leads = [index for index, row in enumerate(rows) if not row.block]
-    for index, after in zip(leads, [*leads[1:], len(rows)], strict=True):
-        size = sum((_size(row, vocab) for row in rows[index:after]), np.zeros(4, np.int64))
-        if index > begin and (total + size > most).any():
-            yield slice(begin, index)
-            begin, total = index, np.zeros(4, np.int64)
-        total = total + size
+    # An id or a weight has 4 bytes at most; a support is a set of ids besides its weights.
+    claim_bytes = np.where(rows.counts == vocab, 2, 8) * rows.counts
+    sizes = np.stack(
+        [np.ones(len(rows)), rows.lengths, rows.counts, ROW_BYTES + 4 * rows.lengths + claim_bytes]
+    )
+    totals = np.cumsum(np.pad(sizes, ((0, 0), (1, 0))), axis=1)
+    begin = 0
+    for lead, after in pairwise([*np.flatnonzero(~rows.block).tolist(), len(rows)]):
+        if lead > begin and (totals[:, after] - totals[:, begin] > most).any():
+            yield slice(begin, lead)
+            begin = lead
     yield slice(begin, len(rows))
 
 
-def _size(row: Row, vocab: int) -> IntArray:
-    """Rows, tokens, weights and at most so many bytes."""
-    claimed = 0 if row.weights is None else len(row.weights)
-    # An id or a weight has 4 bytes at most; a support is a set of ids besides its weights.
-    size = ROW_BYTES + 4 * len(row.tokens) + (2 if claimed == vocab else 8) * claimed
-    return np.array([1, len(row.tokens), claimed, size], np.int64)
-
-
-def digest_of(rows: Sequence[Row], texts: TextBatch, owners: Sequence[int], identity: bytes) -> int:
-    """What a message says of the tokens that its rows build on; 0 if they build on none.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        Of one message.
-    texts : TextBatch
-        The device's texts; keeps the state of their digests.
-    owners : sequence of int
-        The text in `texts` of each row.
-    identity : bytes
-        Of the device process.
-    """
-    prefixes = []
-    last = -1
-    for row, owner in zip(rows, owners, strict=True):
-        if row.start and row.session != last:
-            if owner not in texts.digests:
-                texts.digests[owner] = PrefixDigest(identity)
-            prefix = texts.digests[owner].at(texts.tokens[owner], row.start)
-            prefixes.append((row.session, row.start, prefix))
-        last = row.session
-    return joint_digest(identity, prefixes) if prefixes else 0
-
-
-def resent(
-    rows: Sequence[Row], again: Sequence[int], texts: TextBatch, owners: Sequence[int] | IntArray
-) -> list[Row]:
-    """The questions that lacked their prefix, and the whole of it in the first of each text.
+def whole_texts(texts: TextBatch, owners: IntArray, rows: Rows) -> Rows:
+    """The same questions, with the whole prefix in the first of each text (int64 `owners`).
 
     Feedback is wanted for what it was before.
     """
-    found: list[Row] = []
-    for i in again:
-        row = rows[i]
-        if not found or found[-1].session != row.session:
-            end = row.start + len(row.tokens)
-            whole = texts.tokens[owners[i], :end]
-            row = replace(row, start=0, tokens=whole, quiet=row.start + row.quiet)
-        found.append(row)
-    return found
+    first = rows.first
+    starts = np.where(first, 0, rows.starts)
+    lengths = rows.ends - starts
+    old = np.repeat(~first, lengths)
+    tokens = np.empty(old.size, np.int64)
+    tokens[old] = rows.tokens[np.repeat(~first, rows.lengths)]
+    places = entries(starts[first], lengths[first])
+    tokens[~old] = texts.tokens[np.repeat(owners[first], lengths[first]), places]
+    quiet = rows.quiet + np.where(first, rows.starts, 0)
+    return replace(rows, starts=starts, lengths=lengths, tokens=tokens, quiet=quiet)

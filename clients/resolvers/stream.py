@@ -79,7 +79,7 @@ class SpanStream:
         self._span = span
         self._credit = min(window, span)
         self._stopped: set[int] = set()
-        self._waiting: list[deque[int]] = [deque() for _ in request.rows]
+        self._waiting: list[deque[int]] = [deque() for _ in range(len(request.rows))]
         self._reader = FrameReader(request)
         opening = Opening(request, self._key, span, self._credit)
         self._arriving = link.stream(encode_opening(opening), traffic)

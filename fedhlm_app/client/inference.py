@@ -13,7 +13,9 @@ from clients.decoding.routing import Router
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import TextBatch, TokenRecords, Traffic
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.measuring import read_unseen
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.edge import EdgeSide, has_edge
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.learning.router import router_columns, router_features, router_model
@@ -138,10 +140,10 @@ class RoutedModel:
         read = 0
         if reading:
             known = int(np.isfinite(records.log_prob).sum())
-            self.uplink.measure(texts, records, traffic, learned=True)
+            read_unseen(self.uplink.sender, texts, records, traffic, learned=True)
             read = int(np.isfinite(records.log_prob).sum()) - known
         if measuring:
-            self.uplink.measure(texts, records, traffic)
+            read_unseen(self.uplink.sender, texts, records, traffic)
         return records, traffic, read
 
     def policy(self, arrays: Mapping[str, FloatArray]) -> Policy:

@@ -19,7 +19,9 @@ from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.measuring import read_unseen
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.compare.calibration import Calibration, calibrate
@@ -303,7 +305,7 @@ class Comparison:
                 records = routed.router.score(work.texts, work.first, traffic)
             else:
                 records = routed.router.generate(work.texts, work.new_tokens, traffic)
-            routed.uplink.measure(work.texts, records, traffic)
+            read_unseen(routed.uplink.sender, work.texts, records, traffic)
             return records
 
         measures: set[str] = {method.measure for method in self.plan.methods}

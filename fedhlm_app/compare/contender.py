@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 
+import numpy as np
+
 from clients.decoding.routing import Router
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.records import Stage, TokenRecords, Traffic
+from clients.resolvers.measuring import read_unseen
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.compare.methods import Method
 from fedhlm_app.compare.tally import Tally, payload_bytes
@@ -23,8 +26,7 @@ from hlm.wire import (
     IDENTITY_BYTES,
     Reply,
     Request,
-    Row,
-    RowReply,
+    Rows,
     Status,
     encode_reply,
     encode_request,
@@ -117,7 +119,7 @@ class RoutedMethod:
         traffic.waited = self.recorder.seconds
         requests = self.recorder.requests.copy()
         # The report knows of every token what the LLM makes of it; the method pays for none of it.
-        self.uplink.measure(work.texts, records, Traffic())
+        read_unseen(self.uplink.sender, work.texts, records, Traffic())
         if counted:
             greedy = self.router.config.sampling.decoding == "greedy"
             # Text of the small model alone is tied to no draw of the large one.
@@ -211,11 +213,12 @@ class LanguageModelAlone:
         for index in range(len(work.first)):
             made = records.token[index][records.present[index]]
             prompt = work.texts.text(index)[: work.texts.prompt_lengths[index]]
-            row = Row(int(work.texts.sessions[index]), 0, prompt, quiet=len(prompt))
-            request = _request(row, vocab, config.sampling, config.seed)
+            session, length = work.texts.sessions[[index]], np.array([len(prompt)])
+            rows = Rows(session, np.zeros(1, np.int64), length, prompt, quiet=length)
+            request = _request(rows, vocab, config.sampling, config.seed)
             traffic.uplink += len(encode_request(request))
             for token in made:
-                reply = Reply((RowReply(Status.OK, token=int(token)),))
+                reply = Reply(np.array([Status.OK]), tokens=np.array([token]))
                 traffic.downlink += len(encode_reply(reply, request))
         return traffic
 
@@ -224,12 +227,12 @@ Contender = RoutedMethod | LanguageModelAlone
 """A method as the comparison runs it."""
 
 
-def _request(row: Row, vocab: int, sampling: Sampling, seed: int) -> Request:
+def _request(rows: Rows, vocab: int, sampling: Sampling, seed: int) -> Request:
     greedy = sampling.decoding == "greedy"
     return Request(
         verifier=plain_verifier(sampling.decoding),
         vocab=vocab,
-        rows=(row,),
+        rows=rows,
         seed=0 if greedy else seed,
         decoding=sampling.decoding,
         temperature=sampling.temperature,

@@ -9,7 +9,7 @@ import numpy as np
 
 from clients.records import Stage, TokenRecords, Traffic
 from hlm.channels import LINKS, Link
-from hlm.wire import NO_TOKEN, decode_request, encode_request
+from hlm.wire import Rows, decode_request, encode_request
 
 __all__ = ["Tally", "payload_bytes"]
 
@@ -21,12 +21,9 @@ def payload_bytes(message: bytes) -> int:
     for the padding at the end.
     """
     request = decode_request(message)
-    rows = [
-        replace(row, draft=NO_TOKEN, weight=None, support=None, weights=None)
-        for row in request.rows
-        if not row.block
-    ]
-    return len(message) - len(encode_request(replace(request, rows=tuple(rows))))
+    own = request.rows.select(~request.rows.block)
+    fed = Rows(own.sessions, own.starts, own.lengths, own.tokens, quiet=own.quiet)
+    return len(message) - len(encode_request(replace(request, rows=fed)))
 
 
 @dataclass

@@ -13,8 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys
 from hlm.sampling import check_probs
 
@@ -26,6 +29,7 @@ __all__ = [
     "Verdict",
     "Verifier",
 ]
+
 
 UNDECIDED = -1
 """Stands in a token array where the device still has to find the token."""
@@ -77,6 +81,41 @@ class Claim:
             weights=_select(self.weights, rows),
             counts=_select(self.counts, rows),
         )
+
+    def entries(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Row after row without padding, ids increasing: counts [rows], weights and support [n].
+
+        int64; the support is empty unless the claim has one.
+        """
+        rows, nothing = len(self.tokens), np.zeros(0, np.int64)
+        if self.weight is not None:
+            return np.ones(rows, np.int64), self.weight.numpy(), nothing
+        if self.weights is None:
+            return np.zeros(rows, np.int64), nothing, nothing
+        if self.support is None or self.counts is None:
+            return np.full(rows, self.weights.shape[1]), self.weights.numpy().reshape(-1), nothing
+        real = torch.arange(self.support.shape[1]) < self.counts.unsqueeze(1)
+        support, order = torch.where(real, self.support, torch.iinfo(torch.int64).max).sort(dim=1)
+        weights = self.weights.gather(1, order)
+        return self.counts.numpy(), weights[real].numpy(), support[real].numpy()
+
+    @classmethod
+    def of_entries(
+        cls, tokens: IntArray, counts: IntArray, weights: IntArray, support: IntArray
+    ) -> Claim:
+        """The claim about `tokens` (int64 [rows]) that has these `entries`."""
+        drafts, rows = torch.from_numpy(tokens), len(tokens)
+        if not weights.size:
+            return cls(drafts)
+        if not support.size:
+            dense = torch.from_numpy(weights).view(rows, -1)
+            alone = dense.shape[1] == 1
+            return cls(drafts, weight=dense[:, 0]) if alone else cls(drafts, weights=dense)
+        real = np.arange(int(counts.max())) < counts[:, None]
+        padded = np.full((2, *real.shape), [[[UNDECIDED]], [[0]]])
+        padded[:, real] = support, weights
+        ids, masses = torch.from_numpy(padded)
+        return cls(drafts, support=ids, weights=masses, counts=torch.from_numpy(counts))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
-from hlm.wire.checks import check_request
+from hlm.wire.columns import Columns, column, entries
 from hlm.wire.errors import (
     InvalidField,
     OversizedMessage,
@@ -18,18 +18,7 @@ from hlm.wire.errors import (
     UnsupportedVersion,
     WireError,
 )
-from hlm.wire.messages import (
-    NO_TOKEN,
-    SCALAR_BITS,
-    VERIFIER_SHAPES,
-    Limits,
-    Reply,
-    Request,
-    Row,
-    RowReply,
-    Status,
-    following_row,
-)
+from hlm.wire.messages import Reply, Request, Status
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES, PrefixDigest, joint_digest
 from hlm.wire.reply import REPLY_KIND, decode_reply, encode_reply
 from hlm.wire.request import (
@@ -39,6 +28,7 @@ from hlm.wire.request import (
     decode_request,
     encode_request,
 )
+from hlm.wire.rows import NO_TOKEN, SCALAR_BITS, Limits, Rows, with_blocks
 
 __all__ = [
     "DIGEST_BITS",
@@ -47,18 +37,17 @@ __all__ = [
     "REPLY_KIND",
     "REQUEST_KIND",
     "SCALAR_BITS",
-    "VERIFIER_SHAPES",
     "VERSION",
     "BitReader",
     "BitWriter",
+    "Columns",
     "InvalidField",
     "Limits",
     "OversizedMessage",
     "PrefixDigest",
     "Reply",
     "Request",
-    "Row",
-    "RowReply",
+    "Rows",
     "Shape",
     "Status",
     "TrailingData",
@@ -67,11 +56,12 @@ __all__ = [
     "WireError",
     "bits_needed",
     "check_kind",
-    "check_request",
+    "column",
     "decode_reply",
     "decode_request",
     "encode_reply",
     "encode_request",
-    "following_row",
+    "entries",
     "joint_digest",
+    "with_blocks",
 ]

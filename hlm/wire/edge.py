@@ -17,8 +17,8 @@ from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import Limits
 from hlm.wire.request import check_kind
+from hlm.wire.rows import Limits
 
 __all__ = [
     "EDGE_QUERY_KIND",

@@ -18,8 +18,8 @@ from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.edge import EDGE_VERSION
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import Limits
 from hlm.wire.request import check_kind
+from hlm.wire.rows import Limits
 
 __all__ = [
     "EDGE_COMMON_KIND",

@@ -17,8 +17,9 @@ from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import Limits, Reply, Request, Status
+from hlm.wire.messages import Reply, Request
 from hlm.wire.reply import decode_reply
+from hlm.wire.rows import Limits
 
 _LENGTH_BYTES = 4
 _DEFAULT_LIMITS = Limits()
@@ -125,8 +126,7 @@ class FrameReader:
         while (body := self._next_body()) is not None:
             if self.reply is None:
                 self.reply = decode_reply(body, self.request, self.limits)
-                rows = enumerate(self.reply.rows)
-                self.running = [index for index, row in rows if row.status == Status.OK]
+                self.running = np.flatnonzero(self.reply.served).tolist()
             else:
                 frames.append(self._read(body))
         return frames

@@ -1,7 +1,5 @@
 """Replies to bytes and back. Whatever the device knows from its own request is not sent."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from hlm.arrays import IntArray
@@ -10,22 +8,14 @@ from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import (
-    NO_TOKEN,
-    SCALAR_BITS,
-    ByteArray,
-    Limits,
-    Reply,
-    Request,
-    RowReply,
-    Status,
-)
+from hlm.wire.messages import Reply, Request, Status
 from hlm.wire.request import VERSION, check_kind
+from hlm.wire.rows import NO_TOKEN, SCALAR_BITS, Limits
 
 REPLY_KIND = 0xB
 """High half of a reply's first byte; the low half is the version."""
 
-_TOKEN, _LAW = range(2)
+_TOKEN, _TARGET = range(2)
 _DEFAULT_LIMITS = Limits()
 
 
@@ -36,26 +26,51 @@ def encode_reply(reply: Reply, request: Request) -> bytes:
     ------
     InvalidField
         If the reply does not fit the request: number of rows, a token where none can be, feedback
-        nobody asked for, a law that does not sum to one.
+        nobody asked for, a distribution that does not sum to one.
     """
-    if len(reply.rows) != len(request.rows):
-        raise InvalidField(f"{len(reply.rows)} rows answer {len(request.rows)}")
-    _check_skips(reply, request)
-    present = [index for index, row in enumerate(reply.rows) if row.status != Status.SKIPPED]
-    served = [index for index in present if reply.rows[index].status == Status.OK]
+    _check(reply, request)
+    served, shape = reply.served, request.shape
+    missing = (request.feedback_counts - reply.feedback_counts)[served]
+    ends, id_width = np.cumsum(reply.target_counts).tolist(), bits_needed(request.vocab)
     writer = BitWriter()
     writer.uint(REPLY_KIND, 4)
     writer.uint(VERSION, 4)
     writer.flag(False)  # reserved
-    all_served = all(row.status in (Status.OK, Status.SKIPPED) for row in reply.rows)
+    all_served = bool((served | (reply.statuses == Status.SKIPPED)).all())
     writer.flag(all_served)
-    feedback_as_expected = all(
-        _feedback_size(reply.rows[index]) == request.feedback_count(index) for index in served
-    )
-    writer.flag(feedback_as_expected)
-    for index in present:
-        _write_row(writer, reply.rows[index], request, index, all_served)
-    _write_feedback(writer, reply, request, served, feedback_as_expected)
+    writer.flag(not missing.any())
+    for index, (status, drafted, accepted, token, size) in enumerate(
+        zip(
+            reply.statuses.tolist(),
+            request.rows.drafted.tolist(),
+            reply.accepted.tolist(),
+            reply.tokens.tolist(),
+            reply.target_counts.tolist(),
+            strict=True,
+        )
+    ):
+        if status == Status.SKIPPED:
+            continue
+        if not all_served:
+            writer.uint(status, 2)
+        if status != Status.OK:
+            continue
+        offered = accepted if drafted else token != NO_TOKEN
+        writer.flag(offered)
+        if accepted or not (drafted or offered):
+            continue
+        if drafted and shape == Shape.WEIGHT:
+            writer.uint(_TARGET if size else _TOKEN, 2)
+        if size:
+            part = slice(ends[index] - size, ends[index])
+            writer.golomb(size - 1, 5)
+            writer.sorted_set(reply.target_support[part], request.vocab)
+            writer.column(reply.target_weights[part] - 1, SCALAR_BITS)
+        else:
+            writer.uint(token, id_width)
+    if missing.any():
+        writer.column(missing, 0)
+    writer.array(reply.feedback, 8)
     return writer.getvalue()
 
 
@@ -73,171 +88,116 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
     check_kind(reader, REPLY_KIND)
     if reader.flag():
         raise InvalidField("the bit after the version must be 0")
-    all_served, feedback_as_expected = reader.flag(), reader.flag()
-    rows: list[RowReply] = []
-    for index in range(len(request.rows)):
-        if _goes_unanswered(rows, request, index):
-            rows.append(RowReply(Status.SKIPPED))
-        else:
-            rows.append(_read_row(reader, request, index, all_served, limits))
-    feedback = _read_feedback(reader, rows, request, feedback_as_expected)
+    all_served, complete = reader.flag(), reader.flag()
+    count = len(request.rows)
+    statuses, tokens = np.zeros(count, np.int64), np.full(count, NO_TOKEN)
+    accepted, targets = np.zeros(count, np.bool_), _Targets(count)
+    stands = True
+    for index, (drafted, block) in enumerate(
+        zip(request.rows.drafted.tolist(), request.rows.block.tolist(), strict=True)
+    ):
+        status = Status.SKIPPED if block and not stands else Status.OK
+        if status == Status.OK and not all_served:
+            status = _status(reader.uint(2), index)
+        statuses[index], stands = status, False
+        if status != Status.OK:
+            continue
+        offered = reader.flag()
+        if drafted and offered:
+            accepted[index] = stands = True
+        elif drafted and request.shape == Shape.WEIGHT and _is_target(reader.uint(2), index):
+            targets.read(reader, index, request.vocab, limits)
+        elif drafted or offered:
+            tokens[index] = _read_token(reader, request.vocab)
+    tokens[accepted] = request.rows.drafts[accepted]
+    served = statuses == Status.OK
+    counts = np.where(served, request.feedback_counts, 0)
+    if not complete:
+        counts[served] -= reader.column(int(served.sum()), 0)
+        if int(counts.min()) < 0:
+            raise InvalidField("more feedback is missing than was wanted")
+    feedback = reader.array(int(counts.sum()), 8).astype(np.uint8)
     reader.finish()
-    return Reply(
-        tuple(
-            RowReply(
-                row.status,
-                row.accepted,
-                row.token,
-                feedback.get(index),
-                row.target_support,
-                row.target_weights,
-            )
-            for index, row in enumerate(rows)
-        )
-    )
+    return Reply(statuses, accepted, tokens, counts, feedback, *targets.columns())
 
 
-def _goes_unanswered(rows: Sequence[RowReply], request: Request, index: int) -> bool:
-    """Whether row ``index`` follows, in its block, a row that was rejected or not served."""
-    if not request.rows[index].block:
-        return False
-    before = rows[index - 1]
-    return before.status != Status.OK or not before.accepted
+class _Targets:
+    """Distributions of the large model, as they are read."""
 
+    def __init__(self, rows: int) -> None:
+        self.counts = np.zeros(rows, np.int64)
+        self.parts: list[tuple[IntArray, IntArray]] = []
 
-def _check_skips(reply: Reply, request: Request) -> None:
-    for index, row in enumerate(reply.rows):
-        after = _goes_unanswered(reply.rows, request, index)
-        if (row.status == Status.SKIPPED) != after:
-            raise InvalidField(
-                f"row {index}: status {row.status.name}, but it "
-                f"{'follows' if after else 'does not follow'} a row that ends its block"
-            )
-
-
-def _write_row(
-    writer: BitWriter, row: RowReply, request: Request, index: int, all_served: bool
-) -> None:
-    asked = request.rows[index]
-    if not all_served:
-        writer.uint(row.status, 2)
-    if row.status != Status.OK:
-        return
-    if not NO_TOKEN <= row.token < request.vocab:
-        raise InvalidField(f"row {index}: token={row.token} must be in [-1, {request.vocab})")
-    id_width = bits_needed(request.vocab)
-    if asked.draft == NO_TOKEN:
-        if row.accepted:
-            raise InvalidField(f"row {index}: accepted, but it has no draft")
-        writer.flag(row.token != NO_TOKEN)
-        if row.token != NO_TOKEN:
-            writer.uint(row.token, id_width)
-        return
-    writer.flag(row.accepted)
-    if row.accepted:
-        if row.token != asked.draft:
-            raise InvalidField(f"row {index}: accepted {row.token}, drafted {asked.draft}")
-        return
-    if request.shape == Shape.WEIGHT:
-        _write_resampling(writer, row, request, index)
-    elif row.token == NO_TOKEN:
-        raise InvalidField(f"row {index}: a rejection by {request.verifier!r} needs a token")
-    else:
-        writer.uint(row.token, id_width)
-
-
-def _write_resampling(writer: BitWriter, row: RowReply, request: Request, index: int) -> None:
-    id_width = bits_needed(request.vocab)
-    if (row.target_support is None) == (row.token == NO_TOKEN):
-        raise InvalidField(f"row {index}: a rejection needs a token or a law (just one)")
-    writer.uint(_TOKEN if row.target_support is None else _LAW, 2)
-    if row.target_support is not None:
-        weights = row.target_weights
-        if weights is None or weights.shape != row.target_support.shape:
-            raise InvalidField(f"row {index}: target_weights must match target_support")
-        _check_target(weights, index)
-        writer.golomb(weights.size - 1, 5)
-        writer.sorted_set(row.target_support.astype(np.int64), request.vocab)
-        writer.column(weights.astype(np.int64) - 1, SCALAR_BITS)
-    else:
-        writer.uint(row.token, id_width)
-
-
-def _write_feedback(
-    writer: BitWriter, reply: Reply, request: Request, served: list[int], as_expected: bool
-) -> None:
-    bytes_of_rows = []
-    for index, row in enumerate(reply.rows):
-        size, most = _feedback_size(row), request.feedback_count(index)
-        if size > (most if row.status == Status.OK else 0):
-            raise InvalidField(f"row {index}: {size} feedback bytes where {most} are wanted")
-        if row.feedback is not None:
-            bytes_of_rows.append(row.feedback)
-    if not as_expected:
-        missing = [request.feedback_count(i) - _feedback_size(reply.rows[i]) for i in served]
-        writer.column(missing, 0)
-    if bytes_of_rows:
-        writer.array(np.concatenate(bytes_of_rows), 8)
-
-
-def _read_row(
-    reader: BitReader, request: Request, index: int, all_served: bool, limits: Limits
-) -> RowReply:
-    code = Status.OK if all_served else reader.uint(2)
-    if code > Status.REFUSED:
-        raise InvalidField(f"row {index}: status {code}; known are 0 to {Status.REFUSED:d}")
-    if code != Status.OK:
-        return RowReply(Status(code))
-    draft = request.rows[index].draft
-    if draft == NO_TOKEN:
-        return RowReply(token=_read_token(reader, request) if reader.flag() else NO_TOKEN)
-    if reader.flag():
-        return RowReply(accepted=True, token=draft)
-    if request.shape == Shape.WEIGHT:
-        return _read_resampling(reader, request, index, limits)
-    return RowReply(token=_read_token(reader, request))
-
-
-def _read_resampling(reader: BitReader, request: Request, index: int, limits: Limits) -> RowReply:
-    form = reader.uint(2)
-    if form == _TOKEN:
-        return RowReply(token=_read_token(reader, request))
-    if form == _LAW:
+    def read(self, reader: BitReader, index: int, vocab: int, limits: Limits) -> None:
         size = reader.golomb(5) + 1
         if size > limits.max_weights:
             raise OversizedMessage(f"{size} weights; at most {limits.max_weights} are allowed")
-        support = reader.sorted_set(size, request.vocab)
-        weights = reader.column(size, SCALAR_BITS) + 1
-        _check_target(weights, index)
-        return RowReply(target_support=support, target_weights=weights)
-    raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_LAW}")
+        self.counts[index] = size
+        self.parts.append((reader.sorted_set(size, vocab), reader.column(size, SCALAR_BITS) + 1))
+        _check_target(self.parts[-1][1])
+
+    def columns(self) -> tuple[IntArray, IntArray, IntArray]:
+        if not self.parts:
+            return self.counts, np.zeros(0, np.int64), np.zeros(0, np.int64)
+        support, weights = zip(*self.parts, strict=True)
+        return self.counts, np.concatenate(support), np.concatenate(weights)
 
 
-def _read_token(reader: BitReader, request: Request) -> int:
-    token = reader.uint(bits_needed(request.vocab))
-    if token >= request.vocab:
-        raise InvalidField(f"token={token} must be in [0, {request.vocab})")
+def _status(code: int, index: int) -> Status:
+    if code > Status.REFUSED:
+        raise InvalidField(f"row {index}: status {code}; known are 0 to {Status.REFUSED:d}")
+    return Status(code)
+
+
+def _is_target(form: int, index: int) -> bool:
+    if form > _TARGET:
+        raise InvalidField(f"row {index}: resampling form {form}; known are 0 to {_TARGET}")
+    return form == _TARGET
+
+
+def _read_token(reader: BitReader, vocab: int) -> int:
+    token = reader.uint(bits_needed(vocab))
+    if token >= vocab:
+        raise InvalidField(f"token={token} must be in [0, {vocab})")
     return token
 
 
-def _read_feedback(
-    reader: BitReader, rows: list[RowReply], request: Request, as_expected: bool
-) -> dict[int, ByteArray]:
-    served = [index for index, row in enumerate(rows) if row.status == Status.OK]
-    counts = np.array([request.feedback_count(index) for index in served], dtype=np.int64)
-    if not as_expected:
-        counts = counts - reader.column(len(served), 0)
-        if served and int(counts.min()) < 0:
-            raise InvalidField("more feedback is missing than was wanted")
-    flat = reader.array(int(counts.sum()), 8).astype(np.uint8)
-    return dict(zip(served, np.split(flat, np.cumsum(counts)[:-1]), strict=False))
+def _check(reply: Reply, request: Request) -> None:
+    """Raise :class:`InvalidField` for the first row that does not fit the request."""
+    rows = request.rows
+    if len(reply) != len(rows):
+        raise InvalidField(f"{len(reply)} rows answer {len(rows)}")
+    served, accepted, tokens = reply.served, reply.accepted, reply.tokens
+    stands = np.append(True, served & accepted)[:-1]  # of the row before
+    rejected, targets = served & rows.drafted & ~accepted, reply.target_counts > 0
+    many = served * request.feedback_counts
+    by_device = rejected & targets & (request.shape == Shape.WEIGHT)
+    for wrong, why in (
+        (
+            (reply.statuses == Status.SKIPPED) != (rows.block & ~stands),
+            "is SKIPPED if and only if it follows a row that ends its block",
+        ),
+        (
+            served & ((tokens < NO_TOKEN) | (tokens >= request.vocab)),
+            f"token must be in [-1, {request.vocab})",
+        ),
+        (served & accepted & ~rows.drafted, "is accepted, but it has no draft"),
+        (served & accepted & (tokens != rows.drafts), "what is accepted must be the draft"),
+        (targets & ~by_device, f"{request.verifier!r} sends no distribution for it"),
+        (
+            rejected & ((tokens == NO_TOKEN) != targets),
+            "a rejection needs a token or a distribution (just one)",
+        ),
+        (reply.feedback_counts > many, "has more feedback than is wanted"),
+    ):
+        if wrong.any():
+            raise InvalidField(f"row {int(wrong.argmax())}: {why}")
+    for part in np.split(reply.target_weights, np.cumsum(reply.target_counts[targets])[:-1]):
+        if part.size:
+            _check_target(part)
 
 
-def _feedback_size(row: RowReply) -> int:
-    return 0 if row.feedback is None else row.feedback.size
-
-
-def _check_target(weights: IntArray, index: int) -> None:
+def _check_target(weights: IntArray) -> None:
     total, whole = int(weights.sum()), 1 << SCALAR_BITS
     if int(weights.min()) < 1 or int(weights.max()) > whole or total != whole:
-        raise InvalidField(f"row {index}: target_weights must be >= 1 and sum to {whole}; {total}")
+        raise InvalidField(f"target_weights must be >= 1 and sum to {whole}; {total}")

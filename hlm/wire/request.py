@@ -1,22 +1,20 @@
 """Requests to bytes and back; ``docs/wire.md`` shows the layout."""
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from hlm.arrays import IntArray
-from hlm.verifiers import Shape
+from hlm.arrays import BoolArray, IntArray
+from hlm.verifiers import VERIFIERS, Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
-from hlm.wire.checks import check_request
 from hlm.wire.errors import OversizedMessage, UnsupportedVersion
-from hlm.wire.laws import (
+from hlm.wire.messages import Request
+from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
+from hlm.wire.rows import NO_TOKEN, Limits, Rows, with_blocks
+from hlm.wire.weights import (
     read_dense,
     read_probabilities,
     read_supports,
@@ -24,15 +22,13 @@ from hlm.wire.laws import (
     write_probabilities,
     write_supports,
 )
-from hlm.wire.messages import NO_TOKEN, VERIFIER_SHAPES, Limits, Request, Row, following_row
-from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
 
 VERSION = 2
 REQUEST_KIND = 0xA
 """High half of a request's first byte; the low half is :data:`VERSION`."""
 
-_VERIFIERS = tuple(VERIFIER_SHAPES)
-_DEFAULT_LAW, _DECIMAL_LAW, _FLOAT_LAW = range(3)
+_VERIFIERS = tuple(VERIFIERS)
+_DEFAULT, _DECIMAL, _FLOAT = range(3)
 _DECIMALS = 10_000
 _DEFAULT_LIMITS = Limits()
 
@@ -50,15 +46,12 @@ def encode_request(request: Request) -> bytes:
     InvalidField
         If a field is out of range, or a row's claim has not the verifier's shape.
     """
-    shape = request.shape
-    check_request(request)
     rows = request.rows
-    leading = [row for row in rows if not row.block]
-    drafted = [row.draft != NO_TOKEN for row in rows]
-    asking = [row for row in rows if row.draft != NO_TOKEN]
-    ids = _joined([*(row.tokens for row in leading), np.array([row.draft for row in asking])])
-    law = _law_form(request)
-    any_quiet = any(row.quiet for row in leading)
+    leads, drafted = ~rows.block, rows.drafted
+    any_block, all_drafted = not leads.all(), bool(drafted.all())
+    own = rows.tokens[np.repeat(leads, rows.lengths)] if any_block else rows.tokens
+    form = _sampling_form(request)
+    any_quiet = bool(rows.quiet[leads].any())
 
     writer = BitWriter()
     writer.uint(REQUEST_KIND, 4)
@@ -66,32 +59,32 @@ def encode_request(request: Request) -> bytes:
     writer.uint(_VERIFIERS.index(request.verifier), 4)
     writer.flag(request.feedback)
     writer.flag(request.decoding == "sampled")
-    writer.uint(law, 2)
+    writer.uint(form, 2)
     writer.flag(request.bits == 16)
     writer.flag(any_quiet)
-    writer.flag(all(drafted))
-    writer.flag(len(leading) < len(rows))
+    writer.flag(all_drafted)
+    writer.flag(any_block)
     writer.golomb(request.vocab - 2, 12)
     writer.sized(request.client)
     writer.sized(request.seed)
-    _write_law(writer, request, law)
+    _write_sampling(writer, request, form)
     writer.golomb(len(rows) - 1, 3)
-    writer.column([row.session for row in rows], 3)
-    if len(leading) < len(rows):
-        writer.bits([row.block for last, row in pairwise(rows) if row.session == last.session])
-    writer.column([row.start for row in leading], 5)
-    writer.column([len(row.tokens) for row in leading], 1)
+    writer.column(rows.sessions, 3)
+    if any_block:
+        writer.bits(rows.block[~rows.first])
+    writer.column(rows.starts[leads], 5)
+    writer.column(rows.lengths[leads], 1)
     if any_quiet:
-        writer.column([row.quiet for row in leading], 5)
-    if not all(drafted):
+        writer.column(rows.quiet[leads], 5)
+    if not all_drafted:
         writer.bits(drafted)
-    if request.begins:
+    if request.identity:
         writer.uint(int.from_bytes(request.identity, "big"), 8 * IDENTITY_BYTES)
-    if any(request.builds(index) for index in range(len(rows))):
+    if rows.builds.any():
         writer.uint(request.digest, DIGEST_BITS)
-    writer.array(ids, bits_needed(request.vocab))
-    if asking:
-        _write_claims(writer, request, asking, shape)
+    writer.array(np.concatenate([own, rows.drafts[drafted]]), bits_needed(request.vocab))
+    if drafted.any():
+        _write_claims(writer, request)
     return writer.getvalue()
 
 
@@ -120,26 +113,35 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
         raise UnsupportedVersion(f"verifier code {code}; known are 0 to {len(_VERIFIERS) - 1}")
     feedback = reader.flag()
     decoding: Literal["greedy", "sampled"] = "sampled" if reader.flag() else "greedy"
-    law = reader.uint(2)
+    form = reader.uint(2)
     bits = 16 if reader.flag() else 8
     any_quiet, all_drafted, any_block = reader.flag(), reader.flag(), reader.flag()
     vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client, seed = reader.sized(), reader.sized()
-    temperature, top_p = _read_law(reader, law)
+    temperature, top_p = _read_sampling(reader, form)
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
-    columns = _read_columns(reader, sessions, leads, any_quiet, all_drafted, limits)
-    begins = bool((columns.starts == 0).any())
+    leading = int(leads.sum())
+    starts, lengths = reader.column(leading, 5), reader.column(leading, 1)
+    quiet = reader.column(leading, 5) if any_quiet else np.zeros(leading, np.int64)
+    _bounded(int(starts.max()), limits.max_tokens_per_row, "start")
+    _bounded(int(lengths.max()), limits.max_tokens_per_row, "tokens of a row")
+    own = _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
+    drafted = np.ones(count, np.bool_) if all_drafted else reader.bits(count) > 0
+    begins = bool((starts == 0).any())
     identity = reader.uint(8 * IDENTITY_BYTES).to_bytes(IDENTITY_BYTES, "big") if begins else b""
-    digest = reader.uint(DIGEST_BITS) if columns.builds else 0
-    ids = reader.array(columns.ids, bits_needed(vocab))
-    rows = _rows(columns, ids)
-    _read_claims(reader, rows, _VERIFIERS[code], vocab, bits, limits)
+    builds = (np.diff(sessions[leads], prepend=-1) != 0) & (starts > 0)
+    digest = reader.uint(DIGEST_BITS) if builds.any() else 0
+    ids = reader.array(own + int(drafted.sum()), bits_needed(vocab))
+    drafts = np.full(count, NO_TOKEN)
+    drafts[drafted] = ids[own:]
+    first = Rows(sessions[leads], starts, lengths, ids[:own], quiet=quiet)
+    claims = _read_claims(reader, drafted, VERIFIERS[_VERIFIERS[code]].claim, vocab, bits, limits)
     reader.finish()
-    request = Request(
+    return Request(
         verifier=_VERIFIERS[code],
         vocab=vocab,
-        rows=tuple(rows),
+        rows=with_blocks(first, leads, drafts, *claims),
         seed=seed,
         client=client,
         feedback=feedback,
@@ -150,8 +152,6 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
         identity=identity,
         digest=digest,
     )
-    check_request(request)
-    return request
 
 
 def check_kind(reader: BitReader, kind: int, version: int = VERSION) -> None:
@@ -164,42 +164,36 @@ def check_kind(reader: BitReader, kind: int, version: int = VERSION) -> None:
         )
 
 
-def _law_form(request: Request) -> int:
+def _sampling_form(request: Request) -> int:
     if request.temperature == request.top_p == 1.0:
-        return _DEFAULT_LAW
+        return _DEFAULT
     decimal = all(
         value < 1_000 and round(value * _DECIMALS) / _DECIMALS == value
         for value in (request.temperature, request.top_p)
     )
-    return _DECIMAL_LAW if decimal else _FLOAT_LAW
+    return _DECIMAL if decimal else _FLOAT
 
 
-def _write_law(writer: BitWriter, request: Request, form: int) -> None:
+def _write_sampling(writer: BitWriter, request: Request, form: int) -> None:
     for value in (request.temperature, request.top_p):
-        if form == _DECIMAL_LAW:
+        if form == _DECIMAL:
             writer.golomb(round(value * _DECIMALS), 13)
-        elif form == _FLOAT_LAW:
+        elif form == _FLOAT:
             writer.uint(int.from_bytes(struct.pack(">d", value), "big"), 64)
 
 
-def _read_law(reader: BitReader, form: int) -> tuple[float, float]:
-    if form == _DEFAULT_LAW:
+def _read_sampling(reader: BitReader, form: int) -> tuple[float, float]:
+    if form == _DEFAULT:
         return 1.0, 1.0
-    if form == _DECIMAL_LAW:
+    if form == _DECIMAL:
         return reader.golomb(13) / _DECIMALS, reader.golomb(13) / _DECIMALS
-    if form != _FLOAT_LAW:
-        raise UnsupportedVersion(f"sampling law form {form}; known are 0 to {_FLOAT_LAW}")
+    if form != _FLOAT:
+        raise UnsupportedVersion(f"sampling law form {form}; known are 0 to {_FLOAT}")
     temperature, top_p = struct.unpack(">dd", reader.uint(128).to_bytes(16, "big"))
     return temperature, top_p
 
 
-def _joined(arrays: Sequence[npt.NDArray[np.integer]]) -> IntArray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64)
-
-
-def _read_sessions(
-    reader: BitReader, count: int, any_block: bool
-) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+def _read_sessions(reader: BitReader, count: int, any_block: bool) -> tuple[IntArray, BoolArray]:
     sessions = reader.column(count, 3)
     leads = np.ones(count, dtype=bool)
     if any_block:
@@ -208,100 +202,34 @@ def _read_sessions(
     return sessions, leads
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Everything about the rows but their ids and claims."""
-
-    sessions: IntArray
-    leads: npt.NDArray[np.bool_]  # False for the rows of a block after its first
-    drafted: npt.NDArray[np.bool_]
-    starts: IntArray  # this and the next two: of the rows that lead
-    lengths: IntArray
-    quiet: IntArray
-
-    @property
-    def ids(self) -> int:
-        return int(self.lengths.sum()) + int(self.drafted.sum())
-
-    @property
-    def builds(self) -> bool:
-        """Whether the first row of a session starts past 0."""
-        first = np.diff(self.sessions[self.leads], prepend=-1) != 0
-        return bool((first & (self.starts > 0)).any())
-
-
-def _read_columns(
-    reader: BitReader,
-    sessions: IntArray,
-    leads: npt.NDArray[np.bool_],
-    any_quiet: bool,
-    all_drafted: bool,
-    limits: Limits,
-) -> _Columns:
-    leading = int(leads.sum())
-    starts = reader.column(leading, 5)
-    lengths = reader.column(leading, 1)
-    quiet = reader.column(leading, 5) if any_quiet else np.zeros(leading, dtype=np.int64)
-    _bounded(int(starts.max()), limits.max_tokens_per_row, "start")
-    _bounded(int(lengths.max()), limits.max_tokens_per_row, "tokens of a row")
-    _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
-    count = sessions.size
-    drafted = np.ones(count, dtype=bool) if all_drafted else reader.bits(count).astype(bool)
-    return _Columns(sessions, leads, drafted, starts, lengths, quiet)
-
-
-def _rows(columns: _Columns, ids: IntArray) -> list[Row]:
-    """Rows without claims, from the ids of their tokens and, after those, of their drafts."""
-    ends = np.cumsum(columns.lengths)
-    tokens = np.split(ids[: int(ends[-1])], ends[:-1])
-    drafts = np.full(columns.sessions.size, NO_TOKEN, dtype=np.int64)
-    drafts[columns.drafted] = ids[int(ends[-1]) :]
-    starts, quiet = columns.starts.tolist(), columns.quiet.tolist()
-    rows: list[Row] = []
-    lead = 0
-    for session, draft, leads in zip(
-        columns.sessions.tolist(), drafts.tolist(), columns.leads.tolist(), strict=True
-    ):
-        if leads:
-            rows.append(Row(session, starts[lead], tokens[lead], draft, quiet=quiet[lead]))
-            lead += 1
-        else:
-            rows.append(following_row(rows[-1], draft))  # checked later to follow a draft
-    return rows
-
-
-def _write_claims(writer: BitWriter, request: Request, asking: list[Row], shape: Shape) -> None:
+def _write_claims(writer: BitWriter, request: Request) -> None:
+    shape, weights = request.shape, request.rows.weights
+    counts = request.rows.counts[request.rows.drafted]
     if shape == Shape.WEIGHT:
-        weights = [row.weight for row in asking]
-        write_probabilities(writer, np.array(weights, dtype=np.int64))
+        write_probabilities(writer, weights)
     if shape == Shape.SUPPORT:
-        supports = [row.support.astype(np.int64) for row in asking if row.support is not None]
-        write_supports(writer, supports, request.vocab)
+        write_supports(writer, request.rows.support, counts, request.vocab)
     if shape in (Shape.SUPPORT, Shape.PROBS):
-        laws = [row.weights for row in asking if row.weights is not None]
-        write_dense(writer, laws, request.bits)
+        write_dense(writer, weights, counts, request.bits)
 
 
 def _read_claims(
-    reader: BitReader, rows: list[Row], verifier: str, vocab: int, bits: int, limits: Limits
-) -> None:
-    """Add to each row with a draft what it claims about it."""
-    shape = VERIFIER_SHAPES[verifier]
-    asking = [index for index, row in enumerate(rows) if row.draft != NO_TOKEN]
-    count = len(asking)
+    reader: BitReader, drafted: BoolArray, shape: Shape, vocab: int, bits: int, limits: Limits
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Counts of all rows, weights and support of what is claimed about their drafts."""
+    asking, nothing = int(drafted.sum()), np.zeros(0, np.int64)
+    counts, support = np.zeros(len(drafted), np.int64), nothing
     if not asking or shape == Shape.NOTHING:
-        return
+        return counts, nothing, nothing
     if shape == Shape.WEIGHT:
-        for index, weight in zip(asking, read_probabilities(reader, count).tolist(), strict=True):
-            rows[index] = replace(rows[index], weight=weight)
-        return
-    supports: list[IntArray | None] = [None] * count
+        counts[drafted] = 1
+        return counts, read_probabilities(reader, asking), nothing
     if shape == Shape.SUPPORT:
-        supports = list(read_supports(reader, count, vocab, limits))
-    sizes = [vocab if support is None else support.size for support in supports]
-    _bounded(sum(sizes), limits.max_weights, "weights")
-    for index, support, law in zip(asking, supports, read_dense(reader, sizes, bits), strict=True):
-        rows[index] = replace(rows[index], support=support, weights=law)
+        support, counts[drafted] = read_supports(reader, asking, vocab, limits)
+    else:
+        counts[drafted] = vocab
+    _bounded(int(counts.sum()), limits.max_weights, "weights")
+    return counts, read_dense(reader, counts[drafted], bits), support
 
 
 def _bounded(value: int, limit: int, name: str) -> int:

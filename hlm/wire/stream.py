@@ -16,8 +16,9 @@ import numpy as np
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.messages import Limits, Request
+from hlm.wire.messages import Request
 from hlm.wire.request import check_kind, decode_request, encode_request
+from hlm.wire.rows import Limits
 
 VERSION = 1
 OPENING_KIND, CONTROL_KIND, ANSWER_KIND = 0x7, 0x8, 0x9
@@ -205,6 +206,5 @@ def _check_opening(opening: Opening, limits: Limits) -> None:
     for name, value, low in (("span", opening.span, 1), ("credit", opening.credit, 0)):
         if not low <= value <= most:
             raise InvalidField(f"{name}={value} must be in [{low}, {most}]")
-    sessions = [row.session for row in request.rows]
-    if len(set(sessions)) < len(sessions):
+    if not request.rows.first.all():
         raise InvalidField("a stream has one row a session, and no blocks")

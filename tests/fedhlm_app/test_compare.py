@@ -21,7 +21,8 @@ from fedhlm_app.settings import Settings, SettingsError
 from hlm.channels import LINKS
 from hlm.line import LineSums
 from hlm.randomness import DrawKeys
-from hlm.wire import Request, Row, encode_request
+from hlm.wire import Request, encode_request
+from tests.wire_rows import Row, rows_of
 
 SMALL = {"prompts": 2, "calibration_prompts": 6, "tokens": 5}
 
@@ -210,7 +211,7 @@ def test_speed_is_compute_plus_a_round_trip_a_message():
 def test_the_payload_is_what_the_draft_adds(verifier, fields, size):
     row = Row(3, 20, np.arange(4), 9, **fields)
     bits = 16 if verifier == "full" else 8
-    request = Request(verifier, 4096, (row,), decoding="sampled", bits=bits)
+    request = Request(verifier, 4096, rows_of([row]), decoding="sampled", bits=bits)
     assert payload_bytes(encode_request(request)) == pytest.approx(size, abs=1)
 
 

@@ -9,7 +9,9 @@ from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, Traffic
-from clients.resolvers.uplink import LanguageModelUplink, UplinkConfig
+from clients.resolvers.measuring import read_unseen
+from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.device import Device, training_sessions
 from fedhlm_app.client.inference import end_tokens
 from fedhlm_app.data.items import load_items
@@ -136,7 +138,7 @@ def test_with_all_off_it_is_the_plain_router(service):
         work = device.work.make(rows, sessions, each)
         made += len(rows)
         plain = router.generate(work.texts, work.new_tokens, traffic)
-        uplink.measure(work.texts, plain, traffic)
+        read_unseen(uplink.sender, work.texts, plain, traffic)
         for name in ("token", "stage", "draft", "position", "uncertainty", "log_prob"):
             left, right = getattr(records, name), getattr(plain, name)
             assert np.array_equal(left, right, equal_nan=left.dtype.kind == "f"), (number, name)

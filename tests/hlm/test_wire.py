@@ -5,21 +5,19 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hlm.verifiers import VERIFIERS
 from hlm.wire import (
-    VERIFIER_SHAPES,
     InvalidField,
     Limits,
     OversizedMessage,
-    Reply,
     Request,
-    Row,
-    RowReply,
     Status,
     TrailingData,
     TruncatedMessage,
@@ -30,9 +28,9 @@ from hlm.wire import (
     decode_request,
     encode_reply,
     encode_request,
-    following_row,
 )
 from tests.hlm.wire_messages import law, random_reply, random_request
+from tests.wire_rows import Row, RowReply, following_row, reply_of, rows_of
 
 quick = settings(max_examples=50, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -55,10 +53,12 @@ def lockstep(verifier: str, vocab: int, rows: int = 20, support: int = 30) -> Re
         tokens = random.integers(0, vocab, kept_count)
         made.append(Row(session, start, tokens, int(random.integers(vocab)), **claim))  # type: ignore
     seed = 12_345 if verifier == "coupled" else 0
-    return Request(verifier, vocab, tuple(made), seed, client=3, feedback=True, decoding="sampled")
+    return Request(
+        verifier, vocab, rows_of(made), seed, client=3, feedback=True, decoding="sampled"
+    )
 
 
-@pytest.mark.parametrize("verifier", VERIFIER_SHAPES)
+@pytest.mark.parametrize("verifier", VERIFIERS)
 @quick
 @given(seed=seeds)
 def test_requests_come_back(verifier: str, seed: int) -> None:
@@ -105,13 +105,13 @@ def test_another_version_kind_or_coding_is_refused() -> None:
 def test_limits_refuse_before_reading() -> None:
     request = lockstep("truncated", 4096)
     payload = encode_request(request)
-    longest = max(len(row.tokens) for row in request.rows)
+    longest = int(request.rows.lengths.max())
     for name, value in (
         ("max_bytes", len(payload)),
         ("max_rows", 20),
         ("max_vocab", 4096),
-        ("max_tokens", sum(len(row.tokens) for row in request.rows)),
-        ("max_tokens_per_row", max(longest, *(row.start for row in request.rows))),
+        ("max_tokens", len(request.rows.tokens)),
+        ("max_tokens_per_row", max(longest, int(request.rows.starts.max()))),
         ("max_weights", 600),
     ):
         assert decode_request(payload, Limits(**{name: value})) == request
@@ -131,52 +131,56 @@ SCALAR = replace(ROW, weight=9)
 TRUNCATED = replace(ROW, support=np.array([3, 7]), weights=np.array([100, 156]))
 
 
+def said(verifier: str, vocab: int, rows: tuple[Row, ...], **options: Any) -> Callable[[], Request]:
+    return lambda: Request(verifier, vocab, rows_of(rows), **options)
+
+
 @pytest.mark.parametrize(
-    "request_",
+    "made",
     [
-        Request("telepathy", 10, (ROW,)),
-        Request("greedy", 1, (ROW,)),
-        Request("greedy", 10, ()),
-        Request("greedy", 10, (ROW,), bits=4),
-        Request("greedy", 10, (ROW,), seed=-1),
-        Request("greedy", 10, (ROW,), client=1 << 32),
-        Request("greedy", 10, (ROW,), identity=bytes(16)),
-        Request("greedy", 10, (replace(ROW, start=0),)),
-        Request("greedy", 10, (replace(ROW, start=0),), identity=bytes(15)),
-        Request("greedy", 10, (ROW,), digest=1 << 32),
-        Request("greedy", 10, (ROW,), digest=-1),
-        Request("greedy", 10, (replace(ROW, start=0),), identity=bytes(16), digest=1),
-        Request("greedy", 10, (ROW,), decoding="beam"),  # type: ignore[arg-type]
-        Request("greedy", 10, (ROW,), temperature=0.0),
-        Request("greedy", 10, (ROW,), temperature=math.nan),
-        Request("greedy", 10, (ROW,), top_p=1.5),
-        Request("greedy", 7, (ROW,)),
-        Request("greedy", 10, (replace(ROW, tokens=np.array([-1])),)),
-        Request("greedy", 10, (replace(ROW, tokens=np.array([0.5])),)),
-        Request("greedy", 10, (replace(ROW, tokens=np.zeros((1, 1), dtype=np.int64)),)),
-        Request("greedy", 10, (replace(ROW, session=1 << 32),)),
-        Request("greedy", 10, (replace(ROW, start=-1),)),
-        Request("greedy", 10, (replace(ROW, quiet=3),)),
-        Request("greedy", 10, (replace(ROW, draft=-2),)),
-        Request("greedy", 10, (SCALAR,)),
-        Request("scalar", 10, (ROW,)),
-        Request("scalar", 10, (replace(SCALAR, weight=0),)),
-        Request("scalar", 10, (replace(SCALAR, draft=-1),)),
-        Request("truncated", 10, (replace(TRUNCATED, weights=np.array([100, 157])),)),
-        Request("truncated", 10, (replace(TRUNCATED, weights=np.array([-1, 1])),)),
-        Request("truncated", 10, (replace(TRUNCATED, weights=np.array([1])),)),
-        Request("truncated", 10, (replace(TRUNCATED, support=np.array([7, 3])),)),
-        Request("truncated", 7, (replace(TRUNCATED, tokens=np.array([1]), draft=0),)),
-        Request("full", 10, (replace(ROW, weights=np.full(10, 25)),)),
-        Request("greedy", 10, (ROW, replace(ROW, session=2), ROW)),
-        Request("greedy", 10, (following_row(ROW, 3),)),
-        Request("greedy", 10, (ROW, replace(following_row(ROW, 3), start=5))),
-        Request("greedy", 10, (replace(ROW, draft=-1), replace(following_row(ROW, 3), draft=1))),
+        said("telepathy", 10, (ROW,)),
+        said("greedy", 1, (ROW,)),
+        said("greedy", 10, ()),
+        said("greedy", 10, (ROW,), bits=4),
+        said("greedy", 10, (ROW,), seed=-1),
+        said("greedy", 10, (ROW,), client=1 << 32),
+        said("greedy", 10, (ROW,), identity=bytes(16)),
+        said("greedy", 10, (replace(ROW, start=0),)),
+        said("greedy", 10, (replace(ROW, start=0),), identity=bytes(15)),
+        said("greedy", 10, (ROW,), digest=1 << 32),
+        said("greedy", 10, (ROW,), digest=-1),
+        said("greedy", 10, (replace(ROW, start=0),), identity=bytes(16), digest=1),
+        said("greedy", 10, (ROW,), decoding="beam"),
+        said("greedy", 10, (ROW,), temperature=0.0),
+        said("greedy", 10, (ROW,), temperature=math.nan),
+        said("greedy", 10, (ROW,), top_p=1.5),
+        said("greedy", 7, (ROW,)),
+        said("greedy", 10, (replace(ROW, tokens=np.array([-1])),)),
+        said("greedy", 10, (replace(ROW, tokens=np.array([0.5])),)),
+        said("greedy", 10, (replace(ROW, tokens=np.zeros((1, 1), dtype=np.int64)),)),
+        said("greedy", 10, (replace(ROW, session=1 << 32),)),
+        said("greedy", 10, (replace(ROW, start=-1),)),
+        said("greedy", 10, (replace(ROW, quiet=3),)),
+        said("greedy", 10, (replace(ROW, draft=-2),)),
+        said("greedy", 10, (SCALAR,)),
+        said("scalar", 10, (ROW,)),
+        said("scalar", 10, (replace(SCALAR, weight=0),)),
+        said("scalar", 10, (replace(SCALAR, draft=-1),)),
+        said("truncated", 10, (replace(TRUNCATED, weights=np.array([100, 157])),)),
+        said("truncated", 10, (replace(TRUNCATED, weights=np.array([-1, 1])),)),
+        said("truncated", 10, (replace(TRUNCATED, weights=np.array([1])),)),
+        said("truncated", 10, (replace(TRUNCATED, support=np.array([7, 3])),)),
+        said("truncated", 7, (replace(TRUNCATED, tokens=np.array([1]), draft=0),)),
+        said("full", 10, (replace(ROW, weights=np.full(10, 25)),)),
+        said("greedy", 10, (ROW, replace(ROW, session=2), ROW)),
+        said("greedy", 10, (following_row(ROW, 3),)),
+        said("greedy", 10, (ROW, replace(following_row(ROW, 3), start=5))),
+        said("greedy", 10, (replace(ROW, draft=-1), replace(following_row(ROW, 3), draft=1))),
     ],
 )
-def test_what_cannot_be_said_is_refused(request_: Request) -> None:
+def test_what_cannot_be_said_is_refused(made: Callable[[], Request]) -> None:
     with pytest.raises(InvalidField):
-        encode_request(request_)
+        made()
 
 
 LAW = {"target_support": np.array([1, 2]), "target_weights": np.array([1 << 15, 1 << 15])}
@@ -202,14 +206,14 @@ LAW = {"target_support": np.array([1, 2]), "target_weights": np.array([1 << 15, 
     ],
 )
 def test_a_reply_has_to_fit_its_request(rows: tuple[RowReply, ...]) -> None:
-    request = Request("scalar", 10, (SCALAR, following_row(SCALAR)), feedback=True)
+    request = Request("scalar", 10, rows_of((SCALAR, following_row(SCALAR))), feedback=True)
     with pytest.raises(InvalidField):
-        encode_reply(Reply(rows), request)
+        encode_reply(reply_of(rows), request)
 
 
 def test_a_rejection_by_the_server_needs_a_token() -> None:
     with pytest.raises(InvalidField):
-        encode_reply(Reply((RowReply(),)), Request("greedy", 10, (ROW,)))
+        encode_reply(reply_of([RowReply()]), Request("greedy", 10, rows_of([ROW])))
 
 
 def test_feedback_is_expected_for_what_the_server_reads_and_the_device_wants() -> None:
@@ -220,19 +224,22 @@ def test_feedback_is_expected_for_what_the_server_reads_and_the_device_wants() -
         Row(3, 9, np.zeros(0, dtype=np.int64), 1),
     )
     block = following_row(rows[-1], 2)  # its token is the draft before it: told there
-    request = Request("greedy", 10, (*rows, block, following_row(block)), feedback=True)
-    assert [request.feedback_count(index) for index in range(6)] == [2, 5, 3, 1, 1, 0]
+    every = rows_of([*rows, block, following_row(block)])
+    request = Request("greedy", 10, every, identity=bytes(16), digest=1, feedback=True)
+    assert request.feedback_counts.tolist() == [2, 5, 3, 1, 1, 0]
     silent = replace(request, feedback=False)
-    assert {silent.feedback_count(index) for index in range(6)} == {0}
+    assert not silent.feedback_counts.any()
 
 
 GOLDEN_REQUEST = Request(
     "coupled",
     4096,
-    (
-        Row(0, 0, np.array([1, 17, 256, 4095]), 99, quiet=3),
-        Row(2, 41, np.zeros(0, dtype=np.int64), 1234),
-        Row(3, 38, np.array([7]), -1),
+    rows_of(
+        (
+            Row(0, 0, np.array([1, 17, 256, 4095]), 99, quiet=3),
+            Row(2, 41, np.zeros(0, dtype=np.int64), 1234),
+            Row(3, 38, np.array([7]), -1),
+        )
     ),
     seed=42,
     client=3,
@@ -242,7 +249,7 @@ GOLDEN_REQUEST = Request(
     identity=bytes(range(16)),
     digest=0x89ABCDEF,
 )
-GOLDEN_REPLY = Reply(
+GOLDEN_REPLY = reply_of(
     (
         RowReply(accepted=True, token=99, feedback=np.array([3, 129], np.uint8)),
         RowReply(token=1233, feedback=np.array([40], np.uint8)),
@@ -279,7 +286,7 @@ def test_what_is_reserved_in_a_reply_is_refused() -> None:
 @pytest.mark.parametrize("vocab", [4096, 32_000, 152_064])
 def test_a_row_costs_its_ids_and_two_bytes(vocab: int) -> None:
     request = lockstep("coupled", vocab)
-    ids = sum(len(row.tokens) + 1 for row in request.rows) * bits_needed(vocab) / 8
+    ids = (len(request.rows.tokens) + len(request.rows)) * bits_needed(vocab) / 8
     assert len(encode_request(request)) < ids + 20 * 2 + 10 + 4
 
 

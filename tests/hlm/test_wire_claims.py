@@ -5,18 +5,16 @@ import pytest
 import torch
 
 from hlm.randomness import DrawKeys
-from hlm.verification import VERIFIERS
+from hlm.verification import VERIFIERS, Claim, Verdict
 from hlm.wire import (
     Reply,
     Request,
-    Row,
-    RowReply,
+    Rows,
     decode_reply,
     decode_request,
     encode_reply,
     encode_request,
 )
-from hlm.wire.claims import claim_fields, claim_of, reply_fields, verdict_of
 
 ROWS, VOCAB = 12, 300
 
@@ -36,13 +34,23 @@ def laws(seed: int, greedy: bool) -> tuple[torch.Tensor, torch.Tensor, DrawKeys]
     return device, target, DrawKeys(seed, sessions, np.arange(ROWS, dtype=np.int64) + 40)
 
 
-def request_for(name: str, claim: object, drafts: torch.Tensor) -> Request:
-    nothing = np.zeros(0, dtype=np.int64)
-    rows = tuple(
-        Row(index, 40 + index, nothing, int(drafts[index]), **claim_fields(claim, index))  # type: ignore
-        for index in range(ROWS)
-    )
-    return Request(name, VOCAB, rows, decoding="sampled", bits=16 if name == "full" else 8)
+def request_for(name: str, claim: Claim) -> Request:
+    nothing, index = np.zeros(ROWS, np.int64), np.arange(ROWS)
+    counts, weights, support = claim.entries()
+    rows = Rows(
+        index, 40 + index, nothing, nothing[:0], claim.tokens.numpy(),
+        counts=counts, weights=weights, support=support,
+    )  # fmt: skip
+    return Request(name, VOCAB, rows, decoding="sampled", bits=VERIFIERS[name].bits)
+
+
+def dense(reply: Reply) -> torch.Tensor | None:
+    if not len(reply.target_support):
+        return None
+    target = torch.zeros(ROWS, VOCAB, dtype=torch.int64)
+    owners = np.repeat(np.arange(ROWS), reply.target_counts)
+    target[owners, reply.target_support] = torch.from_numpy(reply.target_weights)
+    return target
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -53,12 +61,27 @@ def test_a_verifier_works_over_the_wire(name: str, seed: int) -> None:
     draft = verifier.draft(device, keys)
     in_memory = verifier.decide(target, draft.claim, keys)
 
-    request = request_for(name, draft.claim, draft.tokens)
+    request = request_for(name, draft.claim)
     arrived = decode_request(encode_request(request))
-    verdict = verifier.decide(target, claim_of(arrived.rows), keys)
-    reply = Reply(tuple(RowReply(**reply_fields(verdict, index)) for index in range(ROWS)))
+    rows = arrived.rows
+    claim = Claim.of_entries(rows.drafts, rows.counts, rows.weights, rows.support)
+    verdict = verifier.decide(target, claim, keys)
+    tokens, sent = verdict.tokens.numpy(), verdict.target_weights
+    parts = [] if sent is None else [weights.nonzero()[:, 0] for weights in sent]
+    reply = Reply(
+        np.zeros(ROWS, np.int64),
+        verdict.accepted.numpy(),
+        tokens,
+        target_counts=np.array([len(part) for part in parts]),
+        target_support=np.concatenate([tokens[:0], *parts]),
+        target_weights=np.concatenate(
+            [tokens[:0], *(sent[row, part] for row, part in enumerate(parts))]
+        ),
+    )
     answer = decode_reply(encode_reply(reply, arrived), request)
-    heard = verdict_of(answer.rows, VOCAB)
+    heard = Verdict(
+        torch.from_numpy(answer.accepted), torch.from_numpy(answer.tokens), dense(answer)
+    )
 
     assert torch.equal(heard.accepted, in_memory.accepted)
     assert torch.equal(heard.tokens, in_memory.tokens)

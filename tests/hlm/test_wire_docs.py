@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hlm.wire import VERIFIER_SHAPES
+from hlm.verifiers import VERIFIERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 
@@ -31,4 +31,4 @@ def test_the_examples_print_what_the_page_shows() -> None:
 
 def test_the_page_names_every_verifier_by_its_code() -> None:
     rows = re.findall(r"^\| (\d+) \| `([a-z-]+)` \|", PAGE, flags=re.MULTILINE)
-    assert rows == [(str(code), name) for code, name in enumerate(VERIFIER_SHAPES)]
+    assert rows == [(str(code), name) for code, name in enumerate(VERIFIERS)]

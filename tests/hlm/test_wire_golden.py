@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from hlm.verifiers import VERIFIERS
 from hlm.wire import (
-    VERIFIER_SHAPES,
     Reply,
     Request,
     decode_reply,
@@ -20,7 +20,7 @@ from tests.hlm.wire_golden import PATH, edge_messages, restored
 GOLDEN = json.loads(PATH.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("verifier", VERIFIER_SHAPES)
+@pytest.mark.parametrize("verifier", VERIFIERS)
 def test_requests_and_replies_keep_their_bytes(verifier):
     entries = [e for e in GOLDEN["exchanges"] if e["request"]["verifier"] == verifier]
     assert len(entries) == 3

@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from hlm.verification import VERIFIERS
 from hlm.wire import (
     Limits,
-    Reply,
-    Row,
-    RowReply,
     Status,
     WireError,
     encode_reply,
@@ -34,6 +31,7 @@ from hlm.wire.stream import (
 )
 from tests.asking import request_of
 from tests.hlm.test_wire_fuzz import mutated
+from tests.wire_rows import Row, RowReply, reply_of
 
 VOCAB = 64
 KEYS = st.integers(0, 2**64 - 1)
@@ -42,16 +40,18 @@ TIGHT = Limits(max_rows=64, max_tokens=4096, max_vocab=1 << 16)
 
 
 def asked(rows=3, verifier="greedy", vocab=VOCAB, **options):
-    texts = [Row(9 * row, 0, np.array([1, 2, 3]), row % 2 * 5 - row % 2) for row in range(rows)]
+    drafts = [row % 2 * 4 if verifier in STREAMED else -1 for row in range(rows)]
+    texts = [Row(9 * row, 0, np.array([1, 2, 3]), draft) for row, draft in enumerate(drafts)]
     return request_of(verifier, texts, vocab=vocab, **options)
 
 
 def reply_to(request, refused=()):
-    rows = tuple(
-        RowReply(Status.REFUSED) if index in refused else RowReply(token=7)
-        for index in range(len(request.rows))
+    return reply_of(
+        [
+            RowReply(Status.REFUSED) if index in refused else RowReply(token=7)
+            for index in range(len(request.rows))
+        ]
     )
-    return Reply(rows)
 
 
 @st.composite
@@ -74,7 +74,7 @@ def streams(draw):
                 ends[row] = draw(st.sampled_from(End))
         frames.append(Frame(tokens, ends))
         running = [row for row in running if row not in ends]
-    return request, Reply(tuple(RowReply(token=1) for _ in rows)), frames
+    return request, reply_of([RowReply(token=1) for _ in rows]), frames
 
 
 def same(left: Frame, right: Frame) -> bool:
@@ -171,9 +171,7 @@ def test_what_cannot_be_streamed_is_refused_by_name(opening, named):
 
 def test_what_an_opening_hides_is_refused_by_the_reader():
     good = encode_opening(Opening(asked(), 1, 8, 8))
-    other = asked(verifier="scalar")
-    plain = [Row(row.session, 0, row.tokens) for row in other.rows]
-    forged = good[:11] + encode_request(request_of("scalar", plain))
+    forged = good[:11] + encode_request(asked(verifier="scalar"))
     with pytest.raises(WireError, match="verifier='scalar'"):
         decode_opening(forged)
 

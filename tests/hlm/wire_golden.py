@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from hlm.verifiers import VERIFIERS
 from hlm.wire import (
-    VERIFIER_SHAPES,
     Reply,
     Request,
-    Row,
-    RowReply,
+    Rows,
     Status,
     encode_reply,
     encode_request,
@@ -26,6 +25,7 @@ from hlm.wire import (
 from hlm.wire.edge import EdgeQuery, EdgeReply, EdgeShare, encode_edge_query, encode_edge_reply
 from hlm.wire.edge_probe import EdgeProbe, encode_common, encode_probe
 from tests.hlm.wire_messages import random_reply, random_request
+from tests.wire_rows import Row, RowReply, listed, reply_of, rows_of, told
 
 PATH = Path(__file__).parent / "golden" / "wire.json"
 EACH = 3
@@ -34,10 +34,14 @@ MOST_BYTES = 1500
 
 def plain(value: object) -> Any:
     """A message as JSON."""
-    if isinstance(value, Request | Reply | Row | RowReply):
+    if isinstance(value, Reply):
+        return {"rows": plain(told(value))}
+    if isinstance(value, Request | Row | RowReply):
         found = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
         return {name: item for name, item in found.items() if item is not None}
-    if isinstance(value, tuple):
+    if isinstance(value, Rows):
+        value = listed(value)
+    if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -53,8 +57,8 @@ def restored(made: type, entry: dict[str, Any]) -> Any:
     found: dict[str, Any] = {}
     for name, value in entry.items():
         if name == "rows":
-            row = Row if made is Request else RowReply
-            found[name] = tuple(restored(row, item) for item in value)
+            of, row = (rows_of, Row) if made is Request else (reply_of, RowReply)
+            found[name] = of([restored(row, item) for item in value])
         elif name == "feedback" and made is RowReply:
             found[name] = np.array(value, np.uint8)
         elif name == "status":
@@ -65,14 +69,14 @@ def restored(made: type, entry: dict[str, Any]) -> Any:
             found[name] = np.array(value, np.int64)
         else:
             found[name] = value
-    return made(**found)
+    return found["rows"] if made is Reply else made(**found)
 
 
 def exchanges() -> list[dict[str, Any]]:
     """Some requests and replies of every verifier."""
     random = np.random.default_rng(5)
     found: list[dict[str, Any]] = []
-    for verifier in VERIFIER_SHAPES:
+    for verifier in VERIFIERS:
         made = 0
         while made < EACH:
             request = random_request(random, verifier, most_sessions=4)

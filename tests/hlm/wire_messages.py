@@ -4,16 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from hlm.verifiers import VERIFIERS
 from hlm.wire import (
-    VERIFIER_SHAPES,
     Reply,
     Request,
-    Row,
-    RowReply,
     Shape,
     Status,
-    following_row,
 )
+from tests.wire_rows import Row, RowReply, following_row, listed, reply_of, rows_of
 
 Generator = np.random.Generator
 
@@ -28,7 +26,7 @@ def law(random: Generator, size: int, bits: int) -> np.ndarray:
 
 
 def claim(random: Generator, verifier: str, vocab: int, bits: int) -> dict[str, object]:
-    shape = VERIFIER_SHAPES[verifier]
+    shape = VERIFIERS[verifier].claim
     if shape == Shape.WEIGHT:
         weight = int(random.choice([1, 1 << 16, random.integers(1, 1 << 16)]))
         return {"weight": weight}
@@ -48,7 +46,7 @@ def random_request(
     most_sessions: int = 8,
     vocabs: tuple[int, ...] = (2, 3, 10, 100, 257, 4096),
 ) -> Request:
-    verifier = verifier or str(random.choice(list(VERIFIER_SHAPES)))
+    verifier = verifier or str(random.choice(list(VERIFIERS)))
     vocab = int(random.choice(vocabs))
     bits = int(random.choice([8, 16]))
     count = int(random.integers(1, most_sessions + 1))
@@ -73,7 +71,7 @@ def random_request(
     request = Request(
         verifier,
         vocab,
-        tuple(rows),
+        rows_of(rows),
         seed=int(random.choice([0, 7, random.integers(1 << 63)])),
         client=int(random.choice([0, 19, random.integers(1 << 32)])),
         feedback=bool(random.integers(2)),
@@ -83,7 +81,7 @@ def random_request(
         bits=bits,
         identity=random.bytes(16) if begins else b"",
     )
-    builds = any(request.builds(index) for index in range(len(rows)))
+    builds = request.rows.builds.any()
     return replace(request, digest=int(random.integers(1 << 32)) if builds else 0)
 
 
@@ -91,7 +89,7 @@ def random_reply(random: Generator, request: Request) -> Reply:
     rows: list[RowReply] = []
     troubled = random.random() < 0.3
     less = random.random() < 0.2
-    for index, row in enumerate(request.rows):
+    for index, row in enumerate(listed(request.rows)):
         last = rows[-1] if rows else None
         if row.block and last and (last.status != Status.OK or not last.accepted):
             rows.append(RowReply(Status.SKIPPED))
@@ -100,11 +98,11 @@ def random_reply(random: Generator, request: Request) -> Reply:
         if status != Status.OK:
             rows.append(RowReply(status))
             continue
-        size = request.feedback_count(index)
+        size = int(request.feedback_counts[index])
         size = int(random.integers(size + 1)) if less else size
         feedback = random.integers(0, 256, size).astype(np.uint8)
         rows.append(replace(_verdict(random, row, request), feedback=feedback))
-    return Reply(tuple(rows))
+    return reply_of(rows)
 
 
 def _verdict(random: Generator, row: Row, request: Request) -> RowReply:

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from clients.policy import FixedPolicy, ThresholdPolicy
+from clients.resolvers.measuring import read_unseen
 from hlm.verifiers import VERIFIERS, Need, served_verifiers
-from hlm.wire import Row, WireError, encode_request
+from hlm.wire import WireError, encode_request
 from servers.llm import LanguageModelService
 from tests.asking import request_of
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
 from tests.servers.test_stream import CONTEXT, MODEL, Device, asked, own_text, prompts
 from tests.servers.top_tokens import TopTokens
+from tests.wire_rows import Row
 
 
 @pytest.mark.parametrize("sessions", [64, 2])
@@ -26,7 +28,7 @@ def test_greedy_text_and_feedback_are_those_of_the_engine(policy, sessions):
         if other:
             setup.link.service = LanguageModelService(TopTokens(llm, sessions))
         texts, records, traffic = setup.generate(make_prompts(VOCAB, 4), 8)
-        setup.uplink.measure(texts, records, traffic)
+        read_unseen(setup.uplink.sender, texts, records, traffic)
         found.append((texts.tokens, records, traffic))
     (tokens, records, traffic), (same, told, counted) = found
     assert (tokens == same).all() and traffic.failures == counted.failures == 0

@@ -8,12 +8,13 @@ from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import Sampling, distribution
 from hlm.truncation.quantising import quantise
 from hlm.verification.coupled import exponential_race
-from hlm.wire import Row, Status, decode_reply, encode_request, following_row
+from hlm.wire import Status, decode_reply, encode_request
 from servers.blocks import skipped
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
+from tests.wire_rows import Row, following_row, told
 
 LLM = random_model("llama", 2)
 SEED = 11
@@ -37,7 +38,7 @@ def block(drafts, prefix=PREFIX, session=0, start=0, more=False, claims=None, **
 def ask(service, rows, verifier="greedy", decoding="greedy", feedback=True, **options):
     options = {"seed": SEED, "feedback": feedback, "decoding": decoding, **options}
     request = request_of(verifier, rows, **options)
-    return decode_reply(service.handle(encode_request(request)), request).rows
+    return told(decode_reply(service.handle(encode_request(request)), request))
 
 
 def logits_after(text):
@@ -184,5 +185,6 @@ def test_a_flush_is_not_asked_for_a_token():
 
 
 def test_skipping_ends_with_the_block():
-    rows = [*block([1, 2, 3]), *block([4, 5], session=1)]
-    assert skipped(rows, [True, False, True, False, True]) == [False, False, True, False, True]
+    block = np.array([False, True, True, False, True])
+    stands = np.array([True, False, True, False, True])
+    assert skipped(block, stands).tolist() == [False, False, True, False, True]

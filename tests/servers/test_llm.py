@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hlm.wire import (
-    Request,
-    Row,
-    Status,
-    WireError,
-    decode_reply,
-    encode_request,
-)
+from hlm.wire import Request, Status, WireError, decode_reply, encode_request
 from servers.actors import RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
+from tests.wire_rows import Row, told
 
 
 def make_service(**options) -> LanguageModelService:
@@ -44,23 +38,23 @@ def test_a_verdict_is_the_models_own_token():
     own = own_choice(service, text)
     wrong = (own + 1) % VOCAB
     (reply,) = answers(service, [request([row(0, text, own), row(1, text, wrong)])])
-    assert (reply.rows[0].accepted, reply.rows[0].token) == (True, own)
-    assert (reply.rows[1].accepted, reply.rows[1].token) == (False, own)
+    assert (told(reply)[0].accepted, told(reply)[0].token) == (True, own)
+    assert (told(reply)[1].accepted, told(reply)[1].token) == (False, own)
     # The first token is predicted from nothing, so two fed tokens and the draft are told of.
-    assert len(reply.rows[0].feedback) == 3
-    assert reply.rows[0].feedback[-1] >> 7 == 1
-    assert reply.rows[1].feedback[-1] >> 7 == 0
+    assert len(told(reply)[0].feedback) == 3
+    assert told(reply)[0].feedback[-1] >> 7 == 1
+    assert told(reply)[1].feedback[-1] >> 7 == 0
 
 
 def test_what_was_decided_is_held_and_need_not_be_sent():
     service = make_service()
     (reply,) = answers(service, [request([row(0, [5, 9, 2], 1)])])
-    decided = reply.rows[0].token
+    decided = told(reply)[0].token
     assert service.engine.held((0, 0, IDENTITY)) == 4
     following = own_choice(service, [5, 9, 2, decided])
     further = request([row(0, [], 3, start=4)], on={0: [5, 9, 2, decided]})
     (reply,) = answers(service, [further])
-    assert reply.rows[0].token == following
+    assert told(reply)[0].token == following
 
 
 def test_a_gap_asks_for_the_prefix():
@@ -68,13 +62,13 @@ def test_a_gap_asks_for_the_prefix():
     answers(service, [request([row(0, [5, 9], 1)])])
     gap = request([row(0, [4], 1, start=8)], on={0: [5, 9, 1, 4, 4, 4, 4, 4]})
     (reply,) = answers(service, [gap])
-    assert reply.rows[0].status == Status.PREFIX_NEEDED
+    assert told(reply)[0].status == Status.PREFIX_NEEDED
 
 
 def test_a_text_that_is_too_long_is_refused_and_others_are_served():
     service = make_service()
     (reply,) = answers(service, [request([row(0, np.ones(33), 1), row(1, [2, 3], 1)])])
-    assert [r.status for r in reply.rows] == [Status.REFUSED, Status.OK]
+    assert [r.status for r in told(reply)] == [Status.REFUSED, Status.OK]
 
 
 def test_clients_do_not_share_sessions():
@@ -82,7 +76,7 @@ def test_clients_do_not_share_sessions():
     answers(service, [request([row(0, [5, 9], 1)], client=1)])
     further = request([row(0, [4], 1, start=2)], client=2, on={0: [5, 9]})
     (reply,) = answers(service, [further])
-    assert reply.rows[0].status == Status.PREFIX_NEEDED
+    assert told(reply)[0].status == Status.PREFIX_NEEDED
 
 
 def test_requests_answered_together_are_answered_as_if_alone():
@@ -159,5 +153,5 @@ def test_a_bad_request_spoils_no_other():
         )
 
     answer, error = asyncio.run(ask())
-    assert decode_reply(answer, good).rows[0].status == Status.OK
+    assert told(decode_reply(answer, good))[0].status == Status.OK
     assert isinstance(error, WireError)

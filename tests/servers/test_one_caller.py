@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlm.wire import NO_TOKEN, Request, Row, Status, WireError, decode_reply, encode_request
+from hlm.wire import NO_TOKEN, Request, Status, WireError, decode_reply, encode_request
 from servers.actors import RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.hlm.wire_messages import random_request
 from tests.models import VOCAB, random_model
+from tests.wire_rows import Row, listed, rows_of, told
 
 MODEL = random_model("llama", 2)
 CLIENT = 5
@@ -48,7 +49,7 @@ ALONE = decode_reply(make_service().handle(encode_request(HONEST)), HONEST)
 
 def is_as_alone(answer):
     reply = decode_reply(answer, HONEST)
-    for row, alone in zip(reply.rows, ALONE.rows, strict=True):
+    for row, alone in zip(told(reply), told(ALONE), strict=True):
         assert (row.status, row.accepted, row.token) == (alone.status, alone.accepted, alone.token)
         # An eighth of a nat: sums of floats depend on the shape of a batch.
         eighths = (row.feedback & 127).astype(int) - (alone.feedback & 127)
@@ -80,27 +81,27 @@ def test_a_request_that_cannot_be_served_is_refused_alone(bad):
 def shrunk(request: Request, random: np.random.Generator) -> Request:
     """The same with the model's vocabulary, and mostly short enough to be served."""
     rows: list[Row] = []
-    for row in request.rows:
+    for row in listed(request.rows):
         start = int(row.start % 4)
         if row.block:
             start = rows[-1].start + len(rows[-1].tokens)
         elif rows and rows[-1].session == row.session and random.random() < 0.7:
             start = rows[-1].start + len(rows[-1].tokens)
         rows.append(replace(row, start=start))
-    request = replace(request, rows=tuple(rows))
-    builds = any(request.builds(index) for index in range(len(rows)))
+    made = rows_of(rows)
     return replace(
         request,
+        rows=made,
         client=int(random.choice([0, 1, CLIENT + 1, (1 << 32) - 1])),
-        identity=random.bytes(16) if request.begins else b"",
-        digest=int(random.integers(1 << 32)) if builds else 0,
+        identity=random.bytes(16) if (made.starts == 0).any() else b"",
+        digest=int(random.integers(1 << 32)) if made.builds.any() else 0,
     )
 
 
 def test_the_largest_client_number_is_served():
     largest = replace(HONEST, client=(1 << 32) - 1)
     answer, own = together(make_service(), encode_request(largest), encode_request(HONEST))
-    assert [row.status for row in decode_reply(answer, largest).rows] == [Status.OK] * 2
+    assert [row.status for row in told(decode_reply(answer, largest))] == [Status.OK] * 2
     is_as_alone(own)
 
 
@@ -118,7 +119,7 @@ def test_whatever_is_valid_by_its_format_breaks_no_neighbour(seed):
         if isinstance(answer, Exception):
             assert isinstance(answer, WireError)
         else:
-            assert len(decode_reply(answer, bad).rows) == len(bad.rows)
+            assert len(decode_reply(answer, bad)) == len(bad.rows)
 
 
 class Fragile(LanguageModelService):
@@ -139,12 +140,12 @@ class Fragile(LanguageModelService):
 def test_an_error_nobody_foresaw_hits_the_guilty_one_alone():
     service = Fragile(make_service().engine)
     bad = request_of("greedy", (Row(0, 0, np.array([13]), 4),), client=1)
-    other = replace(bad, rows=(Row(0, 0, np.array([4]), NO_TOKEN),), client=2)
+    other = replace(bad, rows=rows_of([Row(0, 0, np.array([4]), NO_TOKEN)]), client=2)
     messages = [encode_request(request) for request in (HONEST, bad, other)]
     own, error, flushed = together(service, *messages)
     is_as_alone(own)
     assert isinstance(error, RuntimeError)
-    assert decode_reply(flushed, other).rows[0].status == Status.OK
+    assert told(decode_reply(flushed, other))[0].status == Status.OK
 
 
 def test_requests_about_one_text_take_turns():

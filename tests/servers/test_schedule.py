@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedhlm_app.transport.http_transport import HttpTransport
-from hlm.wire import Limits, Request, Row, Status, decode_reply, encode_request
+from hlm.wire import Limits, Status, decode_reply, encode_request
 from servers import schedule, verdicts
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
@@ -18,12 +18,14 @@ from servers.schedule import fair_shares
 from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
 from tests.served import StuckService, make_service, payload, serving
+from tests.wire_rows import Row, told
 
 
 def texts(count, length, client=0, verifier="greedy", **options):
     """A request that begins `count` texts."""
     random = np.random.default_rng(client)
-    rows = tuple(Row(i, 0, random.integers(1, VOCAB, length), 7) for i in range(count))
+    weight = 128 if verifier == "scalar" else None
+    rows = [Row(i, 0, random.integers(1, VOCAB, length), 7, weight) for i in range(count)]
     return request_of(verifier, rows, client=client, feedback=True, **options)
 
 
@@ -68,7 +70,7 @@ def test_what_a_pass_reads_and_yields_does_not_grow_with_the_message(count, monk
     service = roomy()
     passes = watched(service)
     (reply,) = answers(service, [texts(count, 60)])
-    assert all(row.status == Status.OK and len(row.feedback) == 60 for row in reply.rows)
+    assert all(row.status == Status.OK and len(row.feedback) == 60 for row in told(reply))
     assert max(tokens for _, tokens, _ in passes) <= 100
     assert max(rows for _, _, rows in passes) == 20
     assert max(reduced) == 8
@@ -96,30 +98,21 @@ def test_the_defaults_bound_a_message_of_many_texts():
 )
 def test_slices_give_the_answers_of_one_pass(verifier, options, monkeypatch):
     message = texts(5, 50, verifier=verifier, **options)
-    if verifier == "scalar":
-        message = Request(
-            **{
-                **vars(message),
-                "rows": tuple(
-                    Row(row.session, 0, row.tokens, 7, weight=128) for row in message.rows
-                ),
-            }
-        )
     (whole,) = answers(roomy(), [message])
     for tokens, values in ((7, 1 << 20), (1 << 20, 3 * VOCAB), (1, VOCAB)):
         monkeypatch.setattr(schedule, "SLICE_TOKENS", tokens)
         monkeypatch.setattr(schedule, "LOGIT_VALUES", values)
         (sliced,) = answers(roomy(), [message])
-        for one, other in zip(whole.rows, sliced.rows, strict=True):
+        for one, other in zip(told(whole), told(sliced), strict=True):
             assert (one.status, one.accepted, one.token) == (
                 other.status,
                 other.accepted,
                 other.token,
             )
             # An opinion is rounded to an eighth of a nat; sums of other shapes may tip it.
-            told = np.stack([one.feedback, other.feedback]).astype(int)
-            assert (told[0] >> 7 == told[1] >> 7).all()
-            assert np.abs((told[0] & 127) - (told[1] & 127)).max() <= 1
+            pair = np.stack([one.feedback, other.feedback]).astype(int)
+            assert (pair[0] >> 7 == pair[1] >> 7).all()
+            assert np.abs((pair[0] & 127) - (pair[1] & 127)).max() <= 1
 
 
 def test_a_message_that_goes_on_from_a_held_text_is_sliced_too(small_slices):
@@ -134,7 +127,7 @@ def test_a_message_that_goes_on_from_a_held_text_is_sliced_too(small_slices):
     (whole,) = answers(
         roomy(), [request_of("greedy", [Row(0, 0, np.arange(1, 50), 7, quiet=49)], feedback=True)]
     )
-    assert reply.rows[0].token == whole.rows[0].token
+    assert told(reply)[0].token == told(whole)[0].token
     assert [tokens for _, tokens, _ in passes] == [16, 16, 9]
     # Quiet tokens: only the draft's place has logits, and one place a slice to get there.
     assert [rows for _, _, rows in passes] == [1, 1, 1]
@@ -144,7 +137,7 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_read():
     service = roomy()
     passes = watched(service)
     (reply,) = answers(service, [texts(1, 65)])
-    assert reply.rows[0].status == Status.REFUSED
+    assert told(reply)[0].status == Status.REFUSED
     assert passes == []
 
 
@@ -152,9 +145,9 @@ def test_a_text_whose_place_is_taken_between_slices_is_asked_for_again(small_sli
     service = roomy(sessions=1)
     long, short = texts(1, 40), texts(1, 3, client=1)
     one, other = answers(service, [long, short])
-    statuses = {one.rows[0].status, other.rows[0].status}
+    statuses = {told(one)[0].status, told(other)[0].status}
     assert Status.PREFIX_NEEDED in statuses
-    assert one.rows[0].token == -1 or other.rows[0].token == -1
+    assert told(one)[0].token == -1 or told(other)[0].token == -1
 
 
 @pytest.mark.parametrize("most", [1, 64])
@@ -176,7 +169,7 @@ def test_a_short_question_is_answered_between_the_slices_of_a_long_one(most, sma
     assert order.count(0) >= 4
     alone = make_service()
     assert answers[1:] == [alone.handle(payload(client=client)) for client in (1, 2)]
-    assert decode_reply(answers[0], texts(1, 60)).rows[0].status == Status.OK
+    assert told(decode_reply(answers[0], texts(1, 60)))[0].status == Status.OK
 
 
 def served_waiting(port):
@@ -284,7 +277,7 @@ def test_a_request_within_the_bounds_is_one_pass_whatever_the_engine_has_not_rea
     key = (0, 0, IDENTITY)
     assert service.engine.held(key) == 9 > service.engine.computed(key)
     passes = watched(service)
-    text = [*range(1, 9), reply.rows[0].token]
+    text = [*range(1, 9), told(reply)[0].token]
     further = Row(0, 9, np.array([5]), 7)
     answers(service, [request_of("greedy", [further], on={0: text}, feedback=True)])
     flush = Row(1, 0, np.arange(1, 30))
@@ -292,4 +285,4 @@ def test_a_request_within_the_bounds_is_one_pass_whatever_the_engine_has_not_rea
     further = Row(1, 29, np.array([5]), 7)
     answers(service, [request_of("greedy", [further], on={1: range(1, 30)})])
     assert len(passes) == 2
-    assert reply.rows[0].status == Status.OK
+    assert told(reply)[0].status == Status.OK

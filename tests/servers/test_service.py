@@ -24,13 +24,14 @@ from fedhlm_app.cli import app
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.transport import LinkDown
-from hlm.wire import Request, Row, Status, WireError, decode_reply, encode_request
+from hlm.wire import Request, Status, WireError, decode_reply, encode_request
 from servers.llm import LanguageModelService
 from servers.service import ServiceOptions
 from tests.asking import request_of
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts, new_part
 from tests.served import LIMITS, StuckService, make_service, payload, serving
+from tests.wire_rows import Row, rows_of, told
 
 
 @contextmanager
@@ -284,9 +285,9 @@ def test_a_stale_server_asks_for_the_prefix():
     with linked(make_service()) as link:
         reply = decode_reply(
             link.exchange(payload(tokens=(4,), start=12)),
-            Request("greedy", VOCAB, (Row(0, 12, np.array([4]), 7),), feedback=True),
+            Request("greedy", VOCAB, rows_of([Row(0, 12, np.array([4]), 7)]), feedback=True),
         )
-    assert reply.rows[0].status == Status.PREFIX_NEEDED
+    assert told(reply)[0].status == Status.PREFIX_NEEDED
 
 
 def test_no_server_is_a_link_down():

@@ -8,13 +8,14 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from hlm.wire import NO_TOKEN, Row, Status, WireError, decode_reply, encode_request
+from hlm.wire import NO_TOKEN, Status, WireError, decode_reply, encode_request
 from hlm.wire.frames import End, FrameReader
 from hlm.wire.stream import Control, Opening, Outcome, decode_answer, encode_control, encode_opening
 from servers import schedule, stream
 from servers.actors import RequestBatcher
 from tests.asking import IDENTITY, request_of
 from tests.streaming import CONTEXT, SAMPLED, Device, asked, make_service, own_text, prompts
+from tests.wire_rows import Row, listed, told
 
 
 def test_nothing_taken_back_is_the_llms_own_text():
@@ -30,7 +31,7 @@ def per_token(service, texts, count, **options):
     for _ in range(count):
         request = asked(texts, **options)
         reply = decode_reply(service.handle(encode_request(request)), request)
-        for text, row in zip(texts, reply.rows, strict=True):
+        for text, row in zip(texts, told(reply), strict=True):
             text.append(row.token)
     return texts
 
@@ -59,7 +60,7 @@ def test_credit_bounds_how_far_the_server_runs_ahead():
 def test_a_row_without_a_draft_goes_on_from_its_tokens():
     texts = prompts(2)
     device = Device(make_service(), asked(texts, [NO_TOKEN, 7]), span=5).read_all()
-    assert [row.token == NO_TOKEN for row in device.reader.reply.rows] == [True, False]
+    assert [row.token == NO_TOKEN for row in told(device.reader.reply)] == [True, False]
     assert device.texts() == [own_text(texts[0], 5), own_text(texts[1], 6)]
 
 
@@ -82,7 +83,9 @@ def test_what_is_written_past_a_stop_is_forgotten():
         device.read()
     assert device.control(stops={1: 2}) is Outcome.APPLIED
     assert device.control(stops={1: 2}) is Outcome.APPLIED
-    assert held(device.service, 1) == device.text(1)[: len(device.request.rows[1].tokens) + 3]
+    assert (
+        held(device.service, 1) == device.text(1)[: len(listed(device.request.rows)[1].tokens) + 3]
+    )
     device.read_all()
     assert device.ends == {0: End.SPAN, 1: End.STOPPED, 2: End.SPAN}
     assert device.service.streams.stats.overshot == len(device.tokens[1]) - 2
@@ -91,8 +94,8 @@ def test_what_is_written_past_a_stop_is_forgotten():
     text = held(device.service, 1)
     later = request_of("greedy", [Row(1, len(text), np.array([8]), 3)], on={1: text})
     reply = decode_reply(device.service.handle(encode_request(later)), later)
-    assert reply.rows[0].status == Status.OK
-    assert reply.rows[0].token == own_text([*text, 8], 1)[-1]
+    assert told(reply)[0].status == Status.OK
+    assert told(reply)[0].token == own_text([*text, 8], 1)[-1]
 
 
 def test_a_stop_that_cannot_be_is_refused_whole():
@@ -112,22 +115,22 @@ def test_a_stop_that_cannot_be_is_refused_whole():
     assert device.control(credit=99) is Outcome.UNKNOWN
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_lost_stop_costs_tokens_and_nothing_else(told):
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_lost_stop_costs_tokens_and_nothing_else(stopped):
     """The next request about the text ends its row."""
     device = Device(make_service(), asked(prompts(2)))
     for _ in range(6):
         device.read()
-    text = device.text(0)[: len(device.request.rows[0].tokens) + 2]
-    if told:
+    text = device.text(0)[: len(listed(device.request.rows)[0].tokens) + 2]
+    if stopped:
         device.control(stops={0: 1})
     later = request_of("greedy", [Row(0, len(text), np.array([8]), 3)], on={0: text})
     reply = decode_reply(device.service.handle(encode_request(later)), later)
-    assert reply.rows[0].token == own_text([*text, 8], 1)[-1]
+    assert told(reply)[0].token == own_text([*text, 8], 1)[-1]
     assert held(device.service, 0) == own_text([*text, 8], 1)
     device.read_all()
     assert device.ends == {0: End.STOPPED, 1: End.SPAN}
-    assert device.text(1) == own_text(device.request.rows[1].tokens, 21)
+    assert device.text(1) == own_text(listed(device.request.rows)[1].tokens, 21)
 
 
 def test_a_stranger_ends_no_stream():
@@ -138,9 +141,9 @@ def test_a_stranger_ends_no_stream():
     text = device.text(0)
     guess = request_of("greedy", [Row(0, len(text) - 1, np.array([8]), 3)], on={0: [1] * 99})
     reply = decode_reply(device.service.handle(encode_request(guess)), guess)
-    assert reply.rows[0].status == Status.PREFIX_NEEDED
+    assert told(reply)[0].status == Status.PREFIX_NEEDED
     begun = request_of("greedy", [Row(0, 0, np.array([8]), 3)], identity=bytes(16))
-    assert decode_reply(device.service.handle(encode_request(begun)), begun).rows[0].token >= 0
+    assert told(decode_reply(device.service.handle(encode_request(begun)), begun))[0].token >= 0
     device.read_all()
     assert set(device.ends.values()) == {End.SPAN}
 
@@ -154,22 +157,22 @@ def test_a_stranger_that_names_a_later_place_spoils_no_digest():
     device.service.handle(encode_request(guess))
     device.control(stops={0: len(device.tokens[0]) - 4})
     later = request_of("greedy", [Row(0, len(taken), np.array([8, 7, 6, 5]), 3)], on={0: taken})
-    assert decode_reply(device.service.handle(encode_request(later)), later).rows[0].token >= 0
+    assert told(decode_reply(device.service.handle(encode_request(later)), later))[0].token >= 0
     text = held(device.service, 0)
     after = request_of("greedy", [Row(0, len(text), np.array([8]), 3)], on={0: text})
     reply = decode_reply(device.service.handle(encode_request(after)), after)
-    assert reply.rows[0].status == Status.OK
+    assert told(reply)[0].status == Status.OK
 
 
 def test_rows_that_are_not_served_have_no_stream():
     service = make_service()
     rows = [Row(0, 0, np.array([5, 9]), 7), Row(1, 0, np.arange(1, CONTEXT + 2), 7)]
     device = Device(service, request_of("greedy", rows), span=4).read_all()
-    assert [row.status for row in device.reader.reply.rows] == [Status.OK, Status.REFUSED]
+    assert [row.status for row in told(device.reader.reply)] == [Status.OK, Status.REFUSED]
     assert device.ends == {0: End.SPAN}
     unknown = request_of("greedy", [Row(7, 2, np.array([5]), 7)], on={7: [1, 2]})
     device = Device(service, unknown).read_all()
-    assert device.reader.reply.rows[0].status == Status.PREFIX_NEEDED
+    assert told(device.reader.reply)[0].status == Status.PREFIX_NEEDED
 
 
 def test_more_rows_than_there_is_room_for_get_their_verdicts_alone():
@@ -179,7 +182,7 @@ def test_more_rows_than_there_is_room_for_get_their_verdicts_alone():
     first.read()
     second = Device(service, asked(prompts(3, seed=1), client=2), key=2).read_all()
     assert second.ends == {0: End.SPAN, 1: End.BUSY, 2: End.BUSY}
-    assert all(row.status == Status.OK for row in second.reader.reply.rows)
+    assert all(row.status == Status.OK for row in told(second.reader.reply))
 
 
 def test_a_row_whose_text_lost_its_place_ends():
@@ -213,7 +216,7 @@ def test_a_reader_that_goes_away_leaves_no_trace():
     text = device.text(0)
     later = request_of("greedy", [Row(0, len(text), np.array([8]), 3)], on={0: text})
     reply = decode_reply(device.service.handle(encode_request(later)), later)
-    assert reply.rows[0].token == own_text([*text, 8], 1)[-1]
+    assert told(reply)[0].token == own_text([*text, 8], 1)[-1]
 
 
 def test_many_streams_leave_nothing_behind():
@@ -257,7 +260,9 @@ async def read_beside(batcher, request, *, delays=None, window=64, key=1, span=2
     assert reader.finished
     return [
         [*row.tokens.tolist(), reply.token, *tokens[index]]
-        for index, (row, reply) in enumerate(zip(request.rows, reader.reply.rows, strict=True))
+        for index, (row, reply) in enumerate(
+            zip(listed(request.rows), told(reader.reply), strict=True)
+        )
     ]
 
 
@@ -284,7 +289,7 @@ def test_streams_and_verdicts_of_many_devices_share_passes(most, monkeypatch):
     passes = service.engine.stats.passes - passes
     alone = [Device(make_service(), request).read_all().texts() for request in requests]
     assert texts == alone
-    assert reply.rows[0].token == own_text(range(1, 40), 1)[-1]
+    assert told(reply)[0].token == own_text(range(1, 40), 1)[-1]
     assert len(service.streams) == 0
     if most == 1:
         assert passes >= 5 * 20

@@ -19,6 +19,7 @@ from servers import stream
 from tests.asking import request_of
 from tests.served import StuckService, serving
 from tests.streaming import SAMPLED, Device, asked, make_service, own_text, prompts
+from tests.wire_rows import listed, told
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,8 @@ def test_stop_and_stranger(link, server):
     assert device.control(credit=64, stops={0: 1}) is Outcome.APPLIED
     device.read_all()
     assert device.ends == {0: End.STOPPED, 1: End.SPAN}
-    taken = device.text(0)[: len(device.request.rows[0].tokens) + 2]
-    session = (20, 0, request_of("greedy", device.request.rows).identity)
+    taken = device.text(0)[: len(listed(device.request.rows)[0].tokens) + 2]
+    session = (20, 0, request_of("greedy", listed(device.request.rows)).identity)
     assert server[1].service.engine.tokens(session).tolist() == taken
 
 
@@ -80,7 +81,7 @@ def test_a_device_that_goes_away_ends_its_stream(link, server):
     assert not link._idle  # a half-read connection is not used again
     assert eventually(lambda: not len(server[1].service.streams))
     later = asked(prompts(2), client=30)
-    assert decode_reply(link.exchange(encode_request(later)), later).rows[0].status == Status.OK
+    assert told(decode_reply(link.exchange(encode_request(later)), later))[0].status == Status.OK
 
 
 def test_what_is_no_opening_is_refused(link):

@@ -20,13 +20,14 @@ from fedhlm_app.models.load import load_llm
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.http_transport import HttpTransport
-from hlm.wire import Row, RowReply, Status, decode_reply, encode_request
+from hlm.wire import Status, decode_reply, encode_request
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, build, make_prompts, new_part
 from tests.served import serving
+from tests.wire_rows import Row, RowReply, told
 
 SLM, LLM = random_model("llama", 1), random_model("llama", 2)
 STEPS, DEVICES = 10, 12
@@ -106,7 +107,7 @@ def test_two_runs_at_once_end_as_each_alone():
 
 def ask(service, *rows, identity=IDENTITY, on=None):
     request = request_of("greedy", rows, identity=identity, on=on, feedback=True)
-    return decode_reply(service.handle(encode_request(request)), request).rows
+    return tuple(told(decode_reply(service.handle(encode_request(request)), request)))
 
 
 NEEDED = RowReply(Status.PREFIX_NEEDED)

@@ -16,7 +16,7 @@ from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.link import BackOff
-from clients.resolvers.uplink import UplinkConfig
+from clients.resolvers.messages import UplinkConfig
 from hlm.sampling import Sampling, distribution
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
@@ -181,7 +181,7 @@ def test_the_device_knows_what_the_server_holds(sampling):
     setup.link.exchange = watched
     texts, _, traffic = setup.generate(make_prompts(VOCAB, 4), STEPS)
     held = [setup.engine.held(setup.key(session)) for session in range(4)]
-    assert prefixes[-1] == held == texts.held.tolist()
+    assert prefixes[-1] == held == setup.uplink.sender.held(texts).tolist()
     for session in range(4):
         held = setup.engine._sessions[setup.key(session)].tokens
         assert held.tolist() == texts.text(session)[: len(held)].tolist()

@@ -7,16 +7,17 @@ import pytest
 
 from clients.policy import FixedPolicy
 from clients.records import TextBatch
-from clients.resolvers.messages import LIMITS, messages, resent
-from hlm.wire import Limits, Request, Row, decode_request, encode_request, following_row
+from clients.resolvers.messages import LIMITS, messages, whole_texts
+from hlm.wire import Limits, Request, decode_request, encode_request
 from tests.models import VOCAB, random_model
 from tests.routed import build
+from tests.wire_rows import Row, following_row, listed, rows_of
 
 NOTHING = np.zeros(0, np.int64)
 
 
 def sizes(rows, vocab=10, **limits):
-    return [part.stop - part.start for part in messages(rows, vocab, Limits(**limits))]
+    return [part.stop - part.start for part in messages(rows_of(rows), vocab, Limits(**limits))]
 
 
 def test_rows_tokens_and_weights_are_bounded():
@@ -49,13 +50,13 @@ def test_messages_of_large_claims_are_read(verifier):
     else:
         claim = {"support": np.arange(30_000), "weights": np.zeros(30_000, np.int64)}
     rows = [Row(number, 4, NOTHING, 1, **claim) for number in range(60)]
-    parts = list(messages(rows, vocab))
+    parts = list(messages(rows_of(rows), vocab))
     assert len(parts) > 1
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(60))
     bits = 16 if verifier == "full" else 8
     for part in parts[:1]:
-        request = Request(verifier, vocab, tuple(rows[part]), bits=bits, decoding="sampled")
-        assert decode_request(encode_request(request), LIMITS).rows[0] == rows[part][0]
+        request = Request(verifier, vocab, rows_of(rows[part]), bits=bits, decoding="sampled")
+        assert decode_request(encode_request(request), LIMITS) == request
 
 
 def test_more_texts_than_a_message_holds_are_routed():
@@ -76,7 +77,7 @@ def test_the_prefix_comes_once_a_text():
         Row(5, 4, np.arange(4, 7), 1),
         Row(6, 3, np.arange(23, 25), 1),
     ]
-    found = resent(rows, [0, 1, 2], texts, [0, 0, 1])
+    found = listed(whole_texts(texts, np.array([0, 0, 1]), rows_of(rows)))
     assert [row.start for row in found] == [0, 4, 0]
     assert [row.tokens.tolist() for row in found] == [[0, 1, 2, 3], [4, 5, 6], [20, 21, 22, 23, 24]]
     assert [row.quiet for row in found] == [3, 0, 3]

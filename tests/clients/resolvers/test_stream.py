@@ -13,12 +13,13 @@ from clients.resolvers.stream import MOST_LEFT, Spans
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.transport import LinkDown
-from hlm.wire import NO_TOKEN, Row, Status, WireError, decode_reply, encode_request
+from hlm.wire import NO_TOKEN, Status, WireError, decode_reply, encode_request
 from hlm.wire.frames import End
 from hlm.wire.stream import Control, decode_control, is_control
 from tests.asking import request_of
 from tests.served import serving
 from tests.streaming import SAMPLED, SPAN, Device, asked, make_service, own_text, prompts
+from tests.wire_rows import Row, listed, told
 
 
 class Counting(DirectTransport):
@@ -54,7 +55,7 @@ def spans_of(service, **options):
 
 def read_along(stream, count=SPAN):
     """All texts, by taking a token of each running row at a time."""
-    texts = [[reply.token] for reply in stream.reply.rows]
+    texts = [[reply.token] for reply in told(stream.reply)]
     for _ in range(count):
         for row, token in zip(stream.running, stream.next(stream.running), strict=True):
             if token != NO_TOKEN:
@@ -69,7 +70,9 @@ def test_text_and_bytes(window):
     stream = spans.open(request, SPAN, window)
     texts = read_along(stream)
     whole = Device(make_service(), request).read_all().texts()
-    assert [[*row.tokens, *text] for row, text in zip(request.rows, texts, strict=True)] == whole
+    assert [
+        [*row.tokens, *text] for row, text in zip(listed(request.rows), texts, strict=True)
+    ] == whole
     assert stream.over and not stream.running and set(stream.ends.values()) == {End.SPAN}
     assert stream.received == 3 * SPAN
     traffic = spans.collect()
@@ -104,7 +107,7 @@ def test_rows_are_taken_back_one_by_one():
 
 
 def stream_identity():
-    return request_of("greedy", asked().rows).identity
+    return asked().identity
 
 
 def test_what_came_past_a_stop_is_what_the_llm_would_have_written():
@@ -185,7 +188,7 @@ def test_a_later_request_ends_a_row_that_was_not_stopped():
     stream.next([0, 1])
     text = own_text(prompts(2)[0], 2)
     later = request_of("greedy", [Row(0, len(text), np.array([8]), 3)], on={0: text})
-    reply = decode_reply(service.handle(encode_request(later)), later).rows[0]
+    reply = told(decode_reply(service.handle(encode_request(later)), later))[0]
     assert reply.status == Status.OK and reply.token == own_text([*text, 8], 1)[-1]
     assert stream.next([1]).tolist() == [own_text(prompts(2)[1], 3)[-1]]
     while stream.next([0])[0] != NO_TOKEN:

@@ -8,6 +8,7 @@ import torch
 
 from clients.policy import FixedPolicy, RandomPolicy, ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
+from clients.resolvers.measuring import read_unseen
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, build, make_prompts, new_part, own_text
 
@@ -79,7 +80,7 @@ def test_measuring_reads_every_place_and_is_not_traffic(sampling, share):
     texts, records, traffic = setup.generate(prompts, STEPS)
     before = (traffic.uplink, traffic.downlink, traffic.messages)
     known = records.choice >= 0
-    setup.uplink.measure(texts, records, traffic)
+    read_unseen(setup.uplink.sender, texts, records, traffic)
     assert (traffic.uplink, traffic.downlink, traffic.messages) == before
     assert traffic.measured > 0
     assert (records.choice[records.present] >= 0).all()
@@ -99,7 +100,7 @@ def test_measuring_given_texts_asks_about_the_drafts():
     setup = build(slm, llm, RandomPolicy(0.3))
     traffic = Traffic()
     records = setup.router.score(texts, np.full(4, 2), traffic)
-    setup.uplink.measure(texts, records, traffic)
+    read_unseen(setup.uplink.sender, texts, records, traffic)
     for row, text in enumerate(given):
         with torch.inference_mode():
             own = llm(torch.from_numpy(text)[None]).logits[0].argmax(-1).numpy()
@@ -154,7 +155,7 @@ def test_several_rows_of_a_dropped_text_bring_its_prefix_once():
         setup = build(slm, llm, RandomPolicy(0.4), sessions=sessions)
         texts = TextBatch(prompts, np.arange(4), given=True)
         records = setup.router.score(texts, np.full(4, 2), Traffic())
-        setup.uplink.measure(texts, records, Traffic())
+        read_unseen(setup.uplink.sender, texts, records, Traffic())
         assert (records.choice[records.present] >= 0).all()
         found.append(records.token[records.present])
     assert np.array_equal(*found)
@@ -166,7 +167,7 @@ def test_device_and_server_key_their_draws_alike(client):
     llm = random_model("llama", 2)
     setup = build(llm, llm, FixedPolicy(kept=False), SAMPLED)
     setup.router.config = replace(setup.router.config, client=client)
-    setup.uplink.config = replace(setup.uplink.config, client=client)
+    setup.uplink.sender.config = replace(setup.uplink.config, client=client)
     sessions = np.array([0, 9, 2**32 - 1])
     _, records, _ = setup.generate(make_prompts(VOCAB, 3), 6, sessions)
     # One model, the same clocks: whatever the device draws is what the server draws.

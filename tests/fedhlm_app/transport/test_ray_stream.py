@@ -69,7 +69,7 @@ def test_a_device_that_goes_away_ends_its_stream(link):
     else:
         pytest.fail("the stream is still there")
     later = asked(prompts(2), client=30)
-    assert decode_reply(link.exchange(encode_request(later)), later).rows[0].status == Status.OK
+    assert decode_reply(link.exchange(encode_request(later)), later).statuses[0] == Status.OK
 
 
 def test_what_is_no_opening_is_refused(link):
