@@ -14,6 +14,7 @@ import numpy as np
 
 from clients.decoding.ways import best_ways
 from clients.learning.feedback_store import FeedbackStore
+from clients.policies import POLICIES
 from clients.records import Stage, TextBatch
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
@@ -134,7 +135,7 @@ class ServedTexts:
     @property
     def threshold(self) -> float | None:
         """What uncertainties are compared with at present."""
-        learned = self.settings.policy in ("threshold", "u-hlm", "router")
+        learned = POLICIES[self.settings.policy].learns
         return float(self.policy.arrays["threshold"][0]) if learned else None
 
     def read_prompt(self, prompt: str, max_tokens: int) -> IntArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from clients.policies import POLICIES
 from fedhlm_app.settings.field import Group, OneOf, said, setting
 from hlm.measures import MEASURES
 from hlm.peers.modes import PEER_MODES
@@ -33,8 +34,8 @@ class RoutingGroup(Group):
     uncertainty_temperature: float = setting(
         1.0, "softens probabilities before uncertainty is taken", above=0, at_most=100
     )
-    policy: Literal["threshold", "random", "always", "never", "u-hlm", "router"] = setting(
-        "threshold", "which drafts are kept; always keeps every draft, never keeps none"
+    policy: Annotated[str, OneOf(*POLICIES)] = setting(
+        "threshold", f"which drafts are kept; {said(POLICIES)}"
     )
     random_share: float = setting(
         0.5, "share of tokens escalated with policy=random", at_least=0, at_most=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clients.policies import POLICIES
 from fedhlm_app.learning.rules.balanced import Balanced
 from fedhlm_app.learning.rules.base import LearningRule
 from fedhlm_app.learning.rules.certified import Certified, CertifiedHighProbability
@@ -38,7 +39,7 @@ def named_rule(settings: Settings) -> LearningRule:
 
 def rule_of(settings: Settings) -> LearningRule:
     """The rule by which the policy of the settings learns; `none` where it cannot."""
-    learned = settings.policy in ("threshold", "u-hlm", "router")
+    learned = POLICIES[settings.policy].learns
     return named_rule(settings) if learned else LearningRule(settings)
 
 
