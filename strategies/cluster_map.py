@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -40,7 +39,7 @@ class KnowsClients(Protocol):
         ...
 
 
-class ClientMap(ABC):
+class ClientMap:
     """A map that knows which client a node is, and goes by that.
 
     Parameters
@@ -49,13 +48,10 @@ class ClientMap(ABC):
         Grows through `register` as nodes turn up.
     """
 
+    num_clusters: int
+
     def __init__(self, clients: Mapping[int, int] | None = None) -> None:
         self._clients = dict(clients or {})
-
-    @property
-    @abstractmethod
-    def num_clusters(self) -> int:
-        """Number of clusters."""
 
     def cluster_of(self, client: int) -> int:
         """Cluster of a client (>= 0), whether it was heard of or not."""
@@ -83,10 +79,7 @@ class ClientMap(ABC):
 class OneCluster(ClientMap):
     """Every node in one cluster: the flat federation; parameters as `ClientMap`."""
 
-    @property
-    def num_clusters(self) -> int:
-        """Always 1."""
-        return 1
+    num_clusters = 1
 
 
 class AssignedClusters(ClientMap):
@@ -118,12 +111,7 @@ class AssignedClusters(ClientMap):
                     f"assignment[{client}]: {cluster}; allowed: 0 to {count - 1} (num_clusters)"
                 )
         self.assignment = list(assignment)
-        self._num_clusters = count
-
-    @property
-    def num_clusters(self) -> int:
-        """Number of clusters."""
-        return self._num_clusters
+        self.num_clusters = count
 
     def cluster_of(self, client: int) -> int:
         """Cluster of a client (>= 0), whether it was heard of or not."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,26 +26,13 @@ class FedNova(LocalMethod):
     """
 
     name = "fednova"
+    adds_up = False
+    needs_start = True  # differences are scaled
 
     def __init__(self, max_local_steps: int = 100_000) -> None:
         if max_local_steps < 1:
             raise ValueError(f"max_local_steps: {max_local_steps}; allowed: >= 1")
-        self.max_local_steps = max_local_steps
-
-    @property
-    def adds_up(self) -> bool:
-        """All replies of a round are needed at once."""
-        return False
-
-    @property
-    def needs_start(self) -> bool:
-        """Differences are scaled, so the start matters."""
-        return True
-
-    @property
-    def reply_metrics(self) -> Mapping[str, tuple[float, float]]:
-        """``local-steps``: tau_k in [1, max_local_steps]."""
-        return {"local-steps": (1, self.max_local_steps)}
+        self.reply_metrics = {"local-steps": (1, max_local_steps)}
 
     def prepare(self, batch: Batch) -> Batch:
         """Scale each client's difference by tau_eff / tau_k."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,25 +57,17 @@ class LocalMethod:
 
     name: str
 
-    @property
-    def adds_up(self) -> bool:
-        """True when `prepare` and `absorb` do nothing: replies can be added up one by one."""
-        return True
+    adds_up = True
+    """True when `prepare` and `absorb` do nothing: replies can be added up one by one."""
 
-    @property
-    def needs_start(self) -> bool:
-        """True when `prepare` reads `Batch.starts`."""
-        return False
+    needs_start = False
+    """True when `prepare` reads `Batch.starts`."""
 
-    @property
-    def reply_extras(self) -> Mapping[str, float]:
-        """Array keys a reply must carry, each with its largest absolute value."""
-        return {}
+    reply_extras: Mapping[str, float] = MappingProxyType({})
+    """Array keys a reply must carry, each with its largest absolute value."""
 
-    @property
-    def reply_metrics(self) -> Mapping[str, tuple[float, float]]:
-        """Metrics a reply must carry, each with its range."""
-        return {}
+    reply_metrics: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Metrics a reply must carry, each with its range."""
 
     def config(self) -> dict[str, int | float | str]:
         """Return what the client has to know, for the message's ConfigRecord."""

@@ -40,16 +40,11 @@ class NodeClusters:
                 raise ValueError(f"clusters[{node}]: {cluster}; allowed: 0 to {count - 1}")
         self.assigned = dict(assigned)
         self._given = bool(assigned)
-        self._num_clusters = count
-
-    @property
-    def num_clusters(self) -> int:
-        """Number of clusters."""
-        return self._num_clusters
+        self.num_clusters = count
 
     def clusters_of(self, node_ids: Sequence[int]) -> list[int]:
         """Cluster of each node."""
-        sizes = [0] * self._num_clusters
+        sizes = [0] * self.num_clusters
         for cluster in self.assigned.values():
             sizes[cluster] += 1
         for node in sorted(set(node_ids) - self.assigned.keys()):

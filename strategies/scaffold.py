@@ -36,6 +36,7 @@ class Scaffold(LocalMethod):
     """
 
     name = "scaffold"
+    adds_up = False
 
     def __init__(
         self,
@@ -50,25 +51,11 @@ class Scaffold(LocalMethod):
         if not max_control > 0:
             raise ValueError(f"max_control: {max_control}; allowed: > 0")
         self.server_learning_rate = server_learning_rate
+        self.needs_start = server_learning_rate != 1.0  # else differences are not scaled
         self.weighting = weighting
-        self.max_control = max_control
+        self.reply_extras = {"control_delta": max_control}
         self.controls: FloatArray = np.zeros((0, 0))
         self.client_controls: dict[int, FloatArray] = {}
-
-    @property
-    def adds_up(self) -> bool:
-        """All replies of a round are needed at once."""
-        return False
-
-    @property
-    def needs_start(self) -> bool:
-        """The server's step scales differences."""
-        return self.server_learning_rate != 1.0
-
-    @property
-    def reply_extras(self) -> Mapping[str, float]:
-        """``control_delta`` [d]."""
-        return {"control_delta": self.max_control}
 
     @property
     def control(self) -> FloatArray:

@@ -36,11 +36,6 @@ class LearnedClusters(ClientMap):
         self._adopt(members, result)
 
     @property
-    def num_clusters(self) -> int:
-        """Number of clusters."""
-        return self.result.clusters
-
-    @property
     def members(self) -> dict[int, int]:
         """Cluster by client, of all clients that were clustered or placed, in order of clients."""
         return dict(sorted(self._clusters.items()))
@@ -107,7 +102,7 @@ class LearnedClusters(ClientMap):
             )
         if len(np.unique(names)) != len(names) or (len(names) and names.min() < 0):
             raise ValueError(f"members: {names.tolist()}; allowed: different clients, each >= 0")
-        self.result = result
+        self.result, self.num_clusters = result, result.clusters
         self._members = names.tolist()
         self._clusters: dict[int, int] = dict(
             zip(self._members, result.assignment.tolist(), strict=True)
