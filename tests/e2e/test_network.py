@@ -88,17 +88,17 @@ class Network:
     far: str
 
     @contextmanager
-    def joined(self, link: Link) -> Iterator[None]:
-        """Lay a wire of a link's delay, rate and loss between the two."""
+    def joined(self, link: Link, loss: float = 0.0) -> Iterator[None]:
+        """Lay a wire of a link's delay and rate between the two, that loses a share of packets."""
         if self.wire == "netem":
-            with self._netem(link):
+            with self._netem(link, loss):
                 yield
             return
         carrier = subprocess.Popen(
             [
                 sys.executable, str(Path(__file__).with_name("slow_wire.py")),
                 self.near, NEAR, self.far, FAR,
-                str(link.rate_bits_per_s), str(link.round_trip_s), str(link.loss),
+                str(link.rate_bits_per_s), str(link.round_trip_s), str(loss),
             ],
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -111,7 +111,7 @@ class Network:
             carrier.wait()
 
     @contextmanager
-    def _netem(self, link: Link) -> Iterator[None]:
+    def _netem(self, link: Link, loss: float) -> Iterator[None]:
         ip("link", "add", "d0", "netns", self.near, "type", "veth",
            "peer", "name", "s0", "netns", self.far)  # fmt: skip
         try:
@@ -122,7 +122,7 @@ class Network:
                 ip("-n", namespace, "link", "set", end, "up")
                 subprocess.run(
                     ["tc", "-n", namespace, "qdisc", "add", "dev", end, "root", "netem",
-                     "delay", f"{500 * link.round_trip_s}ms", "loss", f"{100 * link.loss}%",
+                     "delay", f"{500 * link.round_trip_s}ms", "loss", f"{100 * loss}%",
                      "rate", f"{link.rate_bits_per_s:.0f}bit"],
                     check=True, capture_output=True,
                 )  # fmt: skip
@@ -294,7 +294,7 @@ def test_a_slow_link_takes_as_long_as_the_cost_model_says(network, options):
 
 
 def test_losses_cost_time_and_nothing_else(network):
-    with network.joined(LOSSY):
+    with network.joined(LOSSY, LOSS):
         routed = over(network, FULL)
     traffic = routed.traffic
     lossless = predicted(routed, LOSSY)
