@@ -26,12 +26,14 @@ class Balanced(GradientRule):
 
     def loss(self, policy: FloatArray, feedback: Feedback) -> float:
         """Expected price of routing by a soft threshold."""
-        escalation = self._escalation(policy[0], feedback)
+        (threshold,) = policy
+        escalation = self._escalation(threshold, feedback)
         wrong = self.settings.cost_error * feedback.weighted_beta
         return self._reduced(self.settings.cost_transmit * escalation + (1 - escalation) * wrong)
 
     def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
         """``-gamma s (1 - s) (cost_transmit - cost_error w beta)``, reduced."""
         wrong = self.settings.cost_error * feedback.weighted_beta
-        slope = self._slope(self._escalation(policy[0], feedback))
+        (threshold,) = policy
+        slope = self._slope(self._escalation(threshold, feedback))
         return np.array([self._reduced(slope * (self.settings.cost_transmit - wrong))])

@@ -48,4 +48,5 @@ class Paper(GradientRule):
         # "This value is undefined for tokens not transmitted and is excluded from training."
         sent = feedback.select(feedback.known & ~feedback.kept)
         cost = (1 - sent.ratio_beta) ** 2 + self.settings.transmission_penalty
-        return self._escalation(policy[0], sent), cost
+        (threshold,) = policy
+        return self._escalation(threshold, sent), cost
