@@ -134,6 +134,8 @@ class RequestBatcher:
                     asker.set_exception(answer)
                 elif answer is not None:
                     asker.set_result(answer)
+            # Who was answered may ask on in time for the next pass.
+            await asyncio.sleep(0)
 
     def _turn(
         self,

@@ -209,17 +209,21 @@ class Stream:
         """After a turn: its frame, and what the device said meanwhile."""
         if self._job is not None:
             return
+        self._emit()
+        # Each has a frame of its own, whenever it came.
         while self._controls and not self._writable():
             self._apply(self._controls.popleft())
+            self._emit()
         if self._writable():
             self._deadline = float("inf")
         elif self.rows and self._deadline == float("inf"):
             self._deadline = time.monotonic() + CREDIT_SECONDS
+
+    def _emit(self) -> None:
         if self._wrote:
-            arrays = {index: np.array(part, np.int64) for index, part in self._wrote.tokens.items()}
-            self._frames += encode_frame(
-                Frame(arrays, self._wrote.ends), self.opening.request.vocab
-            )
+            tokens = {row: np.array(part, np.int64) for row, part in self._wrote.tokens.items()}
+            frame = Frame(tokens, self._wrote.ends)
+            self._frames += encode_frame(frame, self.opening.request.vocab)
             self._wrote = _Wrote({index: [] for index in sorted(self.rows)})
 
     def frames(self) -> bytes:
@@ -234,10 +238,8 @@ class Stream:
             if index >= len(self.opening.request.rows) or (row and taken > row.written):
                 return False
         self._controls.append(control)
-        stopped = set[int]().union(*(control.stops for control in self._controls))
-        if not self._steady or self.rows.keys() <= stopped:
-            while self._controls:
-                self._apply(self._controls.popleft())
+        if not self._steady:
+            self._apply(self._controls.popleft())
         self.settle()
         return True
 

@@ -117,7 +117,8 @@ class SpanStream:
         found = np.array(tokens, np.int64)
         self.taken[np.array(rows, np.int64)[found != NO_TOKEN]] += 1
         furthest = int(self.taken.max())
-        if self._credit < self._span and 2 * (self._credit - furthest) <= self.window:
+        low = self._credit < self._span and 2 * (self._credit - furthest) <= self.window
+        if low and self.running:
             self._say(furthest, [])
         return found
 
@@ -127,9 +128,10 @@ class SpanStream:
 
     def stop(self, rows: Sequence[int]) -> None:
         """Take rows back: the text has of them what was taken."""
-        stopped = [row for row in rows if row in self._reader.running and row not in self._stopped]
+        # Whether their ends have arrived already is chance, and must not decide what is sent.
+        stopped = [row for row in rows if self._more(row)]
         self._stopped |= set(rows)
-        if stopped and not self.over:
+        if stopped:
             self._say(0, stopped)
 
     def finish(self) -> None:
@@ -147,7 +149,7 @@ class SpanStream:
         return bool(self._waiting[row]) or (row in self._reader.running and not self.lost)
 
     def _say(self, furthest: int, stopped: Sequence[int]) -> None:
-        if not self._reader.running or self.lost:
+        if self.lost:
             return
         self._credit = max(self._credit, min(furthest + self.window, self._span))
         control = Control(self._key, self._credit, {row: int(self.taken[row]) for row in stopped})

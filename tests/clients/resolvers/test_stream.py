@@ -194,3 +194,24 @@ def test_a_later_request_ends_a_row_that_was_not_stopped():
     while stream.next([0])[0] != NO_TOKEN:
         pass
     assert stream.ends[0] is End.STOPPED
+
+
+def test_where_passes_are_ones_own_every_byte_depends_on_content_alone():
+    random = np.random.default_rng(0)
+    found = []
+    with serving(make_service(), most=1) as (port, _):
+        for mean in (0, 0.002, 0.01):
+            with closing(HttpTransport(f"127.0.0.1:{port}", timeout=30)) as transport:
+                spans = Spans(Link(transport, "llm"))
+                stream = spans.open(asked(prompts(4), **SAMPLED), SPAN, 4)
+                while stream.running:
+                    rows, tokens = stream.running, stream.next(stream.running)
+                    stream.stop([row for row, t in zip(rows, tokens, strict=True) if t % 7 == 0])
+                    time.sleep(random.exponential(mean))
+                spans.leave(stream)
+                spans.finish()
+            traffic = spans.collect()
+            bytes_and_messages = traffic.uplink, traffic.downlink, traffic.messages
+            found.append((bytes_and_messages, stream.received, stream.taken.tolist()))
+    assert found[0] == found[1] == found[2]
+    assert stream.received > sum(stream.taken)
