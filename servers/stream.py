@@ -280,7 +280,7 @@ class Stream:
             return
         self._job, request, streams = None, self.opening.request, self._service.streams
         self._frames += framed(encode_reply(job.reply, request))
-        engine, room = self._service.engine, streams.room()
+        engine, room = self._service.engine, streams.room(self.caller)
         bases = (request.rows.ends + (job.reply.tokens != NO_TOKEN)).tolist()
         # An opening has one row a text.
         for index, (base, session) in enumerate(zip(bases, job.sessions, strict=True)):

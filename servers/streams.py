@@ -55,10 +55,15 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def room(self) -> int:
-        """Rows that may be written beside those that are: each keeps a session in use."""
-        written = sum(len(stream.rows) for stream in self._streams.values())
-        return self._service.engine.max_sessions - written
+    def room(self, client: int) -> int:
+        """Rows that a device may have written beside those that are.
+
+        Each keeps a session in use; beside others no device has more than half of them.
+        """
+        own = sum(len(stream.rows) for stream in self._streams.values() if stream.caller == client)
+        others = sum(map(len, (stream.rows for stream in self._streams.values()))) - own
+        sessions = self._service.engine.max_sessions
+        return min(sessions - others, max(1, sessions // 2) if others else sessions) - own
 
     def add(self, stream: Stream) -> None:
         """Know a stream by its key from now on; one opened again takes the place of the first."""

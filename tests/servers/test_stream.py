@@ -183,6 +183,12 @@ def test_more_rows_than_there_is_room_for_get_their_verdicts_alone():
     second = Device(service, asked(prompts(3, seed=1), client=2), key=2).read_all()
     assert second.ends == {0: End.SPAN, 1: End.BUSY, 2: End.BUSY}
     assert all(row.status == Status.OK for row in told(second.reader.reply))
+    # Beside another, one device has half of the room.
+    third = Device(service, asked(prompts(1, seed=1), client=2), key=2)
+    third.read()
+    first.frames.close()
+    fourth = Device(service, asked(prompts(4, seed=2), client=1), key=1).read_all()
+    assert list(fourth.ends.values()).count(End.BUSY) == 2
 
 
 def test_a_row_whose_text_lost_its_place_ends():
