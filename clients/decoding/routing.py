@@ -26,6 +26,8 @@ from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
 from hlm.arrays import IntArray
 
+StepListener = Callable[[TokenRecords, IntArray, IntArray], None]
+
 
 class Router:
     """Routed inference on one device.
@@ -42,8 +44,9 @@ class Router:
         Draws drafts and makes the claim about them that the LLM will verify.
     resolvers : sequence of Resolver
         Who decides escalated tokens, in order.
-    on_kept : callable, optional
-        Called with the tokens int64 [n] that the policy kept at a step, once the step is decided.
+    on_step : callable, optional
+        Called once a step is decided with the records, and where they tell of it: rows and steps,
+        int64 [n].
     learning : bool
         The resolvers may remember what was decided.
     """
@@ -55,7 +58,7 @@ class Router:
         policy: Policy,
         drafter: Drafter,
         resolvers: Sequence[Resolver[Any]],
-        on_kept: Callable[[IntArray], None] | None = None,
+        on_step: StepListener | None = None,
         learning: bool = True,
     ) -> None:
         self.model = model
@@ -63,7 +66,7 @@ class Router:
         self.policy = policy
         self.drafter = drafter
         self.resolvers = resolvers
-        self.on_kept = on_kept
+        self.on_step = on_step
         self.learning = learning
 
     @property
@@ -193,6 +196,8 @@ class Router:
         traffic.include(decided.traffic)
         records.probability[rows, steps] = drafted.probability
         self._record(records, everything, inputs, ways, decided)
+        if self.on_step is not None:
+            self.on_step(records, rows, steps)
         if texts.trace is not None and not texts.given:
             texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
         return decided.tokens
@@ -215,8 +220,6 @@ class Router:
         if not kept.all():
             asked = everything.select(~kept)
             decided.include(~kept, resolve_in_turn(self.resolvers, asked, self.learning))
-        if self.on_kept is not None and kept.any():
-            self.on_kept(drafts[kept])
         return decided
 
     def _record(

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from clients.decoding.drafting import RouterConfig, UncertaintyMeasure
-from clients.decoding.routing import Router
+from clients.decoding.routing import Router, StepListener
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
-from clients.records import TextBatch, TokenRecords, Traffic
+from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
@@ -98,6 +98,7 @@ class RoutedModel:
         reading: bool = False,
         learning: bool = True,
         measuring: bool = True,
+        on_step: StepListener | None = None,
     ) -> tuple[TokenRecords, Traffic, int]:
         """Continue texts, or route the tokens of given ones.
 
@@ -115,6 +116,8 @@ class RoutedModel:
             Caches and peers may remember these texts.
         measuring : bool
             The LLM reads the other tokens too, for a report alone.
+        on_step : callable, optional
+            Called once a step is decided, see `Router`.
 
         Returns
         -------
@@ -123,13 +126,21 @@ class RoutedModel:
         """
         tiers = [] if self.edge is None else self.edge.resolvers
         cache = self.edge.cache if learning and self.edge is not None else None
+
+        def decided(records: TokenRecords, rows: IntArray, steps: IntArray) -> None:
+            if cache is not None:
+                tokens, stages = records.token[rows, steps], records.stage[rows, steps]
+                cache.inferred(tokens[stages == Stage.LOCAL])
+            if on_step is not None:
+                on_step(records, rows, steps)
+
         router = Router(
             self.model,
             self.config,
             policy,
             self.verifier,
             [*tiers, self.uplink],
-            on_kept=None if cache is None else cache.inferred,
+            on_step=decided,
             learning=learning,
         )
         traffic = Traffic()

@@ -35,7 +35,7 @@ def test_routed_and_given_texts_are_traced_alike() -> None:
         return np.zeros((len(drafts), 2), np.float32)
 
     # Scores alternate around the threshold, so that texts mix kept and verified tokens.
-    policy = RouterPolicy(np.array([0.5, 0.0]), lambda _, table: np.arange(len(table)) % 2.0)
+    policy = RouterPolicy(0.5, np.zeros(1), lambda _, table: np.arange(len(table)) % 2.0)
     setup = build(slm, llm, policy, SAMPLED)
     setup.router.config = dataclasses.replace(
         setup.router.config, features=features, feature_count=2
