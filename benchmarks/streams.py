@@ -47,9 +47,11 @@ def bare(engine: Any, devices: int, span: int) -> float:
     return (time.thread_time() - begin) / (devices * span)
 
 
-async def together(service: Any, devices: int, span: int, window: int) -> tuple[float, float]:
+async def together(
+    service: Any, devices: int, span: int, window: int, askers: bool
+) -> tuple[float, float]:
     """Processor seconds a token, and how long the slowest device took over the median."""
-    from hlm.wire import NO_TOKEN, Request, Row, decode_reply, encode_request
+    from hlm.wire import NO_TOKEN, Request, Rows, decode_reply, encode_request
     from hlm.wire.frames import FrameReader
     from hlm.wire.stream import Control, Opening, encode_control, encode_opening
     from servers.actors import RequestBatcher
@@ -70,13 +72,14 @@ async def together(service: Any, devices: int, span: int, window: int) -> tuple[
     def request(client: int, text: Any, start: int = 0) -> Request:
         from hlm.wire import PrefixDigest, joint_digest
 
-        row = Row(0, start, text[start:], int(text[-1]))
+        one = np.zeros(1, np.int64)
+        rows = Rows(one, one + start, one + len(text) - start, text[start:], one + text[-1])
         digest = 0
         if start:
             prefix = PrefixDigest(identity).at(text, start)
             digest = joint_digest(identity, [(0, start, prefix)])
         begins = b"" if start else identity
-        return Request("greedy", vocab, (row,), client=client, identity=begins, digest=digest)
+        return Request("greedy", vocab, rows, client=client, identity=begins, digest=digest)
 
     async def read(client: int) -> float:
         asked = request(client, prompt(client, vocab))
@@ -94,14 +97,14 @@ async def together(service: Any, devices: int, span: int, window: int) -> tuple[
         text, held, begin = prompt(client, vocab), 0, time.perf_counter()
         for _ in range(span):
             asked = request(client, text, held)
-            reply = decode_reply(await batcher.exchange(encode_request(asked)), asked).rows[0]
-            assert reply.token != NO_TOKEN
-            text = np.append(text, reply.token)
+            reply = decode_reply(await batcher.exchange(encode_request(asked)), asked)
+            assert reply.tokens[0] != NO_TOKEN
+            text = np.append(text, reply.tokens)
             held = len(text)
         return (time.perf_counter() - begin) / span
 
     async def all_devices() -> list[float]:
-        asking = [ask(c) if c % 4 == 3 else read(c) for c in range(1, devices + 1)]
+        asking = [ask(c) if askers and c % 4 == 3 else read(c) for c in range(1, devices + 1)]
         return await asyncio.gather(*asking)
 
     paces = np.array(await all_devices())
@@ -117,18 +120,16 @@ def measure(devices: int, span: int, window: int, repeats: int) -> dict[str, flo
 
     torch.set_num_threads(1)
     service = build_service(Settings.from_sources({"llm-sessions": 2 * devices + 2}, {}))
-    alone, served, slowest = [], [], []
+    found: dict[str, list[float]] = {"bare": [], "streams": [], "together": [], "slowest": []}
     for _ in range(repeats):
-        alone.append(bare(service.engine, devices, span))
-        seconds, worst = asyncio.run(together(service, devices, span, window))
-        served.append(seconds)
-        slowest.append(worst)
-    return {
-        "bare_ms": 1e3 * min(alone),
-        "together_ms": 1e3 * min(served),
-        "share_of_bare": min(alone) / min(served),
-        "slowest": min(slowest),
-    }
+        found["bare"].append(bare(service.engine, devices, span))
+        for askers in (False, True):
+            seconds, worst = asyncio.run(together(service, devices, span, window, askers))
+            found["together" if askers else "streams"].append(seconds)
+            found["slowest"].append(worst)
+    best = {name: min(values) for name, values in found.items()}
+    shares = {f"{name}_of_bare": best["bare"] / best[name] for name in ("streams", "together")}
+    return {"bare_ms": 1e3 * best["bare"], **shares, "slowest": max(found["slowest"])}
 
 
 def main() -> None:
