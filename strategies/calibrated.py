@@ -25,6 +25,7 @@ from strategies.records import RoundRecord
 from strategies.rules import State
 from strategies.sampling import Node
 from strategies.server_state import ServerState
+from strategies.shortfall import Shortfall
 from strategies.training import Training
 from strategies.validation import Refusal, Update
 
@@ -253,6 +254,23 @@ class Calibrating:
         groups = {self._group(c, k) for c, k in record.clients.items()}
         active = sum(self.rule.active(group) for group in groups)
         return {"calibrating": active, "settled": len(groups) - active}
+
+    def shortfall(self) -> Shortfall:
+        """How far the groups of the clients heard of are from a threshold that keeps something."""
+        groups = {self._group(c, k) for c, k in self._clusters.items()} or {0}
+        without = [group for group in groups if self.rule.result(group) < 0]
+        certified = len(groups) - len(without)
+        if not without:
+            return Shortfall(len(groups), certified, 0, 0, 0.0, False)
+        last = min(without, key=lambda group: (self.rule.heard(group), group))
+        return Shortfall(
+            len(groups),
+            certified,
+            self.rule.heard(last),
+            self.rule.lacking(last),
+            self.rule.trial(last),
+            self.rule.active(last),
+        )
 
     def state_dict(self) -> State:
         """The rule's state, and who was heard and connected."""

@@ -25,9 +25,10 @@ import numpy as np
 
 from hlm.arrays import FloatArray
 from hlm.risk import ESCALATE_ALL, RiskSums
-from hlm.risk.betting import FRACTIONS, log_imbalance, log_wealth
+from hlm.risk.betting import FRACTIONS, log_imbalance, log_wealth, wealth_bounds
 from strategies.attendance import Attendance
 from strategies.rules import State
+from strategies.shortfall import fewest
 
 NEAREST = 0.9
 """Share of alpha beyond which no candidate is tried: its test would hardly ever end."""
@@ -50,6 +51,17 @@ class Calibration(Protocol):
 
     def result(self, group: int) -> float:
         """Threshold reached so far."""
+        ...
+
+    def heard(self, group: int) -> int:
+        """Prompts behind what is being gathered."""
+        ...
+
+    def lacking(self, group: int) -> int | None:
+        """Prompts without a wrong token after which a threshold could be certified at the earliest.
+
+        None where no further prompt helps: the search has ended.
+        """
         ...
 
     def attendance(self, group: int) -> Attendance:
@@ -176,6 +188,20 @@ class SequentialCalibration:
     def result(self, group: int) -> float:
         """The last threshold that passed."""
         return self._chain(group).certified
+
+    def heard(self, group: int) -> int:
+        """Prompts behind the present candidate's test."""
+        return self._chain(group).prompts.total()
+
+    def lacking(self, group: int) -> int | None:
+        """See `Calibration`."""
+        chain, needed = self._chain(group), -math.log(self.delta)
+        if chain.settled:
+            return None
+        # Text in which everything was escalated says nothing about a candidate.
+        terms = chain.terms if chain.candidate > self.careful else np.zeros_like(chain.terms)
+        _, best = wealth_bounds(1, self.alpha, self.bound)
+        return fewest(lambda more: log_wealth(terms + more * best) >= needed)
 
     def attendance(self, group: int) -> Attendance:
         """Who has contributed how often to the present candidate's test."""

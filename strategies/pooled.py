@@ -11,6 +11,7 @@ import numpy as np
 from hlm.arrays import FloatArray
 from strategies.attendance import Attendance, best_level, heard_at_least
 from strategies.rules import State
+from strategies.shortfall import fewest
 
 ThresholdOf = Callable[[FloatArray], float]
 """Reads a threshold from a group's summed vector float64 [m], whose first entry is a count."""
@@ -114,6 +115,16 @@ class PooledCalibration:
     def result(self, group: int) -> float:
         """Threshold of the sums so far."""
         return self.results.get(group, self.initial)
+
+    def heard(self, group: int) -> int:
+        """Prompts (or tokens) that the threshold rests on."""
+        return int(self.sums[group][0]) if group in self.sums else 0
+
+    def lacking(self, group: int) -> int:
+        """See `Calibration`."""
+        sums = self.sums.get(group, np.zeros(self.length))
+        one = np.eye(1, self.length)[0]
+        return fewest(lambda more: self.threshold_of(sums + more * one) > self.initial)
 
     def attendance(self, group: int) -> Attendance:
         """Who has contributed how often."""

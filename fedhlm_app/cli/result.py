@@ -1,29 +1,22 @@
-"""The result table of a run, on a terminal."""
+"""The result of a run, on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from fedhlm_app.results.report.rows import figures
+from fedhlm_app.results.report.verdict import verdict
 
 
-def result_table(summary: Mapping[str, Any], folder: str) -> Table:
-    """Return the table that ends a run.
-
-    Parameters
-    ----------
-    summary : Mapping[str, Any]
-        `summary.json`.
-    folder : str
-        Path of the run folder, shown as the caption.
-    """
-    table = Table(box=box.SIMPLE, show_header=False, title="Result", title_justify="left")
-    table.caption = f"run folder: {folder}"
-    table.caption_justify = "left"
+def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """Print what ends a run: the verdict, the table of `summary.json`, and the run folder."""
+    table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -32,4 +25,6 @@ def result_table(summary: Mapping[str, Any], folder: str) -> Table:
             table.add_section()
         else:
             table.add_row(*row)
-    return table
+    console.print(f"{verdict(summary)}.", style="bold", highlight=False)
+    console.print(table)
+    console.print(f"run folder: {folder}", style="dim", markup=False, soft_wrap=True)

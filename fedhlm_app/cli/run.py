@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedhlm_app.cli.error_log import keep_trace, say
 from fedhlm_app.cli.progress import watch
-from fedhlm_app.cli.result import result_table
+from fedhlm_app.cli.result import show_result
 from fedhlm_app.launch import LaunchError, RunResult, launch
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server import resuming
@@ -104,7 +104,7 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     if as_json:
         print(json.dumps(_as_json(result), indent=2))
     if not as_json and result.summary is not None:
-        Console().print(result_table(result.summary, str(result.folder.path)))
+        show_result(Console(), result.summary, result.folder.path)
     if not result.ok:
         _explain(errors, result)
         return FAILED

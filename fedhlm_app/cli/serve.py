@@ -256,6 +256,7 @@ def serve_device(
     import torch
 
     from fedhlm_app.client.feedback_folder import FeedbackFolder
+    from fedhlm_app.results.report.verdict import threshold
     from fedhlm_app.serve_device.service import DeviceService
     from fedhlm_app.serve_device.texts import ServedTexts
     from fedhlm_app.transport.llm_access import require_access
@@ -272,10 +273,12 @@ def serve_device(
     service = DeviceService(texts, queue)
 
     def ready(at: str) -> None:
+        value = texts.threshold
+        shown = "not used" if value is None else threshold(value)
         kept = "nothing is kept" if folder is None else f"feedback in {folder.path}"
         print(
             f"serving device {client} at {at} (slm {settings.slm}, llm {settings.llm_address}, "
-            f"policy {settings.policy}, threshold {texts.threshold}, {kept})",
+            f"policy {settings.policy}, threshold {shown}, {kept})",
             flush=True,
         )
 

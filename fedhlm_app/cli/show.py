@@ -38,7 +38,7 @@ def show_settings(*, markdown: bool, toml: bool) -> None:
 
 def show_report(run_folder: Path | None) -> int:
     """Write the report of a run, show its table, and return the exit status."""
-    from fedhlm_app.cli.result import result_table
+    from fedhlm_app.cli.result import show_result
     from fedhlm_app.results.report import write_report
     from fedhlm_app.results.runs import CONFIG, RunFolder, latest_run
 
@@ -52,7 +52,7 @@ def show_report(run_folder: Path | None) -> int:
         return BAD_SETTINGS
     path = write_report(found)
     if (summary := found.summary()) is not None:
-        Console().print(result_table(summary, str(found.path)))
+        show_result(Console(), summary, found.path)
     print(path)
     return COMPLETED
 

@@ -22,6 +22,7 @@ from fedhlm_app.cli.run import (
     warn,
 )
 from fedhlm_app.models.trying import try_models
+from fedhlm_app.results.report.verdict import threshold
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.sweep.cells import Cell, cells_of
@@ -136,6 +137,8 @@ def _table(rows: list[dict[str, Any]], shown: list[dict[str, str]]) -> Table:
 def _shown(name: str, value: float | None) -> str:
     if value is None:
         return "-"
+    if name == "threshold":
+        return threshold(value)
     if name in _SHARES:
         return f"{value:.1%}"
     return f"{value:.1f}" if name == "seconds" else f"{value:.4g}"

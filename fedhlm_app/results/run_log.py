@@ -9,6 +9,7 @@ from typing import Any
 from flwr.common.logger import log
 
 from fedhlm_app.results.report.rows import text_lines
+from fedhlm_app.results.report.verdict import lacking, meanwhile, threshold
 
 
 def log_round(line: Mapping[str, Any], rounds: int) -> None:
@@ -26,15 +27,18 @@ def log_round(line: Mapping[str, Any], rounds: int) -> None:
     share = asked / tokens if tokens else 0.0
     log(
         INFO,
-        "Round %d/%d: %s tokens of %d clients, %.1f%% asked the LLM, threshold %.4f, %.1f s",
+        "Round %d/%d: %s tokens of %d clients, %.1f%% asked the LLM, threshold %s, %.1f s",
         line["round"],
         rounds,
         f"{tokens:,}",
         line["replies"],
         100 * share,
-        line["threshold"]["global"],
+        threshold(line["threshold"]["global"]),
         line["seconds"],
     )
+    found = line.get("guarantee")
+    if found is not None and not found["certified"]:
+        log(INFO, "Nothing is certified yet: %s; %s", lacking(found), meanwhile(found))
 
 
 def log_result(summary: Mapping[str, Any], folder: object) -> None:

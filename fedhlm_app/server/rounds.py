@@ -29,6 +29,7 @@ from fedhlm_app.results.unresolved import RunFailed, failure, lost_words
 from fedhlm_app.server import checkpoint, preflight
 from fedhlm_app.server.cluster_report import clustering_figures
 from fedhlm_app.server.clusters import Clusters
+from fedhlm_app.server.guarantee import guarantee
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, advice
 from hlm.arrays import FloatArray
@@ -212,6 +213,7 @@ class Federation:
             line["epsilon"] = self.epsilon
         if self.strategy.calibration is not None:
             line["calibration"] = self.strategy.calibration.stage(record)
+            line["guarantee"] = guarantee(self.settings, self.strategy.calibration)
         if self._tokens is not None:
             self._tokens.end_round(record.round)
         self.folder.append_metrics(line)
@@ -291,6 +293,7 @@ class Federation:
             "accuracy": right,
             "certificate": total["certificate"],
             "measured_tokens": total["measured_tokens"],
+            "guarantee": guarantee(settings, self.strategy.calibration),
             "bytes": total["bytes"],
             "threshold": self._thresholds(self.strategy.client_values),
             "rounds": self.strategy.rounds_done,

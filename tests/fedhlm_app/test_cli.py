@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedhlm_app.cli import app
 from fedhlm_app.cli import run as run_module
 from fedhlm_app.cli.progress import shares, watch
-from fedhlm_app.cli.result import result_table
+from fedhlm_app.cli.result import show_result
 from fedhlm_app.cli.run import collect, parse_overrides
 from fedhlm_app.launch import LaunchError, RunResult
 from fedhlm_app.results.report.rows import figures
@@ -210,10 +210,16 @@ def test_the_result_table_counts_and_shares() -> None:
     assert told["threshold"] == ("0.5000", "global")
     careful = found | {"threshold": {"global": -1.0, "clusters": {}, "clients": {}}}
     told = {row[0].strip(): row[1:] for row in figures(careful) if row is not None}
-    assert told["threshold"] == ("-1.0000", "below 0: keeps nothing")
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
-    console.print(result_table(found, "/somewhere"))
-    assert "/somewhere" in console.export_text()
+    assert told["threshold"] == ("none", "keeps nothing")
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_result_fits_the_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    show_result(console, summary(Settings()), Path("/somewhere"))
+    lines = console.export_text().splitlines()
+    assert lines[-1] == "run folder: /somewhere" and max(map(len, lines)) <= width
+    assert lines[0].startswith("Of 20 tokens 20 were decided on their")
 
 
 def test_progress_is_a_line_per_round_where_there_is_no_terminal() -> None:

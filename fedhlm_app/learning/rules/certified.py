@@ -74,6 +74,18 @@ class Certified(SumsRule):
         each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
         return max(1, settings.tokens_per_round // min(each, settings.tokens_per_round))
 
+    @property
+    def sureness(self) -> float | None:
+        """Probability with which the risk is within the budget; None: it is so on average."""
+        return None
+
+    @property
+    def asked(self) -> int:
+        """Clients that a round asks."""
+        settings = self.settings
+        share = math.floor(settings.fraction_train * settings.clients + 1e-9)
+        return min(max(share, settings.min_clients), settings.clients)
+
     @cached_property
     def release(self) -> CurveRelease | None:
         """Noise on the curve of a client's prompts."""
@@ -233,8 +245,7 @@ class Certified(SumsRule):
         """With given texts a client that is never heard counts as wrong: too many are too much."""
         settings = self.settings
         clients, rounds = settings.clients, min(settings.calibration_rounds, settings.rounds)
-        asked = max(math.floor(settings.fraction_train * clients + 1e-9), settings.min_clients)
-        asked = min(asked, clients)
+        asked = self.asked
         enough = 1 - asked * rounds / clients < settings.fidelity_budget / self.bound
         if enough or settings.personalisation not in ("global", "cluster"):
             return []
@@ -255,6 +266,11 @@ class CertifiedHighProbability(Certified):
     def levels(self) -> tuple[float, float]:
         """As the settings say."""
         return self.settings.fidelity_budget, self.settings.confidence
+
+    @property
+    def sureness(self) -> float:
+        """As the settings say."""
+        return 1 - self.settings.confidence
 
     def _of_curve(self, curve: RiskSums) -> float:
         # A shrunk client has a fractional number of prompts; fewer is the careful reading.

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.results.report.charts import line_chart, share_bar, stacked_bars
-from fedhlm_app.results.report.rows import STAGE_WORDS, privacy_words
+from fedhlm_app.results.report.rows import STAGE_WORDS, allowed, privacy_words
 from fedhlm_app.results.report.templates import fill
+from fedhlm_app.results.report.verdict import threshold, verdict
 from fedhlm_app.results.runs import REPORT, RunFolder, write_atomically
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import rows
@@ -64,6 +65,7 @@ def render(
         started=config["started"],
         error=(summary or {}).get("error"),
         finished=summary is not None,
+        verdict="" if summary is None else verdict(summary),
         cards=[] if summary is None else _cards(summary),
         decided="" if summary is None else _decided(summary),
         charts=_charts(metrics),
@@ -83,7 +85,7 @@ def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{summary['trr']:.2%}", "decided without the LLM"),
         (f"{lost:.2%}" if (lost := summary.get("unresolved", 0)) else "", "unresolved: no LLM"),
         *_fidelity(summary),
-        (f"{summary['threshold']['global']:.4f}", "global threshold"),
+        (threshold(summary["threshold"]["global"]), "global threshold"),
         (_share(accuracy["token"]), "token accuracy, held-out"),
         (_share(accuracy["label"]), "label accuracy, held-out"),
         (f"{traffic['uplink'] / tokens:.2f} B", "up per token"),
@@ -98,7 +100,7 @@ def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("unknown", "agreement, certificate: the LLM told of no token")]
     return [
         (f"{summary['llm_agreement']:.2%}", "agree with the LLM"),
-        (f"{summary['certificate']:.4f}", "certificate: kept and wrong"),
+        (f"{summary['certificate']:.4f}", f"certificate, {allowed(summary)}kept and wrong"),
     ]
 
 
@@ -111,8 +113,8 @@ def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
         {key for line in metrics for key in (line.get("threshold") or {}).get("clusters", {})},
         key=lambda key: (len(key), key),
     )
-    thresholds = {"global": _points(metrics, "threshold", "global")} | {
-        f"cluster {key}": _points(metrics, "threshold", "clusters", key) for key in clusters
+    thresholds = {"global": _kept(metrics, "threshold", "global")} | {
+        f"cluster {key}": _kept(metrics, "threshold", "clusters", key) for key in clusters
     }
     stages = {STAGE_WORDS[stage]: _amounts(metrics, "resolution", stage) for stage in STAGES}
     traffic = {
@@ -126,7 +128,11 @@ def _charts(metrics: Lines) -> list[tuple[str, str, str]]:
         "held-out label accuracy": _points(metrics, "evaluation", "accuracy", "label"),
     }
     return [
-        ("Threshold", "a draft of at most this uncertainty is kept", line_chart(thresholds)),
+        (
+            "Threshold",
+            "a draft of at most this uncertainty is kept; where there is none, nothing is",
+            line_chart(thresholds),
+        ),
         ("Who decided", "share of each round's tokens", stacked_bars(stages, shares=True)),
         ("Bytes", "lengths of the encoded messages", stacked_bars(traffic, unit="B")),
         ("Fidelity", "agreement, certificate, accuracy", line_chart(quality, percent=True)),
@@ -184,6 +190,11 @@ def _find(line: Mapping[str, Any], keys: Sequence[str]) -> float | None:
 def _points(metrics: Lines, *keys: str) -> list[tuple[float, float]]:
     found = ((float(line["round"]), _find(line, keys)) for line in metrics)
     return [(number, value) for number, value in found if value is not None]
+
+
+def _kept(metrics: Lines, *keys: str) -> list[tuple[float, float]]:
+    """Points of a threshold, without those below 0 that keep nothing."""
+    return [(number, value) for number, value in _points(metrics, *keys) if value >= 0]
 
 
 def _amounts(metrics: Lines, *keys: str) -> dict[int, float]:

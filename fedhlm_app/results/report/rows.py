@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedhlm_app.results.report.verdict import lacking, meanwhile, threshold, verdict
+
 STAGE_WORDS = {
     "local": "kept on the device",
     "cache": "from the device's cache",
@@ -27,7 +29,7 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         # Tiers that are switched off would only be noise.
         if count or stage in ("local", "llm_accepted", "llm_resampled"):
             rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
-    accuracy, threshold = summary["accuracy"], summary["threshold"]["global"]
+    accuracy = summary["accuracy"]
     rows += [
         None,
         ("transmission reduction", f"{summary['trr']:.2%}", "decided without the LLM"),
@@ -39,17 +41,12 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
             if accuracy[what] is not None
         ),
         None,
-        ("threshold", f"{threshold:.4f}", "global" if threshold >= 0 else "below 0: keeps nothing"),
     ]
     for tier, hits in summary.get("false_hits", {}).items():
         low, high = hits["interval"]
         remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
-        rows.insert(-2, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
-    clusters = summary["threshold"]["clusters"]
-    if any(value != threshold for value in clusters.values()):
-        shown = "  ".join(f"{key}: {value:.4f}" for key, value in list(clusters.items())[:8])
-        more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
-        rows.append(("  by cluster", "", shown + more))
+        rows.insert(-1, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
+    rows += _thresholds(summary)
     if spent := summary.get("privacy"):
         rows.append(("privacy, epsilon", f"{spent['epsilon']:.3g}", privacy_words(spent)))
     traffic, seconds = summary["bytes"], summary["seconds"]
@@ -71,6 +68,21 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     return rows
 
 
+def _thresholds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The global threshold, those of clusters that differ, and what certifying them lacks."""
+    value, clusters = summary["threshold"]["global"], summary["threshold"]["clusters"]
+    found = summary.get("guarantee")
+    rows = [("threshold", threshold(value), "global" if value >= 0 else "keeps nothing")]
+    if found is not None and found["certified"] < found["groups"]:
+        share = f"{found['certified']} of {found['groups']}"
+        rows += [("  certified", share, lacking(found)), ("", "", meanwhile(found))]
+    if any(other != value for other in clusters.values()):
+        shown = "  ".join(f"{key}: {threshold(v)}" for key, v in list(clusters.items())[:8])
+        more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
+        rows.append(("  by cluster", "", shown + more))
+    return rows
+
+
 def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Agreement and certificate, as far as the LLM told of any token."""
     if summary.get("measured_tokens") == 0:
@@ -78,8 +90,14 @@ def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     agreement, certificate = f"{summary['llm_agreement']:.2%}", f"{summary['certificate']:.4f}"
     return [
         ("agreement with the LLM", agreement, "same token in that context"),
-        ("certificate", certificate, "mean risk a token: kept and wrong"),
+        ("certificate", certificate, f"{allowed(summary)}kept and wrong, mean of tokens"),
     ]
+
+
+def allowed(summary: Mapping[str, Any]) -> str:
+    """The budget that the certificate stands beside; empty for a rule without."""
+    found = summary.get("guarantee")
+    return f"of {found['budget']:g} allowed: " if found else ""
 
 
 def privacy_words(spent: Mapping[str, Any]) -> str:
@@ -91,10 +109,10 @@ def privacy_words(spent: Mapping[str, Any]) -> str:
 
 
 def text_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the table as plain lines, figures aligned; empty where a new part begins."""
+    """The verdict, then the table as plain lines with figures aligned; empty between parts."""
     rows = figures(summary)
     names = max(len(row[0]) for row in rows if row)
     amounts = max(len(row[1]) for row in rows if row)
-    return [
+    return [verdict(summary)] + [
         f"{row[0]:<{names}}  {row[1]:>{amounts}}  {row[2]}".rstrip() if row else "" for row in rows
     ]

@@ -10,6 +10,7 @@ body { margin: 0 auto; max-width: 1120px; padding: 28px 20px 60px; background: v
   color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 24px; margin: 0 0 2px; } h2 { font-size: 16px; margin: 0 0 2px; }
 p { margin: 0 0 10px; } .dim, .none { color: var(--dim); }
+.verdict { font-size: 18px; margin: 16px 0 0; }
 .cards { display: grid; gap: 12px; margin: 20px 0;
   grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); }
 .card, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }

@@ -29,6 +29,7 @@ _PAGE = """\
 <p class="dim">{{ what }}; started {{ started }}</p>
 {% if error %}<section class="failed">The run failed: {{ error }}</section>{% endif %}
 {% if finished %}
+<p class="verdict">{{ verdict }}.</p>
 <div class="cards">{% for figure, words in cards if figure %}
 <div class="card"><b>{{ figure }}</b><span>{{ words }}</span></div>{% endfor %}</div>
 {{ section("Who decided the tokens", "all rounds together", decided) }}

@@ -56,6 +56,7 @@ def test_certified_needs_one_round_of_sums(runner, tmp_path, workload):
     assert second["read"] == 0
     summary = check_summary(folder.summary())
     assert summary.threshold.clients["0"] == first["threshold"]["global"]
+    assert summary.guarantee["certified"] == 1 and summary.guarantee["sureness"] is None
     prompts = 40 if workload == "classify" else 8
     assert federation.strategy.calibration.rule.sums[0][0] <= 4 * prompts
 
