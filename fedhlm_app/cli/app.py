@@ -71,6 +71,9 @@ def run(
     rounds: Annotated[
         int | None, typer.Option("--rounds", "-r", help="Federated rounds; 30 by default.")
     ] = None,
+    clusters: Annotated[
+        int | None, typer.Option(help="Edge clusters; 4 by default, or one per client if fewer.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -89,7 +92,7 @@ def run(
 
     - `fedhlm run`: the main job, offline
 
-    - `fedhlm run --clients 4 --rounds 3 --set clusters=2`: a small one
+    - `fedhlm run --clients 2 --rounds 3`: a small one
 
     - `fedhlm run --set decoding=sampled --set verification=scalar`
 
@@ -116,6 +119,7 @@ def run(
     given: dict[str, object] = {
         "clients": clients,
         "rounds": rounds,
+        "clusters": clusters,
         "name": name,
         "resume": None if resume is None else str(resume),
     }

@@ -20,7 +20,12 @@ class JobGroup(Group):
     resume: str = setting("", "run folder to continue from its last checkpoint; empty: start anew")
     seed: int = setting(0, "seed of everything drawn in the run", at_least=0, at_most=2**31 - 1)
     clients: int = setting(20, "simulated devices", unit="clients", at_least=1, at_most=1_000_000)
-    clusters: int = setting(4, "edge clusters, at most one per client", unit="clusters", at_least=1)
+    clusters: int = setting(
+        4,
+        "edge clusters, at most one per client; if not given, fewer where there are fewer clients",
+        unit="clusters",
+        at_least=1,
+    )
     cluster_by: Literal["round-robin", "by-partition", "random", "classifier", "profile"] = setting(
         "round-robin", "how a client gets its cluster: assigned, drawn, or learned"
     )

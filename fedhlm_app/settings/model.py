@@ -82,6 +82,16 @@ class Settings(
         rest = {key: value for key, value in given.items() if kebab(str(key)) != "learning"}
         return {**rest, "learning": chosen_rule(named, cls.defaults())}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_clusters_than_clients(cls, given: object) -> object:
+        if not isinstance(given, Mapping) or "clusters" in given:
+            return given
+        clients = str(given.get("clients", ""))
+        if clients.isdigit() and 0 < int(clients) < cls.model_fields["clusters"].default:
+            return {**given, "clusters": int(clients)}
+        return given
+
     @model_validator(mode="after")
     def _no_conflict(self) -> Self:
         if found := conflicts(self):

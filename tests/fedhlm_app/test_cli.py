@@ -70,9 +70,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Settings]]:
 
 def test_a_good_run_shows_its_result(fedhlm: Any, ending: Any, tmp_path: Path) -> None:
     seen = ending()
-    answer = fedhlm(
-        "run", "-n", "4", "-r", "2", "--name", "try", "-s", "clusters=2", "-s", "seed=3"
-    )
+    answer = fedhlm("run", "-n", "4", "-r", "2", "--name", "try", "--clusters", "2", "-s", "seed=3")
     assert answer.exit_code == 0, answer.output
     assert (seen[0].clients, seen[0].rounds, seen[0].clusters, seen[0].seed) == (4, 2, 2, 3)
     assert Path(seen[0].run_dir) == tmp_path / "runs"
@@ -118,7 +116,8 @@ def test_ctrl_c_exits_130(fedhlm: Any, ending: Any) -> None:
         (["--set", "=3"], "--set '=3': must be key=value"),
         (["--set", "seed=3", "--set", "seed=4"], "given as both '3' and '4'"),
         (["--clients", "5", "--set", "clients=6"], "setting 'clients' is given twice"),
-        (["--clients", "2"], "at most one cluster per client"),
+        (["--clients", "2", "--clusters", "3"], "at most one cluster per client"),
+        (["--clients", "2", "--set", "clusters=4"], "at most one cluster per client"),
         (["--set", "slm=./nowhere"], "nowhere': no such file or folder"),
         (["--resume", "gone"], "setting 'resume'"),
     ],

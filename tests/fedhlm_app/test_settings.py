@@ -113,6 +113,16 @@ def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not() -> None:
     assert Settings.from_sources({}, {"FEDHLM_SHARED": "/x", "FEDHLM_RUN_FOLDER": "/y"}) == build()
 
 
+@pytest.mark.parametrize(("clients", "clusters"), [(1, 1), ("3", 3), (4, 4), (5, 4)])
+def test_fewer_clients_than_the_usual_clusters_use_fewer(clients: int | str, clusters: int) -> None:
+    settings = Settings.from_sources({"clients": clients}, {})
+    assert settings.clusters == clusters
+    # What a launch hands on, and what an app makes of a complete run-config.
+    assert Settings.from_run_config(settings.changed(), {}).clusters == clusters
+    complete = Settings.defaults() | {"clients": int(clients)}
+    assert Settings.from_run_config(complete, {}).clusters == clusters
+
+
 def test_assigned_clusters_are_round_robin_ones() -> None:
     assert build(cluster_by="assigned").cluster_by == "round-robin"
 
