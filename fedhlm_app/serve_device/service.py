@@ -28,7 +28,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from clients.records import Stage
-from fedhlm_app.serve_device.texts import Answer, BadPrompt, ServedTexts
+from fedhlm_app.client.prompted import BadPrompt
+from fedhlm_app.serve_device.texts import ServedTexts
 from hlm.wire import WireError
 from servers.service import BodyTooLarge, bounded
 
@@ -103,10 +104,10 @@ class DeviceService:
             return 400, _error("body: the connection was cut")
         except WireError as error:
             return 502, _error(str(error))
-        return 200, as_json(answer)
+        return 200, answer.as_json()
 
     async def _health(self, request: Request) -> JSONResponse:
-        link = self.texts.routed.uplink.link
+        link = self.texts.device.uplink.link
         if not link.asleep:
             return JSONResponse({"status": "ok", "llm": "ok"})
         return JSONResponse({"status": "ok", "llm": "not reached", "why": link.problem})
@@ -118,8 +119,8 @@ class DeviceService:
         return JSONResponse(
             {
                 "model": texts.settings.slm,
-                "client": texts.routed.client,
-                "context": texts.context,
+                "client": texts.device.client,
+                "context": texts.device.context,
                 "policy": {
                     "kind": texts.settings.policy,
                     "threshold": texts.threshold,
@@ -164,19 +165,6 @@ def read_question(body: bytes, default: int) -> tuple[str, int]:
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise BadPrompt(f"max_tokens = {_shown(max_tokens)}: must be an integer of at least 1")
     return prompt, max_tokens
-
-
-def as_json(answer: Answer) -> dict[str, Any]:
-    """An answer as ``/v1/generate`` gives it."""
-    return {
-        "text": answer.text,
-        "tokens": [{"text": text, "stage": stage.key} for text, stage in answer.tokens],
-        "stages": answer.stages,
-        "bytes": {"uplink": answer.uplink, "downlink": answer.downlink},
-        "threshold": answer.threshold,
-        "round": answer.server_round,
-        "finish": "end" if answer.ended else "length",
-    }
 
 
 _ALLOWED = '{"prompt": text, "max_tokens": integer}'

@@ -22,10 +22,11 @@ from fedhlm_app.client.feedback_folder import (
     digest,
     made_with,
 )
+from fedhlm_app.client.prompted import BadPrompt
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
-from fedhlm_app.serve_device.texts import BadPrompt, ServedTexts
+from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.transport import LinkDown
@@ -66,18 +67,18 @@ def test_answers_say_who_decided_each_token(llm):
     assert sum(answer.stages.values()) == len(answer.tokens)
     decided = answer.stages["llm_accepted"] + answer.stages["llm_resampled"]
     assert answer.stages["local"] > 0 and decided > 0
-    assert answer.uplink > 0 and answer.downlink > 0
-    assert (answer.threshold, answer.server_round) == (0.3, 0)
-    if not answer.ended:
-        assert answer.text == "".join(text for text, _ in answer.tokens)
+    assert answer.routed.traffic.uplink > 0 and answer.routed.traffic.downlink > 0
+    assert (answer.threshold, answer.policy.server_round) == (0.3, 0)
+    chosen = answer.routed.records[0].token[0, : len(answer.tokens)]
+    assert answer.text == load_tokenizer().decode(chosen, skip_special_tokens=True)
 
 
 def test_a_device_that_keeps_nothing_writes_what_the_llm_writes(llm):
     escalating = served(llm, policy="never").answer(PROMPT, 12)
     alone = served(llm, policy="always").answer(PROMPT, 12)
-    assert escalating.stages["local"] == 0 == alone.uplink
+    assert escalating.stages["local"] == 0 == alone.routed.traffic.uplink
     assert escalating.threshold is alone.threshold is None
-    assert {stage for _, stage in alone.tokens} == {Stage.LOCAL}
+    assert {token.stage for token in alone.tokens} == {Stage.LOCAL}
     assert served(llm, policy="never").answer(PROMPT, 12).text == escalating.text != alone.text
 
 
@@ -86,7 +87,7 @@ def test_without_the_llm_text_goes_on_and_says_so():
     answer = texts.answer(PROMPT, 12)
     assert answer.stages["unresolved"] > 0 == answer.stages["llm_accepted"]
     assert len(answer.tokens) == sum(answer.stages.values())
-    assert texts.routed.uplink.link.asleep
+    assert texts.device.uplink.link.asleep
 
 
 def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
@@ -104,7 +105,7 @@ def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
         assert not note.read
         assert note.figures["tokens"] == len(answer.tokens)
         assert note.figures["llm-accepted"] == answer.stages["llm_accepted"]
-        assert note.figures["bytes-uplink"] == answer.uplink
+        assert note.figures["bytes-uplink"] == answer.routed.traffic.uplink
     # Escalated tokens are known; what the LLM was not told of is not.
     assert feedback.known[~feedback.kept].all()
     assert not feedback.known.all()
@@ -142,7 +143,7 @@ def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
         ServedPolicy({"threshold": np.array([-1.0])}, 4, made=made_with(settings()))
     )
     answer = texts.answer(PROMPT, 6)
-    assert (answer.threshold, answer.server_round) == (-1.0, 4)
+    assert (answer.threshold, answer.policy.server_round) == (-1.0, 4)
     assert answer.stages["local"] == 0
     restarted = served(llm, folder)
     assert (restarted.threshold, restarted.policy.server_round) == (-1.0, 4)
@@ -227,7 +228,7 @@ def test_a_cache_answers_what_was_asked_before(llm):
 
 
 def test_what_a_serving_device_cannot_follow_is_refused(llm, tmp_path):
-    with pytest.raises(ValueError, match="peer-mode = 'context'"):
+    with pytest.raises(ValueError, match="'peer-mode' = 'context'"):
         served(llm, peer_mode="context")
     with pytest.raises(ValueError, match="no such folder"):
         FeedbackFolder(tmp_path / "missing")
