@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, product
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from benchmarks._teacher_forced import BOS, CACHE, corpus, pair_name
+from clients.decoding.drafting import RouterConfig
+from fedhlm_app.estimate.recording import Recorded, record
+from fedhlm_app.settings import Settings
 from hlm.spans import (
     SpanCosts,
     TakeBack,
@@ -30,7 +31,6 @@ from hlm.spans import (
 )
 
 PROMPT_TOKENS = 16
-BATCH = 100
 
 BUDGETS = (0.10, 0.05)
 """Shares of tokens that may be kept and wrong."""
@@ -41,28 +41,11 @@ AHEAD = (1, 4)
 CELL = ("budget", "llm_ms", "round_trip_ms")
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Drafts of the device at every position of texts that the LLM wrote.
-
-    Attributes
-    ----------
-    uncertainty : float64 [texts, positions]
-        1 minus the device's probability of its draft, temperature 1.
-    wrong : bool [texts, positions]
-        Whether the draft is another token than the LLM's.
-    """
-
-    uncertainty: NDArray[np.float64]
-    wrong: NDArray[np.bool_]
-
-
-@torch.inference_mode()
-def record(texts: int, tokens: int) -> tuple[str, Recorded]:
+def recorded(texts: int, tokens: int) -> tuple[str, Recorded]:
     """Name of the data, and what was recorded on it; cached under ``benchmarks/out``.
 
-    The LLM goes on from the first `PROMPT_TOKENS` tokens of an article by its likeliest token; the
-    device's model reads along. Articles that are shorter are left out.
+    The LLM goes on from the first `PROMPT_TOKENS` tokens of an article by its likeliest token, past
+    any end; the device's model reads along. Articles that are shorter are left out.
 
     Parameters
     ----------
@@ -72,6 +55,7 @@ def record(texts: int, tokens: int) -> tuple[str, Recorded]:
         Positions that are recorded of each.
     """
     # Loading Transformers takes seconds, which a caller with a cached record is spared.
+    from fedhlm_app.client.inference import sampling_of, uncertainty_of
     from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
 
     name, rows = corpus("validation", 0)
@@ -79,49 +63,21 @@ def record(texts: int, tokens: int) -> tuple[str, Recorded]:
     encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
     long = [[BOS, *ids[: PROMPT_TOKENS - 1]] for ids in encoded if len(ids) >= PROMPT_TOKENS - 1]
     order = np.random.default_rng(0).permutation(len(long))[:texts]
-    prompts = torch.tensor([long[index] for index in order])
+    prompts = np.array([long[index] for index in order])
     slm: Any = load_slm(pair_name("slm"))
     llm: Any = load_llm(pair_name("llm"))
-    key = hashlib.sha256(prompts.numpy().tobytes() + str(tokens).encode())
+    key = hashlib.sha256(prompts.tobytes() + str(tokens).encode())
     for model in (slm, llm):
         for parameter in model.parameters():
-            key.update(parameter.numpy().tobytes())
+            key.update(parameter.detach().numpy().tobytes())
     path = CACHE / f"spans-{key.hexdigest()[:16]}.npz"
     if not path.exists():
-        parts = [_record(slm, llm, batch, tokens) for batch in prompts.split(BATCH)]
-        uncertainty, wrong = (np.concatenate(part) for part in zip(*parts, strict=True))
+        settings = Settings.from_sources({}, {})
+        config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
         CACHE.mkdir(parents=True, exist_ok=True)
-        np.savez(path, uncertainty=uncertainty, wrong=wrong)
+        np.savez(path, **vars(record(slm, llm, list(prompts), tokens, config)))
     with np.load(path) as stored:
-        return name, Recorded(stored["uncertainty"], stored["wrong"])
-
-
-def _record(slm: Any, llm: Any, prompts: torch.Tensor, tokens: int) -> tuple[Any, Any]:
-    text, cache, new = prompts, None, prompts
-    for _ in range(tokens):
-        read = llm(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, new = read.past_key_values, read.logits[:, -1:].argmax(-1)
-        text = torch.cat([text, new], dim=1)
-    # Position t is predicted by what stands before it.
-    logits = slm(text[:, :-1]).logits[:, -tokens:].double()
-    likeliest, draft = torch.softmax(logits, -1).max(-1)
-    return (1 - likeliest).clamp(0, 1).numpy(), (draft != text[:, -tokens:]).numpy()
-
-
-def halves(recorded: Recorded) -> tuple[Recorded, Recorded]:
-    """Every other text, to fit on, and the rest, to test on."""
-    fitted, tested = (
-        Recorded(recorded.uncertainty[start::2], recorded.wrong[start::2]) for start in (0, 1)
-    )
-    return fitted, tested
-
-
-def threshold_for(recorded: Recorded, budget: float) -> float:
-    """Largest uncertainty up to which at most a share `budget` of all tokens is sure and wrong."""
-    order = np.argsort(recorded.uncertainty, axis=None)
-    risk = np.cumsum(recorded.wrong.ravel()[order]) / order.size
-    within = int(np.searchsorted(risk, budget, side="right"))
-    return float(recorded.uncertainty.ravel()[order[within - 1]]) if within else -1.0
+        return name, Recorded(**stored)
 
 
 def cells(
@@ -134,7 +90,7 @@ def cells(
     """
     tokens = tested.uncertainty.shape[1]
     for budget in BUDGETS:
-        threshold = threshold_for(fitted, budget)
+        threshold = fitted.threshold(budget)
         counts = count_runs(fitted.uncertainty <= threshold)
         sure = tested.uncertainty <= threshold
         for llm_ms, round_trip_ms in product(PACES_MS, ROUND_TRIPS_MS):

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 from benchmarks._report import write_report
-from benchmarks._spans_recorded import AHEAD, cells, halves, markdown, record, verdict
+from benchmarks._spans_recorded import AHEAD, cells, markdown, recorded, verdict
 
 
 def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
     """Simulated speeds over recorded drafts."""
-    name, recorded = record(options.texts, options.tokens)
-    fitted, tested = halves(recorded)
+    name, found = recorded(options.texts, options.tokens)
+    fitted, tested = found.halves()
     rows = list(cells(fitted, tested, options.slm_ms, options.window))
     ways = ["certain", *(f"learned-{ahead}" for ahead in AHEAD)]
     verdicts = {way: verdict(rows, way) for way in ways}
-    texts, tokens = recorded.uncertainty.shape
+    texts, tokens = found.uncertainty.shape
     print(f"{name}: {texts} texts of {tokens} tokens, a draft takes {options.slm_ms:g} ms\n")
     print(markdown(rows), end="\n\n")
-    for way, found in verdicts.items():
-        print(f"{way:10s}", ", ".join(f"{key} {value:g}" for key, value in found.items()))
+    for way, words in verdicts.items():
+        print(f"{way:10s}", ", ".join(f"{key} {value:g}" for key, value in words.items()))
     return {"data": name, "texts": texts, "cells": rows, "verdicts": verdicts}
 
 

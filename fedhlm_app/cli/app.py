@@ -14,6 +14,10 @@ from fedhlm_app.cli.lazy import LazyGroup
 class _Commands(LazyGroup):
     LAZY = {  # noqa: RUF012
         "compare": ("fedhlm_app.cli.compare:compare_app", "Compare all methods on like prompts."),
+        "estimate": (
+            "fedhlm_app.cli.estimate:estimate_app",
+            "Does it pay for me? Speed and cost over my link, at my prices.",
+        ),
         "sweep": (
             "fedhlm_app.cli.sweep:sweep_app",
             "Run a grid of settings and compare the results in one table.",

@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from fedhlm_app.cli.error_log import keep_trace, say
+from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides
 from fedhlm_app.settings import Settings
-
-if TYPE_CHECKING:
-    from fedhlm_app.compare.comparison import Listener
 
 compare_app = typer.Typer(
     name="compare",
@@ -182,7 +176,7 @@ def _compare(
     plan = Plan(chosen_methods(names), workload=settings.workload, **options)
     comparison = Comparison.of(settings, plan)
     begin = time.monotonic()
-    with _watch(errors) as listen:
+    with steps(errors) as listen:
         results = comparison.run(listen)
     words = (
         f"{plan.prompts} prompts of {settings.dataset}, up to {plan.tokens} tokens each, one at a "
@@ -190,32 +184,3 @@ def _compare(
         f"{time.monotonic() - begin:.0f} s"
     )
     return results, words
-
-
-@contextmanager
-def _watch(console: Console) -> Iterator[Listener]:
-    """Draw a bar on a terminal, a line for each new phase elsewhere."""
-    if not console.is_terminal:
-        last = ""
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if what != last:
-                console.print(f"{what} ...")
-                last = what
-
-        yield tell
-        return
-    bar = Bar(
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("starting")
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

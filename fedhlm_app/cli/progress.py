@@ -1,4 +1,4 @@
-"""How a run's progress looks: a bar on a terminal, one line per round elsewhere."""
+"""How progress looks: a bar on a terminal; elsewhere one line per round, or per phase."""
 
 from __future__ import annotations
 
@@ -97,3 +97,35 @@ def _lines(console: Console, settings: Settings) -> Listener:
                 console.print(warning, style="yellow")
 
     return listen
+
+
+@contextmanager
+def steps(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """What is told of a phase, and how many of how many steps of it are done.
+
+    Draws a bar on a terminal, a line for each new phase elsewhere.
+    """
+    if not console.is_terminal:
+        last = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last:
+                console.print(f"{what} ...")
+                last = what
+
+        yield tell
+        return
+    bar = Bar(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting")
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

@@ -35,6 +35,7 @@ from hlm.risk.control import (
     conformal_threshold,
     hoeffding_bentkus,
     learn_then_test,
+    risk_bound,
 )
 from hlm.risk.curves import RiskSums, risk_sums, threshold_grid
 from hlm.risk.private import (
@@ -55,6 +56,7 @@ __all__ = [
     "learn_then_test",
     "private_conformal_threshold",
     "private_learn_then_test",
+    "risk_bound",
     "risk_sums",
     "threshold_grid",
 ]

@@ -39,6 +39,7 @@ __all__ = [
     "conformal_threshold",
     "hoeffding_bentkus",
     "learn_then_test",
+    "risk_bound",
 ]
 
 ESCALATE_ALL = -1.0
@@ -168,6 +169,28 @@ def hoeffding_bentkus(risk: FloatArray, prompts: int, alpha: float) -> FloatArra
     successes = np.ceil(prompts * mean - 1e-9).astype(np.int64)
     bentkus = np.e * binomial_cdf(prompts, alpha)[np.clip(successes, 0, prompts)]
     return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), dtype=np.float64)
+
+
+def risk_bound(risk: float, prompts: int, delta: float) -> float:
+    """Upper confidence bound of a risk: the least alpha whose excess `hoeffding_bentkus` rejects.
+
+    The true risk is at most this with probability >= 1 - delta, for independent prompts and a
+    threshold that was chosen without them.
+
+    Parameters
+    ----------
+    risk : float
+        Mean of the losses of `prompts` >= 1 prompts, in [0, 1].
+    delta : float
+        In (0, 1).
+    """
+    _require_level("delta", delta)
+    low, high = risk, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        rejected = hoeffding_bentkus(np.array([risk]), prompts, middle)[0] <= delta
+        low, high = (low, middle) if rejected else (middle, high)
+    return high
 
 
 def binomial_cdf(trials: int, probability: float) -> FloatArray:

@@ -14,6 +14,7 @@ from hlm.risk import (
     conformal_threshold,
     hoeffding_bentkus,
     learn_then_test,
+    risk_bound,
     risk_sums,
     threshold_grid,
 )
@@ -242,3 +243,15 @@ def test_bad_arguments_are_refused_by_name(change: dict[str, object], named: str
     if named != "delta":
         with pytest.raises(ValueError, match=named):
             conformal_threshold(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("risk", [0.0, 0.03, 0.4])
+def test_the_bound_is_the_least_risk_that_is_rejected(risk: float) -> None:
+    bound = risk_bound(risk, 80, 0.05)
+    p_values = [hoeffding_bentkus(np.array([risk]), 80, bound + by)[0] for by in (-1e-4, 1e-4)]
+    assert p_values[0] > 0.05 >= p_values[1]
+    assert risk_bound(1.0, 80, 0.05) == 1.0
+    # Of draws at a true risk, the bound is below it in at most one of twenty.
+    means = np.random.default_rng(0).binomial(80, 0.1, 4000) / 80
+    below = {mean: risk_bound(mean, 80, 0.05) < 0.1 for mean in np.unique(means)}
+    assert np.mean([below[mean] for mean in means]) <= 0.05

@@ -15,7 +15,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 30
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(series: Mapping[str, Points], *, percent: bool = False) -> Markup:
+def line_chart(
+    series: Mapping[str, Points], *, percent: bool = False, axis: str = "round"
+) -> Markup:
     """Draw one line per series; the first is the thick one.
 
     Parameters
@@ -24,6 +26,8 @@ def line_chart(series: Mapping[str, Points], *, percent: bool = False) -> Markup
         Name to (round, value) pairs; empty series are left out.
     percent : bool
         Values are shares, written in per cent.
+    axis : str
+        What goes across, if not rounds.
 
     Returns
     -------
@@ -39,10 +43,11 @@ def line_chart(series: Mapping[str, Points], *, percent: bool = False) -> Markup
     across, up = _scales(min(rounds), max(rounds), marks)
     exact = _percent if percent else "{:.5g}".format
     lines = [
-        [(across(x), up(y), f"{name}, round {x:g}: {exact(y)}") for x, y in points]
+        [(across(x), up(y), f"{name}, {axis} {x:g}: {exact(y)}") for x, y in points]
         for name, points in drawn.items()
     ]
-    return _chart(across, up, marks, _percent if percent else short, list(drawn), lines=lines)
+    written = _percent if percent else short
+    return _chart(across, up, marks, written, list(drawn), axis=axis, lines=lines)
 
 
 def stacked_bars(
@@ -111,6 +116,7 @@ def _chart(
     written: Callable[[float], str],
     names: Sequence[str],
     *,
+    axis: str = "round",
     lines: Sequence[Sequence[tuple[float, float, str]]] = (),
     bars: Sequence[tuple[float, float, float, float, int, str]] = (),
 ) -> Markup:
@@ -129,6 +135,7 @@ def _chart(
         foot=HEIGHT - 10,
         across=[(up(mark), written(mark)) for mark in marks],
         rounds=[(across(number), f"{number:g}") for number in numbers],
+        axis=axis,
         lines=lines,
         bars=bars,
         names=names,

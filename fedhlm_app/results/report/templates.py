@@ -13,19 +13,41 @@ from markupsafe import Markup
 
 from fedhlm_app.results.report.style import CSS
 
-_PAGE = """\
+_PARTS = """\
 {% macro section(title, note, content) -%}
 <section><h2>{{ title }}</h2><p class="dim">{{ note }}</p>{{ content }}</section>
 {%- endmacro %}
 {% macro table(rows) -%}
 <table>{% for name, value in rows.items() %}
 <tr><td>{{ name }}</td><td class="value">{{ value }}</td></tr>{% endfor %}</table>
-{%- endmacro -%}
+{%- endmacro %}
+"""
+
+_HEAD = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }}</title><style>{% include "style" %}</style></head>
 <body><h1>{{ name }}</h1>
+"""
+
+_ESTIMATE = """\
+{% from "parts" import section, table -%}
+{% include "head" %}
+<p class="dim">{{ what }}</p>
+<section><b>{{ verdict }}</b></section>
+<section><table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</table></section>
+{{ section("Speed", "tokens/s by round trip in ms, with the risk that is taken", chart) }}
+<section>{{ table(terms) }}</section>
+</body></html>
+"""
+
+_PAGE = """\
+{% from "parts" import section, table -%}
+{% include "head" %}
 <p class="dim">{{ what }}; started {{ started }}</p>
 {% if error %}<section class="failed">The run failed: {{ error }}</section>{% endif %}
 {% if finished %}
@@ -63,7 +85,7 @@ _CHART = """\
 <text x="{{ left - 6 }}" y="{{ px(y + 4) }}" text-anchor="end">{{ words }}</text>{% endfor %}
 {% for x, words in rounds %}
 <text x="{{ px(x) }}" y="{{ foot }}" text-anchor="middle">{{ words }}</text>{% endfor %}
-<text x="{{ left - 6 }}" y="{{ foot }}" text-anchor="end">round</text>
+<text x="{{ left - 6 }}" y="{{ foot }}" text-anchor="end">{{ axis }}</text>
 {# The first line is the thick one, drawn last: on top of the others. #}
 {% for line in lines | reverse %}
 {% set stroke = colour(loop.revindex0) %}
@@ -96,7 +118,10 @@ _PALETTE = (
 _environment = Environment(
     loader=DictLoader(
         {
+            "parts": _PARTS,
+            "head": _HEAD,
             "page": _PAGE,
+            "estimate": _ESTIMATE,
             "chart": _CHART,
             "shares": _SHARES,
             "nothing": _NOTHING,
@@ -120,5 +145,5 @@ _environment.globals.update(colour=colour, px=lambda value: f"{value:.1f}")
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """Return a template (page, chart, shares or nothing) with values put in, escaped."""
+    """Return a template (page, estimate, chart, shares or nothing) with values put in, escaped."""
     return Markup(_environment.get_template(template).render(values))
