@@ -24,11 +24,6 @@ ENTRIES = (
 )
 UNREACHED = {
     "clients.resolvers.stream": "the router opens streams next",
-    "hlm.spans": "the router follows its rules next; benchmarks/spans.py does today",
-    "hlm.spans.costs": "see hlm.spans",
-    "hlm.spans.courses": "see hlm.spans",
-    "hlm.spans.rules": "see hlm.spans",
-    "hlm.spans.runs": "see hlm.spans",
 }
 """Modules that nothing which runs imports, each with the reason why it stays."""
 
