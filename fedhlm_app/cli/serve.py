@@ -89,6 +89,10 @@ def llm(
         float | None, typer.Option(help="Wait of a request for others to batch with.")
     ] = None,
     reproducible: _Batching = None,
+    pace_ms: Annotated[
+        float | None,
+        typer.Option(help="Least time of a forward pass: stands in for a larger model."),
+    ] = None,
     queue: _Queue = 256,
     threads: _Threads = 1,
     tls_cert: Annotated[
@@ -123,6 +127,7 @@ def llm(
         "llm-context": context,
         "llm-batch-wait-ms": batch_wait_ms,
         "reproducible": reproducible,
+        "llm-backend": None if pace_ms is None else f"engine:{pace_ms:g}",
     }
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
         settings = collect(given, overrides or [])

@@ -72,7 +72,9 @@ class ModelGroup(Group):
     device: str = setting("cpu", "where the small model runs: cpu, cuda, cuda:N, mps or auto")
     dtype: Dtype = setting("float32", "number format of the small model")
     llm_backend: str = setting(
-        "engine", "what runs the large model: engine, or another that is registered"
+        "engine",
+        "what runs the large model: engine, engine:40 for passes of at least 40 ms as of a larger "
+        "one, or another that is registered",
     )
     llm_device: str = setting("cpu", "where the large model runs: cpu, cuda, cuda:N, mps or auto")
     llm_dtype: Dtype = setting("float32", "number format of the large model")

@@ -62,6 +62,9 @@ class Engine:
         Most tokens a session may hold, >= 2 and at most the model's own limit.
     max_batch_tokens : int
         Most tokens, padding included, in one forward pass.
+    pace : float
+        Least seconds that a call of `score` takes which reads anything, >= 0: so a small model
+        stands in for a large one, whose step takes as long for one text as for many.
 
     Raises
     ------
@@ -84,6 +87,7 @@ class Engine:
         max_sessions: int = 64,
         max_context: int = 128,
         max_batch_tokens: int = 8192,
+        pace: float = 0.0,
     ) -> None:
         if max_sessions < 1:
             raise EngineError(f"max_sessions = {max_sessions}: must be at least 1")
@@ -98,6 +102,7 @@ class Engine:
         self.max_sessions = max_sessions
         self.max_context = max_context
         self.max_batch_tokens = max_batch_tokens
+        self.pace = pace
         self.stats = BackendStats()
         self.vocab = int(model.config.get_text_config().vocab_size)
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
@@ -163,9 +168,14 @@ class Engine:
             raise EngineError(f"tokens: ids must lie in 0 .. {self.vocab - 1}")
         if len({feed.session for feed in feeds}) != len(feeds):
             raise EngineError("feeds: each session may appear only once")
+        begun = time.perf_counter()
         results: list[torch.Tensor | None] = []
         for begin in range(0, len(feeds), self.max_sessions):
             results += self._score_wave(feeds[begin : begin + self.max_sessions])
+        left = self.pace - (time.perf_counter() - begun)
+        if left > 0 and any(len(feed.wanted) for feed in feeds):
+            time.sleep(left)
+            self.stats.seconds += left
         return results
 
     def _check(self, feed: Feed) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import pytest
 
-from fedhlm_app.hosting.backends import BACKENDS, BackendKind
+from fedhlm_app.hosting.backends import BACKENDS, BackendKind, build_backend, check_backend
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.load import load_llm
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import SettingsError
 from fedhlm_app.transport.llm_access import require_verifier
 from hlm.verifiers import VERIFIERS, Need
+from servers.backend import Feed
 from tests.fedhlm_app.in_process import Runner, settings_of
 from tests.servers.top_tokens import TopTokens
 
@@ -55,3 +59,18 @@ def test_a_served_llm_is_held_to_what_it_says_of_itself():
     require_verifier(settings_of(), {"verifiers": ["greedy"]})
     with pytest.raises(SettingsError, match=r"'verification' = 'coupled'.*with it: greedy"):
         require_verifier(sampled, {"verifiers": ["greedy"]})
+
+
+def test_a_pace_is_what_every_pass_takes_at_least_whatever_its_batch():
+    settings = settings_of(llm_backend="engine:40")
+    check_backend(settings)
+    engine = build_backend(settings)
+    none = np.empty(0, np.int64)
+    for texts in (1, 6):
+        feeds = [Feed(key, 0, np.array([1, 5, 9]), np.array([3])) for key in range(texts)]
+        begin = time.perf_counter()
+        engine.score(feeds)
+        assert 0.04 <= time.perf_counter() - begin < 0.04 * texts + 0.2
+    before = engine.stats.seconds
+    engine.score([Feed(0, 3, np.array([7]), none)])
+    assert engine.stats.seconds == before  # nothing was read

@@ -139,6 +139,8 @@ def command(monkeypatch, tmp_path):
         ("device=cuda:9", "allowed on this machine: cpu, auto"),
         ("device=mps", "setting 'device' = 'mps'"),
         ("llm-device=cuda", "setting 'llm-device' = 'cuda'"),
+        ("llm-backend=engine:fast", "'engine:fast' is not allowed: engine, or engine:MS"),
+        ("llm-backend=engine:-1", "'engine:-1' is not allowed: engine, or engine:MS"),
         ("llm-backend=vlm", "setting 'llm-backend' = 'vlm' is not allowed: one of engine"),
         ("edge-rule=krummm", "setting 'edge-rule' = 'krummm' is not allowed: one of bulyan, "),
         ("edge-rule=krummm", "; did you mean 'krum'?"),
