@@ -120,6 +120,7 @@ class BlockUplink(LanguageModelUplink):
             hidden=None,
             uncertainty=np.full(count, np.nan),
             audited=np.zeros(count, np.bool_),
+            spans=np.zeros(count, np.int64),
         )
         leading = self.questions(escalation)
         sizes = ahead.counts + ahead.more

@@ -121,9 +121,9 @@ class TokenRecords:
 
     Attributes
     ----------
-    present, kept, audited, escalated : numpy.ndarray
-        bool. `kept`: the policy kept the draft; `audited`: verified all the same; `escalated`:
-        left the device, whoever decided it.
+    present, sure, kept, audited, escalated : numpy.ndarray
+        bool. `sure`: the policy would keep the draft; `kept`: it did, since no stream of the LLM
+        went on; `audited`: verified all the same; `escalated`: left the device, whoever decided it.
     draft, token, position : numpy.ndarray
         int64. What the SLM proposed, what the text got, and its place in the text.
     stage : numpy.ndarray
@@ -151,6 +151,7 @@ class TokenRecords:
         shape = (rows, steps)
         self.present = np.zeros(shape, np.bool_)
         self.kept = np.zeros(shape, np.bool_)
+        self.sure = np.zeros(shape, np.bool_)
         self.audited = np.zeros(shape, np.bool_)
         self.escalated = np.zeros(shape, np.bool_)
         self.draft = np.full(shape, -1, np.int64)
@@ -248,6 +249,10 @@ class Traffic:
         Bytes of encoded messages to and from the LLM server.
     messages : int
         Exchanges with the LLM server.
+    streams : int
+        Those of them after which it went on writing.
+    decoded, overshot : int
+        Tokens that the LLM decided or wrote, and those of them that no text took.
     edge : int
         Bytes both ways between the device and its edge server.
     failures : int
@@ -267,6 +272,9 @@ class Traffic:
     uplink: int = 0
     downlink: int = 0
     messages: int = 0
+    streams: int = 0
+    decoded: int = 0
+    overshot: int = 0
     edge: int = 0
     failures: int = 0
     refused: int = 0

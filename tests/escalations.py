@@ -28,6 +28,7 @@ def escalate(hidden, drafts, uncertainty=0.8, step=0, seed=0):
         hidden=None if hidden is None else torch.as_tensor(hidden, dtype=torch.float32),
         uncertainty=np.full(len(rows), float(uncertainty)),
         audited=np.zeros(len(rows), np.bool_),
+        spans=np.zeros(len(rows), np.int64),
     )
 
 

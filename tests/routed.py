@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
+from clients.decoding.spans import SpanRouting
 from clients.policy import Policy
 from clients.records import TextBatch, Traffic
+from clients.resolvers.chain import Resolver
 from clients.resolvers.link import BackOff
 from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.span_uplink import SpanUplink
 from clients.resolvers.uplink import LanguageModelUplink
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.sampling import Sampling
-from hlm.transport import LinkDown
+from hlm.spans import TakeBack
+from hlm.transport import Frames, LinkDown
 from hlm.uncertainty import closed_form
 from hlm.verification import VERIFIERS
 from servers.engine.engine import Engine
@@ -25,20 +33,35 @@ GREEDY = Sampling()
 SAMPLED = Sampling("sampled")
 
 
-class Link:
-    """Carries bytes to the service; can be cut, and counts what it carried."""
+class Link(DirectTransport):
+    """Carries bytes to the service; can be cut, and counts what it carried.
+
+    A stream breaks after `pieces` of its frames, where there are so many.
+    """
 
     def __init__(self, service: LanguageModelService) -> None:
+        super().__init__(service)
         self.service = service
         self.down = False
         self.fail_at: set[int] = set()
         self.calls = 0
+        self.pieces = 1 << 30
 
     def exchange(self, payload: bytes) -> bytes:
         self.calls += 1
         if self.down or self.calls in self.fail_at:
             raise LinkDown("cut by the test")
         return self.service.handle(payload)
+
+    def stream(self, payload: bytes) -> Frames:
+        self.calls += 1
+        if self.down or self.calls in self.fail_at:
+            raise LinkDown("cut by the test")
+        with closing(super().stream(payload)) as arriving:
+            for number, frames in enumerate(arriving):
+                if number == self.pieces or self.down:
+                    raise LinkDown("cut by the test")
+                yield frames
 
 
 @dataclass
@@ -69,17 +92,23 @@ def build(
     feedback: bool = True,
     end_tokens: frozenset[int] = frozenset(),
     pause: float = 0.0,
+    rule: TakeBack | None = None,
+    window: int = 4,
+    link: type[Link] = Link,
+    tiers: Sequence[Resolver[Any]] = (),
 ) -> Setup:
     name = verifier or ("greedy" if sampling.decoding == "greedy" else "coupled")
     engine = Engine(llm, max_sessions=sessions, max_context=context)
-    link = Link(LanguageModelService(engine))
+    carrier = link(LanguageModelService(engine))
     method = VERIFIERS[name]()
     vocab = int(slm.config.get_text_config().vocab_size)
-    uplink = LanguageModelUplink(
-        link,
-        method,
-        UplinkConfig(0, vocab, sampling, seed=seed, feedback=feedback),
-    )
+    common = UplinkConfig(0, vocab, sampling, seed=seed, feedback=feedback)
+    spans = None
+    if rule is None:
+        uplink = LanguageModelUplink(carrier, method, common)
+    else:
+        uplink = SpanUplink(carrier, method, common, window)
+        spans = SpanRouting(rule, uplink)
     uplink.link.back_off = BackOff(pause)
     config = RouterConfig(
         sampling,
@@ -89,7 +118,8 @@ def build(
         end_tokens,
         audit_rate,
     )
-    return Setup(Router(slm, config, policy, method, [uplink]), uplink, engine, link)
+    router = Router(slm, config, policy, method, [*tiers, uplink], spans=spans)
+    return Setup(router, uplink, engine, carrier)
 
 
 def make_prompts(vocab: int, count: int = 5, seed: int = 0, least: int = 2, most: int = 12):

@@ -3,12 +3,16 @@
 One step drafts one token for every running text and gives each row its `Way`. Each way is one
 source of tokens: kept drafts stand, and one call of the resolver chain carries all others. What the
 sources return is put together row by row, and the router alone writes it into the records.
+
+Where an escalation opens a stream, the LLM goes on writing a row until the device takes it back
+(`clients.decoding.spans`): such a row's next token comes from the stream unless its draft is kept.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +20,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from clients.decoding.drafting import Drafter, RouterConfig, draft_step
+from clients.decoding.drafting import Drafted, Drafter, RouterConfig, draft_step
+from clients.decoding.read_ahead import ReadAhead
 from clients.decoding.slm import Step, read_texts
+from clients.decoding.spans import SpanRouting, SpanRows
 from clients.decoding.trace import text_traces, trace_of
-from clients.decoding.ways import lockstep_decoder
 from clients.policy import Policy, RoutingInput
 from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
 from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in_turn
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
-from hlm.arrays import IntArray
+from hlm.arrays import BoolArray, IntArray
 
 StepListener = Callable[[TokenRecords, IntArray, IntArray], None]
 
@@ -49,6 +54,8 @@ class Router:
         int64 [n].
     learning : bool
         The resolvers may remember what was decided.
+    spans : SpanRouting, optional
+        Escalations open streams, while texts are generated.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Router:
         resolvers: Sequence[Resolver[Any]],
         on_step: StepListener | None = None,
         learning: bool = True,
+        spans: SpanRouting | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -68,6 +76,7 @@ class Router:
         self.resolvers = resolvers
         self.on_step = on_step
         self.learning = learning
+        self.spans = spans
 
     @property
     def _hidden(self) -> bool:
@@ -95,24 +104,34 @@ class Router:
         begin = time.perf_counter()
         if self.config.features is not None:
             texts.trace = text_traces(self.model, prompts, texts.tokens.shape[1])
-        decoder = lockstep_decoder(self.model, prompts, self._hidden)
-        step = decoder.start()
+        most = 0 if self.spans is None else self.spans.rule.ahead - 1
+        reader = ReadAhead(self.model, prompts, self._hidden, most)
         traffic.slm += time.perf_counter() - begin
         running = np.arange(len(prompts))
+        written = None
+        if self.spans is not None:
+            ends = self.config.end_tokens
+            written = SpanRows(self.spans, reader, texts.sessions, new_tokens, ends)
         for index in range(new_tokens):
             steps = np.full(len(running), index, np.int64)
             positions = texts.lengths[running]
-            tokens = self._step(step, texts, records, running, steps, positions, traffic)
+            tokens = self._step(
+                reader.step, texts, records, running, steps, positions, traffic, written
+            )
             texts.append(running, tokens)
             going = ~np.isin(tokens, list(self.config.end_tokens))
             if index + 1 == new_tokens or not going.any():
                 break
             begin = time.perf_counter()
             if not going.all():
-                decoder.keep_rows(np.flatnonzero(going))
+                if written is not None:
+                    written.stop(running[~going])
+                reader.keep_rows(np.flatnonzero(going))
                 running, tokens = running[going], tokens[going]
-            step = decoder.step(tokens)
+            reader.append(tokens)
             traffic.slm += time.perf_counter() - begin
+        if written is not None:
+            traffic.include(written.finish())
         return records
 
     def score(self, texts: TextBatch, first: IntArray, traffic: Traffic) -> TokenRecords:
@@ -162,9 +181,55 @@ class Router:
         steps: IntArray,
         positions: IntArray,
         traffic: Traffic,
+        written: SpanRows | None = None,
     ) -> IntArray:
         """Draft, measure, choose each row's way, decide and record: one token a row, int64 [n]."""
         begin = time.perf_counter()
+        drafted, inputs = self._draft(step, texts, rows, positions)
+        kept = sure = self.policy.keep(inputs)
+        streaming = np.zeros(len(rows), np.bool_)
+        if written is not None:
+            look = partial(self._look, written.reader, texts, rows, positions)
+            kept = written.kept(rows, drafted.draft.tokens.numpy(), sure, look)
+            streaming = written.streaming(rows)
+        ways = self._ways(inputs, kept)
+        spans = np.zeros(len(rows), np.int64)
+        if written is not None:
+            spans[ways == Way.ESCALATED] = written.remaining - 1
+            written.stop(rows[ways == Way.KEPT])
+        traffic.slm += time.perf_counter() - begin
+        everything = Escalation(
+            texts=texts,
+            rows=rows,
+            steps=steps,
+            positions=positions,
+            draft=drafted.draft,
+            keys=drafted.keys,
+            hidden=step.hidden,
+            uncertainty=drafted.uncertainty,
+            audited=(ways == Way.AUDITED) | streaming,
+            spans=spans,
+        )
+        decided = self._decide(everything, ways)
+        traffic.include(decided.traffic)
+        records.sure[rows, steps] = sure
+        records.probability[rows, steps] = drafted.probability
+        self._record(records, everything, inputs, ways, decided)
+        if written is not None:
+            told = streaming & decided.is_llm_choice
+            agreed = decided.tokens == drafted.draft.tokens.numpy()
+            records.draft_choice[rows[told], steps[told]] = agreed[told]
+            written.note(rows, ways, decided)
+        if self.on_step is not None:
+            self.on_step(records, rows, steps)
+        if texts.trace is not None and not texts.given:
+            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
+        return decided.tokens
+
+    def _draft(
+        self, step: Step, texts: TextBatch, rows: IntArray, positions: IntArray
+    ) -> tuple[Drafted, RoutingInput]:
+        """Draft the next tokens of rows (int64 [n]), and what the policy looks at."""
         drafted = draft_step(
             self.config, self.drafter, step.logits, texts.sessions[rows], positions
         )
@@ -178,33 +243,34 @@ class Router:
                 texts.tokens[rows],
                 texts.trace[rows],
             )
-        inputs = RoutingInput(drafted.uncertainty, drafted.keys, features)
-        ways = self._ways(inputs)
-        traffic.slm += time.perf_counter() - begin
-        everything = Escalation(
-            texts=texts,
-            rows=rows,
-            steps=steps,
-            positions=positions,
-            draft=drafted.draft,
-            keys=drafted.keys,
-            hidden=step.hidden,
-            uncertainty=drafted.uncertainty,
-            audited=ways == Way.AUDITED,
-        )
-        decided = self._decide(everything, ways)
-        traffic.include(decided.traffic)
-        records.probability[rows, steps] = drafted.probability
-        self._record(records, everything, inputs, ways, decided)
-        if self.on_step is not None:
-            self.on_step(records, rows, steps)
-        if texts.trace is not None and not texts.given:
-            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
-        return decided.tokens
+        return drafted, RoutingInput(drafted.uncertainty, drafted.keys, features)
 
-    def _ways(self, inputs: RoutingInput) -> NDArray[np.int8]:
+    def _look(
+        self,
+        reader: ReadAhead,
+        texts: TextBatch,
+        rows: IntArray,
+        positions: IntArray,
+        depth: int,
+        drafts: IntArray,
+        wanted: BoolArray,
+    ) -> tuple[IntArray, BoolArray]:
+        """See `clients.decoding.spans.Look`."""
+        chosen = np.flatnonzero(wanted)
+        places = rows[chosen], positions[chosen] + depth - 1
+        if texts.trace is not None:
+            # Features are of the text with its drafts: it has room that it has not grown into.
+            before = reader.steps[depth - 1].select(chosen)
+            texts.tokens[places] = drafts[chosen]
+            texts.trace[places] = trace_of(before.logits, torch.from_numpy(drafts[chosen]))
+        step = reader.behind(drafts, depth, wanted).select(chosen)
+        drafted, inputs = self._draft(step, texts, rows[chosen], positions[chosen] + depth)
+        drafts, sure = drafts.copy(), np.zeros(len(rows), np.bool_)
+        drafts[chosen], sure[chosen] = drafted.draft.tokens.numpy(), self.policy.keep(inputs)
+        return drafts, sure
+
+    def _ways(self, inputs: RoutingInput, kept: BoolArray) -> NDArray[np.int8]:
         """What becomes of each draft, a `Way`, int8 [n]."""
-        kept = self.policy.keep(inputs)
         ways = np.where(kept, Way.KEPT, Way.ESCALATED).astype(np.int8)
         if self.config.audit_rate > 0 and kept.any():
             drawn = audit_draws(inputs.keys, AUDIT_KEPT) < self.config.audit_rate

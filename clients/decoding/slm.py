@@ -32,6 +32,11 @@ class Step:
     logits: torch.Tensor
     hidden: torch.Tensor | None
 
+    def select(self, rows: IntArray) -> Step:
+        """The same of some rows (int64, in order)."""
+        index = torch.from_numpy(rows)
+        return Step(self.logits[index], None if self.hidden is None else self.hidden[index])
+
 
 def check_prompts(prompts: Sequence[IntArray]) -> None:
     """ValueError when there is no prompt, or an empty one."""

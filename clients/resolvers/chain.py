@@ -45,7 +45,10 @@ class Escalation:
     uncertainty : numpy.ndarray
         float64 [n].
     audited : numpy.ndarray
-        bool [n], kept drafts that are verified all the same: only who verifies may decide them.
+        bool [n], kept drafts that are verified all the same, and places that the LLM is writing:
+        only who verifies may decide them.
+    spans : numpy.ndarray
+        int64 [n], tokens that the LLM may go on writing after each of these; 0: none.
     """
 
     texts: TextBatch
@@ -57,6 +60,7 @@ class Escalation:
     hidden: torch.Tensor | None
     uncertainty: NDArray[np.float64]
     audited: BoolArray
+    spans: IntArray
 
     def select(self, chosen: BoolArray) -> Escalation:
         """The escalation of some of the rows only (bool [n])."""
@@ -73,6 +77,7 @@ class Escalation:
             hidden=None if self.hidden is None else self.hidden[torch.from_numpy(index)],
             uncertainty=self.uncertainty[index],
             audited=self.audited[index],
+            spans=self.spans[index],
         )
 
 

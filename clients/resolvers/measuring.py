@@ -27,7 +27,7 @@ def read_unseen(
     With `learned` the method does need it (a rule that calibrates on kept tokens): its bytes are
     traffic like any other, and the device may learn from what it finds.
     """
-    unread = np.isnan(records.log_prob) if learned else records.choice < 0
+    unread = (records.draft_choice if learned else records.choice) < 0
     places = np.nonzero(records.present & unread)
     owners, counted = places[0], Traffic()
     if not len(owners) or sender.link.asleep:

@@ -7,8 +7,9 @@ again without whoever asked noticing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from weakref import WeakKeyDictionary
 
@@ -73,6 +74,10 @@ class UplinkConfig:
     identity: bytes = field(default_factory=lambda: secrets.token_bytes(IDENTITY_BYTES), repr=False)
 
 
+Carry = Callable[[Request, Traffic], Reply]
+"""Sends a message and returns its reply; raises LinkDown when none comes."""
+
+
 @dataclass
 class _Held:
     """What the server is believed to hold of a batch of texts."""
@@ -134,6 +139,7 @@ class Sender:
         traffic: Traffic,
         *,
         feedback: bool,
+        carry: Carry | None = None,
     ) -> Reply:
         """Ask about rows, in as many messages as it takes.
 
@@ -151,21 +157,24 @@ class Sender:
             Counters, added to.
         feedback : bool
             Ask for a byte about each token and draft.
+        carry : callable, optional
+            Sends each message; by default in an exchange of its own.
 
         Raises
         ------
         LinkDown
             When no answer comes.
         """
+        ask = partial(self._ask, texts, verifier, feedback, traffic, carry or self._exchange)
         try:
-            reply = self._exchange(texts, owners, rows, verifier, feedback, traffic)
+            reply = ask(owners, rows)
             lost = reply.statuses == Status.PREFIX_NEEDED
             # A block goes up again as a whole.
             lead = np.maximum.accumulate(np.where(rows.block, 0, np.arange(len(rows))))
             again = lost[lead]
             if again.any():
                 whole = whole_texts(texts, owners[again], rows.select(again))
-                found = self._exchange(texts, owners[again], whole, verifier, feedback, traffic)
+                found = ask(owners[again], whole)
                 order = np.argsort(again, kind="stable").argsort()
                 reply = Reply.joined([reply.select(~again), found]).select(order)
         except LinkDown:
@@ -179,14 +188,15 @@ class Sender:
             self._held[texts] = _Held(np.zeros(len(texts.lengths), np.int64))
         return self._held[texts]
 
-    def _exchange(
+    def _ask(
         self,
         texts: TextBatch,
-        owners: IntArray,
-        rows: Rows,
         verifier: str,
         feedback: bool,
         traffic: Traffic,
+        carry: Carry,
+        owners: IntArray,
+        rows: Rows,
     ) -> Reply:
         config, sampling = self.config, self.config.sampling
         replies = []
@@ -206,10 +216,10 @@ class Sender:
                 identity=config.identity if (asked.starts == 0).any() else b"",
                 digest=self._digest(texts, owners[part], asked),
             )
-            replies.append(self._send(request, traffic))
+            replies.append(carry(request, traffic))
         return Reply.joined(replies)
 
-    def _send(self, request: Request, traffic: Traffic) -> Reply:
+    def _exchange(self, request: Request, traffic: Traffic) -> Reply:
         payload = encode_request(request)
         return self.link.exchange(payload, lambda answer: decode_reply(answer, request), traffic)
 

@@ -142,6 +142,8 @@ class SpanStream:
         self.stop(self.running)
         while not self.over:
             self._read()
+        self._traffic.decoded += self.received
+        self._traffic.overshot += self.received - int(self.taken.sum())
 
     def _more(self, row: int) -> bool:
         if row in self._stopped:

@@ -14,7 +14,7 @@ import torch
 from clients.records import Stage, TextBatch, TokenFeedback, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.link import Link
-from clients.resolvers.messages import Sender, UplinkConfig
+from clients.resolvers.messages import Carry, Sender, UplinkConfig
 from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
@@ -67,12 +67,19 @@ class LanguageModelUplink:
 
     def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Have the rows verified; rows without an answer stay undecided."""
+        return self._verified(escalation)
+
+    def _verified(self, escalation: Escalation, carry: Carry | None = None) -> Resolution[None]:
         resolution: Resolution[None] = Resolution.none(len(escalation.rows))
         if self.link.asleep:
             return resolution
         try:
             reply = self.ask(
-                escalation.texts, escalation.rows, self.questions(escalation), resolution.traffic
+                escalation.texts,
+                escalation.rows,
+                self.questions(escalation),
+                resolution.traffic,
+                carry,
             )
         except LinkDown:
             return resolution
@@ -85,10 +92,17 @@ class LanguageModelUplink:
         """Nothing to remember: the server keeps the texts."""
         return Traffic()
 
-    def ask(self, texts: TextBatch, owners: IntArray, rows: Rows, traffic: Traffic) -> Reply:
+    def ask(
+        self,
+        texts: TextBatch,
+        owners: IntArray,
+        rows: Rows,
+        traffic: Traffic,
+        carry: Carry | None = None,
+    ) -> Reply:
         """Have the drafts of rows decided; `owners` (int64) are their texts."""
-        feedback = self.config.feedback or self.config.draft_feedback
-        return self.sender.ask(texts, owners, rows, self.verifier.name, traffic, feedback=feedback)
+        feedback, name = self.config.feedback or self.config.draft_feedback, self.verifier.name
+        return self.sender.ask(texts, owners, rows, name, traffic, feedback=feedback, carry=carry)
 
     def questions(self, escalation: Escalation) -> Rows:
         """The rows of an escalation, with what the server lacks of their texts."""
@@ -117,6 +131,7 @@ class LanguageModelUplink:
         index = np.flatnonzero(reply.served)
         if not len(index):
             return
+        resolution.traffic.decoded += len(index)
         reply = reply.select(index)
         rows, texts = escalation.rows[index], escalation.texts
         draft = escalation.draft.select(torch.from_numpy(index))

@@ -27,19 +27,21 @@ _MADE_WITH = (
     "policy", "decoding", "temperature", "top_p", "uncertainty", "uncertainty_samples",
     "uncertainty_temperature", "audit_rate", "router_hidden", "router_projection",
 )  # fmt: skip
+_MADE_IN_SPANS = ("escalation", "llm_round_trip", "llm_pace", "slm_pace")
 
 
 def made_with(settings: Settings) -> dict[str, Scalar]:
     """What must be equal for feedback, or a policy, to mean the same; by kebab-case key."""
-    values = {name.replace("_", "-"): getattr(settings, name) for name in _MADE_WITH}
+    names = (*_MADE_WITH, *(_MADE_IN_SPANS if settings.streams else ()))
+    values = {name.replace("_", "-"): getattr(settings, name) for name in names}
     return {**values, "verification": settings.verifier}
 
 
 def difference(theirs: dict[str, Scalar], ours: dict[str, Scalar]) -> str:
     """The first setting that differs, with both values; empty when none does."""
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            return f"{name} = {theirs.get(name)!r} there and {value!r} here"
+    for name in {**ours, **theirs}:
+        if theirs.get(name) != ours.get(name):
+            return f"{name} = {theirs.get(name)!r} there and {ours.get(name)!r} here"
     return ""
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from clients.decoding.drafting import RouterConfig, UncertaintyMeasure
 from clients.decoding.routing import Router, StepListener
+from clients.decoding.spans import SpanRouting
 from clients.decoding.ways import best_ways
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.span_uplink import SpanUplink
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.edge import EdgeSide, has_edge
+from fedhlm_app.client.take_back import span_costs, take_back
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.learning.router import router_columns, router_features, router_model
 from fedhlm_app.models.context_length import longest_context
@@ -61,17 +64,21 @@ class RoutedModel:
         )
         best_ways(self.model, longest_context(settings))
         self.verifier: Verifier = verifier_of(settings)
-        self.uplink = LanguageModelUplink(
-            transport,
-            self.verifier,
-            UplinkConfig(
-                client=client,
-                vocab=int(self.model.config.get_text_config().vocab_size),
-                sampling=self.sampling,
-                seed=shared_seed(settings),
-                feedback=settings.free_feedback,
-            ),
+        common = UplinkConfig(
+            client=client,
+            vocab=int(self.model.config.get_text_config().vocab_size),
+            sampling=self.sampling,
+            seed=shared_seed(settings),
+            feedback=settings.free_feedback,
         )
+        self.uplink: LanguageModelUplink
+        self.spans: SpanRouting | None = None
+        if settings.streams:
+            window = span_costs(settings).window
+            self.uplink = streams = SpanUplink(transport, self.verifier, common, window)
+            self.spans = SpanRouting(take_back(settings), streams)
+        else:
+            self.uplink = LanguageModelUplink(transport, self.verifier, common)
         self.edge: EdgeSide | None = None
         if has_edge(settings):
             if edge_link is None:
@@ -142,6 +149,7 @@ class RoutedModel:
             [*tiers, self.uplink],
             on_step=decided,
             learning=learning,
+            spans=self.spans,
         )
         traffic = Traffic()
         if isinstance(amount, int):
@@ -150,12 +158,17 @@ class RoutedModel:
             records = router.score(texts, amount, traffic)
         read = 0
         if reading:
-            known = int(np.isfinite(records.log_prob).sum())
+            known = int((records.draft_choice >= 0).sum())
             read_unseen(self.uplink.sender, texts, records, traffic, learned=True)
-            read = int(np.isfinite(records.log_prob).sum()) - known
+            read = int((records.draft_choice >= 0).sum()) - known
         if measuring:
             read_unseen(self.uplink.sender, texts, records, traffic)
         return records, traffic, read
+
+    def heard(self, counts: Sequence[float]) -> None:
+        """Take texts back as the last round's counts of all clients tell (`take_back`)."""
+        if self.spans is not None:
+            self.spans = replace(self.spans, rule=take_back(self.settings, counts))
 
     def policy(self, arrays: Mapping[str, FloatArray]) -> Policy:
         """The routing policy of the settings, with what was learned, by name."""

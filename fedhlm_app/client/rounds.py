@@ -25,6 +25,7 @@ from fedhlm_app.client.routed import (
     feedback_of,
     figures,
 )
+from fedhlm_app.client.take_back import learns_take_back, run_counts
 from fedhlm_app.client.token_columns import TOKENS, token_columns
 from fedhlm_app.learning.gradients import initial_policy, learn_locally, private_policy
 from fedhlm_app.learning.router import escalates_all, trains_router
@@ -148,6 +149,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if folder is None:
         device = _device(settings, client, context.run_id)
         _join_cluster(device, config, context)
+        _hear_counts(device, config)
         routed = device.evaluate(device.policy(start))
     else:
         routed = Routed([], Traffic())
@@ -251,12 +253,14 @@ def _route_round(
         start = {**start, "threshold": np.array([ESCALATE_ALL])}
     device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
+    _hear_counts(device, config)
     routed = device.train_round(
         device.policy(start),
         server_round,
         calibrate,
         int(cast(int, config.get("contribution", -1))),
     )
+    counts = run_counts(routed) if learns_take_back(settings) else {}
     hits = {}
     if device.edge is not None:
         for name, arrays_kept in device.edge.finish(routed.traffic).items():
@@ -266,7 +270,7 @@ def _route_round(
     return RoundResult(
         feedback_of(routed, settings),
         calibration_feedback(routed, settings),
-        {**figures(routed, settings), **hits},
+        {**figures(routed, settings), **hits, **counts},
         token_columns(routed, settings) if settings.token_log else {},
     )
 
@@ -288,6 +292,10 @@ def _bookmark(
     if before is None:
         return 0
     return before.consumed if before.server_round == accepted else before.consumed_before
+
+
+def _hear_counts(device: Device, config: ConfigRecord) -> None:
+    device.heard(cast(list[float], config.get("take-back", [])))
 
 
 def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:

@@ -105,6 +105,9 @@ def figures(routed: Routed, settings: Settings) -> Figures:
         "bytes-measured": traffic.measured,
         "read": routed.read,
         "messages": traffic.messages,
+        "streams": traffic.streams,
+        "llm-decoded": traffic.decoded,
+        "llm-overshot": traffic.overshot,
         "link-failures": traffic.failures,
         "link-refused": traffic.refused,
         "link-untrusted": traffic.untrusted,
@@ -125,7 +128,7 @@ def feedback_of(routed: Routed, settings: Settings) -> Feedback:
         at = (rows, steps)
         loss, ratio = records.loss(settings.shared_draw)[at], records.ratio_beta()[at]
         kept, unresolved = records.kept[at], records.unresolved[at]
-        known = np.isfinite(loss) & np.isfinite(ratio) & ~records.measured_only[at] & ~unresolved
+        known = np.isfinite(loss) & ~records.measured_only[at] & ~unresolved
         weight = np.ones(len(rows))
         if settings.audit_rate > 0:
             # An audited kept token stands for 1 / rate of them. Free feedback tells of further
@@ -137,7 +140,8 @@ def feedback_of(routed: Routed, settings: Settings) -> Feedback:
             Feedback.create(
                 u=np.clip(records.uncertainty[at], 0, 1),
                 beta=np.where(known, loss, 0.0),
-                ratio_beta=np.where(known, ratio, 0.0),
+                # Of a streamed token the LLM tells no probability; no rule there asks for it.
+                ratio_beta=np.where(known, np.where(np.isnan(ratio), loss, ratio), 0.0),
                 kept=kept | unresolved,
                 known=known,
                 weight=weight,

@@ -33,6 +33,12 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
             "downlink": int(sums.get("bytes-downlink", 0)),
             "edge": int(sums.get("bytes-edge", 0)),
         },
+        "exchanges": {
+            "messages": int(sums.get("messages", 0)),
+            "streams": int(sums.get("streams", 0)),
+            "decoded": int(sums.get("llm-decoded", 0)),
+            "overshot": int(sums.get("llm-overshot", 0)),
+        },
         "audited": int(sums.get("audited", 0)),
         "read": int(sums.get("read", 0)),
         "false_hits": {tier: hits for tier in ("cache", "edge") if (hits := _hits(sums, tier))},

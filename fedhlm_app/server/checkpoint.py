@@ -33,6 +33,8 @@ class Progress:
         Refused replies by reason.
     failed : int
         Clients that were asked and gave no answer.
+    take_back : list of float
+        The last round's counts of drafts, for the rule that takes texts back; none: empty.
     waited : float
         Seconds spent waiting for clients.
     seconds : float
@@ -43,6 +45,7 @@ class Progress:
     evaluation: dict[str, Any] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     failed: int = 0
+    take_back: list[float] = field(default_factory=list)
     waited: float = 0.0
     seconds: float = 0.0
 

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.client.token_columns import LoggingGrid
 from fedhlm_app.data.items import Items
 from fedhlm_app.learning.gradients import initial_policy
@@ -98,6 +99,7 @@ class Federation:
             log(WARNING, line)
         self._clusters.introduce(grid, self.strategy)
         self._tell_sizes()
+        self._tell_counts()
         if self.edges is not None:
             self.edges.ensure(self._cluster_of_clients())
         if self.host is not None:
@@ -136,6 +138,11 @@ class Federation:
         if self.edges is not None:
             sizes = np.bincount(self._cluster_of_clients(), minlength=self.settings.clusters)
             self._told["cluster-sizes"] = sizes.tolist()
+
+    def _tell_counts(self) -> None:
+        """Tell every client how drafts of the last round followed each other."""
+        if self.progress.take_back:
+            self._told["take-back"] = self.progress.take_back
 
     @contextmanager
     def _token_log(self, grid: Grid) -> Iterator[Grid]:
@@ -220,6 +227,9 @@ class Federation:
         self._add_events(line)
         self._clusters.renew(record.round, self.strategy)
         self._tell_sizes()
+        if learns_take_back(self.settings):
+            progress.take_back = [max(0.0, float(sums.get(name, 0))) for name in RUN_COUNTS]
+            self._tell_counts()
         if self.settings.checkpoint:
             self._save()
         self._write_progress(record.round)
@@ -295,6 +305,7 @@ class Federation:
             "measured_tokens": total["measured_tokens"],
             "guarantee": guarantee(settings, self.strategy.calibration),
             "bytes": total["bytes"],
+            "exchanges": total["exchanges"],
             "threshold": self._thresholds(self.strategy.client_values),
             "rounds": self.strategy.rounds_done,
             "clients": settings.clients,

@@ -27,6 +27,7 @@ def conflicts(settings: Settings) -> list[str]:
         *_evaluation(settings),
         *_clusters(settings),
         *_decoding(settings),
+        *_escalation(settings),
         *_learning(settings),
         *_privacy(settings),
         *_text(settings),
@@ -121,6 +122,23 @@ def _decoding(settings: Settings) -> list[str]:
             "or auto"
         ]
     return []
+
+
+def _escalation(settings: Settings) -> list[str]:
+    if settings.escalation == "token":
+        return []
+    found = []
+    if not VERIFIERS[settings.verifier].shared_draw:
+        found.append(
+            f"settings 'escalation' = 'span' and 'verification' = '{settings.verifier}': the large "
+            "model goes on from a token of its own; set verification=auto, or escalation=token"
+        )
+    if (rule := named_rule(settings)).needs_ratio:
+        found.append(
+            f"settings 'escalation' = 'span' and 'learning' = '{rule.name}': it learns from eq. 3, "
+            "and of streamed tokens nobody tells the probabilities; set escalation=token"
+        )
+    return found
 
 
 def _learning(settings: Settings) -> list[str]:

@@ -48,6 +48,17 @@ class RoutingGroup(Group):
         "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding; "
         + said(VERIFIERS),
     )
+    escalation: Literal["token", "span"] = setting(
+        "token",
+        "what an uncertain draft asks for in generation; token: one token; span: the large model "
+        "goes on writing until the device takes the text back",
+    )
+    llm_pace: float = setting(
+        40.0, "time of the large model for a token, for escalation=span", unit="ms", above=0
+    )
+    slm_pace: float = setting(
+        5.0, "time of a device for a draft, for escalation=span", unit="ms", at_least=0
+    )
     truncation_k: int = setting(
         0,
         "most likely tokens that truncated sends; 0: the k* rule, by U-HLM's line for its "

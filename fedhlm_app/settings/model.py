@@ -212,6 +212,11 @@ class Settings(
         return plain_verifier(self.decoding)
 
     @property
+    def streams(self) -> bool:
+        """Whether escalations open streams: given texts have their next token already."""
+        return self.escalation == "span" and self.workload == "generate"
+
+    @property
     def shared_draw(self) -> bool:
         """Whether "what the LLM itself would have put there" is one definite token."""
         return shares_draw(self.verifier, self.decoding)

@@ -35,6 +35,8 @@ class LearningRule:
     counts_unknown: ClassVar[bool] = False
     """Whether tokens of unknown beta count without audits; where they do not, nobody stands for
     them, and as if right they would only raise thresholds."""
+    needs_ratio: ClassVar[bool] = False
+    """Whether it learns from eq. 3's value, which takes the LLM's probability of every draft."""
     steps: ClassVar[tuple[float, float]] = (0.0, 0.0)
     """First step and its decay, where the settings leave them to the rule; our choices."""
     covers: ClassVar[str] = "policy"

@@ -24,6 +24,7 @@ class Linear(SumsRule):
 
     name = "linear"
     sets_router = False
+    needs_ratio = True
     metric = LINE
     length = 6
 

@@ -28,6 +28,7 @@ class Paper(GradientRule):
 
     name = "paper"
     counts_unknown = True
+    needs_ratio = True
     steps = (0.02, 1.0)
 
     def examples(self, feedback: Feedback) -> int:

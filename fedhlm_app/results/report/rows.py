@@ -55,6 +55,13 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         ("bytes up", f"{traffic['uplink']:,}", f"{traffic['uplink'] / tokens:.2f} per token"),
         ("bytes down", f"{traffic['downlink']:,}", f"{traffic['downlink'] / tokens:.2f} per token"),
     ]
+    if (llm := summary.get("exchanges", {})).get("messages"):
+        waste = f"{llm['overshot']:,} of them in vain" if llm["streams"] else ""
+        streams = f"{llm['streams']:,} of them streams" if llm["streams"] else ""
+        rows += [
+            ("messages to the LLM", f"{llm['messages']:,}", streams),
+            ("tokens the LLM decoded", f"{llm['decoded']:,}", waste),
+        ]
     if traffic["edge"]:
         rows.append(("bytes at the edge", f"{traffic['edge']:,}", ""))
     rows.append(

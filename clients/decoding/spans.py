@@ -1,0 +1,127 @@
+"""Texts that the LLM writes on: which of them, and when the device takes each back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.decoding.read_ahead import ReadAhead
+from clients.records import Stage, Traffic, Way
+from clients.resolvers.chain import Resolution
+from hlm.arrays import BoolArray, IntArray
+from hlm.spans import TakeBack
+
+Look = Callable[[int, IntArray, BoolArray], tuple[IntArray, BoolArray]]
+"""(depth, drafts int64 [n] up to there, rows bool [n]) -> the next drafts, and which are sure."""
+
+
+class Streams(Protocol):
+    """Whoever reads along for the router (`clients.resolvers.span_uplink`)."""
+
+    def stop(self, sessions: IntArray) -> None:
+        """Take texts back; those that nobody writes are left alone."""
+        ...
+
+    def finish(self) -> Traffic:
+        """Take all back, wait until the server has heard of it; what crossed the link since."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpanRouting:
+    """Escalations that open streams.
+
+    Attributes
+    ----------
+    rule : TakeBack
+        When a text is taken back.
+    streams : Streams
+        The resolver that opened them.
+    """
+
+    rule: TakeBack
+    streams: Streams
+
+
+class SpanRows:
+    """Which texts of a batch the LLM writes.
+
+    Parameters
+    ----------
+    routing : SpanRouting
+        See there.
+    reader : ReadAhead
+        Reads them, with a draft less ahead than the rule looks at.
+    sessions : numpy.ndarray
+        int64 [texts].
+    remaining : int
+        Tokens that each text still lacks.
+    ends : frozenset of int
+        Tokens that end a text.
+    """
+
+    def __init__(
+        self,
+        routing: SpanRouting,
+        reader: ReadAhead,
+        sessions: IntArray,
+        remaining: int,
+        ends: frozenset[int],
+    ) -> None:
+        self.reader = reader
+        self.remaining = remaining
+        self._routing = routing
+        self._sessions = sessions
+        self._ends = list(ends)
+        # Nothing is taken back, so nothing is kept either: the LLM writes from the start.
+        self._always = not routing.rule.reads_along
+        self._streaming = np.full(len(sessions), self._always)
+
+    def streaming(self, rows: IntArray) -> BoolArray:
+        """Rows whose next token the LLM is writing, or about to be asked for."""
+        return self._streaming[rows]
+
+    def kept(self, rows: IntArray, drafts: IntArray, sure: BoolArray, look: Look) -> BoolArray:
+        """Which sure drafts the device keeps, bool [n].
+
+        Parameters
+        ----------
+        rows : numpy.ndarray
+            int64 [n], texts.
+        drafts, sure : numpy.ndarray
+            int64 and bool [n]; their next drafts.
+        look : callable
+            Makes further drafts.
+        """
+        rule, streaming = self._routing.rule, self._streaming[rows]
+        ahead, going = sure.astype(np.int64), sure & streaming
+        for depth in range(1, rule.ahead):
+            ended = going & (np.isin(drafts, self._ends) | (depth >= self.remaining))
+            ahead[ended] = rule.ahead
+            going &= ~ended
+            if not going.any():
+                break
+            drafts, sure_next = look(depth, drafts, going)
+            going &= sure_next
+            ahead += going
+        taken = rule.take_back(ahead, np.full(len(rows), self.remaining))
+        return np.asarray(sure & (~streaming | taken))
+
+    def stop(self, rows: IntArray) -> None:
+        """Take texts back, int64 [n]."""
+        self._routing.streams.stop(self._sessions[rows])
+
+    def note(self, rows: IntArray, ways: NDArray[np.int8], decided: Resolution[Any]) -> None:
+        """See how a step ended: the LLM goes on with the rows that it has decided."""
+        by_llm = np.isin(decided.stages, (Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED))
+        self._streaming[rows] = self._always | (by_llm & (ways == Way.ESCALATED))
+        self.stop(rows[~self._streaming[rows]])
+        self.remaining -= 1
+
+    def finish(self) -> Traffic:
+        """Nothing more is read; what crossed the link since the last step."""
+        return self._routing.streams.finish()
