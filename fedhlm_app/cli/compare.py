@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from fedhlm_app.cli.error_log import keep_trace, say
+from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.progress import steps
-from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, INTERRUPTED, collect, parse_overrides
+from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, collect, parse_overrides
 from fedhlm_app.settings import Settings
 
 compare_app = typer.Typer(

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhlm_app.cli.error_log import ends_with
+from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.progress import steps
-from fedhlm_app.cli.run import BAD_SETTINGS, INTERRUPTED, collect
+from fedhlm_app.cli.run import BAD_SETTINGS, collect
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings import Settings
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from fedhlm_app.results.runs import Progress
-from fedhlm_app.settings import Settings
-
-Listener = Callable[[Progress | None], None]
+if TYPE_CHECKING:
+    from fedhlm_app.launch import Listener
+    from fedhlm_app.results.runs import Progress
+    from fedhlm_app.settings import Settings
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
     """
     console.print(
         f"{settings.clients} clients in {settings.clusters} clusters, {settings.rounds} rounds, "
-        f"{settings.policy} policy, {settings.decoding} decoding; starting Flower and Ray ...",
+        f"{settings.policy} policy, {settings.decoding} decoding",
         style="dim",
     )
     if not console.is_terminal:
@@ -45,13 +47,16 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
     )
     with bar:
         task = bar.add_task("", total=settings.rounds)
-        losses = _Losses(settings)
+        losses, pace = _Losses(settings), _Pace()
 
-        def listen(progress: Progress | None) -> None:
-            if progress is not None:
-                bar.update(task, completed=progress["round"], description=shares(progress))
-                if warning := losses.warning(progress):
-                    bar.console.print(warning, style="yellow")
+        def listen(progress: Progress | str) -> None:
+            if isinstance(progress, str):
+                bar.update(task, description=progress)
+                return
+            words = f"{shares(progress)}, {pace.words(progress)}"
+            bar.update(task, completed=progress["round"], description=words)
+            if warning := losses.warning(progress):
+                bar.console.print(warning, style="yellow")
 
         yield listen
 
@@ -66,6 +71,38 @@ def shares(progress: Progress) -> str:
     lost = counts.get("unresolved", 0)
     words = f"{total:,} tokens, {asked / total:.1%} asked the LLM"
     return f"{words}, {lost:,} unresolved" if lost else words
+
+
+class _Pace:
+    """How long the rest of a run may take: as long a round as those seen on average."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last = (0, 0.0)
+
+    def words(self, progress: Progress) -> str:
+        """The time left in words, by the clock at which each round was first seen done."""
+        done, now = progress["round"], time.monotonic()
+        if self._first is None:
+            self._first = self._last = (done, now)
+        if done > self._last[0]:
+            self._last = (done, now)
+        if done >= progress["rounds"]:
+            return "ending Flower and Ray"
+        rounds = self._last[0] - self._first[0]
+        if not rounds:
+            return "time left unknown"
+        each = (self._last[1] - self._first[1]) / rounds
+        return f"{_about(each * (progress['rounds'] - done) - (now - self._last[1]))} left"
+
+
+def _about(seconds: float) -> str:
+    """A duration as a person would say it."""
+    if seconds < 1:
+        return "a moment"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class _Losses:
@@ -86,15 +123,23 @@ class _Losses:
 
 
 def _lines(console: Console, settings: Settings) -> Listener:
-    last, losses = 0, _Losses(settings)
+    last: int | str = 0
+    losses, pace = _Losses(settings), _Pace()
 
-    def listen(progress: Progress | None) -> None:
+    def listen(progress: Progress | str) -> None:
         nonlocal last
-        if progress is not None and progress["round"] != last:
-            last = progress["round"]
-            console.print(f"round {last}/{progress['rounds']}: {shares(progress)}")
-            if warning := losses.warning(progress):
-                console.print(warning, style="yellow")
+        if isinstance(progress, str):
+            if progress != last:
+                last = progress
+                console.print(f"{progress} ...", style="dim")
+            return
+        left = pace.words(progress)
+        if progress["round"] in (0, last):
+            return
+        last = progress["round"]
+        console.print(f"round {last}/{progress['rounds']}: {shares(progress)}, {left}")
+        if warning := losses.warning(progress):
+            console.print(warning, style="yellow")
 
     return listen
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from fedhlm_app.cli.error_log import keep_trace, say
+from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import show_result
-from fedhlm_app.launch import LaunchError, RunResult, launch
+from fedhlm_app.launch import Interrupted, LaunchError, RunResult, launch
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
 
-COMPLETED, FAILED, BAD_SETTINGS, INTERRUPTED = 0, 1, 2, 130
+COMPLETED, FAILED, BAD_SETTINGS = 0, 1, 2
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
@@ -80,6 +79,19 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
     """
     errors = Console(stderr=True, highlight=False)
     try:
+        with interruptible(errors):
+            return _run_job(errors, options, pairs, as_json=as_json)
+    except Interrupted as stop:
+        say(errors, f"every process of the run has been ended; {_go_on(stop.folder)}")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run_job(
+    errors: Console, options: Mapping[str, object], pairs: list[str], *, as_json: bool
+) -> int:
+    try:
         settings = collect(options, pairs)
         if (result := _finished(settings)) is None:
             _check_before_start(settings)
@@ -89,15 +101,10 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
         say(errors, str(error))
         keep_trace(error)
         return BAD_SETTINGS
-    except KeyboardInterrupt:
-        return INTERRUPTED
     try:
         if result is None:
-            with terminated_as_interrupted(), watch(errors, settings) as on_progress:
+            with watch(errors, settings) as on_progress:
                 result = launch(settings, on_progress=on_progress)
-    except KeyboardInterrupt:
-        say(errors, "interrupted; every process of the run has been ended")
-        return INTERRUPTED
     except (LaunchError, OSError) as error:
         say(errors, str(error))
         return FAILED
@@ -109,6 +116,18 @@ def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -
         _explain(errors, result)
         return FAILED
     return COMPLETED
+
+
+def _go_on(folder: RunFolder) -> str:
+    """How to go on with a run that was interrupted, if it can be."""
+    from fedhlm_app.server.checkpoint import CHECKPOINT
+
+    if not (folder.path / CHECKPOINT).is_file():
+        return f"no checkpoint was saved, so there is nothing to go on from in {folder.path}"
+    path = folder.path
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"go on with: fedhlm run --resume {shlex.quote(str(path))}"
 
 
 def _finished(settings: Settings) -> RunResult | None:
@@ -154,17 +173,3 @@ def _as_json(result: RunResult) -> dict[str, object]:
         "summary": result.summary,
         "errors": list(result.errors),
     }
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM unwind like Ctrl-C, so that a stopped command leaves no process behind."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

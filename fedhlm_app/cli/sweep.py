@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhlm_app.cli.error_log import ends_with, say
+from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
     FAILED,
-    INTERRUPTED,
     parse_overrides,
-    terminated_as_interrupted,
     warn,
 )
 from fedhlm_app.models.trying import try_models
@@ -80,10 +79,10 @@ def sweep(
     errors = Console(stderr=True, highlight=False)
     _announce(errors, cells, directory)
     try:
-        with terminated_as_interrupted(), ends_with(FAILED, SweepBusyError):
+        with interruptible(errors), ends_with(FAILED, SweepBusyError):
             outcomes = run_sweep(cells, directory, jobs, _reporter(errors, len(cells)))
     except KeyboardInterrupt:
-        say(errors, "interrupted; the same command goes on from here")
+        say(errors, "the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
     rows = [outcome.row() for outcome in outcomes]
     if as_json:

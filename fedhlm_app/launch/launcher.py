@@ -13,11 +13,15 @@ from typing import Any
 
 from fedhlm_app.launch.app_folder import Components, write_app
 from fedhlm_app.launch.failure import last_errors
+from fedhlm_app.launch.stages import FIRST, stage
 from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLink, program
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
 from fedhlm_app.settings import Settings
 
-__all__ = ["Components", "LaunchError", "RunResult", "launch"]
+__all__ = ["Components", "Interrupted", "LaunchError", "Listener", "RunResult", "launch"]
+
+Listener = Callable[[Progress | str], None]
+"""Is told how far a run is, and before its first round in words what is being started."""
 
 LOG = "flower.log"
 """What ServerApp and ClientApps print, as `flwr run --stream` gives it."""
@@ -43,10 +47,24 @@ class RunResult:
         return self.status == "finished:completed" and self.summary is not None
 
 
+class Interrupted(KeyboardInterrupt):
+    """A launch was interrupted; every process of it has ended.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of the run, to go on from.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.folder = folder
+
+
 def launch(
     settings: Settings,
     *,
-    on_progress: Callable[[Progress | None], None] | None = None,
+    on_progress: Listener = lambda _: None,
     components: Components = Components(),  # noqa: B008
     environ: Mapping[str, str] | None = None,
 ) -> RunResult:
@@ -58,8 +76,8 @@ def launch(
     ----------
     settings : Settings
         All settings, paths absolute; checked against the disk before anything starts.
-    on_progress : Callable[[Progress | None], None] | None
-        Called about ten times a second with the run's progress, None before its first round.
+    on_progress : Listener
+        Called about ten times a second.
     components : Components
         ServerApp and ClientApp.
     environ : Mapping[str, str] | None
@@ -76,6 +94,8 @@ def launch(
         A file or folder in the settings does not exist.
     LaunchError
         Flower could not be started, or stopped answering.
+    Interrupted
+        On Ctrl-C.
     """
     settings.check_paths()
     started = time.monotonic()
@@ -83,10 +103,14 @@ def launch(
     before = folder.summary()
     base = dict(os.environ if environ is None else environ)
     base[RUN_FOLDER_VARIABLE] = str(folder.path)
-    with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
-        app = write_app(superlink.folder / "fedhlm", components)
-        run_id = _follow(superlink, app, settings, folder, on_progress)
-        status, details = _status(superlink, run_id)
+    try:
+        on_progress(FIRST)
+        with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
+            app = write_app(superlink.folder / "fedhlm", components)
+            run_id = _follow(superlink, app, settings, folder, on_progress)
+            status, details = _status(superlink, run_id)
+    except KeyboardInterrupt:
+        raise Interrupted(folder) from None
     return _result(folder, status, details, time.monotonic() - started, before)
 
 
@@ -117,7 +141,7 @@ def _follow(
     app: Path,
     settings: Settings,
     folder: RunFolder,
-    on_progress: Callable[[Progress | None], None] | None,
+    on_progress: Listener,
 ) -> str:
     """Start the run, report its progress until its log ends, and return its number."""
     output = folder.path / LOG
@@ -133,17 +157,23 @@ def _follow(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        starting = FIRST
         while command.poll() is None:
             _require_alive(superlink)
-            if on_progress is not None:
-                on_progress(folder.progress())
+            starting = starting and stage(_new_text(output, before))
+            # A resumed run has the progress of its earlier life until its rounds begin.
+            on_progress(starting or folder.progress() or FIRST)
             time.sleep(_POLL_SECONDS)
-    if on_progress is not None:
-        on_progress(folder.progress())
-    text = output.read_bytes()[before:].decode("utf-8", errors="replace")
+    if (progress := folder.progress()) is not None:
+        on_progress(progress)
+    text = _new_text(output, before)
     if (run_id := _run_id(text)) is None:
         raise LaunchError("`flwr run` did not start the run: " + " ".join(text.split())[-600:])
     return run_id
+
+
+def _new_text(log: Path, before: int) -> str:
+    return log.read_bytes()[before:].decode("utf-8", errors="replace")
 
 
 def _require_alive(superlink: PrivateSuperLink) -> None:

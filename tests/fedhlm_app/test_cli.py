@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from fedhlm_app.cli import run as run_module
 from fedhlm_app.cli.progress import shares, watch
 from fedhlm_app.cli.result import show_result
 from fedhlm_app.cli.run import collect, parse_overrides
-from fedhlm_app.launch import LaunchError, RunResult
+from fedhlm_app.launch import Interrupted, LaunchError, RunResult
 from fedhlm_app.results.report.rows import figures
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
@@ -102,9 +103,45 @@ def test_flower_that_cannot_start_exits_1(fedhlm: Any, ending: Any) -> None:
     assert answer.exit_code == 1 and "fedhlm: the SuperLink died" in answer.stderr
 
 
-def test_ctrl_c_exits_130(fedhlm: Any, ending: Any) -> None:
-    ending(error=KeyboardInterrupt())
-    assert fedhlm("run").exit_code == 130
+def test_ctrl_c_exits_130_and_says_how_to_go_on(fedhlm: Any, ending: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "my run")
+    folder.path.mkdir(parents=True)
+    ending(error=Interrupted(folder))
+    answer = fedhlm("run")
+    assert answer.exit_code == 130 and "nothing to go on from" in answer.stderr
+    (folder.path / "checkpoint.json").touch()
+    answer = fedhlm("run")
+    assert answer.exit_code == 130
+    assert "go on with: fedhlm run --resume 'runs/my run'" in answer.stderr
+
+
+SLOW_TO_END = """
+import signal, sys, time
+from rich.console import Console
+from fedhlm_app.cli.interrupting import interruptible
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with interruptible(Console(stderr=True)):
+    try:
+        print("started", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_answered_at_once_and_the_second_ends(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_END], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        assert command.stdout is not None and command.stderr is not None
+        command.stdout.readline()
+        began = time.monotonic()
+        command.send_signal(number)
+        assert b"interrupted" in command.stderr.readline()
+        assert time.monotonic() - began < 0.2
+        command.send_signal(number)
+        assert command.wait(timeout=5) == 130
 
 
 @pytest.mark.parametrize(
@@ -224,16 +261,33 @@ def test_the_result_fits_the_terminal(width: int) -> None:
 def test_progress_is_a_line_per_round_where_there_is_no_terminal() -> None:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
     with watch(console, Settings()) as listen:
-        listen(None)
+        for _ in range(2):
+            listen("starting Flower")
         counts = {"local": 3, "llm_accepted": 1}
         for _ in range(2):
             listen({"round": 1, "rounds": 2, "counts": counts})
         listen({"round": 2, "rounds": 2, "counts": counts})
     lines = console.export_text().splitlines()
-    assert lines[-2:] == [
-        "round 1/2: 4 tokens, 25.0% asked the LLM",
-        "round 2/2: 4 tokens, 25.0% asked the LLM",
+    assert lines[-3:] == [
+        "starting Flower ...",
+        "round 1/2: 4 tokens, 25.0% asked the LLM, time left unknown",
+        "round 2/2: 4 tokens, 25.0% asked the LLM, ending Flower and Ray",
     ]
+
+
+def test_the_time_left_is_that_of_the_rounds_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("fedhlm_app.cli.progress.time.monotonic", lambda: now)
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    with watch(console, Settings()) as listen:
+        # A run that goes on after its tenth round; then one of 10 s and one of 30 s.
+        for done, clock in ((10, 100.0), (11, 110.0), (12, 140.0), (26, 320.0), (30, 360.0)):
+            now = clock
+            listen({"round": done, "rounds": 30, "counts": {"local": 1}})
+    left = [line.rsplit(", ", 1)[1] for line in console.export_text().splitlines()[-5:]]
+    assert left == [
+        "time left unknown", "3 min left", "6 min left", "55 s left", "ending Flower and Ray",
+    ]  # fmt: skip
 
 
 def test_progress_warns_in_every_round_that_lost_tokens() -> None:

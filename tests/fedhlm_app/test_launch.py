@@ -22,6 +22,7 @@ from fedhlm_app.launch import Components, LaunchError, RunResult, launch, write_
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.launcher import _federation, _flwr_run, _result, _run_id
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
+from fedhlm_app.launch.stages import FIRST, stage
 from fedhlm_app.launch.superlink import PrivateSuperLink
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, latest_run
 from fedhlm_app.settings import Settings
@@ -105,6 +106,17 @@ def test_the_log_is_searched_for_what_went_wrong() -> None:
     assert last_errors("all is well") == []
 
 
+def test_the_log_says_what_is_being_started() -> None:
+    log, seen = "", []
+    for line in (
+        "Using SuperLink: private", "Successfully started run 17", "Starting Flower Simulation",
+        "Run folder: /a", "The LLM is read this way: plainly", "Number of rounds: 3",
+    ):  # fmt: skip
+        log += f"INFO : {line}\n"
+        seen.append(stage(log))
+    assert len(set(seen)) == 6 and seen[0] == FIRST and seen[-1] == ""
+
+
 def test_only_marked_processes_are_ended() -> None:
     launch_number = uuid.uuid4().hex
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -173,15 +185,15 @@ def test_the_guard_cleans_up_when_its_launcher_dies(tmp_path: Path) -> None:
 # ---- with a real Flower ----
 
 
-def run(folder: Path, name: str, seen: list[Progress | None] | None = None) -> RunResult:
-    listen = None if seen is None else seen.append
+def run(folder: Path, name: str, seen: list[Progress | str] | None = None) -> RunResult:
+    listen: Any = (lambda _: None) if seen is None else seen.append
     return launch(small(folder, name), on_progress=listen, components=APPS, environ=environment())
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_run_that_goes_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Progress | None] = []
+    seen: list[Progress | str] = []
     made: list[Path] = []
     make_folder = tempfile.mkdtemp
 
@@ -193,7 +205,10 @@ def test_a_run_that_goes_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run(tmp_path, "well", seen)
     assert result.ok and result.status == "finished:completed" and result.errors == ()
     assert result.summary is not None and result.summary["clients"] == 2
-    assert seen[0] is None and seen[-1] == {"round": 1, "rounds": 1, "counts": {"local": 2}}
+    words = list(dict.fromkeys(one for one in seen if isinstance(one, str)))
+    assert words[:2] == ["starting Flower", "handing the app to Flower"]
+    assert "starting Ray and the clients" in words and seen[0] == words[0]
+    assert seen[-1] == {"round": 1, "rounds": 1, "counts": {"local": 2}}
     assert result.folder.config()["settings"]["clients"] == 2
     assert _processes_of(result.folder.path) == []
     assert made and not any(folder.exists() for folder in made)
@@ -242,8 +257,8 @@ def test_a_stopped_command_leaves_no_process(tmp_path: Path, number: signal.Sign
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_dead_superlink_is_noticed(tmp_path: Path) -> None:
-    def kill_superlink(progress: Progress | None) -> None:
-        if progress is None:
+    def kill_superlink(progress: Progress | str) -> None:
+        if isinstance(progress, str):
             return
         folder = latest_run(tmp_path)
         assert folder is not None

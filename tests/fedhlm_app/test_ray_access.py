@@ -66,8 +66,8 @@ def test_an_outsider_cannot_use_the_ray_of_a_run(tmp_path: Path) -> None:
         {"name": "hang", "clients": 2, "clusters": 1, "rounds": 1, "run-dir": str(tmp_path)}, {}
     )
 
-    def look(progress: Progress | None) -> None:
-        if progress is None:
+    def look(progress: Progress | str) -> None:
+        if isinstance(progress, str):
             return
         environ = _environment_of_the_run(tmp_path)
         sockets = _listening(environ[LAUNCH_VARIABLE])
