@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedhlm_app.cli.lazy import LazyGroup
+from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.lazy import LazyGroup, command_app
 
 
 class _Commands(LazyGroup):
@@ -30,14 +31,12 @@ class _Commands(LazyGroup):
     }
 
 
-app = typer.Typer(
+app = command_app(
     name="fedhlm",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # A shell completes the command `fedhlm`, and cannot where Python was told to run the module.
+    add_completion=Path(sys.argv[0]).stem == "fedhlm",
     help=(
         "Federated hybrid language models: devices keep the tokens they are sure of, a large "
         "model decides the rest, and together they learn where sure begins.\n\n"
@@ -79,10 +78,7 @@ def run(
         int | None, typer.Option(help="Edge clusters; 4 by default, or one per client if fewer.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
-    ] = None,
+    overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Run folder to continue from its last checkpoint.")
     ] = None,
@@ -130,8 +126,21 @@ def run(
     raise typer.Exit(run_job(given, overrides or [], as_json=as_json))
 
 
+@app.command(name="list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"),
+) -> None:
+    """List the runs of a folder, the newest first: state, size, share kept, certificate, age."""
+    from fedhlm_app.cli.listing import show_runs
+
+    raise typer.Exit(show_runs(folder))
+
+
 @app.command()
 def settings(
+    word: Annotated[
+        str, typer.Argument(help="Show only settings with this in name or meaning.")
+    ] = "",
     markdown: Annotated[bool, typer.Option(help="Print the table in Markdown.")] = False,
     toml: Annotated[bool, typer.Option(help="Print pyproject.toml's run-config block.")] = False,
 ) -> None:
@@ -142,7 +151,7 @@ def settings(
     """
     from fedhlm_app.cli.show import show_settings
 
-    show_settings(markdown=markdown, toml=toml)
+    raise typer.Exit(show_settings(word, markdown=markdown, toml=toml))
 
 
 @app.command()

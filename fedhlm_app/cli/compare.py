@@ -11,18 +11,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import keep_trace, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
+from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, collect, parse_overrides
 from fedhlm_app.settings import Settings
 
-compare_app = typer.Typer(
-    name="compare",
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+compare_app = command_app(name="compare")
 
 STANDARD_OUTPUT = "-"
 NARROWEST = 118  # columns; below it the table would lose digits
@@ -69,10 +66,7 @@ def compare(
     csv_file: Annotated[
         str | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - prints it.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
-    ] = None,
+    overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
 ) -> None:
     """Compare every method of deciding which tokens the large model sees, and how.
 

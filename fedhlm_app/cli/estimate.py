@@ -11,8 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.interrupting import INTERRUPTED
+from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, collect
 from fedhlm_app.results.runs import write_atomically
@@ -21,12 +23,7 @@ from fedhlm_app.settings import Settings
 if TYPE_CHECKING:
     from fedhlm_app.estimate.sums import Estimate
 
-estimate_app = typer.Typer(
-    name="estimate",
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+estimate_app = command_app(name="estimate")
 
 WIDTH = 80
 
@@ -65,10 +62,7 @@ def estimate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Write estimate.json and estimate.html there."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, such as slm or llm."),
-    ] = None,
+    overrides: Annotated[list[str] | None, set_option("Any setting, such as slm or llm.")] = None,
 ) -> None:
     """Does it pay for me? What the LLM alone, the SLM alone and both together would take.
 

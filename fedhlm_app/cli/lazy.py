@@ -10,6 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 
+def command_app(**options: Any) -> typer.Typer:
+    """A Typer app as all of this command are.
+
+    Completion is the top level's affair, which completes subcommands too, and the parser suggests
+    near names by itself: Typer would say them a second time.
+    """
+    ours: dict[str, Any] = {
+        "add_completion": False,
+        "suggest_commands": False,
+        "pretty_exceptions_enable": False,
+        "rich_markup_mode": "markdown",
+        "context_settings": {"help_option_names": ["-h", "--help"]},
+    }
+    return typer.Typer(**(ours | options))
+
+
 class LazyCommand(click.Command):
     """A command known by name and one line of help; the rest is loaded at its first use.
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import ends_with
+from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
@@ -18,18 +20,13 @@ DEVICE_PORT = 8472
 ANSWERED_WITHIN = 0.9
 """Share of `llm-timeout` after which the server gives up an answer."""
 
-serve_app = typer.Typer(
+serve_app = command_app(
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
     help="Serve the large model to devices, or a device's text to programs.",
 )
 
 
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, the same as the run's."),
-]
+_Overrides = Annotated[list[str] | None, set_option("Any setting, the same as the run's.")]
 _Host = Annotated[
     str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
 ]

@@ -13,19 +13,27 @@ from fedhlm_app.cli.error_log import say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
 
 
-def show_settings(*, markdown: bool, toml: bool) -> None:
-    """Print all settings: a table, Markdown, or the block of pyproject.toml."""
+def show_settings(word: str, *, markdown: bool, toml: bool) -> int:
+    """Print settings and return the exit status: a table, Markdown, or the block of pyproject.toml.
+
+    The table has those alone that have `word` in their name, their values' names or their meaning.
+    """
     from fedhlm_app.settings import markdown_table, rows, toml_block
 
     if markdown or toml:
         print(markdown_table() if markdown else toml_block(), end="")
-        return
+        return COMPLETED
+    sought = word.lower()
+    found = [r for r in rows() if sought in f"{r.name} {r.allowed} {r.description}".lower()]
+    if not found:
+        say(Console(stderr=True, highlight=False), f"no setting has {word!r} in name or meaning")
+        return BAD_SETTINGS
     console = Console()
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading, style in (("setting", "bold cyan"), ("default", ""), ("meaning", "")):
         table.add_column(heading, style=style, overflow="fold")
     group = ""
-    for row in rows():
+    for row in found:
         if row.group != group:
             group = row.group
             table.add_section()
@@ -34,6 +42,7 @@ def show_settings(*, markdown: bool, toml: bool) -> None:
         meaning = f"{row.description} [dim]({limits})[/]" if limits else row.description
         table.add_row(row.name, row.default or '""', meaning)
     console.print(table)
+    return COMPLETED
 
 
 def show_report(run_folder: Path | None) -> int:

@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
+from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.run import (
     BAD_SETTINGS,
     COMPLETED,
@@ -27,7 +29,7 @@ from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.sweep.cells import Cell, cells_of
 from fedhlm_app.sweep.runner import FIGURES, Outcome, SweepBusyError, run_sweep
 
-sweep_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+sweep_app = command_app()
 
 _SHARES = ("trr", "unresolved", "llm_agreement", "token_accuracy", "label_accuracy")
 
@@ -48,10 +50,7 @@ def sweep(
     name: Annotated[str, typer.Option(help="Folder of the sweep, inside run-dir.")] = "sweep",
     clients: Annotated[int | None, typer.Option("--clients", "-n", help="As in run.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", "-r", help="As in run.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, for all cells."),
-    ] = None,
+    overrides: Annotated[list[str] | None, set_option("Any setting, for all cells.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Run a grid of settings and compare the results in one table.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fedhlm_app.cli.lazy import command_app
+
 if TYPE_CHECKING:
     from fedhlm_app.pair.recipe import PairTraining
 
@@ -32,7 +34,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(_BAD_SETTINGS) from None
 
 
-pair_app = typer.Typer(
+pair_app = command_app(
     cls=_Commands,
     help="Train, distil, evaluate and pack a model pair. Exit status: 2 when data, a model or an "
     "option cannot be used.",

@@ -15,16 +15,22 @@ def unit_of(field: FieldInfo) -> str:
     return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
 
 
+def named_values(field: FieldInfo) -> list[str]:
+    """Return the values of a setting that has a few, each with a name; else nothing."""
+    if get_origin(field.annotation) is Literal:
+        return [str(name) for name in get_args(field.annotation)]
+    if field.annotation is bool:
+        return ["true", "false"]
+    return [name for part in field.metadata if isinstance(part, OneOf) for name in part.names]
+
+
 def allowed_values(field: FieldInfo) -> str:
     """Say what a setting may hold: `an integer from 1 to 20`, `one of a, b`, `true or false`."""
     kind = field.annotation
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    for part in field.metadata:
-        if isinstance(part, OneOf):
-            return "one of " + ", ".join(part.names)
     if kind is bool:
         return "true or false"
+    if names := named_values(field):
+        return "one of " + ", ".join(names)
     if kind is str:
         return "text"
     noun = "an integer" if kind is int else "a number"

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from fedhlm_app.cli import app
 from fedhlm_app.cli import run as run_module
 from fedhlm_app.cli.progress import shares, watch
 from fedhlm_app.cli.result import show_result
@@ -27,18 +25,6 @@ from fedhlm_app.settings import Settings, SettingsError
 from tests.fedhlm_app.launch_apps import summary
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-    # Wide enough that no sentence is broken.
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> Any:
-        return CliRunner().invoke(app, list(words))
-
-    return call
 
 
 @pytest.fixture

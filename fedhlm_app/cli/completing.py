@@ -1,0 +1,27 @@
+"""`--set KEY=VALUE`, the option that many commands have, and what a shell completes in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+
+def set_option(words: str) -> Any:
+    """The option, with what it says of itself."""
+    return typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help=words, autocompletion=settings_keys
+    )
+
+
+def settings_keys(incomplete: str) -> list[tuple[str, str]]:
+    """Keys that begin so, each with ``=`` and its meaning; behind ``=`` the values by name."""
+    from fedhlm_app.settings import Settings, rows
+    from fedhlm_app.settings.words import named_values
+
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [(f"{row.name}=", row.description) for row in rows() if row.name.startswith(key)]
+    field = Settings.model_fields.get(key.replace("-", "_"))
+    names = [] if field is None else named_values(field)
+    return [(f"{key}={name}", "") for name in names if name.startswith(value)]

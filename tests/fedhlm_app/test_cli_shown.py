@@ -1,0 +1,110 @@
+"""What the command line shows without a run: completion, suggestions, settings, runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhlm_app.cli.completing import settings_keys
+from fedhlm_app.cli.listing import _running
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder
+from fedhlm_app.results.summary import STAGES
+from fedhlm_app.settings import Settings
+from tests.fedhlm_app.launch_apps import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def completions(words: str, shell: str = "bash") -> str:
+    """What the shell is told for the last of these words."""
+    program = "import sys; sys.argv = ['fedhlm']; from fedhlm_app.cli import main; main()"
+    environ = {
+        **os.environ,
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": words,
+        "_FEDHLM_COMPLETE": f"complete_{shell}",
+    }
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.stderr == ""
+    return answer.stdout
+
+
+def test_a_shell_completes_commands_and_keys() -> None:
+    assert completions("fedhlm sw").split() == ["sweep"]
+    assert completions("fedhlm serve dev").split() == ["device"]
+    assert completions("fedhlm run --set decod").split() == ["decoding="]
+    assert "decoding=sampled" in completions("fedhlm run --set decoding=", "zsh")
+    assert [key for key, _ in settings_keys("learning=prim")] == ["learning=primal-dual"]
+    assert settings_keys("nowhere=") == settings_keys("seed=") == []
+
+
+def test_completion_is_offered_where_it_works(fedhlm: Any) -> None:
+    # The tests are not the command `fedhlm`, and below the top it would be installed for nothing.
+    for words in ([], ["pair"], ["sweep"], ["serve"], ["compare"], ["estimate"]):
+        assert "--install-completion" not in fedhlm(*words, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["runn"], ["pair", "trian"], ["serve", "devise"], ["run", "--clinets", "3"]]
+)
+def test_a_near_name_is_suggested_once(fedhlm: Any, words: list[str]) -> None:
+    answer = fedhlm(*words)
+    assert answer.exit_code == 2 and answer.stderr.count("Did you mean") == 1
+
+
+def test_settings_are_searched_in_names_and_meanings(
+    fedhlm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = fedhlm("settings", "Cluster").stdout
+    assert "recluster-every" in table and "inter-cluster" in table and "seed" not in table
+    assert max(map(len, table.splitlines())) <= 80
+    answer = fedhlm("settings", "blah")
+    assert answer.exit_code == 2 and "'blah'" in answer.stderr
+
+
+def test_runs_are_listed_newest_first(
+    fedhlm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = fedhlm("list")
+    assert answer.exit_code == 2 and "no run in runs" in answer.stderr
+    states = ("one", {}), ("two", {"error": "the LLM never answered"}), ("three", None)
+    for name, ending in states:
+        path = tmp_path / "runs" / f"2026-01-0{len(name)}T00-00-00Z-{name}"
+        settings = Settings.from_sources({"name": name, "rounds": 7}, {})
+        folder = RunFolder.create(settings, {RUN_FOLDER_VARIABLE: str(path)})
+        folder.write_progress(4, 7, dict.fromkeys(STAGES, 0) | {"local": 250, "llm_accepted": 750})
+        if ending is not None:
+            folder.write_summary(summary(settings) | ending)
+    broken = tmp_path / "runs" / "2025-broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    lines = fedhlm("list").stdout.splitlines()
+    assert [line.split()[:-2] for line in lines[1:4]] == [
+        ["2026-01-05T00-00-00Z-three", "unfinished", "4/7", "1,000", "25.0%"],
+        ["2026-01-03T00-00-00Z-two", "failed", "4/7", "1,000", "25.0%", "0.1000"],
+        ["2026-01-03T00-00-00Z-one", "completed", "4/7", "1,000", "25.0%", "0.1000"],
+    ]
+    assert lines[4].split() == ["2025-broken", "unreadable"]
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fedhlm("list", "runs").exit_code == 0
+    assert path.resolve() not in _running()
+    monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(path))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert path.resolve() in _running()
+        process.communicate(b"\n")
