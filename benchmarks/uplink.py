@@ -134,7 +134,7 @@ def _tell(vocab: int, what: str, done: int, total: int) -> None:
 def verdict(results: list[dict[str, Any]]) -> dict[str, Any]:
     """How coupled draws and FedHLM stand against CU-HLM and HLM."""
     by_name = {result["method"]: result for result in results}
-    coupled, fedhlm, hlm = by_name["coupled"], by_name["fedhlm"], by_name["hlm"]
+    coupled, fedhlm, hlm = by_name["coupled"], by_name["fedhlm-token"], by_name["hlm"]
     found: dict[str, Any] = {}
     for name in ("cu-hlm", f"cu-hlm k={PUBLISHED_COUNT}"):
         other = by_name[name]

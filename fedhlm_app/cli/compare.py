@@ -18,11 +18,12 @@ from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED, collect, parse_overrides
 from fedhlm_app.settings import Settings
+from hlm.channels import Link
 
 compare_app = command_app(name="compare")
 
 STANDARD_OUTPUT = "-"
-NARROWEST = 118  # columns; below it the table would lose digits
+NARROWEST = 132  # columns; below it the table would lose digits
 
 
 @compare_app.command()
@@ -51,6 +52,19 @@ def compare(
     calibration_prompts: Annotated[
         int, typer.Option(help="Further prompts, for thresholds and lines only.")
     ] = 32,
+    links: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="MBIT,MS",
+            help="Rate and round trip to tell speeds of; may be repeated. By default 1,60, 10,30 "
+            "and 100,5.",
+        ),
+    ] = None,
+    llm_ms: Annotated[
+        float,
+        typer.Option(min=0.0, help="Least time of a pass of the LLM: stands in for a larger one."),
+    ] = 0.0,
     dataset: Annotated[
         str | None, typer.Option(help="Texts: builtin, a hub name, or a file or folder of them.")
     ] = None,
@@ -71,8 +85,10 @@ def compare(
     """Compare every method of deciding which tokens the large model sees, and how.
 
     Decoding is sampled unless `--set decoding=greedy`: greedy drafts need no distribution, so most
-    methods would be alike. Prompts are decoded one at a time; every message pays its own round
-    trip.
+    methods would be alike. Prompts are decoded one at a time; every request pays its own round
+    trip, and frames of a stream the LLM's pace. `fedhlm` takes texts back as the settings
+    llm-pace, slm-pace and llm-round-trip say; --llm-ms sets the first, and the first --link the
+    last.
 
     Examples
     --------
@@ -80,10 +96,12 @@ def compare(
 
     - `fedhlm compare --methods hlm,cu-hlm,fedhlm --equal-share --share 0.1`
 
+    - `fedhlm compare --methods llm,fedhlm-token,fedhlm --llm-ms 40 --link 1,60 --link 50,10`
+
     - `fedhlm compare --dataset news.csv --prompts 100 --json result.json`
     """
     given = {"dataset": dataset, "workload": workload}
-    options = {
+    options: dict[str, Any] = {
         "prompts": prompts,
         "tokens": tokens,
         "share": share,
@@ -92,7 +110,10 @@ def compare(
         "draft_tokens": draft_tokens,
         "calibration_prompts": calibration_prompts,
         "accuracy": accuracy,
+        "llm_ms": llm_ms,
     }
+    if links:
+        options["links"] = links
     code = run_comparison(methods, options, given, overrides or [], json_file, csv_file)
     raise typer.Exit(code)
 
@@ -122,6 +143,12 @@ def run_comparison(
     """
     errors = Console(stderr=True, highlight=False)
     try:
+        links = [_link(words) for words in options.pop("links", [])]
+        if links:
+            options["links"] = links
+            given = {**given, "llm-round-trip": f"{1000 * links[0].round_trip_s:g}"}
+        if options.get("llm_ms"):
+            given = {**given, "llm-pace": f"{options['llm_ms']:g}"}
         settings = settings_of(given, pairs, int(options["tokens"]))
         results, words = _compare(errors, settings, methods, options)
     except (ValueError, OSError) as error:
@@ -141,6 +168,18 @@ def run_comparison(
         console = Console(width=None if sys.stdout.isatty() else NARROWEST)
         console.print(result_table(results, words))
     return COMPLETED
+
+
+def _link(words: str) -> Link:
+    """A link of `--link`; raises ValueError naming it where it is none."""
+    rate, comma, round_trip = words.partition(",")
+    try:
+        if not comma:
+            raise ValueError("must be MBIT,MS")
+        mbit, ms = float(rate), float(round_trip)
+        return Link(f"{mbit:g} Mbit/s {ms:g} ms", 1e6 * mbit, ms / 1000)
+    except ValueError as error:
+        raise ValueError(f"--link {words!r}: {error}; for example --link 10,30") from None
 
 
 def settings_of(given: dict[str, str | None], pairs: list[str], tokens: int) -> Settings:

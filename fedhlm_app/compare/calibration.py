@@ -15,6 +15,7 @@ from clients.policy import Policy, RandomPolicy, RoutingInput
 from clients.records import TokenRecords
 from hlm.arrays import BoolArray, FloatArray
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
+from hlm.spans import count_runs
 
 __all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]
 
@@ -86,6 +87,8 @@ class Calibration:
     ----------
     policies : dict
         By uncertainty measure, the policy that escalates the share asked for.
+    runs : dict
+        By measure, how often drafts are sure after sure and unsure ones (`hlm.spans.count_runs`).
     sweep : LineSums
         Of the temperature sweep's u and beta, for U-HLM's line.
     drafts : LineSums
@@ -93,6 +96,7 @@ class Calibration:
     """
 
     policies: dict[str, SharePolicy]
+    runs: dict[str, FloatArray]
     sweep: LineSums
     drafts: LineSums
 
@@ -135,6 +139,7 @@ def calibrate(
     """
     sweep = route(RandomPolicy(share), "temperature-sweep")
     policies: dict[str, SharePolicy] = {}
+    runs: dict[str, FloatArray] = {}
     for measure in measures:
         first = sweep
         if measure != "temperature-sweep":
@@ -142,10 +147,13 @@ def calibrate(
         guess = threshold_of_share(first.uncertainty[first.present], share)
         second = route(guess, measure)
         policies[measure] = threshold_of_share(second.uncertainty[second.present], share)
+        sure = second.uncertainty <= policies[measure].threshold
+        runs[measure] = count_runs(sure, second.present.sum(axis=1))
     beta = sweep.loss(greedy)
     known = sweep.present & np.isfinite(beta)
     return Calibration(
         policies,
+        runs,
         LineSums.of(sweep.uncertainty[known], beta[known]),
         LineSums.of(1 - sweep.probability[known], beta[known]),
     )

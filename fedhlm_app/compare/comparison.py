@@ -16,13 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from clients.block_uplink import BlockUplink
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
+from clients.decoding.spans import SpanRouting
 from clients.decoding.speculative import SpeculativeDecoder
 from clients.policy import FixedPolicy, Policy, RandomPolicy, ThresholdPolicy
 from clients.records import TokenRecords, Traffic
 from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
+from clients.resolvers.span_uplink import SpanUplink
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
+from fedhlm_app.client.take_back import span_costs
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.compare.calibration import Calibration, calibrate
 from fedhlm_app.compare.contender import (
@@ -43,6 +46,9 @@ from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
+from hlm.channels import LINKS, Link
+from hlm.ranges import require_between
+from hlm.spans import learned
 from hlm.verification import VERIFIERS, Verifier, plain_verifier
 from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
@@ -83,6 +89,10 @@ class Plan:
         Most drafts in one message of `speculative`, >= 1.
     accuracy : bool
         Also take token accuracy (`score`) and label accuracy (`classify`) of the same items.
+    links : sequence of Link
+        Over which speeds are told, at least one.
+    llm_ms : float
+        Least time of a forward pass of the LLM, from 0: a small one stands in for a large one.
     clock : callable
         Measures compute, in s: wall time, unless a benchmark on a busy machine asks for processor
         time.
@@ -98,9 +108,12 @@ class Plan:
     risk_prone: bool = False
     draft_tokens: int = 4
     accuracy: bool = True
+    links: Sequence[Link] = LINKS
+    llm_ms: float = 0.0
     clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
+        require_between("llm_ms", self.llm_ms, 0.0, 60_000.0)
         for name in ("prompts", "calibration_prompts", "tokens", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: allowed are values from 1")
@@ -229,7 +242,8 @@ class Comparison:
             router = Router(
                 self.llm, self._config(0, method.measure), FixedPolicy(True), self._plain(), []
             )
-            return LanguageModelAlone(method, router, self.plan.clock)
+            config = self._uplink_config(0, feedback=False)
+            return LanguageModelAlone(method, router, config, self._recorder())
         routed = self._routed(method, self._policy(method), 0)
         return self._speculative(routed) if method.name == "speculative" else routed
 
@@ -248,22 +262,36 @@ class Comparison:
             truncated = method.verifier.startswith("truncated")
             line = self.calibration.draft_line if truncated else None
             verifier = verifier_of(self.settings, method.verifier, line)
-        engine = Engine(self.llm, SESSIONS, min(self.settings.llm_context, context_limit(self.llm)))
-        service = LanguageModelService(engine)
-        recorder = Recorder(DirectTransport(service), self.plan.clock)
-        config = UplinkConfig(
+        recorder, spans = self._recorder(), None
+        config = self._uplink_config(client, method.free_feedback)
+        uplink: LanguageModelUplink
+        if method.spans:
+            costs = span_costs(self.settings)
+            uplink = streams = SpanUplink(recorder, verifier, config, costs.window)
+            rule = learned(self.calibration.runs[method.measure], costs, self.plan.tokens)
+            spans = SpanRouting(rule, streams)
+        else:
+            uplink = LanguageModelUplink(recorder, verifier, config)
+        router_config = self._config(client, method.measure)
+        router = Router(self.slm, router_config, policy, verifier, [uplink], spans=spans)
+        return RoutedMethod(method, router, uplink, recorder)
+
+    def _recorder(self) -> Recorder:
+        """A way to an LLM server of its own."""
+        context = min(self.settings.llm_context, context_limit(self.llm))
+        engine = Engine(self.llm, SESSIONS, context, pace=self.plan.llm_ms / 1000)
+        transport = DirectTransport(LanguageModelService(engine))
+        return Recorder(transport, self.plan.clock, self.plan.links)
+
+    def _uplink_config(self, client: int, feedback: bool) -> UplinkConfig:
+        return UplinkConfig(
             client=client,
             vocab=int(self.slm.config.get_text_config().vocab_size),
             sampling=self._sampling,
             seed=shared_seed(self.settings),
-            feedback=method.free_feedback,
+            feedback=feedback,
             # Only FedHLM asks for it; the others' papers have no such byte.
-            draft_feedback=method.free_feedback,
-        )
-        uplink = LanguageModelUplink(recorder, verifier, config)
-        router_config = self._config(client, method.measure)
-        return RoutedMethod(
-            method, Router(self.slm, router_config, policy, verifier, [uplink]), uplink, recorder
+            draft_feedback=feedback,
         )
 
     def _plain(self) -> Verifier:

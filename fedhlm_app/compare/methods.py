@@ -37,6 +37,8 @@ class Method:
         Uncertainty that the threshold is compared with.
     free_feedback : bool
         Whether a byte comes down about every kept token that the server reads.
+    spans : bool
+        Whether an escalation opens a stream, which the device takes back (`hlm.spans.learned`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Method:
     verifier: str = "coupled"
     measure: str = "closed-form"
     free_feedback: bool = False
+    spans: bool = False
 
     def exact(self, greedy: bool) -> bool:
         """Whether all that it lets the LLM decide has exactly the LLM's distribution."""
@@ -78,10 +81,17 @@ METHODS = {
         Method("scalar", "closed-form u, id and probability up", "above the share", "scalar"),
         Method("coupled", "closed-form u, id up", "above the share"),
         Method(
-            "fedhlm",
+            "fedhlm-token",
             "closed-form u, id up, free feedback down",
             "above the share",
             free_feedback=True,
+        ),
+        Method(
+            "fedhlm",
+            "the same, and the LLM writes on until the device takes back",
+            "above the share",
+            free_feedback=True,
+            spans=True,
         ),
     )
 }

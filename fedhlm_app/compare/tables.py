@@ -63,6 +63,8 @@ def result_table(results: Sequence[Result], caption: str) -> Table:
         "right\nlabel",
         "bytes up\na token",
         "bytes\ndown",
+        "trips\na text",
+        "LLM\nwrites",
         *(f"tokens/s\n{_broken(link)}" for link in links),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -78,6 +80,8 @@ def result_table(results: Sequence[Result], caption: str) -> Table:
             _share(accuracy["label"]),
             f"{size['uplink']:,.1f}",
             f"{size['downlink']:,.1f}",
+            f"{result['round_trips'] / result['texts']:.1f}",
+            _share(result["llm_decoded"][links[0]] / result["tokens"]),
             *(f"{result['tokens_per_second'][link]:.1f}" for link in links),
         )
     return table

@@ -54,7 +54,7 @@ def test_the_verdict_is_about_the_aims():
             result("cu-hlm", 24.0, 45.0, 10.0),
             result("cu-hlm k=30", 20.0, 60.0, 9.0),
             result("coupled", 4.0, 1.5, 12.0),
-            result("fedhlm", 4.0, 1.5, 9.5),
+            result("fedhlm-token", 4.0, 1.5, 9.5),
         ]
     )
     assert found["cu-hlm"]["uplink_ratio"] == 6

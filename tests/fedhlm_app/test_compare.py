@@ -14,14 +14,15 @@ from clients.policy import FixedPolicy, RoutingInput
 from clients.records import Stage, TokenRecords, Traffic
 from fedhlm_app.cli.compare import run_comparison, settings_of
 from fedhlm_app.compare import DEFAULT_METHODS, METHODS, Comparison, Method, Plan, chosen_methods
+from fedhlm_app.compare import contender as contender_module
 from fedhlm_app.compare.calibration import Calibration, threshold_of_share
 from fedhlm_app.compare.tables import as_csv, as_json, result_table
-from fedhlm_app.compare.tally import Tally, payload_bytes
+from fedhlm_app.compare.tally import Tally, Took, payload_bytes
 from fedhlm_app.settings import Settings, SettingsError
-from hlm.channels import LINKS
+from hlm.channels import LINKS, Times
 from hlm.line import LineSums
 from hlm.randomness import DrawKeys
-from hlm.wire import Request, encode_request
+from hlm.wire import Request
 from tests.wire_rows import Row, rows_of
 
 SMALL = {"prompts": 2, "calibration_prompts": 6, "tokens": 5}
@@ -80,7 +81,7 @@ def test_the_extremes_are_what_they_must_be(sampled):
 
 
 def test_free_feedback_costs_bytes_down_and_changes_no_token(sampled):
-    coupled, fedhlm = by_name(sampled)["coupled"], by_name(sampled)["fedhlm"]
+    coupled, fedhlm = by_name(sampled)["coupled"], by_name(sampled)["fedhlm-token"]
     for key in ("tokens", "sent_to_llm", "llm_agreement", "accuracy", "messages"):
         assert coupled[key] == fedhlm[key]
     assert fedhlm["bytes_per_token"]["downlink"] > coupled["bytes_per_token"]["downlink"]
@@ -115,35 +116,49 @@ def test_lossless_methods_with_shared_draws_write_the_large_models_text(decoding
 
 
 def test_in_greedy_decoding_all_verify_greedily():
-    results = by_name(comparison(["hlm", "cu-hlm", "fedhlm"], "greedy", accuracy=False).run())
+    results = by_name(comparison(["hlm", "cu-hlm", "fedhlm-token"], "greedy", accuracy=False).run())
     assert all(result["exact"] for result in results.values())
     assert results["hlm"]["payload_bytes_per_sent_token"] <= 2
     # The LLM's choice is one token, so an unverified one is either it or a loss.
-    fedhlm = results["fedhlm"]
+    fedhlm = results["fedhlm-token"]
     assert fedhlm["llm_agreement"] + fedhlm["certificate"] == pytest.approx(1)
 
 
-def test_bytes_are_those_of_the_messages_and_of_nothing_else():
-    compared = comparison(["fedhlm"], accuracy=False)
+@pytest.mark.parametrize("name", ["fedhlm-token", "fedhlm", "llm"])
+def test_bytes_are_those_of_the_messages_and_of_nothing_else(name, monkeypatch):
+    compared = comparison([name], accuracy=False, share=0.6)
     compared.calibration = compared._calibrate()
-    contender = compared._contender(METHODS["fedhlm"])
-    sizes = []
-    exchange = contender.recorder.exchange
+    service = compared._contender(METHODS[name])
+    transport = service.recorder._transport
+    up, down, until = [], [], []
+    handle, stream = transport.service.handle, transport.service.stream
 
     def weighed(payload):
-        answer = exchange(payload)
-        sizes.append((len(payload), len(answer)))
+        answer = handle(payload)
+        up.append(len(payload))
+        down.append(len(answer))
         return answer
 
-    contender.recorder.exchange = weighed
-    measure, until = contender.uplink.measure, []
-    contender.uplink.measure = lambda *args: (until.append(len(sizes)), measure(*args))
-    contender.make(compared._maker("generate").make(compared._rows[:1], np.array([1])))
-    own = sizes[: until[0]]
-    tally = contender.tally
-    assert own
-    assert (tally.messages, tally.uplink) == (len(own), sum(up for up, _ in own))
-    assert tally.downlink == sum(down for _, down in own)
+    def weighed_frames(payload):
+        up.append(len(payload))
+        for frames in stream(payload):
+            down.append(len(frames))
+            yield frames
+
+    monkeypatch.setattr(transport.service, "handle", weighed)
+    monkeypatch.setattr(transport.service, "stream", weighed_frames)
+    unseen = contender_module.read_unseen
+
+    def read_unseen(*args):
+        until.append((sum(up), sum(down), len(up)))
+        unseen(*args)
+
+    monkeypatch.setattr(contender_module, "read_unseen", read_unseen)
+    service.make(compared._maker("generate").make(compared._rows[:1], np.array([1])))
+    counted = until[0] if until else (sum(up), sum(down), len(up))
+    tally = service.tally
+    assert (tally.uplink, tally.downlink, tally.messages) == counted
+    assert tally.messages >= tally.round_trips > 0
 
 
 @pytest.mark.slow
@@ -166,7 +181,7 @@ def test_thresholds_are_calibrated_on_other_items_and_hold_the_share():
 def test_a_share_is_met_in_expectation_whatever_ties(steps, share):
     uncertainty = np.array(steps) / 20
     policy = threshold_of_share(uncertainty, share)
-    threshold, kept_at = policy.parameters
+    threshold, kept_at = policy.threshold, policy.kept_at
     expected = (uncertainty > threshold).mean() + (uncertainty == threshold).mean() * (1 - kept_at)
     assert expected == pytest.approx(share, abs=1e-9)
     rows = np.arange(uncertainty.size)
@@ -184,10 +199,11 @@ def test_the_certificate_of_coupled_draws_is_the_races():
     records.choice[0] = records.draft_choice[0] = [1, 0, 1, 0]
     records.probability[0] = 0.5
     records.log_prob[0] = np.log([0.5, 0.25, 0.5, 0.5])
-    race, ratio, greedy = Tally(), Tally(), Tally()
-    race.add_text(records, Traffic(), 1.0, greedy=False, race=True)
-    ratio.add_text(records, Traffic(), 1.0, greedy=False, race=False)
-    greedy.add_text(records, Traffic(), 1.0, greedy=True, race=True)
+    race, ratio, greedy = Tally(LINKS), Tally(LINKS), Tally(LINKS)
+    took = Took(Times(LINKS), 0.0, 1.0, 0, [])
+    race.add_text(records, Traffic(), took, greedy=False, race=True)
+    ratio.add_text(records, Traffic(), took, greedy=False, race=False)
+    greedy.add_text(records, Traffic(), took, greedy=True, race=True)
     assert (race.certificate, ratio.certificate, greedy.certificate) == (1.0, 0.5, 1.0)
     # Agreement means the same for every method, so that they can be compared.
     assert race.agreement == ratio.agreement == 1 + 0.5 + 1 + 1
@@ -195,12 +211,56 @@ def test_the_certificate_of_coupled_draws_is_the_races():
     assert (race.tokens, race.sent) == (4, 2)
 
 
-def test_speed_is_compute_plus_a_round_trip_a_message():
-    tally = Tally(tokens=10, messages=5, uplink=500, downlink=50)
-    tally.device_seconds, tally.server_seconds = 0.2, 0.3
-    link = LINKS[0]
-    seconds = 0.5 + 5 * 0.060 + 8 * 550 / 1e6
-    assert tally.figures()["tokens_per_second"][link.name] == pytest.approx(10 / seconds)
+def test_speed_is_compute_plus_a_round_trip_a_message(sampled):
+    for name in ("slm", "hlm", "coupled", "fedhlm-token", "speculative"):
+        result = by_name(sampled)[name]
+        tokens, compute = result["tokens"], sum(result["seconds_per_token"].values())
+        carried = sum(result["bytes_per_token"].values())
+        assert result["round_trips"] == result["messages"]
+        for link in LINKS:
+            seconds = compute * tokens + link.seconds(result["messages"], carried * tokens)
+            assert result["tokens_per_second"][link.name] == pytest.approx(tokens / seconds)
+
+
+def test_a_stream_pays_one_round_trip_and_the_pace_of_its_frames(sampled):
+    result = by_name(sampled)["llm"]
+    texts, tokens = result["texts"], result["tokens"]
+    assert result["round_trips"] == result["messages"] == texts
+    assert result["llm_decoded"] == {link.name: tokens for link in LINKS}
+    # One tick for each frame, and for the device between two of them: only the server's count.
+    # The first frame has no token, and whatever the device does at its start and end does.
+    compute = result["seconds_per_token"]["server"] * tokens
+    assert compute == pytest.approx(tokens + 2 * texts)
+    for link in LINKS:
+        seconds = tokens / result["tokens_per_second"][link.name]
+        assert compute + texts * link.round_trip_s < seconds < compute + 4 * texts
+
+
+def test_spans_cost_fewer_round_trips_than_single_tokens():
+    options = {"accuracy": False, "tokens": 12, "prompts": 3, "share": 0.6}
+    results = by_name(comparison(["fedhlm-token", "fedhlm"], "greedy", **options).run())
+    token, spans = results["fedhlm-token"], results["fedhlm"]
+    assert spans["round_trips"] < token["round_trips"] == token["messages"]
+    assert spans["messages"] > spans["round_trips"]  # stops, which nobody waits for
+    assert spans["certificate"] <= token["certificate"]
+    assert all(
+        spans["sent_to_llm"] <= decoded <= spans["tokens"] * 2
+        for decoded in spans["llm_decoded"].values()
+    )
+
+
+def test_a_paced_llm_takes_its_time():
+    settings = Settings.from_sources({"decoding": "greedy"}, {})
+    plan = Plan(chosen_methods(["llm"]), 1, 2, 6, accuracy=False, llm_ms=30)
+    (result,) = Comparison.of(settings, plan).run()
+    assert 0.03 <= result["seconds_per_token"]["server"] < 0.3
+
+
+@pytest.mark.parametrize("words", ["1", "1,x", "0,60", "1,-60", "1,nan"])
+def test_a_link_that_is_none_is_named(words, capsys):
+    options = {**SMALL, "links": [words]}
+    assert run_comparison("slm", options, {}, [], None, None) == 2
+    assert f"--link '{words}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("verifier", "fields", "size"), [
@@ -212,13 +272,13 @@ def test_the_payload_is_what_the_draft_adds(verifier, fields, size):
     row = Row(3, 20, np.arange(4), 9, **fields)
     bits = 16 if verifier == "full" else 8
     request = Request(verifier, 4096, rows_of([row]), decoding="sampled", bits=bits)
-    assert payload_bytes(encode_request(request)) == pytest.approx(size, abs=1)
+    assert payload_bytes(request) == pytest.approx(size, abs=1)
 
 
 def test_a_line_that_does_not_rise_is_said_to_need_more_prompts():
     falling = LineSums.of(np.array([0.1, 0.9]), np.array([0.8, 0.2]))
     with pytest.raises(ValueError, match=r"calibration prompts: their 2 tokens.*slope"):
-        Calibration({}, falling, falling).line
+        Calibration({}, {}, falling, falling).line
 
 
 def test_wrong_plans_are_refused_by_name():

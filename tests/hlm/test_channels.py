@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hlm.channels import LINKS, Link
+from hlm.channels import LINKS, Link, Times
 
 
 def test_a_message_pays_its_round_trip_and_its_bytes() -> None:
@@ -27,3 +27,26 @@ def test_a_message_pays_its_round_trip_and_its_bytes() -> None:
 def test_bad_values_are_named(name: str, build: object) -> None:
     with pytest.raises(ValueError, match=name):
         build()  # type: ignore[operator]
+
+
+def test_a_stream_pays_its_round_trip_once_and_then_the_slower_of_server_and_device() -> None:
+    times = Times([Link("a", 8000.0, 0.060)])
+    times.compute(1.0)
+    times.exchange(10, 20, 0.5)
+    assert times.now == pytest.approx(1 + 0.060 + 0.030 + 0.5)
+    begin = times.now[0]
+    stream = times.stream(5, 5, 0.1)
+    assert times.now[0] - begin == pytest.approx(0.060 + 0.010 + 0.1)
+    opened = times.now[0]
+    # The server writes on from when it sent the first frame, which took 5 ms to carry.
+    stream.frame(2, 0.1)
+    assert times.now[0] - opened == pytest.approx(0.1 - 0.005 + 0.002)
+    before = times.now[0]
+    times.compute(0.5)
+    stream.frame(2, 0.1)
+    assert times.now[0] - before == pytest.approx(0.5)
+    # It has written for .5 s less .1, and for the way of two messages, when it hears of the stop.
+    stream.stop(credit=50)
+    assert times.overshoot.tolist() == [5]
+    stream.stop(credit=3)
+    assert times.overshoot.tolist() == [6]
