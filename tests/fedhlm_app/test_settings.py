@@ -77,6 +77,14 @@ def test_in_a_partial_run_config_every_value_was_typed() -> None:
         ({"llm-context": 25}, "'prompt-tokens' + 'tokens-per-prompt' = 26 and 'llm-context' = 25"),
         ({"verification": "coupled"}, "'decoding' = 'greedy'"),
         ({"verification": "greedy", "decoding": "sampled"}, "'decoding' = 'sampled'"),
+        (
+            {"escalation": "span", "decoding": "sampled", "verification": "scalar"},
+            "'escalation' = 'span' and 'verification' = 'scalar'",
+        ),
+        ({"escalation": "span", "learning": "paper"}, "'escalation' = 'span' and 'learning' = 'pa"),
+        ({"escalation": "span", "policy": "u-hlm"}, "'escalation' = 'span' and 'learning' = 'lin"),
+        ({"escalation": "word"}, "setting 'escalation' = 'word' is not allowed: one of token"),
+        ({"llm-pace": 0}, "setting 'llm-pace' = 0 is not allowed: a number above 0"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(values: dict[str, object], says: str) -> None:

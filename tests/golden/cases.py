@@ -81,6 +81,16 @@ RUNS: dict[str, Changes] = {
         "uncertainty": "disagreement", "uncertainty_samples": 5,
     },
     "coupled": {**SAMPLED, "verification": "coupled", "learning": "balanced", "top_p": 0.9},
+    # Streams in place of single tokens.
+    "span-greedy": {
+        "escalation": "span", "learning": "certified-high-probability", "fidelity_budget": 0.4,
+        "confidence": 0.3, "rounds": 3, "evaluate_every": 3, "tokens_per_prompt": 10,
+    },
+    "span-coupled": {
+        **SAMPLED, "escalation": "span", "learning": "balanced", "initial_threshold": 0.7,
+        "audit_rate": 0.3, "llm_round_trip": 20, "rounds": 3, "tokens_per_prompt": 10,
+        "cache_mode": "context",
+    },
     # The edge tier.
     "cache-context": {**TIERS, "cache_mode": "context", "learning": "balanced"},
     "cache-paper": {**TIERS, "cache_mode": "paper", "learning": "paper", "audit_rate": 0.3},

@@ -38,7 +38,7 @@ def test_the_file_holds_every_case_and_no_other():
 @pytest.mark.parametrize(
     "field",
     ["learning", "strategy", "workload", "policy", "cache_mode", "peer_mode", "personalisation",
-     "decoding", "uncertainty", "router_optimizer"],
+     "decoding", "uncertainty", "router_optimizer", "escalation"],
 )  # fmt: skip
 def test_every_value_is_covered(field):
     allowed = set(get_args(Settings.model_fields[field].annotation)) - {"auto"}
