@@ -33,8 +33,9 @@ class BitReader:
 
     def uint(self, width: int) -> int:
         """Read one unsigned integer of ``width`` bits."""
-        self._require(width)
         stop = self._position + width
+        if stop > self._end:
+            self._require(width)
         window = self._payload[self._position >> 3 : (stop + 7) >> 3]
         self._position = stop
         return (int.from_bytes(window, "big") >> (-stop & 7)) & ((1 << width) - 1)
@@ -52,17 +53,20 @@ class BitReader:
 
     def flag(self) -> bool:
         """Read one bit."""
-        return self.uint(1) == 1
+        place = self._position
+        if place == self._end:
+            self._require(1)
+        self._position = place + 1
+        return bool(self._payload[place >> 3] >> (~place & 7) & 1)
 
     def golomb(self, order: int) -> int:
         """Read one exponential Golomb code (a value below 2**48)."""
-        prefix = 0
-        while not self.uint(1):
-            prefix += 1
-            if prefix + order > MAX_WIDTH:
-                raise InvalidField(f"a number is longer than {MAX_WIDTH} bits")
-        width = prefix + order
-        return (1 << width) + self.uint(width) - (1 << order)
+        longest = MAX_WIDTH + 1 - order
+        prefix = longest - self.peek(longest).bit_length()
+        if prefix == longest:
+            self._require(longest)
+            raise InvalidField(f"a number is longer than {MAX_WIDTH} bits")
+        return self.uint(2 * prefix + 1 + order) - (1 << order)
 
     def sized(self) -> int:
         """Read an integer in [0, 2**64)."""
@@ -82,6 +86,10 @@ class BitReader:
         """Read ``count`` values of ``width`` bits (0 to 48) as int64."""
         if width == 0 or count == 0:
             return np.zeros(count, dtype=np.int64)
+        if count <= FEW:
+            run, mask = self.uint(count * width), (1 << width) - 1
+            places = range((count - 1) * width, -1, -width)
+            return np.array([run >> place & mask for place in places], dtype=np.int64)
         if width in (8, 16, 32):
             return self._octets(count * width // 8).view(f">u{width // 8}").astype(np.int64)
         container = 1 if width <= 8 else 2 if width <= 16 else 4 if width <= 32 else 8

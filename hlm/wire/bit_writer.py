@@ -15,6 +15,7 @@ from hlm.wire.bits import (
     PLAIN,
     SIGNED_DIFFERENCES,
     BitArray,
+    extremes,
     low_width,
 )
 from hlm.wire.errors import InvalidField
@@ -70,8 +71,12 @@ class BitWriter:
 
     def bits(self, bits: npt.ArrayLike) -> None:
         """Write an array of zeros and ones, one bit each."""
+        octets = np.asarray(bits, dtype=np.uint8)
+        if octets.size <= FEW:
+            self.array(octets, 1)
+            return
         self._flush()
-        self._parts.append(np.asarray(bits).astype(np.uint8))
+        self._parts.append(octets)
 
     def array(self, values: npt.NDArray[np.integer], width: int) -> None:
         """Write every value at ``width`` bits (0 to 48); the reader has to know their number."""
@@ -79,12 +84,12 @@ class BitWriter:
             raise InvalidField(f"width {width} must be in [0, {MAX_WIDTH}]")
         if values.size == 0:
             return
-        low, high = int(values.min()), int(values.max())
+        low, high = extremes(values)
         if low < 0 or high >> width:
             raise InvalidField(f"values in [{low}, {high}] do not fit {width} bits")
         if values.size <= FEW:
             run = 0
-            for value in values.astype(np.int64).tolist():
+            for value in values.tolist():
                 run = run << width | value
             self.uint(run, width * values.size)
             return
@@ -97,24 +102,26 @@ class BitWriter:
         """Write values in [0, 2**48) as exponential Golomb codes: all prefixes, then all rests."""
         if values.size == 0:
             return
-        if int(values.min()) < 0 or int(values.max()) >> (MAX_WIDTH - 1):
+        low, high = extremes(values)
+        if low < 0 or high >> (MAX_WIDTH - 1):
             raise InvalidField(f"values must be in [0, 2**{MAX_WIDTH - 1})")
-        shifted = values + (1 << order)
         if values.size <= FEW:
-            self._few_golomb(shifted.tolist(), order)
+            self._few_golomb(values.tolist(), order)
             return
+        shifted = values + (1 << order)
         widths = bit_lengths(shifted) - 1
         self._unary(widths - order)
         self.ragged(shifted, widths)
 
-    def _few_golomb(self, shifted: list[int], order: int) -> None:
+    def _few_golomb(self, values: list[int], order: int) -> None:
         prefixes = rests = prefix_bits = rest_bits = 0
-        for value in shifted:
-            width = value.bit_length() - 1
+        for value in values:
+            shifted = value + (1 << order)
+            width = shifted.bit_length() - 1
             zeros = width - order
             prefixes = prefixes << (zeros + 1) | 1
             prefix_bits += zeros + 1
-            rests = rests << width | (value - (1 << width))
+            rests = rests << width | (shifted - (1 << width))
             rest_bits += width
         self.uint(prefixes, prefix_bits)
         self.uint(rests, rest_bits)
@@ -136,9 +143,10 @@ class BitWriter:
         if column.size <= 1:
             self.golomb_array(column, single_order)
             return
-        if int(column.min()) == int(column.max()):
+        low, high = extremes(column)
+        if low == high:
             self.uint(CONSTANT, 2)
-            self.golomb(int(column[0]), single_order)
+            self.golomb(low, single_order)
             return
         if column.size <= FEW:
             self._few(column.tolist())

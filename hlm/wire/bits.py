@@ -50,6 +50,14 @@ def bits_needed(count: int) -> int:
     return max(count - 1, 0).bit_length()
 
 
+def extremes(values: npt.NDArray[np.integer]) -> tuple[int, int]:
+    """Smallest and largest of one value or more."""
+    if values.size <= FEW:
+        plain = values.tolist()
+        return min(plain), max(plain)
+    return int(values.min()), int(values.max())
+
+
 def low_width(count: int, universe: int) -> int:
     """Low bits that :meth:`BitWriter.sorted_set` sends as they are."""
     return max((universe // count).bit_length() - 1, 0)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,16 @@ def column(
     """
     return field(
         default_factory=partial(np.empty, 0, dtype),
-        metadata={"dtype": dtype, "of": of, "fill": fill, "optional": optional},
+        metadata={"about": (np.dtype(dtype), of, fill, optional)},
     )
+
+
+class _Column(NamedTuple):
+    name: str
+    dtype: np.dtype[Any]
+    of: str
+    fill: int
+    optional: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,31 +60,38 @@ class Columns:
         If a column is no vector of integers, or not as long as the rows need it.
     """
 
+    _columns: ClassVar[tuple[_Column, ...]]
+
+    def __init_subclass__(cls) -> None:
+        own = vars(cls).items()
+        cls._columns = tuple(_Column(n, *f.metadata["about"]) for n, f in own if type(f) is Field)
+
     def __post_init__(self) -> None:
-        found: dict[str, npt.NDArray[Any]] = {}
-        for one in fields(self):
-            values, about = np.asarray(getattr(self, one.name)), one.metadata
-            if values.size and (values.ndim != 1 or values.dtype.kind not in "iub"):
-                raise InvalidField(f"{one.name} must be a vector of integers")
-            rows = len(next(iter(found.values()))) if found else values.size
-            size = int(found[about["of"]].sum()) if about["of"] else rows
-            if not values.size and not about["of"]:
-                values = np.full(size, about["fill"], about["dtype"])
-            elif values.size != size and not (about["optional"] and not values.size):
-                raise InvalidField(f"{one.name} has {values.size} entries; {size} are needed")
-            found[one.name] = values.astype(about["dtype"], copy=False).reshape(-1)
-        for name, values in found.items():
-            object.__setattr__(self, name, values)
+        own, sizes = vars(self), {}  # entries by the column that counts them; "": rows
+        for name, dtype, of, fill, optional in self._columns:
+            values = own[name]
+            if type(values) is not np.ndarray or values.dtype != dtype or values.ndim != 1:
+                values = np.asarray(values)
+                if values.size and (values.ndim != 1 or values.dtype.kind not in "iub"):
+                    raise InvalidField(f"{name} must be a vector of integers")
+                values = values.astype(dtype, copy=False).reshape(-1)
+            if of not in sizes:
+                sizes[of] = int(np.add.reduce(own[of])) if of else values.size
+            if values.size != sizes[of]:
+                if values.size or (of and not optional):
+                    raise InvalidField(f"{name} has {values.size} entries; {sizes[of]} are needed")
+                if not of:
+                    values = np.full(sizes[of], fill, dtype)
+            own[name] = values
 
     def __len__(self) -> int:
-        first: npt.NDArray[Any] = getattr(self, fields(self)[0].name)
-        return len(first)
+        return len(vars(self)[self._columns[0].name])
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
         mine, theirs = vars(self), vars(other)
-        return all(np.array_equal(mine[one.name], theirs[one.name]) for one in fields(self))
+        return all(np.array_equal(mine[n.name], theirs[n.name]) for n in self._columns)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -86,14 +101,14 @@ class Columns:
         if isinstance(rows, slice) and len(index) == len(self):
             return self
         chosen = {}
-        for one in fields(self):
-            values, of = getattr(self, one.name), one.metadata["of"]
+        for name, _, of, _, _ in self._columns:
+            values = getattr(self, name)
             if not of:
                 values = values[index]
             elif values.size:
                 counts = getattr(self, of)
                 values = values[entries((np.cumsum(counts) - counts)[index], counts[index])]
-            chosen[one.name] = values
+            chosen[name] = values
         return type(self)(**chosen)
 
     @classmethod
@@ -101,5 +116,5 @@ class Columns:
         """The rows of several, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        names = [one.name for one in fields(cls)]
+        names = [one.name for one in cls._columns]
         return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -98,13 +99,13 @@ class Request:
                 raise InvalidField(f"{name}={getattr(self, name)} must be in [0, {high})")
         if not len(self.rows):
             raise InvalidField("rows must not be empty")
-        begins = bool((self.rows.starts == 0).any())
+        begins = np.count_nonzero(self.rows.starts) < len(self.rows)
         if len(self.identity) != (IDENTITY_BYTES if begins else 0):
             raise InvalidField(
                 f"identity has {len(self.identity)} bytes; {IDENTITY_BYTES} are needed where a row "
                 "starts at 0, and none elsewhere"
             )
-        most = 1 << DIGEST_BITS if self.rows.builds.any() else 1
+        most = 1 << DIGEST_BITS if np.count_nonzero(self.rows.builds) else 1
         if not 0 <= self.digest < most:
             raise InvalidField(f"digest={self.digest} must be in [0, {most}) for these rows")
         check_rows(self.rows, self.shape, self.vocab, self.bits)
@@ -114,7 +115,7 @@ class Request:
         """What every draft of this request comes with."""
         return VERIFIERS[self.verifier].claim
 
-    @property
+    @cached_property
     def fed_counts(self) -> IntArray:
         """Feedback bytes about the tokens of each row, int64 [rows], if it is served.
 
@@ -125,7 +126,7 @@ class Request:
         silent = np.maximum(self.rows.quiet, self.rows.starts == 0)
         return np.asarray(np.maximum(self.rows.lengths - silent, 0))
 
-    @property
+    @cached_property
     def feedback_counts(self) -> IntArray:
         """The same, with the byte about its draft, which comes last."""
         return self.fed_counts + (self.rows.drafted & self.feedback)
@@ -163,7 +164,7 @@ class Reply(Columns):
     target_support: IntArray = column(of="target_counts")
     target_weights: IntArray = column(of="target_counts")
 
-    @property
+    @cached_property
     def served(self) -> BoolArray:
         """Rows with status ``OK``."""
-        return np.asarray(self.statuses == Status.OK)
+        return np.asarray(self.statuses == int(Status.OK))  # the enum itself takes numpy longer

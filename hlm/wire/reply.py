@@ -6,7 +6,7 @@ from hlm.arrays import IntArray
 from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
-from hlm.wire.bits import bits_needed
+from hlm.wire.bits import bits_needed, extremes
 from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.messages import Reply, Request, Status
 from hlm.wire.request import VERSION, check_kind
@@ -28,47 +28,60 @@ def encode_reply(reply: Reply, request: Request) -> bytes:
         If the reply does not fit the request: number of rows, a token where none can be, feedback
         nobody asked for, a distribution that does not sum to one.
     """
-    _check(reply, request)
-    served, shape = reply.served, request.shape
-    missing = (request.feedback_counts - reply.feedback_counts)[served]
-    ends, id_width = np.cumsum(reply.target_counts).tolist(), bits_needed(request.vocab)
+    rows, served, statuses = request.rows, reply.served, reply.statuses.tolist()
+    if len(reply) != len(rows):
+        raise InvalidField(f"{len(reply)} rows answer {len(rows)}")
+    unheard = request.feedback_counts * served - reply.feedback_counts
+    if extremes(unheard)[0] < 0:
+        raise InvalidField(f"row {int(unheard.argmin())}: has more feedback than is wanted")
+    missing = unheard[served]
+    complete, id_width = not np.count_nonzero(missing), bits_needed(request.vocab)
     writer = BitWriter()
     writer.uint(REPLY_KIND, 4)
     writer.uint(VERSION, 4)
     writer.flag(False)  # reserved
-    all_served = bool((served | (reply.statuses == Status.SKIPPED)).all())
+    all_served = {Status.OK, Status.SKIPPED}.issuperset(statuses)
     writer.flag(all_served)
-    writer.flag(not missing.any())
-    for index, (status, drafted, accepted, token, size) in enumerate(
+    writer.flag(complete)
+    stands, end = True, 0
+    for index, (status, block, draft, accepted, token, size) in enumerate(
         zip(
-            reply.statuses.tolist(),
-            request.rows.drafted.tolist(),
+            statuses,
+            rows.block.tolist(),
+            rows.drafts.tolist(),
             reply.accepted.tolist(),
             reply.tokens.tolist(),
             reply.target_counts.tolist(),
             strict=True,
         )
     ):
+        if (status == Status.SKIPPED) != (block and not stands):
+            raise InvalidField(f"row {index}: SKIPPED is what follows the end of a block")
+        if why := _wrong(request, status, draft, accepted, token, size):
+            raise InvalidField(f"row {index}: {why}")
+        stands = status == Status.OK and accepted
         if status == Status.SKIPPED:
             continue
         if not all_served:
             writer.uint(status, 2)
         if status != Status.OK:
             continue
+        drafted = draft != NO_TOKEN
         offered = accepted if drafted else token != NO_TOKEN
         writer.flag(offered)
         if accepted or not (drafted or offered):
             continue
-        if drafted and shape == Shape.WEIGHT:
+        if drafted and request.shape == Shape.WEIGHT:
             writer.uint(_TARGET if size else _TOKEN, 2)
         if size:
-            part = slice(ends[index] - size, ends[index])
+            begin, end = end, end + size
+            _check_target(reply.target_weights[begin:end])
             writer.golomb(size - 1, 5)
-            writer.sorted_set(reply.target_support[part], request.vocab)
-            writer.column(reply.target_weights[part] - 1, SCALAR_BITS)
+            writer.sorted_set(reply.target_support[begin:end], request.vocab)
+            writer.column(reply.target_weights[begin:end] - 1, SCALAR_BITS)
         else:
             writer.uint(token, id_width)
-    if missing.any():
+    if not complete:
         writer.column(missing, 0)
     writer.array(reply.feedback, 8)
     return writer.getvalue()
@@ -90,12 +103,12 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
         raise InvalidField("the bit after the version must be 0")
     all_served, complete = reader.flag(), reader.flag()
     count = len(request.rows)
-    statuses, tokens = np.zeros(count, np.int64), np.full(count, NO_TOKEN)
-    accepted, targets = np.zeros(count, np.bool_), _Targets(count)
-    stands = True
-    for index, (drafted, block) in enumerate(
-        zip(request.rows.drafted.tolist(), request.rows.block.tolist(), strict=True)
+    statuses, tokens, accepted = [Status.OK] * count, [NO_TOKEN] * count, [False] * count
+    targets, stands = _Targets(count), True
+    for index, (draft, block) in enumerate(
+        zip(request.rows.drafts.tolist(), request.rows.block.tolist(), strict=True)
     ):
+        drafted = draft != NO_TOKEN
         status = Status.SKIPPED if block and not stands else Status.OK
         if status == Status.OK and not all_served:
             status = _status(reader.uint(2), index)
@@ -104,21 +117,28 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
             continue
         offered = reader.flag()
         if drafted and offered:
-            accepted[index] = stands = True
+            tokens[index], accepted[index], stands = draft, True, True
         elif drafted and request.shape == Shape.WEIGHT and _is_target(reader.uint(2), index):
             targets.read(reader, index, request.vocab, limits)
         elif drafted or offered:
             tokens[index] = _read_token(reader, request.vocab)
-    tokens[accepted] = request.rows.drafts[accepted]
-    served = statuses == Status.OK
-    counts = np.where(served, request.feedback_counts, 0)
+    states = np.array(statuses, np.int64)
+    served = states == int(Status.OK)
+    counts = request.feedback_counts * served
     if not complete:
-        counts[served] -= reader.column(int(served.sum()), 0)
+        counts[served] -= reader.column(int(np.count_nonzero(served)), 0)
         if int(counts.min()) < 0:
             raise InvalidField("more feedback is missing than was wanted")
     feedback = reader.array(int(counts.sum()), 8).astype(np.uint8)
     reader.finish()
-    return Reply(statuses, accepted, tokens, counts, feedback, *targets.columns())
+    return Reply(
+        states,
+        np.array(accepted, np.bool_),
+        np.array(tokens, np.int64),
+        counts,
+        feedback,
+        *targets.columns(),
+    )
 
 
 class _Targets:
@@ -162,39 +182,21 @@ def _read_token(reader: BitReader, vocab: int) -> int:
     return token
 
 
-def _check(reply: Reply, request: Request) -> None:
-    """Raise :class:`InvalidField` for the first row that does not fit the request."""
-    rows = request.rows
-    if len(reply) != len(rows):
-        raise InvalidField(f"{len(reply)} rows answer {len(rows)}")
-    served, accepted, tokens = reply.served, reply.accepted, reply.tokens
-    stands = np.append(True, served & accepted)[:-1]  # of the row before
-    rejected, targets = served & rows.drafted & ~accepted, reply.target_counts > 0
-    many = served * request.feedback_counts
-    by_device = rejected & targets & (request.shape == Shape.WEIGHT)
-    for wrong, why in (
-        (
-            (reply.statuses == Status.SKIPPED) != (rows.block & ~stands),
-            "is SKIPPED if and only if it follows a row that ends its block",
-        ),
-        (
-            served & ((tokens < NO_TOKEN) | (tokens >= request.vocab)),
-            f"token must be in [-1, {request.vocab})",
-        ),
-        (served & accepted & ~rows.drafted, "is accepted, but it has no draft"),
-        (served & accepted & (tokens != rows.drafts), "what is accepted must be the draft"),
-        (targets & ~by_device, f"{request.verifier!r} sends no distribution for it"),
-        (
-            rejected & ((tokens == NO_TOKEN) != targets),
-            "a rejection needs a token or a distribution (just one)",
-        ),
-        (reply.feedback_counts > many, "has more feedback than is wanted"),
-    ):
-        if wrong.any():
-            raise InvalidField(f"row {int(wrong.argmax())}: {why}")
-    for part in np.split(reply.target_weights, np.cumsum(reply.target_counts[targets])[:-1]):
-        if part.size:
-            _check_target(part)
+def _wrong(request: Request, status: int, draft: int, accepted: bool, token: int, size: int) -> str:
+    """Why a row's answer cannot be one; empty if it can."""
+    served = status == Status.OK
+    rejected = served and draft != NO_TOKEN and not accepted
+    if size and not (rejected and request.shape == Shape.WEIGHT):
+        return f"{request.verifier!r} sends no distribution for it"
+    if rejected and (token == NO_TOKEN) != (size > 0):
+        return "a rejection needs a token or a distribution (just one)"
+    if served and accepted and draft == NO_TOKEN:
+        return "is accepted, but it has no draft"
+    if served and accepted and token != draft:
+        return "what is accepted must be the draft"
+    if served and not NO_TOKEN <= token < request.vocab:
+        return f"token must be in [-1, {request.vocab})"
+    return ""
 
 
 def _check_target(weights: IntArray) -> None:

@@ -9,11 +9,11 @@ from hlm.arrays import BoolArray, IntArray
 from hlm.verifiers import VERIFIERS, Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
-from hlm.wire.bits import bits_needed
+from hlm.wire.bits import bits_needed, extremes
 from hlm.wire.errors import OversizedMessage, UnsupportedVersion
 from hlm.wire.messages import Request
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
-from hlm.wire.rows import NO_TOKEN, Limits, Rows, with_blocks
+from hlm.wire.rows import NO_TOKEN, Limits, Rows, firsts, with_blocks
 from hlm.wire.weights import (
     read_dense,
     read_probabilities,
@@ -47,11 +47,12 @@ def encode_request(request: Request) -> bytes:
         If a field is out of range, or a row's claim has not the verifier's shape.
     """
     rows = request.rows
-    leads, drafted = ~rows.block, rows.drafted
-    any_block, all_drafted = not leads.all(), bool(drafted.all())
-    own = rows.tokens[np.repeat(leads, rows.lengths)] if any_block else rows.tokens
+    any_block, drafts = bool(np.count_nonzero(rows.block)), rows.drafts[rows.drafted]
+    leads: BoolArray | slice = ~rows.block if any_block else slice(None)
+    all_drafted = len(drafts) == len(rows)
+    own = rows.tokens[np.repeat(~rows.block, rows.lengths)] if any_block else rows.tokens
     form = _sampling_form(request)
-    any_quiet = bool(rows.quiet[leads].any())
+    any_quiet = bool(np.count_nonzero(rows.quiet[leads]))
 
     writer = BitWriter()
     writer.uint(REQUEST_KIND, 4)
@@ -77,13 +78,13 @@ def encode_request(request: Request) -> bytes:
     if any_quiet:
         writer.column(rows.quiet[leads], 5)
     if not all_drafted:
-        writer.bits(drafted)
+        writer.bits(rows.drafted)
     if request.identity:
         writer.uint(int.from_bytes(request.identity, "big"), 8 * IDENTITY_BYTES)
-    if rows.builds.any():
+    if np.count_nonzero(rows.builds):
         writer.uint(request.digest, DIGEST_BITS)
-    writer.array(np.concatenate([own, rows.drafts[drafted]]), bits_needed(request.vocab))
-    if drafted.any():
+    writer.array(np.concatenate([own, drafts]), bits_needed(request.vocab))
+    if drafts.size:
         _write_claims(writer, request)
     return writer.getvalue()
 
@@ -121,27 +122,33 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     temperature, top_p = _read_sampling(reader, form)
     count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
-    leading = int(leads.sum())
-    starts, lengths = reader.column(leading, 5), reader.column(leading, 1)
-    quiet = reader.column(leading, 5) if any_quiet else np.zeros(leading, np.int64)
-    _bounded(int(starts.max()), limits.max_tokens_per_row, "start")
-    _bounded(int(lengths.max()), limits.max_tokens_per_row, "tokens of a row")
+    leading = sessions[leads] if any_block else sessions
+    starts, lengths = reader.column(len(leading), 5), reader.column(len(leading), 1)
+    quiet = reader.column(len(leading), 5) if any_quiet else np.zeros(len(leading), np.int64)
+    _bounded(extremes(starts)[1], limits.max_tokens_per_row, "start")
+    _bounded(extremes(lengths)[1], limits.max_tokens_per_row, "tokens of a row")
     own = _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
     drafted = np.ones(count, np.bool_) if all_drafted else reader.bits(count) > 0
-    begins = bool((starts == 0).any())
+    begins = np.count_nonzero(starts) < len(starts)
     identity = reader.uint(8 * IDENTITY_BYTES).to_bytes(IDENTITY_BYTES, "big") if begins else b""
-    builds = (np.diff(sessions[leads], prepend=-1) != 0) & (starts > 0)
-    digest = reader.uint(DIGEST_BITS) if builds.any() else 0
-    ids = reader.array(own + int(drafted.sum()), bits_needed(vocab))
-    drafts = np.full(count, NO_TOKEN)
-    drafts[drafted] = ids[own:]
-    first = Rows(sessions[leads], starts, lengths, ids[:own], quiet=quiet)
+    builds = np.count_nonzero(starts[firsts(leading)])
+    digest = reader.uint(DIGEST_BITS) if builds else 0
+    ids = reader.array(own + int(np.count_nonzero(drafted)), bits_needed(vocab))
+    tokens, drafts = ids[:own], ids[own:]
+    if not all_drafted:
+        drafts = np.full(count, NO_TOKEN)
+        drafts[drafted] = ids[own:]
     claims = _read_claims(reader, drafted, VERIFIERS[_VERIFIERS[code]].claim, vocab, bits, limits)
     reader.finish()
+    if any_block:
+        leaders = Rows(leading, starts, lengths, tokens, quiet=quiet)
+        rows = with_blocks(leaders, leads, drafts, *claims)
+    else:
+        rows = Rows(sessions, starts, lengths, tokens, drafts, quiet, ~leads, *claims)
     return Request(
         verifier=_VERIFIERS[code],
         vocab=vocab,
-        rows=with_blocks(first, leads, drafts, *claims),
+        rows=rows,
         seed=seed,
         client=client,
         feedback=feedback,
@@ -195,9 +202,9 @@ def _read_sampling(reader: BitReader, form: int) -> tuple[float, float]:
 
 def _read_sessions(reader: BitReader, count: int, any_block: bool) -> tuple[IntArray, BoolArray]:
     sessions = reader.column(count, 3)
-    leads = np.ones(count, dtype=bool)
+    leads = np.ones(count, np.bool_)
     if any_block:
-        again = np.flatnonzero(np.diff(sessions) == 0) + 1
+        again = np.flatnonzero(~firsts(sessions))
         leads[again] = reader.bits(again.size) == 0
     return sessions, leads
 
@@ -217,7 +224,7 @@ def _read_claims(
     reader: BitReader, drafted: BoolArray, shape: Shape, vocab: int, bits: int, limits: Limits
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Counts of all rows, weights and support of what is claimed about their drafts."""
-    asking, nothing = int(drafted.sum()), np.zeros(0, np.int64)
+    asking, nothing = int(np.count_nonzero(drafted)), np.zeros(0, np.int64)
     counts, support = np.zeros(len(drafted), np.int64), nothing
     if not asking or shape == Shape.NOTHING:
         return counts, nothing, nothing

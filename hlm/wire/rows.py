@@ -9,11 +9,13 @@ the drafts before it are accepted.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
 from hlm.arrays import BoolArray, IntArray
 from hlm.verifiers import Shape
+from hlm.wire.bits import extremes
 from hlm.wire.columns import Columns, column
 from hlm.wire.errors import InvalidField
 
@@ -104,25 +106,33 @@ class Rows(Columns):
     weights: IntArray = column(of="counts")
     support: IntArray = column(of="counts", optional=True)
 
-    @property
+    @cached_property
     def ends(self) -> IntArray:
         """Position after each row's tokens: that of its draft."""
         return self.starts + self.lengths
 
-    @property
+    @cached_property
     def drafted(self) -> BoolArray:
         """Whether a row brings a draft."""
         return np.asarray(self.drafts != NO_TOKEN)
 
-    @property
+    @cached_property
     def first(self) -> BoolArray:
         """Whether a row is the first of its session."""
-        return np.asarray(np.diff(self.sessions, prepend=-1) != 0)
+        return firsts(self.sessions)
 
-    @property
+    @cached_property
     def builds(self) -> BoolArray:
         """Whether a row goes on tokens of an earlier message."""
         return self.first & (self.starts > 0)
+
+
+def firsts(sessions: IntArray) -> BoolArray:
+    """Which of some rows are the first of their sessions."""
+    first = np.empty(len(sessions), np.bool_)
+    first[:1] = True
+    np.not_equal(sessions[1:], sessions[:-1], out=first[1:])
+    return first
 
 
 _NOTHING = np.zeros(0, np.int64)
@@ -172,29 +182,28 @@ def with_blocks(
 
 def check_rows(rows: Rows, shape: Shape, vocab: int, bits: int) -> None:
     """Raise :class:`InvalidField` for the first row that is out of range or contradictory."""
-    sessions, first, drafted = rows.sessions, rows.first, rows.drafted
-    if int(first.sum()) != len(np.unique(sessions)):
+    sessions, drafted = rows.sessions, rows.drafted
+    if np.count_nonzero(rows.first) != len(set(sessions.tolist())):
         raise InvalidField("rows of one session must be adjacent")
-    for name, low, high in (
-        ("sessions", 0, np.int64(1 << 32)),
-        ("starts", 0, np.int64(1 << 32)),
-        ("lengths", 0, np.int64(1 << 32)),
-        ("quiet", 0, rows.lengths + 1),
-        ("drafts", NO_TOKEN, np.int64(vocab)),
+    for name, values, low, high in (
+        ("sessions", sessions, 0, 1 << 32),
+        ("starts", rows.starts, 0, 1 << 32),
+        ("lengths", rows.lengths, 0, 1 << 32),
+        ("quiet", rows.quiet, 0, 1 << 32),
+        ("lengths - quiet", rows.lengths - rows.quiet, 0, 1 << 32),
+        ("drafts", rows.drafts, NO_TOKEN, vocab),
     ):
-        values = getattr(rows, name)
-        wrong = (values < low) | (values >= high)
-        if wrong.any():
-            at = int(wrong.argmax())
+        least, most = extremes(values)
+        if least < low or most >= high:
+            at = int(((values < low) | (values >= high)).argmax())
             raise InvalidField(
-                f"session {sessions[at]}: {name}={values[at]} must be in "
-                f"[{low}, {np.broadcast_to(high, len(rows))[at]})"
+                f"session {sessions[at]}: {name}={values[at]} must be in [{low}, {high})"
             )
     _check_ids("tokens", rows.tokens, vocab)
     _check_blocks(rows)
     alone = {Shape.NOTHING: 0, Shape.WEIGHT: 1, Shape.PROBS: vocab}
-    wanted = drafted * alone[shape] if shape in alone else np.where(drafted, rows.counts, 0)
-    if (rows.counts != wanted).any() or (shape == Shape.SUPPORT and (rows.counts < drafted).any()):
+    each = alone[shape] if shape in alone else np.maximum(rows.counts, 1)
+    if np.count_nonzero(rows.counts != drafted * each):
         raise InvalidField(f"counts={rows.counts} are not those of claims of shape {shape.name}")
     if rows.support.size != (rows.weights.size if shape == Shape.SUPPORT else 0):
         raise InvalidField(f"support has {rows.support.size} ids: not those of shape {shape.name}")
@@ -203,7 +212,7 @@ def check_rows(rows: Rows, shape: Shape, vocab: int, bits: int) -> None:
 
 
 def _check_blocks(rows: Rows) -> None:
-    block = np.flatnonzero(rows.block)
+    block = rows.block.nonzero()[0]
     if not block.size:
         return
     before = block - 1  # of the first row, the last one: another session, or the row itself
@@ -224,15 +233,18 @@ def _check_blocks(rows: Rows) -> None:
 
 
 def _check_ids(name: str, ids: IntArray, vocab: int) -> None:
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
-        raise InvalidField(f"{name} must be in [0, {vocab})")
+    if ids.size:
+        least, most = extremes(ids)
+        if least < 0 or most >= vocab:
+            raise InvalidField(f"{name} must be in [0, {vocab})")
 
 
 def _check_weights(rows: Rows, shape: Shape, vocab: int, bits: int) -> None:
     """Weights of claims whose sizes are right."""
     weights, counts = rows.weights, rows.counts[rows.drafted]
     if shape == Shape.WEIGHT:
-        if not 1 <= int(weights.min()) <= int(weights.max()) <= 1 << SCALAR_BITS:
+        least, most = extremes(weights)
+        if least < 1 or most > 1 << SCALAR_BITS:
             raise InvalidField(f"weights must be in [1, {1 << SCALAR_BITS}]")
         return
     totals, whole = np.add.reduceat(weights, np.cumsum(counts) - counts), 1 << bits

@@ -46,8 +46,9 @@ def read_dense(reader: BitReader, counts: IntArray, bits: int) -> IntArray:
     if not reader.flag():
         return reader.array(int(counts.sum()), bits)
     lone = reader.bits(len(counts)) > 0
-    places = [reader.uint(bits_needed(size)) for size in counts[lone].tolist()]
-    if bool((np.array(places, np.int64) >= counts[lone]).any()):
+    sizes = counts[lone]
+    places = np.array([reader.uint(bits_needed(size)) for size in sizes.tolist()], np.int64)
+    if bool((places >= sizes).any()):
         raise InvalidField("a place past the end of its weights")
     rest = reader.array(int(counts[~lone].sum()), bits)
     weights = np.zeros(int(counts.sum()), np.int64)

@@ -7,6 +7,8 @@ import torch
 from hlm.randomness import DrawKeys
 from hlm.verification import VERIFIERS, Claim, Verdict
 from hlm.wire import (
+    BitReader,
+    BitWriter,
     Reply,
     Request,
     Rows,
@@ -15,6 +17,7 @@ from hlm.wire import (
     encode_reply,
     encode_request,
 )
+from hlm.wire.weights import read_dense
 
 ROWS, VOCAB = 12, 300
 
@@ -51,6 +54,15 @@ def dense(reply: Reply) -> torch.Tensor | None:
     owners = np.repeat(np.arange(ROWS), reply.target_counts)
     target[owners, reply.target_support] = torch.from_numpy(reply.target_weights)
     return target
+
+
+def test_weights_said_to_hold_a_lone_one_may_hold_none() -> None:
+    writer = BitWriter()
+    writer.flag(True)
+    writer.bits([0, 0])
+    writer.array(np.array([1, 2, 3]), 8)
+    weights = read_dense(BitReader(writer.getvalue()), np.array([1, 2]), 8)
+    assert weights.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
