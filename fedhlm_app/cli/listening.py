@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedhlm_app.cli.run import FAILED
+from fedhlm_app.settings import SettingsError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -26,6 +27,26 @@ class Access:
 
 OPEN = Access()
 """Unencrypted, for whoever reaches the address."""
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything is loaded.
+
+    Raises
+    ------
+    SettingsError
+        The port is taken, or the address is not of this machine.
+    """
+    from servers.service import listen
+
+    try:
+        return listen(host, port)
+    except OSError as error:
+        # Python adds the address, which is named here.
+        why = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise SettingsError(
+            f"--host {host} --port {port}: {why}; give another, port 0 takes a free one"
+        ) from error
 
 
 def read_access(certificate: str, key: str, token_file: str) -> Access:

@@ -10,7 +10,7 @@ import typer
 from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
-from fedhlm_app.cli.listening import Access, read_access, run_until_stopped
+from fedhlm_app.cli.listening import Access, read_access, run_until_stopped, take_port
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
 
@@ -111,8 +111,8 @@ def llm(
 
     Serve one run at a time. Without --tls-cert nothing is encrypted, and without a token whoever
     reaches the address is answered: listen on networks that you trust only. Exit status: 0 after a
-    stop, 1 when the address cannot be listened on or the model cannot be loaded, 2 when a setting,
-    the certificate or the token is wrong.
+    stop, 1 when the model cannot be loaded, 2 when a setting, the certificate or the token is wrong
+    or the address cannot be listened on.
     """
     from fedhlm_app.hosting.backends import check_backend
     from fedhlm_app.models.vocabulary import check_folder
@@ -132,7 +132,10 @@ def llm(
         preflight.check_devices(settings, simulated=False)
         check_backend(settings)
         access = read_access(tls_cert, tls_key, token_file)
-    with ends_with(FAILED, OSError, ValueError):
+    with (
+        ends_with(FAILED, OSError, ValueError),
+        ends_with(BAD_SETTINGS, SettingsError, trace=True),
+    ):
         serve(settings, host, port, queue, threads, access)
 
 
@@ -149,18 +152,18 @@ def serve(
     Raises
     ------
     OSError
-        When the address cannot be listened on, or the model cannot be fetched.
+        When the model cannot be fetched.
     ValueError
-        When the model cannot be loaded.
+        When the address cannot be listened on, or the model cannot be loaded.
     """
     import torch
 
     from fedhlm_app.hosting.llm import build_service
     from fedhlm_app.models.vocabulary import fingerprint
-    from servers.service import ServedLanguageModel, ServiceOptions, listen
+    from servers.service import ServedLanguageModel, ServiceOptions
 
     # Taken before the model is loaded: a port in use is told at once.
-    listener = listen(host, port)
+    listener = take_port(host, port)
     torch.set_num_threads(threads)
     options = ServiceOptions(
         wait=settings.llm_batch_wait_ms / 1000,
@@ -216,7 +219,7 @@ def device(
     The SuperNode then learns from these texts instead of a dataset's, and a new threshold is taken
     up without a restart. Settings of decoding, uncertainty, policy, verification and audits must
     be those of the run. There is no access control: leave it on 127.0.0.1. Exit status: 0 after a
-    stop, 1 when address, folder or model cannot be used, 2 when a setting is wrong.
+    stop, 1 when folder or model cannot be used, 2 when a setting is wrong or the port is taken.
     """  # noqa: E501
     from fedhlm_app.models.vocabulary import check_folder
     from fedhlm_app.server import preflight
@@ -250,10 +253,10 @@ def serve_device(
     Raises
     ------
     OSError
-        When the address cannot be listened on, or the folder or the model cannot be had.
+        When the folder or the model cannot be had.
     ValueError
-        When the model cannot be loaded, the file in the folder is no store, or a setting is none
-        that a serving device can follow.
+        When the address cannot be listened on, the model cannot be loaded, the file in the folder
+        is no store, or a setting is none that a serving device can follow.
     """
     import torch
 
@@ -262,9 +265,8 @@ def serve_device(
     from fedhlm_app.serve_device.service import DeviceService
     from fedhlm_app.serve_device.texts import ServedTexts
     from fedhlm_app.transport.llm_access import require_access
-    from servers.service import listen
 
-    listener = listen(host, port)
+    listener = take_port(host, port)
     link = require_access(settings)
     torch.set_num_threads(threads)
     folder = None

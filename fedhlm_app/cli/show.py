@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.error_log import say
+from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
 
 
@@ -59,7 +59,9 @@ def show_report(run_folder: Path | None) -> int:
     if not (found.path / CONFIG).is_file():
         say(errors, f"{found.path} is not a run folder: it has no {CONFIG}")
         return BAD_SETTINGS
-    path = write_report(found)
+    # A folder that may not be written to, or a file in it that is cut short.
+    with ends_with(BAD_SETTINGS, OSError, ValueError, trace=True):
+        path = write_report(found)
     if (summary := found.summary()) is not None:
         show_result(Console(), summary, found.path)
     print(path)

@@ -118,6 +118,8 @@ def _reason(error: BaseException) -> str:
     """What went wrong first, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -68,10 +68,11 @@ def _partition(
         raise DataError(f"clients = {clients} is not allowed; it must be at least 1")
     if seed < 0:
         raise DataError(f"seed = {seed} is not allowed; it must be 0 or more")
-    if len(items) < clients * LEAST:
+    if (most := len(items) // LEAST) < clients:
         raise DataError(
             f"clients = {clients} need {clients * LEAST} items ({LEAST} each), but dataset = "
-            f"{items.name} has {len(items)}; allowed are at most {len(items) // LEAST} clients"
+            f"{items.name} has {len(items)}; "
+            + (f"allowed are at most {most} clients" if most else "give it more items")
         )
     # Files are often sorted by label, and the IID partitioner deals neighbours together.
     order = np.random.default_rng(seed).permutation(len(items))

@@ -163,6 +163,11 @@ def check_folder(name: str, role: str, *, weights: bool = True) -> None:
     folder = Path(name)
     if name == BUILTIN or not folder.exists():
         return
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise PairError(
+            f"setting {role!r} = {name!r} is an adapter (adapter_config.json) without its model: "
+            "merge the two (peft's merge_and_unload) and save model and tokenizer in one folder"
+        )
     wanted = {"config": ("config.json",), "tokenizer": ("tokenizer*", "vocab*", "*.model")}
     if weights:
         wanted["weights"] = ("*.safetensors", "*.bin")

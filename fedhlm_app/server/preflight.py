@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,14 @@ def check_writable(settings: Settings) -> None:
     name = "resume" if settings.resume else "run-dir"
     wanted = Path(settings.resume or settings.run_dir)
     there = next(path for path in (wanted, *wanted.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    try:
+        # What permissions say is not all: a file system may be read-only, or none for folders.
+        tempfile.TemporaryDirectory(prefix=".fedhlm-", dir=there).cleanup()
+    except OSError:
         why = "may not be written to" if there.is_dir() else "is not a folder"
         raise SettingsError(
             f"setting {name!r} = '{wanted}': '{there}' {why}; give a folder that can be written to"
-        )
+        ) from None
 
 
 def check_devices(settings: Settings, *, simulated: bool = True) -> None:

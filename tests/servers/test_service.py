@@ -414,7 +414,7 @@ def test_the_command_refuses_what_it_cannot_do():
         done = subprocess.run(
             command("--port", port), capture_output=True, text=True, timeout=120, check=False
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "in use" in done.stderr
     for words, names in (
         (("--sessions", "0"), "llm-sessions"),

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
+import socket
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedhlm_app.cli import app
 from fedhlm_app.cli import run as run_module
+from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings
 from fedhlm_assets import asset_path
@@ -112,6 +114,10 @@ def command(monkeypatch, tmp_path):
     (tmp_path / "header.csv").write_text("text,label\n")
     (tmp_path / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00\x00")
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00text")
+    (tmp_path / "latin.csv").write_text("text,label\nZürich,1\n" * 99, "latin-1")
+    (tmp_path / "one.csv").write_text("text,label\na b c,1\n")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "nodata").mkdir()
     (tmp_path / "nodata" / "notes.txt").touch()
     (tmp_path / "test-only").mkdir()
@@ -154,7 +160,9 @@ def command(monkeypatch, tmp_path):
         ("dataset=blank.jsonl", "blank.jsonl' is empty; at least one item is needed"),
         ("dataset=header.csv", "header.csv' holds no data below its header"),
         ("dataset=cut.csv.gz", "cut.csv.gz' cannot be read: Compressed file ended"),
-        ("dataset=bytes.csv", "bytes.csv' cannot be read: 'utf-8' codec"),
+        ("dataset=bytes.csv", "bytes.csv' cannot be read: it is no UTF-8 text (invalid start byte"),
+        ("dataset=latin.csv", "latin.csv' cannot be read: it is no UTF-8 text"),
+        ("dataset=one.csv", "one.csv (train) has 1; give it more items"),
         ("dataset=./gone.csv", "gone.csv': no such file or folder"),
         ("dataset=nodata", "nodata' holds no file for split 'train'"),
         ("text-columns=headline", "text-columns = 'headline'; the dataset's columns are id, topic"),
@@ -162,6 +170,7 @@ def command(monkeypatch, tmp_path):
         ("llm=no-tokenizer.json", "no-tokenizer.json' is no model: it has no tokenizer"),
         ("llm=no-model.safetensors", "no-model.safetensors' is no model: it has no weights"),
         ("slm=./empty.csv", "empty.csv' is no model"),
+        ("slm=./adapter", "adapter' is an adapter (adapter_config.json) without its model"),
         ("run-dir=empty.csv/runs", "empty.csv' is not a folder"),
     ],
 )
@@ -179,10 +188,37 @@ def test_a_run_that_cannot_work_ends_in_one_line_before_anything_starts(
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(command, monkeypatch):
-    # The superuser may write anywhere.
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    # The superuser may write nearly anywhere.
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(preflight.tempfile, "TemporaryDirectory", refuse)
     answer = command("run", "--set", "run-dir=here")
     assert answer.exit_code == 2 and "may not be written to" in answer.stderr
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(command, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("fedhlm_app.hosting.llm.build_service", loaded.append)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words in (["llm"], ["device", "--llm-address", "127.0.0.1:1"]):
+            answer = command("serve", *words, "--port", port)
+            assert answer.exit_code == 2 and loaded == []
+            (line,) = answer.stderr.splitlines()
+            assert f"--port {port}: address already in use" in line
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(command, monkeypatch, tmp_path):
+    folder = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path / "runs")}, {}), {})
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "report.html")
+
+    monkeypatch.setattr("fedhlm_app.results.report.page.write_atomically", refuse)
+    answer = command("report", str(folder.path))
+    assert answer.exit_code == 2 and "report.html" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
 
 
 def test_devices_are_those_of_the_machine_that_computes(command):
