@@ -14,6 +14,10 @@ from fedhlm_app.cli.lazy import LazyGroup, command_app
 
 class _Commands(LazyGroup):
     LAZY = {  # noqa: RUF012
+        "generate": (
+            "fedhlm_app.cli.generate:generate_app",
+            "Continue a prompt here and now, each token coloured by who decided it.",
+        ),
         "compare": ("fedhlm_app.cli.compare:compare_app", "Compare all methods on like prompts."),
         "estimate": (
             "fedhlm_app.cli.estimate:estimate_app",

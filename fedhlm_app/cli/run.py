@@ -41,17 +41,31 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def collect(options: Mapping[str, object], pairs: list[str]) -> Settings:
-    """Build the settings of a command line; raises `SettingsError` naming what is wrong."""
+def collect(
+    options: Mapping[str, object],
+    pairs: list[str],
+    base: Mapping[str, bool | int | float | str] | None = None,
+) -> Settings:
+    """Build the settings of a command line; raises `SettingsError` naming what is wrong.
+
+    Parameters
+    ----------
+    options : mapping
+        Settings that have an option of their own; None where it was not given.
+    pairs : list of str
+        Words of `--set`.
+    base : mapping, optional
+        Settings of a run, which hold unless these say otherwise.
+    """
     given: dict[str, bool | int | float | str] = dict(parse_overrides(pairs))
     for key, value in options.items():
         if value is None:
             continue
         if key in given and str(value) != given[key]:
             raise SettingsError(f"setting {key!r} is given twice: {value!r} and {given[key]!r}")
-        assert isinstance(value, int | str)
+        assert isinstance(value, int | float | str)
         given[key] = value
-    settings = Settings.from_sources(_resumed(given) | given)
+    settings = Settings.from_sources(dict(base or {}) | _resumed(given) | given)
     settings.check_paths()
     return settings
 

@@ -49,18 +49,15 @@ def show_report(run_folder: Path | None) -> int:
     """Write the report of a run, show its table, and return the exit status."""
     from fedhlm_app.cli.result import show_result
     from fedhlm_app.results.report import write_report
-    from fedhlm_app.results.runs import CONFIG, RunFolder, latest_run
+    from fedhlm_app.results.runs import RunFolder, latest_run
 
-    errors = Console(stderr=True, highlight=False)
-    found = latest_run(Path("runs")) if run_folder is None else RunFolder(run_folder)
-    if found is None:
-        say(errors, "no run in ./runs yet: name a run folder, or start one with `fedhlm run`")
-        return BAD_SETTINGS
-    if not (found.path / CONFIG).is_file():
-        say(errors, f"{found.path} is not a run folder: it has no {CONFIG}")
-        return BAD_SETTINGS
     # A folder that may not be written to, or a file in it that is cut short.
     with ends_with(BAD_SETTINGS, OSError, ValueError, trace=True):
+        found = latest_run(Path("runs")) if run_folder is None else RunFolder.existing(run_folder)
+        if found is None:
+            raise ValueError(
+                "no run in ./runs yet: name a run folder, or start one with `fedhlm run`"
+            )
         path = write_report(found)
     if (summary := found.summary()) is not None:
         show_result(Console(), summary, found.path)

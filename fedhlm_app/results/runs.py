@@ -133,6 +133,13 @@ class RunFolder:
             )
         return folder
 
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """The folder of a run that there is; ValueError when it is none."""
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"{path} is not a run folder: it has no {CONFIG}")
+        return cls(path)
+
     def go_on(self, settings: Settings, last_round: int) -> None:
         """Take up a run again after its first `last_round` rounds, once every check has passed.
 

@@ -89,8 +89,8 @@ def load(folder: Path) -> tuple[State, State, Progress]:
     path = folder / CHECKPOINT
     if not path.exists():
         raise CheckpointError(
-            f"setting 'resume' = '{folder}': it has no {CHECKPOINT}; only a run with "
-            "checkpoint=true that finished a round can be continued"
+            f"'{folder}' has no {CHECKPOINT}; only a run with checkpoint=true that finished a "
+            "round has one"
         )
     try:
         state = state_from_bytes(path.read_bytes())

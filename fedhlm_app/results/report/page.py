@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.results.report.charts import line_chart, share_bar, stacked_bars
-from fedhlm_app.results.report.rows import STAGE_WORDS, allowed, privacy_words
+from fedhlm_app.results.report.rows import allowed, privacy_words
 from fedhlm_app.results.report.templates import fill
 from fedhlm_app.results.report.verdict import threshold, verdict
 from fedhlm_app.results.runs import REPORT, RunFolder, write_atomically
+from fedhlm_app.results.stages import STAGE_WORDS
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import rows
 

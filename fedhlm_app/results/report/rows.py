@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhlm_app.results.report.verdict import lacking, meanwhile, threshold, verdict
-
-STAGE_WORDS = {
-    "local": "kept on the device",
-    "cache": "from the device's cache",
-    "peer": "from peers",
-    "edge": "from neighbouring clusters",
-    "llm_accepted": "LLM: draft accepted",
-    "llm_resampled": "LLM: draft replaced",
-    "unresolved": "LLM not reached",
-}
+from fedhlm_app.results.stages import STAGE_WORDS
 
 
 def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:

@@ -22,9 +22,13 @@ def verdict(summary: Mapping[str, Any]) -> str:
     where = "under the certified threshold"
     if found["groups"] > 1:
         where = f"under {found['certified']} of {found['groups']} thresholds, which are certified,"
-    sureness = found["sureness"]
+    return start + f"{where} {certified(found['budget'], found['sureness'])}"
+
+
+def certified(budget: float, sureness: float | None) -> str:
+    """What a certified threshold says of tokens, with this confidence or on average (None)."""
     how = "on average over runs" if sureness is None else f"with {percent(sureness)} confidence"
-    return start + f"{where} at most {percent(found['budget'])} are kept and wrong, {how}"
+    return f"at most {percent(budget)} are kept and wrong, {how}"
 
 
 def _measured(summary: Mapping[str, Any]) -> str:

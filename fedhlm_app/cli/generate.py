@@ -1,0 +1,231 @@
+"""`fedhlm generate`: prompts continued here and now, by the routing that a run learns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fedhlm_app.cli.coloured import ColouredText, account
+from fedhlm_app.cli.error_log import ends_with, say
+from fedhlm_app.cli.policy import choose_policy
+from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, INTERRUPTED
+from fedhlm_app.settings import Settings, SettingsError
+from hlm.wire import WireError
+
+if TYPE_CHECKING:
+    from fedhlm_app.client.prompted import Continuation, PromptedModel, Token
+
+generate_app = typer.Typer(
+    name="generate",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STANDARD_INPUT = "-"
+PATIENCE = 2.0
+"""Seconds after which somebody who waits is told what for."""
+
+
+@generate_app.command()
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="Text to continue; - or none: standard input."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Prompts, one on each line.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", help="Most new tokens of a text.")] = 60,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take models, settings and policy of this run."),
+    ] = None,
+    cluster: Annotated[
+        int | None,
+        typer.Option(help="Whose policy, in a run whose clusters have their own; 0 by default."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Keep drafts of at most this uncertainty, -1 to 1; 0.5 by default."),
+    ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", "-u", help="Show each token's.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put each prompt into the tokenizer's chat template.")
+    ] = False,
+    decoding: Annotated[str | None, typer.Option(help="greedy (default) or sampled.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampled decoding.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampled decoding.")] = None,
+    llm_address: Annotated[
+        str | None,
+        typer.Option(help="host:port or URL of `fedhlm serve llm`, instead of an LLM in here."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Processor threads of the models; 1 is fastest for small ones.")
+    ] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each prompt, on a line.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Continue prompts: the small model writes, the large one decides what it is not sure of.
+
+    - `fedhlm generate "Shares of the airline"`
+
+    - `fedhlm generate "Shares of the airline" --threshold 0.2 --uncertainty`
+
+    - `fedhlm generate --run runs/2026-... --file prompts.txt --json`
+
+    - `fedhlm generate "Once upon a time" --set slm=./small --set llm=./large`
+
+    Colours say who decided each token; where output is no terminal, or NO_COLOR is set, it is plain
+    text. Where the LLM at `--llm-address` does not answer, the small model goes on alone and says
+    so. Exit status: 0 when there is text, 1 when the LLM refuses what it is asked, 2 when a prompt
+    or a setting is wrong.
+    """
+    errors = Console(stderr=True, highlight=False)
+    given: dict[str, object] = {
+        "decoding": decoding,
+        "temperature": temperature,
+        "seed": seed,
+        "llm-address": llm_address,
+        "initial-threshold": threshold,
+    }
+    with (
+        ends_with(BAD_SETTINGS, ValueError, OSError, trace=True),
+        _told_of_waiting(errors, "loading the models ..."),
+    ):
+        for name, number in (("tokens", tokens), ("threads", threads)):
+            if number < 1:
+                raise SettingsError(f"--{name} {number}: must be at least 1")
+        prompts = read_prompts(prompt, file)
+        chosen = choose_policy(given, overrides or [], run, cluster)
+        model = open_model(chosen.settings, threads)
+        read = [model.read_prompt(one, tokens, chat=chat) for one in prompts]
+    # Told once, below the text and not within it.
+    logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
+    screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
+    answers: list[Continuation] = []
+    if not as_json:
+        screen.legend(_possible_stages(chosen.settings))
+    begin = time.perf_counter()
+    try:
+        with ends_with(FAILED, WireError):
+            for number, one in enumerate(prompts):
+                started = time.perf_counter()
+                show = _nothing if as_json else screen.token
+                if not as_json:
+                    screen.prompt(one)
+                answer = model.continued(read[number], tokens, number + 1, chosen.policy, show)
+                answers.append(answer)
+                if as_json:
+                    milliseconds = round(1000 * (time.perf_counter() - started), 1)
+                    told = {"prompt": one, **answer.as_json(), "ms": milliseconds}
+                    print(json.dumps({**told, "certified": chosen.promise or None}), flush=True)
+                else:
+                    screen.end()
+    except KeyboardInterrupt:
+        screen.end()
+        raise typer.Exit(INTERRUPTED) from None
+    seconds = time.perf_counter() - begin
+    if lost := sum(answer.stages["unresolved"] for answer in answers):
+        why = model.uplink.link.problem or "some of its answers did not come"
+        say(errors, f"the small model wrote {lost} tokens alone that the LLM was to decide: {why}")
+    if not as_json:
+        errors.print(account(answers, seconds, chosen.words), markup=False, soft_wrap=True)
+
+
+def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompts of the command line, of a file's lines, or of standard input.
+
+    Raises
+    ------
+    SettingsError
+        When there is none, or what should hold some cannot be read as text.
+    """
+    if prompt is not None and file is not None:
+        raise SettingsError("PROMPT and --file: give one of them")
+    try:
+        if file is not None:
+            lines = file.read_text("utf-8").splitlines()
+            if not (found := [line for line in lines if line.strip()]):
+                raise SettingsError(f"--file '{file}': must have a prompt on at least one line")
+            return found
+        if prompt not in (None, STANDARD_INPUT):
+            return [str(prompt)]
+        if prompt is None and sys.stdin.isatty():
+            raise SettingsError('no prompt: give one, as in fedhlm generate "Shares of the"')
+        return [sys.stdin.buffer.read().decode("utf-8").rstrip("\n")]
+    except OSError as error:
+        raise SettingsError(f"--file '{file}': cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        where = "standard input" if file is None else f"--file '{file}'"
+        raise SettingsError(f"{where}: is no text in UTF-8") from None
+
+
+def open_model(settings: Settings, threads: int) -> PromptedModel:
+    """The small model with its way to the LLM, which is loaded here unless it is served elsewhere.
+
+    Raises
+    ------
+    ValueError, OSError
+        When either cannot be had, or they are no pair.
+    """
+    import torch
+
+    from fedhlm_app.client.prompted import PromptedModel
+    from fedhlm_app.hosting.backends import build_backend, check_backend
+    from fedhlm_app.models.vocabulary import check_folder, check_same_tokenizer
+    from fedhlm_app.server.preflight import check_devices
+    from fedhlm_app.transport.llm_access import require_access
+    from fedhlm_app.transport.transports import DirectTransport
+    from servers.llm import LanguageModelService
+
+    torch.set_num_threads(threads)
+    check_devices(settings)
+    check_folder(settings.slm, "slm")
+    if settings.llm_address:
+        return PromptedModel(settings, 0, require_access(settings))
+    check_backend(settings)
+    check_folder(settings.llm, "llm")
+    check_same_tokenizer(settings.slm, settings.llm)
+    service = LanguageModelService(build_backend(settings))
+    return PromptedModel(settings, 0, DirectTransport(service))
+
+
+def _possible_stages(settings: Settings) -> list[str]:
+    """Stages that a legend names: those that there always are, the cache and the LLM's absence."""
+    tiers = ["cache"] if settings.cache_mode != "off" else []
+    unreached = ["unresolved"] if settings.llm_address else []
+    return ["local", *tiers, "llm_accepted", "llm_resampled", *unreached]
+
+
+def _nothing(token: Token) -> None:
+    """Shows no token before the text is there."""
+
+
+@contextmanager
+def _told_of_waiting(console: Console, words: str) -> Iterator[None]:
+    """Say what is being done, once it takes long."""
+    timer = threading.Timer(PATIENCE, console.print, [words])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

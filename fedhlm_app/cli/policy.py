@@ -1,0 +1,93 @@
+"""Which policy a command routes with: a run's, or one that the command line describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.policies import POLICIES
+from fedhlm_app.cli.run import collect
+from fedhlm_app.client.feedback_folder import ServedPolicy, difference, made_with
+from fedhlm_app.results.report.verdict import threshold as shown
+from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.settings import Settings, SettingsError
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What decides which tokens are kept.
+
+    Attributes
+    ----------
+    settings : Settings
+        The run's, where there is one, with what the command line says.
+    policy : ServedPolicy
+        Keeps or escalates.
+    words : str
+        Where it is from.
+    promise : str
+        What is certified of it; empty where nothing is.
+    """
+
+    settings: Settings
+    policy: ServedPolicy
+    words: str
+    promise: str = ""
+
+
+def choose_policy(
+    given: dict[str, object], pairs: list[str], run: Path | None, cluster: int | None
+) -> Chosen:
+    """The policy of a run, or that of the settings.
+
+    Parameters
+    ----------
+    given : dict
+        Settings that have an option of their own; None where it was not given.
+    pairs : list of str
+        Words of `--set`.
+    run : Path or None
+        Its folder.
+    cluster : int or None
+        Whose policy of the run.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    threshold = given["initial-threshold"]
+    if run is None:
+        if cluster is not None:
+            raise SettingsError(f"--cluster {cluster}: is about a run; give --run as well")
+        settings = collect(given, pairs, {"learning": "none"})
+        own = settings.initial_threshold == settings.defaults()["initial-threshold"]
+        words = f"threshold {settings.initial_threshold:g}"
+        if threshold is None and own:
+            words += ", the default (--run takes a learned one)"
+        if not POLICIES[settings.policy].learns:
+            if threshold is not None:
+                raise SettingsError(f"--threshold {threshold}: policy={settings.policy} has none")
+            words = f"policy {settings.policy}"
+        from fedhlm_app.learning.gradients import initial_policy
+
+        return Chosen(settings, ServedPolicy(initial_policy(settings)), words)
+    if threshold is not None:
+        raise SettingsError(f"--run and --threshold {threshold}: give one of them")
+    folder = RunFolder.existing(run)
+    kept = folder.config()["settings"]
+    settings, theirs = collect(given, pairs, kept), Settings.from_sources(kept, {})
+    there, here = ({**made_with(one), "slm": one.slm, "llm": one.llm} for one in (theirs, settings))
+    if differs := difference(there, here):
+        raise SettingsError(f"--run '{run}': it has learned for {differs}")
+    # Strategies, and with them Flower, take a second to load.
+    from fedhlm_app.server.learned import learned_by
+
+    learned = learned_by(folder, theirs, cluster)
+    policy = ServedPolicy(learned.arrays, learned.server_round)
+    words = f"policy {settings.policy}"
+    if POLICIES[settings.policy].learns:
+        words = f"threshold {shown(float(learned.arrays['threshold'][0]))}"
+    words += f" of {folder.path.name}, {learned.server_round} rounds"
+    words += f"; certified on texts like the run's: {learned.promise}" if learned.promise else ""
+    return Chosen(settings, policy, words, learned.promise)
