@@ -18,6 +18,16 @@ del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 """What a model writes must not steer a terminal."""
 
 
+_SHORT = {
+    "local": "kept",
+    "cache": "from the cache",
+    "llm_accepted": "accepted",
+    "llm_resampled": "replaced",
+    "unresolved": "unresolved",
+}
+"""Stages of a device without peers, where the legend has told the rest."""
+
+
 class ColouredText:
     """Writes texts as they are made.
 
@@ -74,10 +84,10 @@ def account(answers: Sequence[Continuation], seconds: float, policy: str) -> str
     """
     tokens = sum(len(answer.tokens) for answer in answers)
     decided = []
-    for stage, words in STAGE_WORDS.items():
+    for stage, words in _SHORT.items():
         count = sum(answer.stages[stage] for answer in answers)
         if count or stage in ("local", "llm_accepted", "llm_resampled"):
-            decided.append(f"{count} ({count / tokens:.0%}) {words}")
+            decided.append(f"{count} {words} ({count / tokens:.0%})")
     up, down = (
         sum(getattr(answer.routed.traffic, way) for answer in answers)
         for way in ("uplink", "downlink")

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from fedhlm_app.cli.coloured import ColouredText, account
 from fedhlm_app.cli.error_log import ends_with, say
+from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.policy import choose_policy
-from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, INTERRUPTED
+from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.wire import WireError
 
@@ -147,6 +148,8 @@ def generate(
         why = model.uplink.link.problem or "some of its answers did not come"
         say(errors, f"the small model wrote {lost} tokens alone that the LLM was to decide: {why}")
     if not as_json:
+        if errors.is_terminal:
+            errors.print()
         errors.print(account(answers, seconds, chosen.words), markup=False, soft_wrap=True)
 
 

@@ -13,6 +13,10 @@ STAGE_WORDS = {
 }
 
 # Okabe and Ito's colours, told apart with any colour vision.
+PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a900", "#7f7f7f",
+)  # fmt: skip
+
 STAGE_COLOURS = {
     "local": "#009e73",
     "cache": "#b8a900",

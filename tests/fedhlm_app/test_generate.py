@@ -23,8 +23,9 @@ from fedhlm_app.client.prompted import PromptedModel, Token
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.results.report.charts import share_bar, stacked_bars
 from fedhlm_app.results.runs import RunFolder
-from fedhlm_app.results.stages import STAGE_COLOURS
+from fedhlm_app.results.stages import STAGE_COLOURS, STAGE_WORDS
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.server import checkpoint
 from fedhlm_app.settings import Settings
@@ -100,8 +101,8 @@ def test_a_pipe_gets_plain_text_and_the_account_goes_elsewhere(fedhlm):
     assert told["text"] == "".join(token["text"] for token in told["tokens"])
     assert length == len(told["tokens"])
     (line,) = answer.stderr.splitlines()
-    assert line.startswith(f"{length} tokens: {stages['local']} (")
-    assert f"{stages['llm_resampled']} (" in line
+    assert line.startswith(f"{length} tokens: {stages['local']} kept (")
+    assert f"{stages['llm_resampled']} replaced (" in line
     bytes_ = told["bytes"]
     assert f"{bytes_['uplink']} bytes up, {bytes_['downlink']} down" in line
     assert line.endswith("threshold 0.5, the default (--run takes a learned one)")
@@ -125,6 +126,19 @@ def test_a_terminal_gets_colours_unless_told_not_to(fedhlm):
 def test_every_stage_has_words_and_a_colour_of_its_own():
     assert tuple(STAGE_COLOURS) == STAGES
     assert len(set(STAGE_COLOURS.values())) == len(STAGES)
+
+
+def test_a_report_has_the_same_colours():
+    amounts = {STAGE_WORDS[stage]: 1 for stage in ("llm_resampled", "local")}
+    for chart in (share_bar(amounts), stacked_bars({name: {1: 1.0} for name in amounts})):
+        found = re.findall(r'fill="(#......)"', chart)
+        assert found == [STAGE_COLOURS["llm_resampled"], STAGE_COLOURS["local"]]
+
+
+def test_streams_are_shown_as_they_arrive(fedhlm):
+    told = json.loads(fedhlm(PROMPT, "-n", "12", "--json", "-s", "escalation=span").stdout)
+    assert len(told["tokens"]) == 12 == sum(told["stages"].values())
+    assert told["text"] == "".join(token["text"] for token in told["tokens"])
 
 
 def test_uncertainty_is_shown_behind_each_token(fedhlm):
@@ -253,7 +267,7 @@ def test_an_llm_that_is_served_and_one_that_is_not_there(fedhlm, llm, monkeypatc
     assert answer.exit_code == 0
     assert answer.stdout.startswith(PROMPT) and len(answer.stdout) > len(PROMPT) + 8
     assert "tokens alone that the LLM was to decide" in answer.stderr
-    assert "LLM not reached" in answer.stderr
+    assert re.search(r", [1-9]\d* unresolved \(", answer.stderr)
 
 
 def test_the_pair_of_the_settings_is_loaded_here(fedhlm, monkeypatch):

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from fedhlm_app.results.report.scale import Scale, short, ticks
 from fedhlm_app.results.report.templates import fill
+from fedhlm_app.results.stages import PALETTE, STAGE_COLOURS, STAGE_WORDS
 
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 30
@@ -97,7 +98,7 @@ def share_bar(amounts: Mapping[str, int]) -> Markup:
         parts.append((start, width, f"{name}: {amount:,}"))
         start += width
     words = [f"{name} {amount:,} ({amount / total:.1%})" for name, amount in drawn.items()]
-    return fill("shares", parts=parts, names=words)
+    return fill("shares", parts=parts, names=words, colours=_colours(list(drawn)))
 
 
 def _scales(first: float, last: float, marks: Sequence[float]) -> tuple[Scale, Scale]:
@@ -139,7 +140,14 @@ def _chart(
         lines=lines,
         bars=bars,
         names=names,
+        colours=_colours(names),
     )
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    """A stage's own colour; that of its place for any other series."""
+    stages = {words: STAGE_COLOURS[stage] for stage, words in STAGE_WORDS.items()}
+    return [stages.get(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(names)]
 
 
 def _percent(value: float) -> str:

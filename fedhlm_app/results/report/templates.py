@@ -75,7 +75,7 @@ _PAGE = """\
 
 _LEGEND = """\
 <ul class="legend">{% for name in names %}
-<li><i style="background:{{ colour(loop.index0) }}"></i>{{ name }}</li>{% endfor %}</ul>
+<li><i style="background:{{ colours[loop.index0] }}"></i>{{ name }}</li>{% endfor %}</ul>
 """
 
 _CHART = """\
@@ -88,7 +88,7 @@ _CHART = """\
 <text x="{{ left - 6 }}" y="{{ foot }}" text-anchor="end">{{ axis }}</text>
 {# The first line is the thick one, drawn last: on top of the others. #}
 {% for line in lines | reverse %}
-{% set stroke = colour(loop.revindex0) %}
+{% set stroke = colours[loop.revindex0] %}
 <polyline points="{% for x, y, _ in line %}{{ px(x) }},{{ px(y) }} {% endfor %}" fill="none"
  stroke="{{ stroke }}" stroke-width="{{ 2.6 if loop.last else 1.4 }}" stroke-linejoin="round"/>
 {% for x, y, words in line %}
@@ -96,7 +96,7 @@ _CHART = """\
 <title>{{ words }}</title></circle>{% endfor %}{% endfor %}
 {% for x, top, width, floor, index, words in bars %}
 <rect x="{{ px(x) }}" y="{{ px(top) }}" width="{{ px(width) }}"
- height="{{ px(floor - top) }}" fill="{{ colour(index) }}"><title>{{ words }}</title></rect>
+ height="{{ px(floor - top) }}" fill="{{ colours[index] }}"><title>{{ words }}</title></rect>
 {% endfor %}
 </svg>{% include "legend" %}
 """
@@ -106,14 +106,9 @@ _NOTHING = '<p class="none">This run recorded nothing to draw here.</p>'
 _SHARES = """\
 <svg class="bar" role="img" height="26" width="100%">{% for start, width, words in parts %}
 <rect x="{{ '%.3f' % start }}%" y="0" width="{{ '%.3f' % width }}%" height="26"
- fill="{{ colour(loop.index0) }}"><title>{{ words }}</title></rect>{% endfor %}
+ fill="{{ colours[loop.index0] }}"><title>{{ words }}</title></rect>{% endfor %}
 </svg>{% include "legend" %}
 """
-
-# Okabe and Ito's colours, told apart with any colour vision.
-_PALETTE = (
-    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a900", "#7f7f7f",
-)  # fmt: skip
 
 _environment = Environment(
     loader=DictLoader(
@@ -136,12 +131,7 @@ _environment = Environment(
 )
 
 
-def colour(index: int) -> str:
-    """Return the colour of a series by its place."""
-    return _PALETTE[index % len(_PALETTE)]
-
-
-_environment.globals.update(colour=colour, px=lambda value: f"{value:.1f}")
+_environment.globals.update(px=lambda value: f"{value:.1f}")
 
 
 def fill(template: str, **values: Any) -> Markup:

@@ -110,10 +110,10 @@ def test_text_from_settings_cannot_become_markup() -> None:
 
 def test_templates_escape_what_is_put_in_and_want_all_of_it() -> None:
     part = (0.0, 50.0, "</title><script>")
-    bar = fill("shares", parts=[part], names=["<b>&'\""])
+    bar = fill("shares", parts=[part], names=["<b>&'\""], colours=["#000"])
     assert "&lt;/title&gt;&lt;script&gt;" in bar and "&lt;b&gt;&amp;&#39;&#34;" in bar
     with pytest.raises(UndefinedError, match="names"):
-        fill("shares", parts=[part])
+        fill("shares", parts=[part], colours=["#000"])
 
 
 def test_only_templates_hold_markup() -> None:
