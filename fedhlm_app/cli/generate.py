@@ -16,8 +16,10 @@ import typer
 from rich.console import Console
 
 from fedhlm_app.cli.coloured import ColouredText, account
+from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
+from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.policy import choose_policy
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
@@ -26,12 +28,7 @@ from hlm.wire import WireError
 if TYPE_CHECKING:
     from fedhlm_app.client.prompted import Continuation, PromptedModel, Token
 
-generate_app = typer.Typer(
-    name="generate",
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+generate_app = command_app(name="generate")
 
 STANDARD_INPUT = "-"
 PATIENCE = 2.0
@@ -79,16 +76,15 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object for each prompt, on a line.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting; may be repeated."),
-    ] = None,
+    overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
 ) -> None:
     """Continue prompts: the small model writes, the large one decides what it is not sure of.
 
     - `fedhlm generate "Shares of the airline"`
 
     - `fedhlm generate "Shares of the airline" --threshold 0.2 --uncertainty`
+
+    - `echo "Shares of the airline" | fedhlm generate --tokens 20`
 
     - `fedhlm generate --run runs/2026-... --file prompts.txt --json`
 
