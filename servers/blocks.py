@@ -44,6 +44,8 @@ def skipped(block: NDArray[np.bool_], stands: NDArray[np.bool_]) -> NDArray[np.b
     block, stands : numpy.ndarray
         bool [rows]: the row goes on the block of the row before it; its draft was accepted.
     """
+    if not block.any():
+        return block
     rows = np.arange(len(block))
     lead = np.maximum.accumulate(np.where(block, 0, rows))
     ends = np.maximum.accumulate(np.where(block & ~np.append(True, stands)[:-1], rows, 0))
