@@ -18,6 +18,7 @@ from benchmarks._teacher_forced import BOS, CACHE, corpus, pair_name
 from clients.decoding.drafting import RouterConfig
 from fedhlm_app.estimate.recording import Recorded, record
 from fedhlm_app.settings import Settings
+from hlm.arrays import IntArray
 from hlm.spans import (
     SpanCosts,
     TakeBack,
@@ -41,8 +42,8 @@ AHEAD = (1, 4)
 CELL = ("budget", "llm_ms", "round_trip_ms")
 
 
-def recorded(texts: int, tokens: int) -> tuple[str, Recorded]:
-    """Name of the data, and what was recorded on it; cached under ``benchmarks/out``.
+def recorded(texts: int, tokens: int) -> tuple[str, IntArray, Recorded]:
+    """Name of the data, prompts, and what was recorded on them; cached under ``benchmarks/out``.
 
     The LLM goes on from the first `PROMPT_TOKENS` tokens of an article by its likeliest token, past
     any end; the device's model reads along. Articles that are shorter are left out.
@@ -77,7 +78,7 @@ def recorded(texts: int, tokens: int) -> tuple[str, Recorded]:
         CACHE.mkdir(parents=True, exist_ok=True)
         np.savez(path, **vars(record(slm, llm, list(prompts), tokens, config)))
     with np.load(path) as stored:
-        return name, Recorded(**stored)
+        return name, prompts, Recorded(**stored)
 
 
 def cells(

@@ -259,7 +259,7 @@ class LanguageModelAlone:
     def make(self, work: WorkloadBatch, counted: bool = True) -> TokenRecords:
         """Make or read one text, and count what it took."""
         self.recorder.clear()
-        made = self._read if work.texts.given else self._streamed
+        made = self._read if work.texts.given else self.streamed
         records, traffic = made(work)
         records.stage[records.present] = Stage.LLM_ACCEPTED
         if counted:
@@ -286,7 +286,7 @@ class LanguageModelAlone:
         self.recorder.carried(traffic)
         return records, traffic
 
-    def _streamed(self, work: WorkloadBatch) -> tuple[TokenRecords, Traffic]:
+    def streamed(self, work: WorkloadBatch) -> tuple[TokenRecords, Traffic]:
         """One text, from a stream that is opened with its prompt."""
         texts, most = work.texts, work.new_tokens
         records = TokenRecords(1, most)

@@ -1,24 +1,9 @@
-"""The same bytes over a real network: two namespaces, and a slow, lossy wire between them.
-
-The wire is ``tc netem`` on a veth pair, and, since not every kernel has netem, also a process that
-delays and drops packets between two TUN devices. Nothing outside the two namespaces is reached.
-"""
+"""The same bytes over a real network: two namespaces, and a slow, lossy wire between them."""
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -29,21 +14,18 @@ from clients.policy import FixedPolicy
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.hosting.llm import build_service
-from fedhlm_app.launch.app_folder import code_root
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import Link
 from hlm.transport import LinkDown, Transport
+from tests.e2e.network import FAR, PORT, Network, ip, served_llm, two_namespaces, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
 
-NEAR, FAR = "10.203.77.1", "10.203.77.2"
-PORT = 8471
 HEADERS = 112
 """Bytes of HTTP around a request and its reply (docs/deploy.md), and 52 of TCP and IP a packet."""
 PACKET_HEADERS = 52
-CLONE_NEWNET = 0x40000000
 
 SLOW = Link("1 Mbit/s 60 ms", 1e6, 0.060)
 LOSSY = Link("10 Mbit/s 30 ms", 1e7, 0.030)
@@ -54,155 +36,13 @@ GREEDY = {"tokens-per-round": 12, "tokens-per-prompt": 6}
 FULL = {**GREEDY, "decoding": "sampled", "verification": "full"}
 
 
-def why_not(wire: str) -> str:
-    """Why a kind of wire cannot be made here; empty when it can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, to make network namespaces"
-    if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
-        return f"needs {' and '.join(missing)} (package iproute2)"
-    name = f"fedhlm-probe-{os.getpid()}"
-    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
-        return "network namespaces are not allowed here"
-    try:
-        if wire == "netem":
-            words = ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "lo", "root"]
-            tried = subprocess.run(
-                [*words, "netem", "delay", "1ms"], capture_output=True, text=True, check=False
-            )
-            return f"no tc netem here: {tried.stderr.strip()}" if tried.returncode else ""
-        return "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "no /dev/net/tun here"
-    finally:
-        ip("netns", "del", name)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@dataclass
-class Network:
-    """Two namespaces: the device's is `near`, the server's is `far`."""
-
-    wire: str
-    near: str
-    far: str
-
-    @contextmanager
-    def joined(self, link: Link, loss: float = 0.0) -> Iterator[None]:
-        """Lay a wire of a link's delay and rate between the two, that loses a share of packets."""
-        if self.wire == "netem":
-            with self._netem(link, loss):
-                yield
-            return
-        carrier = subprocess.Popen(
-            [
-                sys.executable, str(Path(__file__).with_name("slow_wire.py")),
-                self.near, NEAR, self.far, FAR,
-                str(link.rate_bits_per_s), str(link.round_trip_s), str(loss),
-            ],
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            assert carrier.stdout is not None
-            assert carrier.stdout.readline() == b"up\n"
-            yield
-        finally:
-            carrier.kill()
-            carrier.wait()
-
-    @contextmanager
-    def _netem(self, link: Link, loss: float) -> Iterator[None]:
-        ip("link", "add", "d0", "netns", self.near, "type", "veth",
-           "peer", "name", "s0", "netns", self.far)  # fmt: skip
-        try:
-            for namespace, end, address in ((self.near, "d0", NEAR), (self.far, "s0", FAR)):
-                # One packet at a time: netem would lose or delay a whole train of them as one.
-                ip("-n", namespace, "link", "set", end, "gso_max_segs", "1")
-                ip("-n", namespace, "addr", "add", f"{address}/30", "dev", end)
-                ip("-n", namespace, "link", "set", end, "up")
-                subprocess.run(
-                    ["tc", "-n", namespace, "qdisc", "add", "dev", end, "root", "netem",
-                     "delay", f"{500 * link.round_trip_s}ms", "loss", f"{100 * loss}%",
-                     "rate", f"{link.rate_bits_per_s:.0f}bit"],
-                    check=True, capture_output=True,
-                )  # fmt: skip
-            yield
-        finally:
-            ip("-n", self.near, "link", "del", "d0")
-
-    def device(self) -> str:
-        """Name of the device's end of the wire."""
-        shown = subprocess.run(
-            ["ip", "-n", self.near, "-j", "addr"], check=True, capture_output=True, text=True
-        )
-        return next(
-            end["ifname"]
-            for end in json.loads(shown.stdout)
-            if any(address["local"] == NEAR for address in end["addr_info"])
-        )
-
-    def sent(self) -> int:
-        """Bytes the device's end has sent."""
-        words = ["ip", "-n", self.near, "-s", "-j", "link", "show", self.device()]
-        shown = subprocess.run(words, check=True, capture_output=True, text=True)
-        return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"])
-
-    def within(self, act: Callable[[], Any]) -> Any:
-        """Do something in a thread that lives in the device's namespace."""
-        found: list[Any] = []
-        failed: list[BaseException] = []
-
-        def enter_and_act() -> None:
-            try:
-                with open(f"/run/netns/{self.near}") as namespace:
-                    library = ctypes.CDLL(None, use_errno=True)
-                    if library.setns(namespace.fileno(), CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                found.append(act())
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=enter_and_act)
-        thread.start()
-        thread.join()
-        if failed:
-            raise failed[0]
-        return found[0]
-
-
 @pytest.fixture(scope="module", params=["netem", "tun"])
 def network(request) -> Iterator[Network]:
     """Two namespaces and a served LLM in the far one."""
     if reason := why_not(request.param):
         pytest.skip(reason)
-    made = Network(request.param, f"fedhlm-{os.getpid()}-near", f"fedhlm-{os.getpid()}-far")
-    server = None
-    try:
-        for name in (made.near, made.far):
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        server = subprocess.Popen(
-            [
-                "ip", "netns", "exec", made.far,
-                sys.executable, "-m", "fedhlm_app", "serve", "llm",
-                "--host", "0.0.0.0", "--port", str(PORT),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert server.stdout is not None
-        assert server.stdout.readline().startswith("serving builtin")
+    with two_namespaces(request.param) as made, served_llm(made):
         yield made
-    finally:
-        if server is not None:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(20)
-            finally:
-                server.kill()
-        for name in (made.near, made.far):
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 class Counting:
