@@ -234,7 +234,9 @@ def in_real_time(
             yield from rows("channels", cell, over_channels(writers, cell, texts, pace), best)
         if kind is None:
             continue
-        with two_namespaces(kind) as network, served_llm(network, "--pace-ms", f"{pace:g}"):
+        # A server that repeats bit for bit writes each window to its end, whatever is stopped.
+        serving = "--batch", "--pace-ms", f"{pace:g}"
+        with two_namespaces(kind) as network, served_llm(network, *serving):
             for cell, texts, best in cells:
                 with network.joined(cell.link):
 
