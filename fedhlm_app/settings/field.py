@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 
 
 def kebab(name: str) -> str:
@@ -32,9 +31,9 @@ class OneOf:
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> Any:
         """Let pydantic accept these names alone."""
-        return core_schema.literal_schema(list(self.names))
+        return handler.generate_schema(Literal[self.names])
 
 
 class _Described(Protocol):

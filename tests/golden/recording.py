@@ -54,7 +54,8 @@ class Digest:
             (records.choice, "|i1"),
         ):
             self.hash.update(np.ascontiguousarray(values[present], dtype=dtype).tobytes())
-        self.uncertainty += float(records.uncertainty[present].sum())
+        # The LLM alone measures none.
+        self.uncertainty += float(np.nansum(records.uncertainty[present]))
 
     def result(self) -> Golden:
         """What is written down."""

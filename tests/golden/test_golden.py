@@ -6,11 +6,11 @@ A change of behaviour on purpose is written down with `python -m tests.golden --
 from __future__ import annotations
 
 import copy
-from typing import get_args
 
 import pytest
 
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.words import named_values
 from hlm.verification import VERIFIERS
 from tests.golden import store
 from tests.golden.cases import RUNS, covered
@@ -41,7 +41,7 @@ def test_the_file_holds_every_case_and_no_other():
      "decoding", "uncertainty", "router_optimizer", "escalation"],
 )  # fmt: skip
 def test_every_value_is_covered(field):
-    allowed = set(get_args(Settings.model_fields[field].annotation)) - {"auto"}
+    allowed = set(named_values(Settings.model_fields[field])) - {"auto"}
     assert covered(field) == allowed
 
 

@@ -13,8 +13,8 @@ from servers.llm import LanguageModelService
 from tests.asking import request_of
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
-from tests.servers.test_stream import CONTEXT, MODEL, Device, asked, own_text, prompts
 from tests.servers.top_tokens import TopTokens
+from tests.streaming import CONTEXT, MODEL, Device, asked, own_text, prompts
 from tests.wire_rows import Row
 
 
