@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FIRST = "starting Flower"
-_STAGES = (
+STAGES = (
     ("Successfully started run", "handing the app to Flower"),
     ("Starting Flower Simulation", "starting Ray and the clients"),
     ("Run folder: ", "loading the models"),
@@ -15,4 +15,4 @@ _STAGES = (
 
 def stage(log: str) -> str:
     """The last stage that a log tells of, in a few words; empty once rounds have begun."""
-    return next((words for mark, words in reversed(_STAGES) if mark in log), FIRST)
+    return next((words for mark, words in reversed(STAGES) if mark in log), FIRST)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def llm():
 
 
 @pytest.fixture
-def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Callable[..., Any]:
+def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Iterator[Callable[..., Any]]:
     """The command, with an LLM that was loaded before."""
 
     def opened(settings: Settings, threads: int) -> PromptedModel:
@@ -56,7 +57,9 @@ def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Callable[...
     def call(*words: str, **options: Any) -> Any:
         return CliRunner().invoke(app, ["generate", *words], **options)
 
-    return call
+    yield call
+    # The command says at its end that the LLM was down, and keeps the log quiet meanwhile.
+    logging.getLogger("clients.resolvers.link").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

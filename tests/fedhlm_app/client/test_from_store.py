@@ -263,7 +263,7 @@ def test_a_run_learns_from_what_was_served(tmp_path, monkeypatch):
     for number, line in enumerate(deployed.rounds, 1):
         made = [a for r, a in deployed.answers if r == number]
         assert line["tokens"] == sum(len(answer.tokens) for answer in made)
-        assert line["bytes"]["uplink"] == sum(answer.uplink for answer in made)
+        assert line["bytes"]["uplink"] == sum(answer.routed.traffic.uplink for answer in made)
     assert deployed.summary["tokens"] == sum(len(a.tokens) for _, a in deployed.answers)
     # The first step, by hand: eq. 7's mean over the two devices.
     steps = []

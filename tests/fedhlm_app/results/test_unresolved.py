@@ -10,7 +10,7 @@ from clients.records import Stage, TokenRecords, Traffic
 from fedhlm_app.cli import run as run_module
 from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.client.device import Device
-from fedhlm_app.compare.tally import Tally
+from fedhlm_app.compare.tally import Tally, Took
 from fedhlm_app.results.report.rows import figures, text_lines
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.results.unresolved import RunFailed, failure, needs_llm
@@ -18,6 +18,7 @@ from fedhlm_app.server import preflight, resuming
 from fedhlm_app.server.rounds import Federation
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.transport.transports import DirectTransport
+from hlm.channels import LINKS, Times
 from hlm.transport import LinkDown
 from tests.fedhlm_app.in_process import LocalGrid, Runner, settings_of
 from tests.served import make_service, serving
@@ -167,8 +168,9 @@ def test_a_comparison_counts_them_apart():
     records.present[0] = True
     records.stage[0] = stages
     records.token[0] = records.draft[0] = 1
-    tally = Tally()
-    tally.add_text(records, Traffic(), 1.0, greedy=True, race=False)
+    tally = Tally(LINKS)
+    took = Took(Times(LINKS), 0.5, 0.5, 1, [])
+    tally.add_text(records, Traffic(), took, greedy=True, race=False)
     found = tally.figures()
     assert (found["tokens"], found["sent_to_llm"], found["unresolved"]) == (4, 1, 2)
     assert found["trr"] == 0.25
