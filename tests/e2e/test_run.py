@@ -15,6 +15,8 @@ import pytest
 from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
 from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.results.summary import check_summary
+from tests.fedhlm_app.in_process import Runner
+from tests.golden.recording import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -45,6 +47,31 @@ def comparable(folder: RunFolder) -> dict:
     for key in ("seconds", "settings", "versions"):
         summary.pop(key)
     return summary
+
+
+def test_streams_from_an_actor_make_the_same_text_as_in_this_process(tmp_path, monkeypatch):
+    changes = {"escalation": "span", "learning": "balanced", "initial-threshold": 0.7}
+    monkeypatch.setattr(sys.modules[__name__], "SMALL", SMALL[:-2])  # its learning=paper
+    words = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    done, folder = run(tmp_path / "ray", "--rounds", "2", *words)
+    assert done.returncode == 0, done.stderr
+    same = {"tokens-per-round": 30, "tokens-per-prompt": 10, "evaluate-every": 2, **changes}
+    with one_thread():
+        _, here, _ = Runner(monkeypatch).run(tmp_path, **same)
+    ours, theirs = here.summary(), folder.summary()
+    assert ours is not None and theirs is not None
+    for name in ("resolution", "threshold", "evaluation", "llm_agreement"):
+        theirs_left, ours_left = (_without_traffic(one[name]) for one in (theirs, ours))
+        assert theirs_left == ours_left, name
+    assert theirs["exchanges"]["streams"] == ours["exchanges"]["streams"] > 0
+    # A server that repeats bit for bit writes its window to the end.
+    assert theirs["exchanges"]["overshot"] > 0 == ours["exchanges"]["overshot"]
+
+
+def _without_traffic(part):
+    if not isinstance(part, dict):
+        return part
+    return {key: value for key, value in part.items() if key not in ("bytes", "exchanges")}
 
 
 def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
