@@ -27,6 +27,10 @@ class _Commands(LazyGroup):
             "fedhlm_app.cli.sweep:sweep_app",
             "Run a grid of settings and compare the results in one table.",
         ),
+        "reproduce": (
+            "fedhlm_app.cli.reproduce:reproduce_app",
+            "Make the papers' tables and figures, ours beside theirs.",
+        ),
         "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
         "serve": (
             "fedhlm_app.cli.serve:serve_app",

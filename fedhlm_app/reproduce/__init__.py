@@ -1,0 +1,1 @@
+"""`fedhlm reproduce`: a paper's tables and figures from one command."""

@@ -1,0 +1,76 @@
+"""Pieces become files and a page, once; tables add up; a folder belongs to its options."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from fedhlm_app.reproduce.page import table_json, table_of, written
+from fedhlm_app.reproduce.pieces import (
+    Experiment,
+    Figure,
+    Finding,
+    Measured,
+    Options,
+    Piece,
+    SumsError,
+    Table,
+)
+from fedhlm_app.reproduce.runner import reproduce
+
+
+@dataclass
+class Counting:
+    made: list[str] = field(default_factory=list)
+    fail: str = ""
+
+    def experiment(self) -> Experiment:
+        def piece(name: str) -> Piece:
+            def make(inputs: str) -> Finding:
+                if name == self.fail:
+                    raise KeyboardInterrupt
+                self.made.append(name)
+                table = Table(("x", "a"), [(inputs, Measured(1234.0, 5.5)), ("none", None)])
+                bars = Figure("bars", {"kept on the device": [("one", 3.0)]}, "case", "tokens")
+                return Finding(f"About {name}.", table, (bars,))
+
+            return Piece(name, f"The {name}", make)
+
+        pieces = [piece("first"), piece("second")]
+        return Experiment("ours", "Our paper", lambda o: "two", lambda o, f, t: "in", pieces)
+
+
+def test_a_broken_off_reproduction_goes_on_and_its_page_has_every_piece(tmp_path):
+    counting = Counting(fail="second")
+    experiment = counting.experiment()
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(experiment, Options(), tmp_path, {"ours": experiment})
+    counting.fail = ""
+    page = reproduce(experiment, Options(), tmp_path, {"ours": experiment}).read_text("utf-8")
+    assert counting.made == ["first", "second"]
+    assert "## Our paper" in page and "About second." in page
+    assert "| in | 1,234 ± 5.5 |" in page and "| none | - |" in page
+    assert "![The first](ours/first.svg)" in page
+    drawn = (tmp_path / "ours" / "first.svg").read_text("utf-8")
+    assert drawn.startswith("<?xml") and "#009e73" in drawn
+    with pytest.raises(ValueError, match="quick = False, not True"):
+        reproduce(experiment, Options(quick=True), tmp_path, {"ours": experiment})
+
+
+def test_parts_that_do_not_add_up_are_no_table():
+    sums = [(("local", "llm"), "tokens")]
+    rows = [("a", 3, Measured(4.0, 1.0), 7), ("b", None, 4, 9)]
+    table = Table(("what", "local", "llm", "tokens"), rows, sums)
+    again = table_of(json.loads(json.dumps(table_json(table))))
+    assert table_json(again) == table_json(table)
+    with pytest.raises(SumsError, match=r"local \+ llm = 7.0, not 8.0"):
+        Table(("what", "local", "llm", "tokens"), [("a", 3, 4, 8)], sums)
+
+
+def test_an_interval_is_student_s():
+    assert Measured.of([1.0]) == Measured(1.0, 0.0)
+    measured = Measured.of([1.0, 2.0, 3.0])
+    assert measured.mean == 2.0 and measured.half == pytest.approx(4.302653 / 3**0.5)
+    assert written(0.123456) == "0.123" and written(-2) == "-2"
