@@ -19,11 +19,13 @@ VOCAB = 64
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma")
 
 
-def random_model(architecture: str, seed: int = 0, size: int = 32) -> PreTrainedModel:
+def random_model(
+    architecture: str, seed: int = 0, size: int = 32, vocab: int = VOCAB
+) -> PreTrainedModel:
     """A tiny model with random weights large enough for clear-cut predictions."""
     torch.manual_seed(seed)
     common = {
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "hidden_size": size,
         "intermediate_size": 2 * size,
         "num_hidden_layers": 2,
@@ -43,7 +45,7 @@ def random_model(architecture: str, seed: int = 0, size: int = 32) -> PreTrained
     else:
         model = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=VOCAB,
+                vocab_size=vocab,
                 n_embd=size,
                 n_layer=2,
                 n_head=4,
