@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fedhlm_app.models.trying import try_models
+from fedhlm_app.results.report import write_report
 from fedhlm_app.results.run_log import log_result
 from fedhlm_app.results.runs import RunFolder, runs_base
 from fedhlm_app.results.unresolved import RunFailed
@@ -53,6 +54,12 @@ def main(grid: Grid, context: Context) -> None:
     edges = _edges(settings, context.run_id)
     try:
         Federation(settings, items, folder, host, edges).run(grid)
+    except RunFailed:
+        raise  # The folder is complete.
+    except Exception as error:
+        folder.write_failure(f"{type(error).__name__}: {error}")
+        write_report(folder)
+        raise
     finally:
         if edges is not None:
             edges.stop()

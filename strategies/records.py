@@ -65,6 +65,8 @@ class RoundRecord:
     clients : mapping of client to cluster
         Cluster of each accepted client.
     refused, failed : list
+    replies : mapping of client to mapping
+        Metrics of each accepted reply.
     sums : mapping
         Every metric of the accepted replies added up, lists element by element.
     means : mapping
@@ -88,6 +90,7 @@ class RoundRecord:
     clients: dict[int, int] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    replies: dict[int, Mapping[str, MetricValue]] = field(default_factory=dict)
     sums: dict[str, MetricValue] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     evaluation_sums: dict[str, MetricValue] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class RoundRecord:
         self.weights = {update.name: update.weight for update in updates}
         self.clients = {u.name: asked.asked[u.node_id].cluster for u in updates}
         self.refused, self.failed = refused, failed
+        self.replies = {update.name: update.metrics for update in updates}
         self.sums, self.means = add_up(updates)
         self.seconds = time.monotonic() - asked.began
 

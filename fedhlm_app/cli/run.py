@@ -172,11 +172,17 @@ def warn(console: Console, settings: Settings) -> None:
 
 
 def _explain(console: Console, result: RunResult) -> None:
+    from fedhlm_app.results.report import write_report
+
     say(console, f"the run failed ({result.status}): {result.details or 'see its log'}")
     for line in result.errors:
         if line not in result.details:
             console.print(f"  {line}", markup=False, soft_wrap=True)
-    console.print(f"log: {result.folder.path / 'flower.log'}", markup=False, soft_wrap=True)
+    folder = result.folder
+    if not folder.failure():
+        folder.write_failure(result.details or "; ".join(result.errors) or "see its log")
+    for what, where in (("log", folder.path / "flower.log"), ("report", write_report(folder))):
+        console.print(f"{what}: {where}", markup=False, soft_wrap=True)
 
 
 def _as_json(result: RunResult) -> dict[str, object]:

@@ -1,9 +1,10 @@
-"""A client's share of the token log: what happened to each token, without saying which it was."""
+"""A client's share of the token log: what happened to each token; its text only if so set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from flwr.app import Message
@@ -11,8 +12,12 @@ from flwr.serverapp import Grid
 
 from clients.records import Stage
 from fedhlm_app.client.routed import Routed
+from fedhlm_app.models.text_stream import TextStream
 from fedhlm_app.results.token_log import TokenLog
 from fedhlm_app.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENS = "tokens"
 """Name of the ConfigRecord that carries the columns."""
@@ -20,8 +25,13 @@ TOKENS = "tokens"
 _WIRE = {"prompt": "<i8", "position": "<i4", "stage": "|i1", "uncertainty": "<f4", "beta": "<f4"}
 
 
-def token_columns(routed: Routed, settings: Settings) -> dict[str, bytes]:
-    """Columns over a round's tokens as little-endian bytes; NaN where beta is unknown."""
+def token_columns(
+    routed: Routed, settings: Settings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, bytes]:
+    """Columns over a round's tokens as little-endian bytes; NaN where beta is unknown.
+
+    With `token-texts` a JSON list of texts too, under ``text``.
+    """
     parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in _WIRE}
     for records, rows in zip(routed.records, routed.rows, strict=True):
         row, step = np.nonzero(records.present)
@@ -30,20 +40,32 @@ def token_columns(routed: Routed, settings: Settings) -> dict[str, bytes]:
         parts["stage"].append(records.stage[row, step])
         parts["uncertainty"].append(records.uncertainty[row, step])
         parts["beta"].append(records.loss(settings.shared_draw)[row, step])
-    return {
+    columns = {
         name: np.concatenate(values).astype(_WIRE[name]).tobytes() for name, values in parts.items()
     }
+    if settings.token_texts:
+        columns["text"] = json.dumps(list(_texts(routed, tokenizer))).encode()
+    return columns
 
 
-def read_columns(sent: Mapping[str, object]) -> dict[str, np.ndarray[Any, Any]]:
-    """What `token_columns` made, as arrays of one length.
+def _texts(routed: Routed, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What each token adds to its text, in the order of the columns."""
+    for records in routed.records:
+        for tokens, present in zip(records.token, records.present, strict=True):
+            stream, made = TextStream(tokenizer, []), tokens[present].tolist()
+            for place, token in enumerate(made, 1):
+                yield stream.add(token, last=place == len(made))
+
+
+def read_columns(sent: Mapping[str, object]) -> dict[str, Any]:
+    """What `token_columns` made, as arrays of one length, and `text` as a list, None without.
 
     Raises
     ------
     ValueError
-        On columns that are missing, no bytes, of different length, or with unknown stages.
+        On columns that are missing, no bytes, of different length, or with unknown stages or texts.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, dtype in _WIRE.items():
         value = sent.get(name)
         if not isinstance(value, bytes):
@@ -53,6 +75,11 @@ def read_columns(sent: Mapping[str, object]) -> dict[str, np.ndarray[Any, Any]]:
         raise ValueError("token columns differ in length")
     if not np.isin(found["stage"], [stage.value for stage in Stage]).all():
         raise ValueError("token column 'stage': unknown stage")
+    found["text"] = None
+    if isinstance(texts := sent.get("text"), bytes):
+        found["text"] = json.loads(texts)
+        if len(found["text"]) != len(found["stage"]):
+            raise ValueError("token column 'text': of another length than the others")
     return found
 
 
@@ -104,5 +131,6 @@ class LoggingGrid:
                 "stage": [Stage(int(stage)).key for stage in columns["stage"]],
                 "uncertainty": columns["uncertainty"].tolist(),
                 "beta": [None if np.isnan(value) else float(value) for value in beta],
+                "text": columns["text"] or [None] * count,
             }
         )

@@ -41,7 +41,8 @@ def event_log(folder: RunFolder, rounds_done: int = 0) -> Iterator[Callable[[Any
     with SummaryWriter(str(folder.path / EVENTS), purge_step=rounds_done + 1) as writer:
 
         def add(line: Mapping[str, Any]) -> None:
-            for name, value in _flat(line):
+            # Twenty charts of each of a thousand clients would bury the others.
+            for name, value in _flat({k: v for k, v in line.items() if k != "by_client"}):
                 writer.add_scalar(name, value, line["round"])
             writer.flush()
 

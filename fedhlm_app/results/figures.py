@@ -48,6 +48,27 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def by_client(
+    replies: Mapping[int, Mapping[str, Any]], clusters: Mapping[int, int]
+) -> dict[str, dict[str, Any]]:
+    """What each client's reply to a round says: stages that decided none are left out.
+
+    `wrong` is a sum over the `known` tokens, those that the LLM has read.
+    """
+    found = {}
+    for client, sums in sorted(replies.items()):
+        counts = ((stage, int(sums.get(stage.replace("_", "-"), 0))) for stage in STAGES)
+        found[str(client)] = {
+            "cluster": clusters.get(client, 0),
+            "resolution": {stage: count for stage, count in counts if count},
+            "uplink": int(sums.get("bytes-uplink", 0)),
+            "downlink": int(sums.get("bytes-downlink", 0)),
+            "wrong": float(sums.get("kept-loss", 0.0)),
+            "known": int(sums.get("kept-loss-known", 0)),
+        }
+    return found
+
+
 def _hits(sums: Mapping[str, Any], tier: str) -> dict[str, Any]:
     """Audited hits of a tier: how many the LLM decided otherwise, with a 95 % interval."""
     checked, wrong = int(sums.get(f"{tier}-audited", 0)), int(sums.get(f"{tier}-false", 0))

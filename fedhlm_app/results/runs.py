@@ -23,6 +23,7 @@ RUN_FOLDER_VARIABLE = "FEDHLM_RUN_FOLDER"
 
 CONFIG, METRICS, TOKENS = "config.json", "metrics.jsonl", "tokens.parquet"
 SUMMARY, PROGRESS, REPORT = "summary.json", "progress.json", "report.html"
+FAILURE = "failure.json"
 
 _VERSIONED = (
     "fedhlm", "flwr", "ray", "torch", "transformers", "tokenizers", "datasets", "numpy",
@@ -157,6 +158,7 @@ class RunFolder:
             self._write_json(CONFIG, config | {"settings": told})
         kept = [line for line in self.metrics() if line["round"] <= last_round]
         write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        (self.path / FAILURE).unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """Return `config.json`: start, settings, versions, machine."""
@@ -194,10 +196,21 @@ class RunFolder:
         """Write `summary.json`, refusing one that breaks the contract (`SummaryError`)."""
         check_summary(summary)
         self._write_json(SUMMARY, dict(summary))
+        (self.path / FAILURE).unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any] | None:
         """Return `summary.json`, or None while (or if) the run has none."""
         return self._read_json(SUMMARY) if (self.path / SUMMARY).exists() else None
+
+    def write_failure(self, error: str) -> None:
+        """Say why a run ended before it had a summary of all its rounds."""
+        self._write_json(FAILURE, {"at": _now(), "error": error})
+
+    def failure(self) -> str:
+        """Why the run failed; empty when it has not, or not yet."""
+        source = FAILURE if (self.path / FAILURE).exists() else SUMMARY
+        found = self._read_json(source) if (self.path / source).exists() else {}
+        return str(found.get("error") or "")
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,6 +1,6 @@
 """`tokens.parquet`: one row for every routed token.
 
-Neither text nor token ids are in it: they do not leave a device for a log.
+Token ids are not in it, and texts only with `token-texts`: they do not leave a device otherwise.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("stage", pa.dictionary(pa.int8(), pa.string()), nullable=False),
         pa.field("uncertainty", pa.float32(), nullable=False),  # in [0, 1]
         pa.field("beta", pa.float32()),  # rejection probability; null where nobody measured it
+        pa.field("text", pa.string()),  # what it adds to its text; null without `token-texts`
     ]
 )
 

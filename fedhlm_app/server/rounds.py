@@ -20,7 +20,7 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.learning.rules import rule_of, sums_rule
 from fedhlm_app.results.events import event_log
-from fedhlm_app.results.figures import accuracy, coverage, figures
+from fedhlm_app.results.figures import accuracy, by_client, coverage, figures
 from fedhlm_app.results.report import write_report
 from fedhlm_app.results.run_log import log_result, log_round
 from fedhlm_app.results.runs import RunFolder, versions
@@ -213,6 +213,7 @@ class Federation:
             "failed": {str(failure.client): failure.reason for failure in record.failed},
             "seconds": record.seconds,
             **figures(sums),
+            "by_client": by_client(record.replies, record.clients),
         }
         if evaluation:
             line["evaluation"] = evaluation

@@ -66,6 +66,11 @@ def _size(settings: Settings) -> list[str]:
             found.append(
                 f"settings '{names}' = {texts}: at most {MOST_TEXTS} texts have a number each"
             )
+    if settings.token_texts and not settings.token_log:
+        found.append(
+            "settings 'token-texts' = True and 'token-log' = False: there is no log to hold the "
+            "texts; set token-log=true"
+        )
     longest = settings.prompt_tokens + settings.tokens_per_prompt
     if longest > settings.llm_context:
         found.append(

@@ -61,6 +61,9 @@ class JobGroup(Group):
         0, "client processes at once in `fedhlm run`; 0: one per core", unit="processes", at_least=0
     )
     token_log: bool = setting(False, "write tokens.parquet, one row per routed token")
+    token_texts: bool = setting(
+        False, "the token log holds each token's text too, which leaves the device for it"
+    )
     checkpoint: bool = setting(True, "save the server's state after every round, for resume")
 
 

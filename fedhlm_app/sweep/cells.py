@@ -14,7 +14,7 @@ from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.field import kebab
 from fedhlm_app.settings.sources import Scalar, from_environment
 
-_PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log")
+_PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log", "token-texts")
 """Settings that do not change a result, so cells that differ in them are the same cell."""
 
 

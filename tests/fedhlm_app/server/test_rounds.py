@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -191,11 +192,17 @@ def test_a_longer_run_that_is_cut_leaves_the_result_of_the_shorter_one(runner, t
     assert longer.summary()["rounds"] == 3
 
 
-def test_the_token_log_holds_every_token_and_no_text(runner, tmp_path):
-    _, folder, _ = runner.run(tmp_path, token_log=True)
+@pytest.mark.parametrize("texts", [False, True])
+def test_the_token_log_holds_every_token_and_no_text_unless_asked(runner, tmp_path, texts):
+    _, folder, _ = runner.run(tmp_path, token_log=True, token_texts=texts)
     table = pq.read_table(folder.path / TOKENS)
     assert table.num_rows == folder.summary()["tokens"]
-    assert not {"draft", "token", "text"} & set(table.column_names)
+    assert not {"draft", "token"} & set(table.column_names)
+    kept = table.column("text").to_pylist()
+    assert len("".join(kept).split()) > 10 if texts else set(kept) == {None}
+    for line in folder.metrics():
+        by_client = [Counter(one["resolution"]) for one in line["by_client"].values()]
+        assert sum(by_client, Counter()) == +Counter(line["resolution"])
     stages = table.column("stage").to_pylist()
     assert {s: stages.count(s) for s in set(stages)} == {
         stage: count for stage, count in folder.summary()["resolution"].items() if count
