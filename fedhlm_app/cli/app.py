@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.lazy import LazyGroup, command_app
 
 
@@ -86,6 +86,7 @@ def run(
         int | None, typer.Option(help="Edge clusters; 4 by default, or one per client if fewer.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
+    preset: Annotated[str | None, preset_option()] = None,
     overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Run folder to continue from its last checkpoint.")
@@ -101,6 +102,8 @@ def run(
     - `fedhlm run`: the main job, offline
 
     - `fedhlm run --clients 2 --rounds 3`: a small one
+
+    - `fedhlm run --preset paper`: the letter of the paper; `fedhlm presets` lists them all
 
     - `fedhlm run --set decoding=sampled --set verification=scalar`
 
@@ -129,6 +132,7 @@ def run(
         "rounds": rounds,
         "clusters": clusters,
         "name": name,
+        "preset": preset,
         "resume": None if resume is None else str(resume),
     }
     raise typer.Exit(run_job(given, overrides or [], as_json=as_json))
@@ -155,11 +159,20 @@ def settings(
     """Show every setting with its default, unit, range and meaning.
 
     A setting is given as `--set key=value`, as `--run-config "key=value"` to `flwr run`, or as
-    FEDHLM_KEY in the environment, the first two before the third.
+    FEDHLM_KEY in the environment, the first two before the third, and all three before what a
+    preset says (`fedhlm presets`).
     """
     from fedhlm_app.cli.show import show_settings
 
     raise typer.Exit(show_settings(word, markdown=markdown, toml=toml))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets: named settings to start from, for `--preset` or `preset=` in run-config."""
+    from fedhlm_app.cli.show import show_presets
+
+    show_presets()
 
 
 @app.command()

@@ -6,12 +6,29 @@ from typing import Any
 
 import typer
 
+from fedhlm_app.presets import PRESETS
+
 
 def set_option(words: str) -> Any:
     """The option, with what it says of itself."""
     return typer.Option(
         "--set", "-s", metavar="KEY=VALUE", help=words, autocompletion=settings_keys
     )
+
+
+def preset_option() -> Any:
+    """``--preset NAME``, completed with their names."""
+    return typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Settings to start from; `fedhlm presets` lists them.",
+        autocompletion=preset_names,
+    )
+
+
+def preset_names(incomplete: str) -> list[tuple[str, str]]:
+    """Presets that begin so, each with its sentence."""
+    return [(name, one.words) for name, one in PRESETS.items() if name.startswith(incomplete)]
 
 
 def settings_keys(incomplete: str) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from fedhlm_app.cli.coloured import ColouredText, account
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
@@ -76,6 +76,7 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object for each prompt, on a line.")
     ] = False,
+    preset: Annotated[str | None, preset_option()] = None,
     overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
 ) -> None:
     """Continue prompts: the small model writes, the large one decides what it is not sure of.
@@ -102,6 +103,7 @@ def generate(
         "seed": seed,
         "llm-address": llm_address,
         "initial-threshold": threshold,
+        "preset": preset,
     }
     with (
         ends_with(BAD_SETTINGS, ValueError, OSError, trace=True),

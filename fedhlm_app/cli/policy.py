@@ -60,7 +60,7 @@ def choose_policy(
     if run is None:
         if cluster is not None:
             raise SettingsError(f"--cluster {cluster}: is about a run; give --run as well")
-        settings = collect(given, pairs, {"learning": "none"})
+        settings = collect(given, pairs, {"learning": "none", "peer-mode": "off"})
         own = settings.initial_threshold == settings.defaults()["initial-threshold"]
         words = f"threshold {settings.initial_threshold:g}"
         if threshold is None and own:

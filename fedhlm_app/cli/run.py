@@ -17,6 +17,7 @@ from fedhlm_app.launch import Interrupted, LaunchError, RunResult, launch
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
+from fedhlm_app.settings.words import in_short
 
 COMPLETED, FAILED, BAD_SETTINGS = 0, 1, 2
 
@@ -109,6 +110,7 @@ def _run_job(
         settings = collect(options, pairs)
         if (result := _finished(settings)) is None:
             _check_before_start(settings)
+            _announce(errors, settings)
             warn(errors, settings)
     except (ValueError, OSError) as error:
         # OSError: a hub name that is not in the cache and cannot be fetched.
@@ -163,6 +165,14 @@ def _check_before_start(settings: Settings) -> None:
 
     preflight.check(settings)
     try_models(settings)
+
+
+def _announce(console: Console, settings: Settings) -> None:
+    """Say with which preset a run starts, and what is not as that has it."""
+    words = f"preset {settings.preset}"
+    if changed := in_short(settings.changed()):
+        words += f"; changed: {changed}"
+    console.print(words, style="dim", markup=False, soft_wrap=True)
 
 
 def warn(console: Console, settings: Settings) -> None:

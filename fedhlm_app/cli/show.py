@@ -45,6 +45,22 @@ def show_settings(word: str, *, markdown: bool, toml: bool) -> int:
     return COMPLETED
 
 
+def show_presets() -> None:
+    """Print every preset: its name, what it is, and what it sets."""
+    from fedhlm_app.presets import DEFAULT, PRESETS
+    from fedhlm_app.settings.words import in_short
+
+    console = Console()
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("preset", style="bold cyan", no_wrap=True)
+    table.add_column("what it is", overflow="fold", ratio=2)
+    table.add_column("sets", style="dim", overflow="fold", ratio=3)
+    for name, preset in PRESETS.items():
+        words = f"{preset.words} (the default)" if name == DEFAULT else preset.words
+        table.add_row(name, words, in_short(preset.settings) or "nothing")
+    console.print(table)
+
+
 def show_report(run_folder: Path | None) -> int:
     """Write the report of a run, show its table, and return the exit status."""
     from fedhlm_app.cli.result import show_result

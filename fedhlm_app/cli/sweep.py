@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
 from fedhlm_app.cli.lazy import command_app
@@ -50,6 +50,7 @@ def sweep(
     name: Annotated[str, typer.Option(help="Folder of the sweep, inside run-dir.")] = "sweep",
     clients: Annotated[int | None, typer.Option("--clients", "-n", help="As in run.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", "-r", help="As in run.")] = None,
+    preset: Annotated[str | None, preset_option()] = None,
     overrides: Annotated[list[str] | None, set_option("Any setting, for all cells.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
@@ -67,7 +68,8 @@ def sweep(
     """
     with ends_with(BAD_SETTINGS, ValueError, OSError, trace=True):
         base: dict[str, Any] = dict(parse_overrides(overrides or []))
-        base |= {k: v for k, v in (("clients", clients), ("rounds", rounds)) if v is not None}
+        options = {"preset": preset, "clients": clients, "rounds": rounds}
+        base |= {k: v for k, v in options.items() if v is not None}
         if not grid and not cell:
             raise SettingsError("nothing to vary: give --grid key=a,b or --cell 'key=a'")
         cells = cells_of(base, grid or [], cell or [])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedhlm_app import __file__ as package_file
-from fedhlm_app.settings import toml_block
+from fedhlm_app.settings import Settings
 
 
 class Components(NamedTuple):
@@ -33,6 +33,7 @@ fab-include = ["README.md"]
 serverapp = {serverapp}
 clientapp = {clientapp}
 
+[tool.flwr.app.config]
 {config}"""
 
 
@@ -41,7 +42,11 @@ def code_root() -> Path:
     return Path(package_file).resolve().parent.parent
 
 
-def write_app(folder: Path, components: Components = Components()) -> Path:  # noqa: B008
+def write_app(
+    folder: Path,
+    settings: Settings,
+    components: Components = Components(),  # noqa: B008
+) -> Path:
     """Write the app's folder and return it.
 
     It holds no code: in a source checkout and in an installed wheel alike, both apps are imported
@@ -51,6 +56,8 @@ def write_app(folder: Path, components: Components = Components()) -> Path:  # n
     ----------
     folder : Path
         Folder to make; Flower wants it named with letters and digits.
+    settings : Settings
+        Of the run: the app's run-config.
     components : Components
         The apps to run.
     """
@@ -58,7 +65,8 @@ def write_app(folder: Path, components: Components = Components()) -> Path:  # n
     text = _PYPROJECT.format(
         serverapp=json.dumps(components.serverapp),
         clientapp=json.dumps(components.clientapp),
-        config=toml_block(),
+        # A JSON value is a TOML value.
+        config="".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.handed_on().items()),
     )
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text("FedHLM, run from the installed packages.\n")

@@ -106,7 +106,7 @@ def launch(
     try:
         on_progress(FIRST)
         with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
-            app = write_app(superlink.folder / "fedhlm", components)
+            app = write_app(superlink.folder / "fedhlm", settings, components)
             run_id = _follow(superlink, app, settings, folder, on_progress)
             status, details = _status(superlink, run_id)
     except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def _follow(
     before = output.stat().st_size if output.exists() else 0
     with output.open("ab") as handle:
         command = subprocess.Popen(
-            _flwr_run(app, settings, superlink.folder),
+            _flwr_run(app, settings),
             cwd=superlink.folder / "work",
             env=superlink.environ,
             stdin=subprocess.DEVNULL,
@@ -183,21 +183,13 @@ def _require_alive(superlink: PrivateSuperLink) -> None:
         )
 
 
-def _flwr_run(app: Path, settings: Settings, scratch: Path) -> list[str]:
-    # A TOML file rather than words on a command line: any text survives it unquoted.
-    overrides = scratch / "overrides.toml"
-    overrides.write_text(
-        "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.changed().items()),
-        encoding="utf-8",
-    )
+def _flwr_run(app: Path, settings: Settings) -> list[str]:
     return [
         program("flwr"),
         "run",
         str(app),
         CONNECTION,
         "--stream",
-        "--run-config",
-        str(overrides),
         "--federation-config",
         _federation(settings),
     ]

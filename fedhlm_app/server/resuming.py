@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhlm_app.results.runs import CONFIG, RunFolder
 from fedhlm_app.settings import SettingsError
+from fedhlm_app.settings.model import PLACES
 from fedhlm_app.settings.sources import Scalar
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ spent, and what each client keeps. All other settings say what those mean: thres
 for a pair, its number formats, its data and its verifier; sums of two rules, budgets or shares of
 clients asked cannot be added up; noise is accounted for at one scale.
 """
-
-_PLACE = ("resume", "name", "run-dir")
-"""Without effect on a run that goes on, which stays in its folder."""
 
 
 def settings_of(folder: RunFolder) -> dict[str, Scalar]:
@@ -74,7 +72,7 @@ def check(settings: Settings) -> int:
         f"setting {key!r} = {value!r}: the run in '{folder.path}' has {before[key]!r}, and its "
         "checkpoint stands for nothing else"
         for key, value in settings.to_run_config().items()
-        if value != before[key] and key not in (*MAY_CHANGE, *_PLACE)
+        if value != before[key] and key not in (*MAY_CHANGE, *PLACES)
     ]
     if found:
         found.append("what may change when a run goes on: " + ", ".join(MAY_CHANGE))

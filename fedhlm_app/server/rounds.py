@@ -328,6 +328,7 @@ class Federation:
             "evaluation": evaluated,
             "clustering": clustering_figures(self._clusters),
             "settings": settings.to_run_config(),
+            "changed": settings.changed(),
             "versions": versions(),
         }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fedhlm_app.settings.field import Group, setting
+from fedhlm_app import presets
+from fedhlm_app.settings.field import Group, OneOf, setting
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -12,6 +13,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class JobGroup(Group):
     """How large the run is and where it is written."""
 
+    preset: Annotated[str, OneOf(*presets.PRESETS)] = setting(
+        presets.DEFAULT, "named settings to start from, which all others given overrule"
+    )
     name: str = setting("fedhlm", "name of the run, part of its folder's name")
     run_dir: str = setting(
         "runs",

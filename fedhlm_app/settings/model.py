@@ -17,16 +17,18 @@ from fedhlm_app.settings.groups_job import DataGroup, JobGroup, ModelGroup
 from fedhlm_app.settings.groups_learning import FederationGroup, LearningGroup
 from fedhlm_app.settings.groups_routing import EdgeGroup, RoutingGroup
 from fedhlm_app.settings.sources import (
+    DECIDED,
     Scalar,
     absolute,
-    from_environment,
     given_by_user,
     looks_like_path,
+    with_preset,
 )
 from fedhlm_app.settings.words import allowed_values
 from hlm.verifiers import plain_verifier, shares_draw
 
-# pydantic collects fields from the last base to the first.
+PLACES = ("run-dir", "name", "resume")
+"""Settings that say where a run is written, and nothing about it."""
 GRADIENT_SETTINGS = (
     "strategy", "edge-rule", "cloud-rule", "local-steps", "local-batch", "learning-rate",
     "privacy", "initial-threshold", "cost-transmit", "cost-error",
@@ -49,6 +51,7 @@ def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> 
     return GUARANTEE
 
 
+# pydantic collects fields from the last base to the first.
 class Settings(
     FederationGroup, LearningGroup, EdgeGroup, RoutingGroup, DataGroup, ModelGroup, JobGroup
 ):
@@ -113,9 +116,9 @@ class Settings(
     ) -> Self:
         """Build the settings inside a Flower app, from `context.run_config`.
 
-        Precedence: defaults, then the environment (`FEDHLM_CLIENTS` for `clients`), then what
-        the user set in the run-config. Keys of a complete run-config that hold the default count
-        as not set, since Flower fills in all defaults before an app sees them.
+        Precedence: defaults, then the preset, the environment (`FEDHLM_CLIENTS` for `clients`),
+        and what the user set in the run-config. Keys of a complete run-config that hold the default
+        count as not set, since Flower fills in all defaults before an app sees them.
 
         Parameters
         ----------
@@ -147,12 +150,9 @@ class Settings(
 
         Parameters, errors and precedence are those of `from_run_config`.
         """
-        defaults = cls.defaults()
-        environment = from_environment(os.environ if environ is None else environ, defaults)
-        # `populate_by_name` would take snake_case keys too; outside there is one spelling.
-        given = {kebab(key): value for key, value in overrides.items()}
+        given = with_preset(overrides, os.environ if environ is None else environ, cls.defaults())
         try:
-            settings = cls.model_validate({**environment, **given})
+            settings = cls.model_validate(given)
         except ValidationError as error:
             ranges = {kebab(name): allowed_values(f) for name, f in cls.model_fields.items()}
             raise from_validation(error, ranges) from None
@@ -199,10 +199,19 @@ class Settings(
         values: dict[str, Scalar] = self.model_dump(by_alias=True)
         return values
 
+    def handed_on(self) -> dict[str, Scalar]:
+        """Return a run-config from which `from_run_config` makes these settings and no others."""
+        values = self.to_run_config()
+        return {DECIDED: values.pop("preset"), **values}
+
     def changed(self) -> dict[str, Scalar]:
-        """Return only the settings that differ from their default, by kebab-case key."""
-        defaults = self.defaults()
-        return {key: value for key, value in self.to_run_config().items() if value != defaults[key]}
+        """Return what is not as the preset has it, by kebab-case key; `PLACES` are left out."""
+        plain = self.from_sources({"preset": self.preset}, {}).to_run_config()
+        return {
+            key: value
+            for key, value in self.to_run_config().items()
+            if value != plain[key] and key not in PLACES
+        }
 
     @property
     def verifier(self) -> str:

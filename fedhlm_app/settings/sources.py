@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from fedhlm_app import presets
 from fedhlm_app.settings.address import TOKEN_VARIABLE
 from fedhlm_app.settings.errors import ENVIRONMENT_PREFIX, SettingsError, closest
+from fedhlm_app.settings.field import kebab
 
 Scalar = bool | int | float | str
 
 # A misspelt FEDHLM_CLIENTS must not be ignored, while other FEDHLM_ variables are none of ours.
 _NEAR_MISS = 0.87
+
+DECIDED = "decided-preset"
+"""Key in place of ``preset`` where all other settings are decided: it changes none of them."""
 
 DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """Files that can be read as a dataset."""
@@ -46,6 +51,26 @@ def from_environment(environ: Mapping[str, str], keys: Collection[str]) -> dict[
     return values
 
 
+def with_preset(
+    overrides: Mapping[str, Scalar], environ: Mapping[str, str], keys: Collection[str]
+) -> dict[str, Scalar]:
+    """Return what preset, environment and overrides say, by kebab-case key, the last first.
+
+    Raises
+    ------
+    SettingsError
+        When there is no such preset, or a variable is all but a setting's name.
+    """
+    # `populate_by_name` would take snake_case keys too; outside there is one spelling.
+    given = from_environment(environ, keys) | {kebab(k): value for k, value in overrides.items()}
+    name = str(given.get("preset", presets.DEFAULT))
+    if name not in presets.PRESETS:
+        near = closest(name, presets.PRESETS)
+        hint = f"did you mean {near!r}?" if near else f"one of {', '.join(presets.PRESETS)}"
+        raise SettingsError(f"unknown preset {name!r}; {hint}")
+    return presets.preset_settings(name) | given
+
+
 def without_settings(environ: Mapping[str, str], keys: Collection[str]) -> dict[str, str]:
     """Return the environment without the variables that are settings.
 
@@ -62,8 +87,12 @@ def given_by_user(
 
     Flower hands an app its `[tool.flwr.app.config]` fused with the user's `--run-config`: every
     key is there and nothing tells which were typed. In such a complete mapping a value that
-    equals the default counts as not typed; in a partial one every value counts.
+    equals the default counts as not typed; in a partial one every value counts, and in one of
+    `fedhlm_app.settings.model.Settings.handed_on` too.
     """
+    if DECIDED in run_config:
+        rest = {key: value for key, value in run_config.items() if key != DECIDED}
+        return rest | {"preset": run_config[DECIDED]}
     if not defaults.keys() <= run_config.keys():
         return dict(run_config)
     return {

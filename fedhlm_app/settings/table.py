@@ -9,7 +9,7 @@ from fedhlm_app.settings.field import Group, kebab
 from fedhlm_app.settings.groups_job import DataGroup, JobGroup, ModelGroup
 from fedhlm_app.settings.groups_learning import FederationGroup, LearningGroup
 from fedhlm_app.settings.groups_routing import EdgeGroup, RoutingGroup
-from fedhlm_app.settings.words import allowed_values, unit_of
+from fedhlm_app.settings.words import allowed_values, in_words, unit_of
 
 GROUPS: dict[str, type[Group]] = {
     "Job": JobGroup,
@@ -39,7 +39,7 @@ def rows() -> list[SettingRow]:
         SettingRow(
             group=group,
             name=kebab(name),
-            default=_shown(field.default),
+            default=in_words(field.default),
             unit=unit_of(field),
             allowed=allowed_values(field),
             description=field.description or "",
@@ -85,7 +85,7 @@ def toml_block() -> str:
         for row in rows():
             if row.group == group:
                 lines.append(f"# {comment(row)}")
-                lines.append(f"{row.name} = {_toml_value(defaults[row.name])}")
+                lines.append(f"{row.name} = {json.dumps(defaults[row.name])}")  # TOML, too
     return "\n".join(lines) + "\n"
 
 
@@ -94,14 +94,3 @@ def comment(row: SettingRow) -> str:
     allowed = "" if row.allowed == "text" else row.allowed
     limits = "; ".join(part for part in (row.unit, allowed) if part)
     return f"{row.description} [{limits}]" if limits else row.description
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    # A JSON string is a TOML basic string.
-    return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
-def _shown(default: object) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)

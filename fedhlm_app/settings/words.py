@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -36,6 +37,16 @@ def allowed_values(field: FieldInfo) -> str:
     noun = "an integer" if kind is int else "a number"
     bounds = _bounds(field.metadata)
     return f"{noun} {bounds}" if bounds else noun
+
+
+def in_words(value: object) -> str:
+    """A setting's value as one types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def in_short(settings: Mapping[str, object]) -> str:
+    """Some settings in one line, as one types them."""
+    return ", ".join(f"{key}={in_words(value)}" for key, value in settings.items())
 
 
 def _bounds(metadata: list[Any]) -> str:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from fedhlm_app.learning.rules import GRADIENTS, GUARANTEE
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.field import kebab
-from fedhlm_app.settings.sources import Scalar, from_environment
+from fedhlm_app.settings.model import PLACES
+from fedhlm_app.settings.sources import Scalar, with_preset
+from fedhlm_app.settings.words import in_words
 
-_PLACE = ("run-dir", "name", "resume", "workers", "checkpoint", "token-log", "token-texts")
+_PLACE = (*PLACES, "workers", "checkpoint", "token-log", "token-texts")
 """Settings that do not change a result, so cells that differ in them are the same cell."""
 
 
@@ -98,8 +100,7 @@ def _settings(base: Mapping[str, Scalar], words: Mapping[str, str], rule: str = 
 
 def _is_auto(base: Mapping[str, Scalar], words: Mapping[str, str]) -> bool:
     """Whether nobody has said by which rule this cell learns."""
-    told = from_environment(os.environ, ["learning"])
-    told |= {kebab(key): value for key, value in {**base, **words}.items()}
+    told = with_preset({**base, **words}, os.environ, Settings.defaults())
     return told.get("learning", "auto") == "auto"
 
 
@@ -147,15 +148,11 @@ def _with_differences(cells: list[Cell]) -> list[Cell]:
     for cell, value in zip(cells, values, strict=True):
         words = {kebab(key): word for key, word in cell.varied.items()}
         told = {
-            key: words[key] if words.get(key, "auto") != "auto" else _text(value[key])
+            key: words[key] if words.get(key, "auto") != "auto" else in_words(value[key])
             for key in dict.fromkeys((*words, *differing))
         }
         shown.append(replace(cell, shown=told))
     return shown
-
-
-def _text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _axis(grid: str) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from fedhlm_app.results.runs import RunFolder, cores, write_atomically
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.sources import without_settings
+from fedhlm_app.settings.words import in_words
 from fedhlm_app.sweep.cells import Cell
 
 CHECKPOINT = "checkpoint.json"
@@ -225,8 +226,7 @@ def _command(cell: Cell, folder: Path, jobs: int) -> list[str]:
         settings["resume"] = str(cut[-1].path)
     words = [sys.executable, "-m", "fedhlm_app", "run"]
     for key, value in settings.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        words += ["--set", f"{key}={text}"]
+        words += ["--set", f"{key}={in_words(value)}"]
     return words
 
 

@@ -168,14 +168,8 @@ def start_flower(deployed: Deployment, nodes: Sequence[str]) -> None:
 
 def run_on(deployed: Deployment, settings: Settings) -> str:
     """`flwr run` to its end; Flower's own word on it, since its exit status is always 0."""
-    app = write_app(deployed.folder / "fedhlm")
-    overrides = deployed.folder / "overrides.toml"
-    overrides.write_text(
-        "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.changed().items())
-    )
-    output = deployed.flwr(
-        "run", str(app), "lo", "--stream", "--run-config", str(overrides), timeout=2 * PATIENCE
-    )
+    app = write_app(deployed.folder / "fedhlm", settings)
+    output = deployed.flwr("run", str(app), "lo", "--stream", timeout=2 * PATIENCE)
     (deployed.folder / "run.log").write_text(output)
     deadline = time.monotonic() + PATIENCE
     while True:

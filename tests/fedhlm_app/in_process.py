@@ -46,7 +46,7 @@ class LocalGrid:
                 node_id=100 + client,
                 node_config={"partition-id": client, "num-partitions": settings.clients},
                 state=RecordDict(),
-                run_config=settings.to_run_config(),
+                run_config=settings.handed_on(),
             )
             for client in range(settings.clients)
         }

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from flwr.cli.config_utils import load_and_validate
-from flwr.common.config import fuse_dicts, parse_config_args
+from flwr.common.config import parse_config_args
 from flwr.supercore.utils import simulation_config_from_json
 
 from fedhlm_app.launch import Components, LaunchError, RunResult, launch, write_app
 from fedhlm_app.launch.failure import last_errors
-from fedhlm_app.launch.launcher import _federation, _flwr_run, _result, _run_id
+from fedhlm_app.launch.launcher import _federation, _result, _run_id
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
 from fedhlm_app.launch.stages import FIRST, STAGES, stage
 from fedhlm_app.launch.superlink import PrivateSuperLink
@@ -49,19 +49,16 @@ def environment() -> dict[str, str]:
 
 
 def test_the_written_app_is_one_that_flower_accepts(tmp_path: Path) -> None:
-    app = write_app(tmp_path / "fedhlm")
-    config, _ = load_and_validate(app / "pyproject.toml", check_module=False)
-    assert config["tool"]["flwr"]["app"]["config"] == Settings.defaults()
-    assert config["tool"]["flwr"]["app"]["components"]["serverapp"] == "fedhlm_app.server_app:app"
-
-
-def test_settings_reach_flower_unharmed(tmp_path: Path) -> None:
     changes = {"dataset": '/a b/it\'s "x".csv', "rounds": 3, "free-feedback": False, "gamma": 2.5}
+    # At its default, and not as the preset has it.
+    changes |= {"preset": "paper", "uncertainty": "closed-form"}
     settings = Settings.from_sources(changes, {}, tmp_path)
-    command = _flwr_run(tmp_path / "app", settings, tmp_path)
-    overrides = parse_config_args([command[command.index("--run-config") + 1]])
-    fused = fuse_dicts(Settings.defaults(), overrides)
-    assert Settings.from_run_config(fused, {}, Path("/elsewhere")) == settings
+    app = write_app(tmp_path / "fedhlm", settings)
+    config, _ = load_and_validate(app / "pyproject.toml", check_module=False)
+    run_config = config["tool"]["flwr"]["app"]["config"]
+    elsewhere = {"FEDHLM_PRESET": "u-hlm", "FEDHLM_GAMMA": "3"}
+    assert Settings.from_run_config(run_config, elsewhere, Path("/elsewhere")) == settings
+    assert config["tool"]["flwr"]["app"]["components"]["serverapp"] == "fedhlm_app.server_app:app"
 
 
 def test_a_node_per_client_and_no_more_workers_than_clients(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedhlm_app.presets import PRESETS
 from fedhlm_app.settings import Settings, comment, rows, toml_block
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,8 @@ def test_the_app_bundle_is_small_and_holds_the_code_only() -> None:
         if not name.startswith(".info/")
     }
     code = {name for name in names if name.endswith(".py")}
-    assert names - code == {"LICENSE", "pyproject.toml"}
+    presets = {f"fedhlm_app/presets/{name}.toml" for name in PRESETS}
+    assert names - code == {"LICENSE", "pyproject.toml", *presets}
     wanted = _reachable_from("fedhlm_app.client_app", BUNDLED)
     wanted |= _reachable_from("fedhlm_app.server_app", BUNDLED)
     # Whole folders travel: what the apps import is in them, and nothing that runs beside the apps.

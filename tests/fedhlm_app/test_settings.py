@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedhlm_app.presets import PRESETS, preset_settings
 from fedhlm_app.settings import Settings, SettingsError, markdown_table, rows
 from fedhlm_app.settings.sources import environment_name, looks_like_path, without_settings
 
@@ -126,7 +127,7 @@ def test_fewer_clients_than_the_usual_clusters_use_fewer(clients: int | str, clu
     settings = Settings.from_sources({"clients": clients}, {})
     assert settings.clusters == clusters
     # What a launch hands on, and what an app makes of a complete run-config.
-    assert Settings.from_run_config(settings.changed(), {}).clusters == clusters
+    assert Settings.from_run_config(settings.handed_on(), {}).clusters == clusters
     complete = Settings.defaults() | {"clients": int(clients)}
     assert Settings.from_run_config(complete, {}).clusters == clusters
 
@@ -170,11 +171,36 @@ def test_what_looks_like_a_path(value: str, is_path: bool) -> None:
     assert looks_like_path(value) is is_path
 
 
-def test_only_changed_settings_travel(tmp_path: Path) -> None:
-    settings = Settings.from_sources({"rounds": 2, "run-dir": str(tmp_path)}, {})
-    # `auto` travels as the rule it stands for, so that all sides mean the same.
-    rule = {"learning": "certified-high-probability"}
-    assert settings.changed() == {"rounds": 2, "run-dir": str(tmp_path), **rule}
+def test_a_preset_replaces_defaults_and_nothing_else() -> None:
+    environ = {"FEDHLM_PRESET": "u-hlm", "FEDHLM_UNCERTAINTY_SAMPLES": "5"}
+    given = {"preset": "cu-hlm", "theta-tv": "0.2", "verification": "auto"}
+    settings = Settings.from_sources(given, environ)
+    assert (settings.preset, settings.policy, settings.theta_tv) == ("cu-hlm", "u-hlm", 0.2)
+    assert (settings.uncertainty_samples, settings.verifier) == (5, "coupled")
+    assert Settings.from_sources({}, environ).uncertainty == "temperature-sweep"
+    changed = {"theta-tv": 0.2, "verification": "auto", "uncertainty-samples": 5}
+    assert settings.changed() == changed
+    # As a launch hands them on nothing changes them a second time.
+    assert Settings.from_run_config(settings.handed_on(), {"FEDHLM_GAMMA": "3"}) == settings
+    # In Flower's own run-config a value that is the default counts as not typed.
+    fused = Settings.defaults() | given
+    assert Settings.from_run_config(fused, {}).verification == "truncated"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_one_that_may_run_and_says_what_it_changes(name: str) -> None:
+    settings = Settings.from_sources({"preset": name}, {})
+    assert settings.preset == name and settings.changed() == {}
+    defaults, wanted = Settings.defaults(), preset_settings(name)
+    assert all(type(defaults[key]) is type(value) for key, value in wanted.items())
+    assert wanted.items() <= settings.to_run_config().items()
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"^unknown preset 'papr'; did you mean 'paper'"):
+        build(preset="papr")
+    with pytest.raises(SettingsError, match=r"^unknown preset 'xyz'; one of fedhlm, paper"):
+        Settings.from_sources({}, {"FEDHLM_PRESET": "xyz"})
 
 
 @given(

@@ -14,6 +14,7 @@ from fedhlm_app.results.runs import REPORT, RunFolder, write_atomically
 from fedhlm_app.results.stages import STAGE_WORDS
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import rows
+from fedhlm_app.settings.words import in_words
 
 _MOST_NAMES = 100
 """Clients of a cluster that are listed."""
@@ -174,7 +175,7 @@ def _settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for name, value in settings.items():
         row = known.get(name)
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        shown = in_words(value)
         meaning = f"{row.description}{f' ({row.unit})' if row.unit else ''}" if row else ""
         changed = row is None or shown != row.default
         lines.append({"name": name, "value": shown, "meaning": meaning, "changed": changed})

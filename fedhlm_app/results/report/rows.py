@@ -7,6 +7,7 @@ from typing import Any
 
 from fedhlm_app.results.report.verdict import lacking, meanwhile, threshold, verdict
 from fedhlm_app.results.stages import STAGE_WORDS
+from fedhlm_app.settings.words import in_short
 
 
 def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
@@ -55,6 +56,9 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         ]
     if traffic["edge"]:
         rows.append(("bytes at the edge", f"{traffic['edge']:,}", ""))
+    if (preset := summary.get("settings", {}).get("preset")) is not None:
+        changed = in_short(summary.get("changed", {}))
+        rows.append(("preset", preset, f"changed: {changed}" if changed else "nothing changed"))
     rows.append(
         (
             "seconds",
