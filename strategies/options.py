@@ -45,6 +45,7 @@ class CommonOptions(TypedDict, total=False):
     bounds: Bounds
     max_weight: float
     require_echo: bool
+    metric_ranges: Mapping[str, tuple[float, float]]
     privacy: CentralPrivacy | None
     on_round: Callable[[RoundRecord], None] | None
     keep_values: bool

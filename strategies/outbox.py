@@ -136,7 +136,7 @@ class Outbox:
             server_round=current.number,
             clients={node_id: node.client for node_id, node in current.asked.items()},
             extras=extras,
-            metric_ranges=method.reply_metrics if train else {},
+            metric_ranges={**self.limits.metric_ranges, **method.reply_metrics} if train else {},
             weight_key=self.records.weight_key,
             max_weight=self.limits.max_weight,
             require_echo=self.limits.require_echo,

@@ -113,11 +113,14 @@ class ReplyLimits:
         Largest believable n_k, > 0.
     require_echo : bool
         Replies must carry ``round`` and ``client``; see `ReplySchema`.
+    metric_ranges : mapping of metric name to (low, high)
+        Metrics that each reply of a training leg must have in this range.
     """
 
     bounds: Bounds = (-np.inf, np.inf)
     max_weight: float = 1e9
     require_echo: bool = False
+    metric_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.max_weight > 0:

@@ -84,7 +84,7 @@ def choose_policy(
     from fedhlm_app.server.learned import learned_by
 
     learned = learned_by(folder, theirs, cluster)
-    policy = ServedPolicy(learned.arrays, learned.server_round)
+    policy = ServedPolicy(learned.arrays, learned.server_round, take_back=learned.take_back)
     words = f"policy {settings.policy}"
     if POLICIES[settings.policy].learns:
         words = f"threshold {shown(float(learned.arrays['threshold'][0]))}"

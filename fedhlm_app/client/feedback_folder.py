@@ -18,11 +18,14 @@ import numpy as np
 
 from fedhlm_app.settings.sources import Scalar
 from hlm.arrays import FloatArray, joined
+from hlm.spans import checked_counts
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
 
-_VERSION = 2
+_VERSION = 3
+_READ = (2, 3)
+"""Versions that can be read: before 3 there were no counts to take texts back by."""
 _MADE_WITH = (
     "policy", "decoding", "temperature", "top_p", "uncertainty", "uncertainty_samples",
     "uncertainty_temperature", "audit_rate", "router_hidden", "router_projection",
@@ -100,6 +103,8 @@ class ServedPolicy:
         that round's reply.
     made : dict
         See `made_with`.
+    take_back : list of float
+        Six counts by which texts are taken back from the LLM (`client.take_back`); none: empty.
     """
 
     arrays: dict[str, FloatArray]
@@ -108,6 +113,7 @@ class ServedPolicy:
     consumed: int = 0
     consumed_before: int = 0
     made: dict[str, Scalar] = field(default_factory=dict)
+    take_back: list[float] = field(default_factory=list)
 
 
 class FeedbackFolder:
@@ -152,17 +158,20 @@ class FeedbackFolder:
         """
         try:
             values = json.loads(self.policy_file.read_text(encoding="utf-8"))
-            if (version := values.pop("version", 1)) != _VERSION:
+            if (version := values.pop("version", 1)) not in _READ:
                 raise ValueError(
-                    f"version {version}, allowed: {_VERSION}; delete the file, and the next round "
-                    "of the run writes it anew"
+                    f"version {version}, allowed: {' and '.join(map(str, _READ))}; delete the "
+                    "file, and the next round of the run writes it anew"
                 )
             arrays = {
                 name: np.asarray(value, np.float64) for name, value in values.pop("arrays").items()
             }
             if any(value.ndim != 1 or not np.isfinite(value).all() for value in arrays.values()):
                 raise ValueError("arrays must be lists of finite numbers")
-            return ServedPolicy(arrays, **values)
+            policy = ServedPolicy(arrays, **values)
+            if policy.take_back:
+                checked_counts(policy.take_back)
+            return policy
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import WARNING
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from fedhlm_app.client.feedback_folder import (
     made_with,
 )
 from fedhlm_app.client.routed import RoundResult, Routed, figures
+from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.learning.router import escalates_all
 from fedhlm_app.learning.rules import sums_rule
 from hlm.arrays import FloatArray
@@ -83,10 +84,16 @@ def told_since(
     for number in sorted(fitting):
         sums.update(notes[number].figures)
     nothing = figures(Routed([], Traffic()), settings)
+    counts = {}
+    if learns_take_back(settings):
+        # No more than a round's tokens count, in proportion: the server refuses more.
+        counted = sum(sums[name] for name in RUN_COUNTS)
+        share = min(1.0, settings.tokens_per_round / max(1, counted))
+        counts = {name: sums[name] * share for name in RUN_COUNTS}
     return RoundResult(
         feedback.select(slice(-settings.tokens_per_round, None)),
         _countable(feedback, notes, settings, policy),
-        {**nothing, **sums},
+        {**nothing, **sums, **counts},
         newest=newest,
     )
 
@@ -123,6 +130,7 @@ def next_policy(
     consumed_before: int = 0,
     *,
     calibrating: bool,
+    take_back: Sequence[float] = (),
 ) -> ServedPolicy:
     """What a device serves with after a round's message.
 
@@ -138,6 +146,8 @@ def next_policy(
         Number of the newest text that was learned from, and of that before this round.
     calibrating : bool
         The server has asked for sums: `arrays` may hold a threshold that is under test.
+    take_back : sequence of float
+        The last round's counts, see `ServedPolicy`.
     """
     placed, last = dict(arrays), server_round >= settings.rounds
     rule = sums_rule(settings) if calibrating else None
@@ -146,4 +156,7 @@ def next_policy(
         # A threshold that nobody will test any more has no guarantee to give.
         placed["threshold"] = np.array([ESCALATE_ALL])
     read = rule is not None and not last and rule.reads_kept_tokens
-    return ServedPolicy(placed, server_round, read, consumed, consumed_before, made_with(settings))
+    made = made_with(settings)
+    return ServedPolicy(
+        placed, server_round, read, consumed, consumed_before, made, list(take_back)
+    )

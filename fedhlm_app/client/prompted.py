@@ -196,7 +196,7 @@ class PromptedModel(RoutedModel):
         session : int
             Number of the text; of two texts with one number draws and caches would be the same.
         policy : ServedPolicy
-            Keeps or escalates.
+            Keeps or escalates, and says when texts are taken back from the LLM.
         on_token : callable
             Called with each token once it is decided.
 
@@ -217,6 +217,7 @@ class PromptedModel(RoutedModel):
                 on_token(tokens[-1])
 
         texts = TextBatch([prompt], np.array([session % SESSIONS]), room=max_tokens)
+        self.heard(policy.take_back)
         records, traffic, read = self.route(
             self.policy(policy.arrays),
             texts,

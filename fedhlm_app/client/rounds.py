@@ -108,8 +108,9 @@ def train(message: Message, context: Context) -> Message:
         # It serves with what it has learned, although the next round may bring the older one back.
         learned = {**arrays, "own": step.result.policy}
         after = parted(_start(learned, first, {**config, "own-weight": step.examples}), first)
+        place = server_round, told.newest, bookmark
         folder.write_policy(
-            next_policy(settings, after, server_round, told.newest, bookmark, calibrating=calibrate)
+            next_policy(settings, after, *place, calibrating=calibrate, take_back=_counts(config))
         )
     return Message(content, reply_to=message)
 
@@ -149,15 +150,17 @@ def evaluate(message: Message, context: Context) -> Message:
     if folder is None:
         device = _device(settings, client, context.run_id)
         _join_cluster(device, config, context)
-        _hear_counts(device, config)
+        device.heard(_counts(config))
         routed = device.evaluate(device.policy(start))
     else:
         routed = Routed([], Traffic())
         # While a threshold is under test, the texts of a device must be made with it.
         if sums_rule(settings) is None or server_round >= settings.rounds:
-            told = _bookmark(folder, settings, config, context)
+            told, counts = _bookmark(folder, settings, config, context), _counts(config)
             folder.write_policy(
-                next_policy(settings, start, server_round, told, told, calibrating=False)
+                next_policy(
+                    settings, start, server_round, told, told, calibrating=False, take_back=counts
+                )
             )
     metrics = figures(routed, settings)
     _warn_of_lost(client, server_round, metrics)
@@ -253,7 +256,7 @@ def _route_round(
         start = {**start, "threshold": np.array([ESCALATE_ALL])}
     device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
-    _hear_counts(device, config)
+    device.heard(_counts(config))
     routed = device.train_round(
         device.policy(start),
         server_round,
@@ -294,8 +297,9 @@ def _bookmark(
     return before.consumed if before.server_round == accepted else before.consumed_before
 
 
-def _hear_counts(device: Device, config: ConfigRecord) -> None:
-    device.heard(cast(list[float], config.get("take-back", [])))
+def _counts(config: ConfigRecord) -> list[float]:
+    """How drafts of the last round followed each other; none yet: empty."""
+    return cast(list[float], config.get("take-back", []))
 
 
 def _join_cluster(device: Device, config: ConfigRecord, context: Context) -> None:

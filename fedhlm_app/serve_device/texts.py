@@ -21,6 +21,7 @@ from fedhlm_app.client.feedback_folder import (
 from fedhlm_app.client.from_store import next_policy
 from fedhlm_app.client.prompted import Continuation, PromptedModel
 from fedhlm_app.client.routed import feedback_of, figures
+from fedhlm_app.client.take_back import learns_take_back, run_counts
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.settings import Settings
 from hlm.transport import Transport
@@ -103,6 +104,8 @@ class ServedTexts:
             return
         routed, in_force = answer.routed, answer.policy
         told = figures(routed, self.settings)
+        if learns_take_back(self.settings):
+            told |= run_counts(routed)
         note = TextNote(self._made, digest(in_force.arrays), in_force.read, told)
         try:
             self._store.append(feedback_of(routed, self.settings), note.to_json())

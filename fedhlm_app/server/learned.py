@@ -31,11 +31,14 @@ class Learned:
         Rounds behind it.
     promise : str
         What is certified of text generated with it; empty where nothing is.
+    take_back : list of float
+        Counts by which texts are taken back from the LLM; none: empty.
     """
 
     arrays: dict[str, FloatArray]
     server_round: int
     promise: str
+    take_back: list[float]
 
 
 def learned_by(folder: RunFolder, settings: Settings, cluster: int | None = None) -> Learned:
@@ -57,7 +60,7 @@ def learned_by(folder: RunFolder, settings: Settings, cluster: int | None = None
     CheckpointError
         When there is no checkpoint that can be read.
     """
-    state, _, _ = checkpoint.load(folder.path)
+    state, _, progress = checkpoint.load(folder.path)
     tiers, tier = state["tiers"], settings.personalisation
     if tier == "global":
         if cluster is not None:
@@ -79,4 +82,4 @@ def learned_by(folder: RunFolder, settings: Settings, cluster: int | None = None
         and arrays["threshold"][0] > ESCALATE_ALL
     ):
         promise = certified(settings.fidelity_budget, rule.sureness)
-    return Learned(arrays, int(state["round"]), promise)
+    return Learned(arrays, int(state["round"]), promise, progress.take_back)

@@ -229,7 +229,9 @@ class Federation:
         self._clusters.renew(record.round, self.strategy)
         self._tell_sizes()
         if learns_take_back(self.settings):
-            progress.take_back = [max(0.0, float(sums.get(name, 0))) for name in RUN_COUNTS]
+            counts = [float(sums.get(name, 0)) for name in RUN_COUNTS]
+            # Of a round that counted nothing there is nothing to go by.
+            progress.take_back = counts if any(counts) else progress.take_back
             self._tell_counts()
         if self.settings.checkpoint:
             self._save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
+from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.learning.gradients import policy_bounds
 from fedhlm_app.learning.rules import rule_of
 from fedhlm_app.settings import Settings
@@ -47,6 +48,11 @@ def build_of(
         ),
         "on_round": on_round,
         "require_echo": True,
+        # No device can have more drafts than it was asked for.
+        "metric_ranges": dict.fromkeys(
+            RUN_COUNTS if learns_take_back(settings) else (),
+            (0.0, float(settings.tokens_per_round)),
+        ),
         # Thresholds of single clients are part of the report.
         "keep_values": True,
         "privacy": _central_privacy(settings),

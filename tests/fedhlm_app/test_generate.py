@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,14 @@ def run(tmp_path_factory) -> RunFolder:
         return Runner(patch).run(tmp_path_factory.mktemp("runs"), **changes)[1]
 
 
-def certified_run(folder: Path, threshold: float, **changes: object) -> RunFolder:
+def certified_run(
+    folder: Path, threshold: float, counts: Sequence[float] = (), **changes: object
+) -> RunFolder:
     given = {"run-dir": str(folder), **{k.replace("_", "-"): v for k, v in changes.items()}}
     made = RunFolder.create(Settings.from_sources(given, {}), {})
     tiers = {"policy": np.array([threshold]), "clusters": np.array([[0.2], [threshold]])}
-    checkpoint.save(made.path, {"round": 7, "tiers": tiers}, {}, checkpoint.Progress())
+    progress = checkpoint.Progress(take_back=list(counts))
+    checkpoint.save(made.path, {"round": 7, "tiers": tiers}, {}, progress)
     return made
 
 
@@ -204,6 +207,16 @@ def test_what_a_run_has_certified_is_said(fedhlm, tmp_path):
     given = certified_run(tmp_path, 0.61, workload="score")
     told = json.loads(fedhlm(PROMPT, "--run", str(given.path), "-n", "2", "--json").stdout)
     assert told["certified"] is None
+
+
+def test_a_run_takes_texts_back_as_its_drafts_were_counted(fedhlm, tmp_path, monkeypatch):
+    heard: list[Sequence[float]] = []
+    monkeypatch.setattr(PromptedModel, "heard", lambda self, counts: heard.append(counts))
+    counts = [0.0, 10, 5, 5, 10, 300]
+    for told in (counts, []):
+        made = certified_run(tmp_path, 0.5, told, escalation="span", learning="balanced")
+        assert fedhlm(PROMPT, "--run", str(made.path), "-n", "2").exit_code == 0
+        assert heard.pop() == told
 
 
 def test_a_clusters_policy(fedhlm, tmp_path):

@@ -23,6 +23,7 @@ from fedhlm_app.client.feedback_folder import (
     made_with,
 )
 from fedhlm_app.client.prompted import BadPrompt
+from fedhlm_app.client.take_back import take_back
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
@@ -153,19 +154,38 @@ def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
         one.close()
 
 
+def test_a_policy_of_the_version_before_has_no_counts(llm, tmp_path):
+    texts = served(llm, FeedbackFolder(tmp_path), escalation="span")
+    made = made_with(texts.settings)
+    policy = {"version": 2, "arrays": {"threshold": [0.2]}, "server_round": 1, "made": made}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    assert texts.answer(PROMPT, 6).threshold == 0.2
+    assert texts.device.spans.rule is take_back(texts.settings)
+    counts = [0.0, 10, 5, 5, 10, 300]
+    policy |= {"version": 3, "take_back": counts}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    texts.answer(PROMPT, 6)
+    assert texts.device.spans.rule is take_back(texts.settings, counts)
+    assert texts.device.spans.rule is not take_back(texts.settings)
+    texts.close()
+
+
 def policy_file(chosen, **arrays):
-    return json.dumps({"version": 2, "arrays": arrays, "made": made_with(chosen)})
+    return json.dumps({"version": 3, "arrays": arrays, "made": made_with(chosen)})
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         ("no JSON", "no policy"),
-        ('{"version": 2, "arrays": {"threshold": [NaN]}}', "finite"),
+        ('{"version": 3, "arrays": {"threshold": [NaN]}}', "finite"),
         ('{"version": 2, "arrays": {"threshold": [[0.1]]}}', "finite"),
         ('{"version": 2, "arrays": {"threshold": [0.1]}, "colour": 1}', "no policy"),
         ('["arrays"]', "no policy"),
-        ('{"parameters": [0.1], "server_round": 1}', "version 1, allowed: 2; delete the file"),
+        ('{"parameters": [0.1], "server_round": 1}', "version 1, allowed: 2 and 3; delete"),
+        ('{"version": 3, "arrays": {}, "take_back": [1, 2]}', "2 numbers; allowed: 6"),
+        ('{"version": 3, "arrays": {}, "take_back": [1, -2, 0, 0, 0, 0]}', "finite and >= 0"),
+        ('{"version": 3, "arrays": {}, "take_back": [1, NaN, 0, 0, 0, 0]}', "finite and >= 0"),
         (policy_file(settings(), threshold=[0.1], dual=[4.0]), "allowed: threshold [1]"),
         (
             policy_file(settings(uncertainty="entropy"), threshold=[0.1]),

@@ -39,11 +39,13 @@ def _measured(summary: Mapping[str, Any]) -> str:
 
 def lacking(found: Mapping[str, Any]) -> str:
     """What is needed before anything can be certified, of a `guarantee` where nothing is yet."""
-    heard, least = f"{found['prompts']:,} prompts heard", found["lacking"]
+    # Those of the first round, in which everything is escalated, choose what is tried.
+    prompts, least = found["prompts"], found["lacking"]
+    judged = f"{prompts:,} prompts judged" if prompts else "no prompt judged yet"
     if least is None:
-        return f"after {heard} the search has ended, too much of what was tried is wrong"
+        return f"after {judged} the search has ended, too much of what was tried is wrong"
     rounds = f"{found['rounds']:,} round{'s' if found['rounds'] > 1 else ''}"
-    words = f"{heard}, at least {least:,} more needed"
+    words = f"{judged}, at least {least:,} more needed"
     if found["gathering"]:
         return f"{words} ({rounds} at these settings)"
     return f"{words}: raise calibration-rounds by {found['rounds']:,}"

@@ -22,6 +22,7 @@ from fedhlm_app.client.feedback_folder import (
 )
 from fedhlm_app.client.from_store import next_policy, told_since
 from fedhlm_app.client.routed import Routed, figures
+from fedhlm_app.client.take_back import RUN_COUNTS
 from fedhlm_app.learning.gradients import initial_policy, learn_locally
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.results.runs import RunFolder
@@ -172,7 +173,8 @@ def test_a_policy_comes_back_bit_for_bit(folder):
     assert folder.read_policy() is None
     rng = np.random.default_rng(0)
     arrays = {"threshold": rng.random(1), "router": rng.standard_normal(50)}
-    policy = ServedPolicy(arrays, 3, True, 12, 8, made_with(settings_of()))
+    counts = [0.5, 1.0, 2.0, 3.0, 4.0, 5.0]
+    policy = ServedPolicy(arrays, 3, True, 12, 8, made_with(settings_of()), counts)
     folder.write_policy(policy)
     found = folder.read_policy()
     assert digest(found.arrays) == digest(arrays)
@@ -342,6 +344,39 @@ def test_a_certified_run_counts_texts_of_the_threshold_under_test(tmp_path, monk
     # Nobody will test what is under test at the end.
     for served in deployed.served:
         assert served.folder.read_policy().arrays == {"threshold": [ESCALATE_ALL]}
+
+
+def test_served_texts_tell_when_to_take_back_and_hear_of_it(tmp_path, monkeypatch):
+    rules = []
+    take_back = ServedTexts.take_up_policy
+    monkeypatch.setattr(
+        ServedTexts, "take_up_policy", lambda one: take_back(one) or rules.append(one.policy)
+    )
+    deployed = Deployed(
+        tmp_path, monkeypatch, rounds=3, learning="balanced", escalation="span", clients=2,
+        clusters=1,
+    )  # fmt: skip
+    told = [deployed.trained(number) for number in (1, 2, 3)]
+    sums = [[sum(one[name] for one in round_) for name in RUN_COUNTS] for round_ in told]
+    assert sum(sums[0]) == deployed.rounds[0]["tokens"]
+    assert deployed.federation.progress.take_back == sums[2]
+    for served in deployed.served:
+        # The last message brought the counts of the round before.
+        assert served.folder.read_policy().take_back == sums[1]
+    assert rules[-1].take_back == sums[0]
+
+
+def test_of_many_served_drafts_a_rounds_tokens_count(folder):
+    settings = settings_of(learning="balanced", escalation="span")  # 20 tokens a round
+    counts = dict(zip(RUN_COUNTS, [4, 6, 10, 20, 0, 40], strict=True))
+    sums = {**figures(Routed([], Traffic()), settings), **counts}
+    note = TextNote(made_with(settings), digest(HERE), False, sums)
+    feedback = Feedback.create(u=np.zeros(1), beta=np.zeros(1), kept=np.ones(1, bool))
+    with FeedbackStore(folder.store_file) as opened:
+        opened.append(feedback, note.to_json())
+    found = told_since(folder, settings, HERE, 0).figures
+    assert [found[name] for name in RUN_COUNTS] == [1, 1.5, 2.5, 5, 0, 10]
+    assert [told_since(folder, settings, HERE, 1).figures[name] for name in RUN_COUNTS] == [0] * 6
 
 
 def test_a_line_is_drawn_through_what_was_read(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from clients.policy import ThresholdPolicy
 from clients.records import Stage
+from fedhlm_app.client import rounds as client_rounds
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.feedback_folder import difference, made_with
 from fedhlm_app.client.routed import feedback_of, figures
@@ -130,6 +131,33 @@ def test_rounds_hear_of_the_counts_of_the_round_before(tmp_path, monkeypatch):
     assert summary["exchanges"]["streams"] > 0
     asked = summary["resolution"]["llm_accepted"] + summary["resolution"]["llm_resampled"]
     assert summary["exchanges"]["decoded"] - summary["exchanges"]["overshot"] == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "lie", "reason"),
+    [
+        (RUN_COUNTS[0], -1, "bad-metric"),
+        (RUN_COUNTS[3], 21, "bad-metric"),
+        (RUN_COUNTS[5], float("nan"), "not-finite"),
+        (RUN_COUNTS[5], [1, 2], "bad-metric"),
+    ],
+)
+def test_a_device_that_lies_about_its_drafts_is_refused(tmp_path, monkeypatch, name, lie, reason):
+    told = client_rounds.run_counts
+    honest: list[float] = []
+
+    def lying(routed):
+        found = told(routed)
+        if len(honest) == 6 * 3:
+            return {**found, name: lie}
+        honest.extend(found.values())
+        return found
+
+    monkeypatch.setattr(client_rounds, "run_counts", lying)
+    runner = Runner(monkeypatch)
+    federation, run, _ = runner.run(tmp_path, escalation="span", learning="balanced", rounds=1)
+    assert run.metrics()[0]["refused"] == {"3": reason} and run.summary()["refused"] == {reason: 1}
+    assert sum(federation.progress.take_back) == sum(honest) == 3 * 20
 
 
 def test_text_made_with_streams_is_not_text_made_without():

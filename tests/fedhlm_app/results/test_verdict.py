@@ -48,17 +48,17 @@ START = "Of 18,000 tokens 4,380 were decided on their device; "
         ),
         (
             LACKING,
-            "nothing is certified: 24 prompts heard, at least 35 more needed "
+            "nothing is certified: 24 prompts judged, at least 35 more needed "
             "(3 rounds at these settings)",
         ),
         (
             LACKING | {"gathering": False},
-            "nothing is certified: 24 prompts heard, at least 35 more needed: "
+            "nothing is certified: 24 prompts judged, at least 35 more needed: "
             "raise calibration-rounds by 3",
         ),
         (
             LACKING | {"lacking": None, "rounds": None, "gathering": False},
-            "nothing is certified: after 24 prompts heard the search has ended, too much of what "
+            "nothing is certified: after 24 prompts judged the search has ended, too much of what "
             "was tried is wrong",
         ),
         (None, "2.79 % were kept and wrong where the LLM has read them; nothing is certified"),
@@ -78,7 +78,7 @@ def test_a_threshold_that_keeps_nothing_is_told_in_words():
     text = "\n".join(lines)
     assert "-1" not in text and lines[0].startswith(START)
     assert "keeps nothing" in text and "0: none  1: 0.2500" in text
-    assert "1 of 2  24 prompts heard, at least 35 more needed" in text
+    assert "1 of 2  24 prompts judged, at least 35 more needed" in text
     assert "until then nothing is kept" in text
     tried = text_lines(found(LACKING | {"trial": 0.0312}, threshold=nothing))
     assert any("until then 0.0312 is tried" in line for line in tried)
