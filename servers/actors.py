@@ -9,10 +9,12 @@ its own.
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hlm.wire.stream import is_control
@@ -25,17 +27,30 @@ if TYPE_CHECKING:
     from servers.schedule import Schedule
     from servers.stream import Stream
 
+PATIENCE_SECONDS = 600.0
+"""How long a stream that is written as it is read waits for its reader, on a busy machine."""
+
 
 class _Frames:
-    """What a stream has for its reader, and whether there still is one."""
+    """What a stream has for its reader, whether there still is one, and whether it waits.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    ahead : bool
+        Frames are written before they are wanted.
+    """
+
+    def __init__(self, ahead: bool) -> None:
         self.arrived: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.ahead = ahead
         self.gone = False
+        self.wanted = True
+        self.since = time.monotonic()
 
     def done(self) -> bool:
-        """Whether nobody reads any more."""
-        return self.gone
+        """Whether nobody reads any more; who must ask for each frame has not for long."""
+        idle = not self.ahead and not self.wanted
+        return self.gone or (idle and time.monotonic() - self.since > PATIENCE_SECONDS)
 
 
 Asker = asyncio.Future[bytes] | _Frames
@@ -76,21 +91,30 @@ class RequestBatcher:
         """
         return await self.submit(payload)
 
-    async def stream(self, payload: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(self, payload: bytes, ahead: bool = True) -> AsyncGenerator[bytes, None]:
         """The frames of one stream; closing the generator drops what is left to do for it.
+
+        Parameters
+        ----------
+        payload : bytes
+            The opening.
+        ahead : bool
+            Write before the frames are wanted, as far as the device's credit goes.
 
         Raises
         ------
         WireError
             When the bytes are no valid opening.
         """
-        frames = _Frames()
+        frames = _Frames(ahead)
         self._put(payload, frames)
         try:
             while (found := await frames.arrived.get()) is not None:
                 if isinstance(found, Exception):
                     raise found
                 yield found
+                if not ahead and frames.arrived.empty():
+                    self._put(b"", frames)
         finally:
             frames.gone = True
             self._bell.set()
@@ -149,9 +173,14 @@ class RequestBatcher:
         answers: list[tuple[Asker, bytes | Exception | None]] = []
         for payload, asker in fresh:
             try:
-                if isinstance(asker, _Frames):
-                    stream = self.service.open(payload, asker.done, steady=self.most == 1)
+                if isinstance(asker, _Frames) and asker.wanted:
+                    # Where a device asks for each frame, it speaks before: nothing hangs on time.
+                    wanted = None if asker.ahead else lambda frames=asker: frames.wanted
+                    steady = asker.ahead and self.most == 1
+                    stream = self.service.open(payload, asker.done, steady, wanted)
                     waiting[schedule.add(stream)] = asker
+                elif isinstance(asker, _Frames):
+                    asker.wanted = True
                 elif is_control(payload):
                     answers.append((asker, self.service.control(payload)))
                 else:
@@ -160,8 +189,12 @@ class RequestBatcher:
                 answers.append((asker, error))
         finished = schedule.turn()
         for job, asker in waiting.items():
-            if not isinstance(job, Job) and (frames := job.frames()):
+            if not isinstance(asker, _Frames) or isinstance(job, Job):
+                continue
+            due = asker.ahead or asker.wanted or job.finished
+            if due and (frames := job.frames()):
                 answers.append((asker, frames))
+                asker.wanted, asker.since = False, time.monotonic()
         for job in finished:
             found = self.service.written(job) if isinstance(job, Job) else job.error
             answers.append((waiting[job], found))
@@ -184,6 +217,8 @@ class LanguageModelActor:
     """
 
     concurrency = 1000
+    # Asked again once it is back, it misses the text and says so.
+    retries = -1
 
     def __init__(
         self, build: Callable[[], LanguageModelService], wait: float = 0.0, most: int = 64
@@ -192,16 +227,50 @@ class LanguageModelActor:
 
         torch.set_num_threads(1)
         self._batcher = RequestBatcher(build(), wait, most)
+        self._streams: dict[int, AsyncGenerator[bytes, None]] = {}
 
-    async def exchange(self, payload: bytes) -> bytes:
-        """Answer one request (see `RequestBatcher.exchange`)."""
+    async def exchange(self, payload: bytes, *posted: bytes) -> bytes:
+        """Answer one request (see `RequestBatcher.exchange`), after posted ones."""
+        self._take(posted)
         return await self._batcher.exchange(payload)
 
-    async def stream(self, payload: bytes) -> AsyncGenerator[bytes, None]:
-        """The frames of one stream (see `RequestBatcher.stream`)."""
-        async with aclosing(self._batcher.stream(payload)) as frames:
-            async for found in frames:
-                yield found
+    async def open(self, payload: bytes, *posted: bytes) -> tuple[int, bytes]:
+        """Open a stream (see `RequestBatcher.stream`); its number, and the first frames.
+
+        Nothing is written before it is asked for, so a run repeats to the last byte, and what is
+        taken back was never written.
+        """
+        self._take(posted)
+        frames = self._batcher.stream(payload, ahead=False)
+        first = await anext(frames)
+        # An actor that was started again has none of the numbers of the one before.
+        number = secrets.randbits(63)
+        self._streams[number] = frames
+        return number, first
+
+    async def read(self, number: int, *posted: bytes) -> bytes:
+        """The next frames of a stream; none where it has ended or is not known."""
+        self._take(posted)
+        if number not in self._streams:
+            return b""
+        try:
+            found = await anext(self._streams[number], b"")
+        except BaseException:
+            del self._streams[number]
+            raise
+        if not found:
+            del self._streams[number]
+        return found
+
+    async def close(self, number: int) -> None:
+        """Drop what is left to do for a stream."""
+        if frames := self._streams.pop(number, None):
+            await frames.aclose()
+
+    def _take(self, posted: Collection[bytes]) -> None:
+        for payload in posted:
+            # It is done all the same, and nobody waits for its answer.
+            self._batcher.submit(payload).cancel()
 
     async def describe(self) -> dict[str, Any]:
         """What the model is, once it is loaded (see `LanguageModelService.describe`)."""
@@ -223,6 +292,7 @@ class EdgeActor:
 
     # Two edge servers that ask each other must not wait for each other.
     concurrency = 8
+    retries = 0
 
     def __init__(self, build: Callable[[], EdgeServer]) -> None:
         import torch
@@ -249,7 +319,8 @@ def start_actor(
 ) -> Any:
     """Start the named actor, or find it if it is there; returns its Ray handle.
 
-    It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever.
+    It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever;
+    what it was asked meanwhile waits for it, if its kind says so.
     """
     import ray
 
@@ -261,4 +332,5 @@ def start_actor(
         lifetime="detached",
         get_if_exists=True,
         max_concurrency=kind.concurrency,
+        max_task_retries=kind.retries,
     ).remote(*arguments)

@@ -20,7 +20,6 @@ from hlm.wire import (
     decode_request,
     encode_reply,
 )
-from hlm.wire.frames import End
 from hlm.wire.stream import decode_opening, is_control
 from servers.backend import Backend, check_served
 from servers.job import Job
@@ -47,6 +46,7 @@ class LanguageModelService:
         self.texts = HeldTexts(engine)
         self.streams = Streams(self)
         self.lock = threading.Lock()
+        self._schedules: dict[int, Schedule] = {}  # of streams that are written as they are read
 
     def handle(self, payload: bytes) -> bytes:
         """Answer one request.
@@ -93,17 +93,18 @@ class LanguageModelService:
         WireError
             When the bytes are no valid opening.
         """
-        schedule = Schedule(self, 1)
-        stream = schedule.add(self.open(payload))
+        asking = True
+        stream = self.open(payload, wanted=lambda: asking)
+        schedule = self._schedules.setdefault(stream.caller, Schedule(self, 1))
+        schedule.add(stream)
         try:
             while True:
                 with self.lock:
                     frames = stream.frames()
-                    if not frames and not stream.finished and not stream.ready:
-                        stream.end_all(End.UNHEARD)
-                        continue
                 if frames:
+                    asking = False
                     yield frames
+                    asking = True
                 elif stream.error is not None:
                     raise stream.error
                 elif stream.finished:
@@ -111,13 +112,16 @@ class LanguageModelService:
                 else:
                     schedule.turn()
         finally:
-            self.streams.remove(stream)
+            schedule.drop(stream)
+            if not schedule.busy:
+                self._schedules.pop(stream.caller, None)
 
     def open(
         self,
         payload: bytes,
         abandoned: Callable[[], bool] = lambda: False,
         steady: bool = False,
+        wanted: Callable[[], bool] | None = None,
     ) -> Stream:
         """A stream, ready to take turns (see `Stream`).
 
@@ -128,7 +132,7 @@ class LanguageModelService:
         """
         opening = decode_opening(payload, self.limits)
         self._check(opening.request)
-        return Stream(self, opening, abandoned, steady)
+        return Stream(self, opening, abandoned, steady, wanted)
 
     def control(self, payload: bytes) -> bytes:
         """Do as a device says of its stream; the answer.

@@ -30,6 +30,9 @@ SLICE_TOKENS = 1024
 LOGIT_VALUES = 1 << 26
 """Most logits (positions times vocabulary) that one turn yields: 256 MiB of float32."""
 
+LONGEST_PAUSE = 60.0
+"""Seconds after which somebody looks whether devices have gone."""
+
 Anyone = TypeVar("Anyone", Job, Stream)
 
 
@@ -63,12 +66,12 @@ class Schedule:
 
     @property
     def pause(self) -> float:
-        """Seconds until there is something to do, unless a device says something before."""
+        """Seconds until there may be something to do, unless a device says something before."""
         if any(not isinstance(job, Stream) or job.ready for job in self._jobs()):
             return 0.0
         streams = [job for job in self._jobs() if isinstance(job, Stream)]
         first = min((stream.deadline for stream in streams), default=0.0)
-        return max(0.0, first - time.monotonic())
+        return min(max(0.0, first - time.monotonic()), LONGEST_PAUSE)
 
     def add(self, job: Anyone) -> Anyone:
         """Let a request or a stream take turns; returns it."""
@@ -130,11 +133,23 @@ class Schedule:
         return chain.from_iterable(self._callers.values())
 
     def _next(self) -> list[Job | Stream]:
-        """Requests of the next turn: each caller's first, then each caller's second, and so on."""
+        """Requests of the next turn: each caller's first, then each caller's second, and so on.
+
+        Streams that ride with those come on top.
+        """
         free = [list(_without_conflict(jobs)) for jobs in self._callers.values()]
         depth = max(map(len, free), default=0)
         found = [jobs[level] for level in range(depth) for jobs in free if level < len(jobs)]
-        return found[: self.most]
+        found = found[: self.most]
+        for job in [job for job in found if isinstance(job, Stream) and job.rides]:
+            beside = [one for one in self._callers[job.caller] if isinstance(one, Stream)]
+            found += [one for one in beside if one.rides and one not in found]
+        return found
+
+    def drop(self, job: Job | Stream) -> None:
+        """Give no more turns to a request or stream, if it still gets any."""
+        if job in self._callers.get(job.caller, ()):
+            self._remove(job)
 
     def _drop_abandoned(self) -> None:
         for job in [job for job in self._jobs() if job.abandoned()]:

@@ -71,8 +71,11 @@ class Stream:
     abandoned : callable
         Whether nobody reads the stream any more.
     steady : bool
-        A control takes effect where the credit before it is used up, so that which rows share a
-        pass does not depend on when it comes.
+        A control takes effect where the credit before it is used up, or where no row is left, so
+        that which rows share a pass does not depend on when it comes.
+    wanted : callable, optional
+        Whether its reader waits for the next frame, and nothing is written before; by default it
+        is written ahead, as far as the credit goes.
 
     Attributes
     ----------
@@ -88,6 +91,7 @@ class Stream:
         opening: Opening,
         abandoned: Callable[[], bool] = lambda: False,
         steady: bool = False,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
         self.opening = opening
         self.abandoned = abandoned
@@ -95,6 +99,7 @@ class Stream:
         self.error: Exception | None = None
         self._service = service
         self._steady = steady
+        self._wanted = wanted
         self._job: Job | None = Job(service, opening.request, abandoned)
         self._credit = opening.credit
         self._controls: deque[Control] = deque()
@@ -113,7 +118,7 @@ class Stream:
         """Texts about which other requests must wait."""
         if self._job is not None:
             return self._job.names
-        if self._steady and self.ready:
+        if self._steady and self._writable():
             return frozenset(row.session[:2] for row in self.rows.values())
         return frozenset()
 
@@ -130,12 +135,28 @@ class Stream:
     @property
     def ready(self) -> bool:
         """Whether a turn would bring it on."""
-        return self._job is not None or bool(self._writable())
+        if self._job is not None or self._wanted is None:
+            return self._job is not None or bool(self._writable())
+        return self._wanted() and self.rides
+
+    @property
+    def rides(self) -> bool:
+        """Whether it goes on where another one of its device, also written as read, does.
+
+        Texts of a device grow together, so its reader is about to want it, too.
+        """
+        lazy = self._wanted is not None and self._job is None
+        return lazy and not self._frames and bool(self._writable())
 
     @property
     def deadline(self) -> float:
-        """When it stops waiting for credit, s of `time.monotonic`; infinity while it need not."""
-        return self._deadline
+        """When it stops waiting for credit, s of `time.monotonic`; infinity while it need not.
+
+        A device that waits for a frame says nothing meanwhile.
+        """
+        if self._wanted is None or self._deadline == float("inf"):
+            return self._deadline
+        return 0.0 if self._wanted() and not self._frames else float("inf")
 
     def need(self, most: int) -> tuple[int, int]:
         """Tokens and positions that the next turn may use, each from 1 to `most`."""
@@ -211,7 +232,7 @@ class Stream:
             return
         self._emit()
         # Each has a frame of its own, whenever it came.
-        while self._controls and not self._writable():
+        while self._controls and (not self._writable() or self._all_stopped()):
             self._apply(self._controls.popleft())
             self._emit()
         if self._writable():
@@ -232,7 +253,7 @@ class Stream:
         return found
 
     def control(self, control: Control) -> bool:
-        """Do as the device says, now or where the credit is used up; False if it cannot be."""
+        """Do as the device says, now or where `steady` lets it; False if it cannot be."""
         for index, taken in control.stops.items():
             row = self.rows.get(index)
             if index >= len(self.opening.request.rows) or (row and taken > row.written):
@@ -264,6 +285,10 @@ class Stream:
                 self._service.texts.cut(row.session, row.base + taken)
                 self._service.streams.stats.overshot += row.written - taken
         self._deadline = float("inf")
+
+    def _all_stopped(self) -> bool:
+        """Whether controls that are still to be applied leave no row."""
+        return self.rows.keys() <= {row for control in self._controls for row in control.stops}
 
     def _writable(self) -> list[int]:
         return [index for index, row in self.rows.items() if row.written < self._credit]

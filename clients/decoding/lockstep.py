@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from clients.decoding.lockstep_memory import LockstepMemory
-from clients.decoding.slm import Step, left_padded
+from clients.decoding.row_memory import RowMemory
+from clients.decoding.slm import Step, left_padded, shortened
 from hlm.arrays import IntArray
 from hlm.reading.fused import FusedDecoder, can_fuse
 
@@ -68,6 +69,67 @@ class FusedLockstepDecoder:
         memory = self._memory
         hidden = self._decoder.read(tokens, positions, memory.length, memory, wanted)
         return Step(self._decoder.logits(hidden), hidden if self._hidden else None)
+
+
+class FusedRollbackDecoder:
+    """`LockstepDecoder` of texts that shrink, with the written-out forward pass.
+
+    Rows that append nothing cost nothing.
+
+    Parameters
+    ----------
+    decoder, prompts, hidden : as for `FusedLockstepDecoder`
+
+    Attributes
+    ----------
+    lengths : numpy.ndarray
+        int64 [rows], tokens read of each text.
+
+    Raises
+    ------
+    ValueError
+        When there is no prompt, or an empty one.
+    """
+
+    def __init__(
+        self, decoder: FusedDecoder, prompts: Sequence[IntArray], hidden: bool = False
+    ) -> None:
+        self._decoder, self._hidden = decoder, hidden
+        self._tokens, mask, _ = left_padded(prompts)
+        self._counts = mask.sum(axis=1)
+        self._memory = RowMemory(decoder.shape, len(prompts))
+        self.lengths = np.zeros(len(prompts), np.int64)
+
+    def start(self) -> Step:
+        """Read the prompts; what comes after each of them."""
+        return self.read(self._tokens, self._counts)
+
+    def step(self, tokens: IntArray) -> Step:
+        """Append one token to every row (int64 [rows]); what comes next."""
+        return self.read(tokens[:, None], np.ones(len(tokens), np.int64))
+
+    @torch.inference_mode()
+    def read(self, tokens: IntArray, counts: IntArray) -> Step:
+        """Append a few tokens to each row, as `LockstepDecoder.read`; what comes next."""
+        width, rows = tokens.shape[1], np.flatnonzero(counts)
+        places, length = self._memory.place(rows, self.lengths[rows], counts[rows])
+        new = tokens[np.arange(width) >= width - counts[:, None]]
+        wanted = torch.from_numpy(np.cumsum(counts[rows]) - 1)
+        hidden = self._decoder.read(
+            torch.from_numpy(new), torch.from_numpy(places), length, self._memory, wanted
+        )
+        self.lengths = self.lengths + counts
+        found = Step(self._decoder.logits(hidden), hidden if self._hidden else None)
+        return found if len(rows) == len(counts) else found.spread(rows, len(counts))
+
+    def take_back(self, counts: IntArray) -> None:
+        """Forget the last tokens of each row, as `LockstepDecoder.take_back`."""
+        self.lengths = shortened(self.lengths, counts)
+
+    def keep_rows(self, rows: IntArray) -> None:
+        """Drop every row but these (int64, in order)."""
+        self._memory.keep_rows(torch.from_numpy(rows))
+        self.lengths = self.lengths[rows]
 
 
 # The devices of a process share a model, and so its written-out form.

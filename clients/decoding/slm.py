@@ -37,6 +37,18 @@ class Step:
         index = torch.from_numpy(rows)
         return Step(self.logits[index], None if self.hidden is None else self.hidden[index])
 
+    def spread(self, rows: IntArray, count: int) -> Step:
+        """These rows as those (int64, different) of `count`; the others mean nothing."""
+        index = torch.from_numpy(rows)
+        parts = [
+            None
+            if part is None
+            else part.new_zeros(count, part.shape[1]).index_copy_(0, index, part)
+            for part in (self.logits, self.hidden)
+        ]
+        assert parts[0] is not None
+        return Step(parts[0], parts[1])
+
 
 def check_prompts(prompts: Sequence[IntArray]) -> None:
     """ValueError when there is no prompt, or an empty one."""

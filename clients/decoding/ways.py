@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from clients.decoding.lockstep import FusedLockstepDecoder, fused_form
+from clients.decoding.lockstep import FusedLockstepDecoder, FusedRollbackDecoder, fused_form
 from clients.decoding.slm import LockstepDecoder, Step, read_texts
 from clients.decoding.textwise import TextwiseDecoder
 from hlm.arrays import IntArray
@@ -135,9 +135,10 @@ def best_ways(model: PreTrainedModel, longest: int = 0) -> DeviceWays:
         name = model.config.name_or_path or type(model).__name__
         reference = Reference(model, length)
         lockstep = [Way(_LOCKSTEP, False, _lockstep_trial(LockstepDecoder))]
+        rollback = [Way(_LOCKSTEP, False, _rollback_trial(_shrinking))]
         if fused_form(model) is not None:
             lockstep.insert(0, Way(_FUSED, False, _lockstep_trial(_fused)))
-        rollback = [Way(_LOCKSTEP, False, _rollback_trial(_shrinking))]
+            rollback.insert(0, Way(_FUSED, False, _rollback_trial(_fused_rollback)))
         for way, make in _PLAIN.items():
             lockstep.append(Way(way, True, _lockstep_trial(make)))
             rollback.append(Way(way, True, _rollback_trial(make)))
@@ -163,6 +164,8 @@ def rollback_decoder(
 ) -> ShrinkingDecoder:
     """A decoder of texts that can shrink, the way that suits the model; see `LockstepDecoder`."""
     way = best_ways(model).rollback
+    if way == _FUSED:
+        return _fused_rollback(model, prompts, hidden)
     return _PLAIN.get(way, _shrinking)(model, prompts, hidden)
 
 
@@ -170,6 +173,14 @@ def _fused(model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool) ->
     decoder = fused_form(model)
     assert decoder is not None
     return FusedLockstepDecoder(decoder, prompts, hidden)
+
+
+def _fused_rollback(
+    model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool
+) -> ShrinkingDecoder:
+    decoder = fused_form(model)
+    assert decoder is not None
+    return FusedRollbackDecoder(decoder, prompts, hidden)
 
 
 def _lockstep_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -9,6 +10,9 @@ from typing import Any, Protocol
 from fedhlm_app.transport.actor_names import NAMESPACE
 from hlm.transport import Frames, LinkDown
 from hlm.wire import WireError
+
+START_SECONDS = 600.0
+"""Longest that the start of an actor takes, with its model, on a machine that is busy."""
 
 
 class Handler(Protocol):
@@ -57,51 +61,50 @@ class RayTransport:
     name : str
         Name in the namespace `NAMESPACE`.
     timeout : float
-        Seconds to wait for an answer, > 0.
+        Seconds to wait for an answer, > 0; those in which the actor's process starts, for a first
+        time or again, do not count.
     """
 
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
         self.timeout = timeout
         self._actor: Any = None
+        self._posted: list[bytes] = []
 
     def exchange(self, payload: bytes) -> bytes:
         """Send a message, return the reply (see `hlm.transport.Transport`)."""
-        import ray
-
-        with self._reached() as actor:
-            answer: bytes = ray.get(actor.exchange.remote(payload), timeout=self.timeout)
+        answer: bytes = self._ask("exchange", payload)
         return answer
 
     def post(self, payload: bytes) -> None:
-        """Send a message (see `hlm.transport.Transport`)."""
-        with suppress(LinkDown), self._reached() as actor:
-            actor.exchange.remote(payload)
+        """Send a message with the next one that has an answer (see `hlm.transport.Transport`)."""
+        self._posted.append(payload)
 
     def stream(self, payload: bytes) -> Frames:
-        """Open a stream, return its frames (see `hlm.transport.Transport`)."""
-        with self._reached() as actor:
-            arriving = actor.stream.options(num_returns="streaming").remote(payload)
-        return self._frames(arriving)
+        """Open a stream, which is written as it is read (see `hlm.transport.Transport`)."""
+        return self._frames(*self._ask("open", payload))
 
-    def _frames(self, arriving: Any) -> Frames:
-        import ray
-        from ray.exceptions import GetTimeoutError
-
+    def _frames(self, number: int, frames: bytes) -> Frames:
         try:
-            while True:
-                with self._reached():
-                    ready, _ = ray.wait([arriving], timeout=self.timeout)
-                    if not ready:
-                        raise GetTimeoutError(f"no frame within {self.timeout:g} s")
-                    try:
-                        frames: bytes = ray.get(next(arriving), timeout=self.timeout)
-                    except StopIteration:
-                        return
+            while frames:
                 yield frames
+                frames = self._ask("read", number)
         finally:
-            if not arriving.is_finished():
-                ray.cancel(arriving)
+            if frames and self._actor is not None:
+                self._actor.close.remote(number)
+
+    def _ask(self, method: str, content: bytes | int) -> Any:
+        import ray
+
+        posted, self._posted = self._posted, []
+        with self._reached() as actor:
+            answer = getattr(actor, method).remote(content, *posted)
+            if not ray.wait([answer], timeout=self.timeout)[0]:
+                begin = time.monotonic()
+                ray.get(actor.__ray_ready__.remote(), timeout=START_SECONDS)
+                if time.monotonic() - begin > 1:  # it has only started now
+                    ray.wait([answer], timeout=self.timeout)
+            return ray.get(answer, timeout=0)
 
     @contextmanager
     def _reached(self) -> Iterator[Any]:

@@ -60,18 +60,9 @@ def test_streams_from_an_actor_make_the_same_text_as_in_this_process(tmp_path, m
         _, here, _ = Runner(monkeypatch).run(tmp_path, **same)
     ours, theirs = here.summary(), folder.summary()
     assert ours is not None and theirs is not None
-    for name in ("resolution", "threshold", "evaluation", "llm_agreement"):
-        theirs_left, ours_left = (_without_traffic(one[name]) for one in (theirs, ours))
-        assert theirs_left == ours_left, name
-    assert theirs["exchanges"]["streams"] == ours["exchanges"]["streams"] > 0
-    # A server that repeats bit for bit writes its window to the end.
-    assert theirs["exchanges"]["overshot"] > 0 == ours["exchanges"]["overshot"]
-
-
-def _without_traffic(part):
-    if not isinstance(part, dict):
-        return part
-    return {key: value for key, value in part.items() if key not in ("bytes", "exchanges")}
+    for name in ("resolution", "threshold", "evaluation", "llm_agreement", "bytes", "exchanges"):
+        assert theirs[name] == ours[name], name
+    assert theirs["exchanges"]["streams"] > 0
 
 
 def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
@@ -160,7 +151,7 @@ def test_a_run_outlives_its_llm(tmp_path):
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
 
-    wishes = ["initial-threshold=0.1", "workers=1", "max-unresolved=1"]
+    wishes = ["initial-threshold=0.1", "workers=1", "llm-timeout=300"]
     code, output, folder = follow(
         tmp_path,
         ["--rounds", "6", *(word for wish in wishes for word in ("--set", wish))],
@@ -171,13 +162,9 @@ def test_a_run_outlives_its_llm(tmp_path):
     summary = folder.summary()
     assert summary["rounds"] == 6
     assert summary["tokens"] == 4 * 6 * 30
-    lost = summary["resolution"]["unresolved"]
-    assert lost > 0 and f"{lost:,} unresolved" in output
-    assert "tokens stayed unresolved" in (folder.path / "flower.log").read_text()
-    # It is started again: the last round asks the LLM as before.
-    last = folder.metrics()[-1]["resolution"]
-    assert last["unresolved"] == 0
-    assert last["llm_accepted"] + last["llm_resampled"] > 0
+    # It is started again, and what it was asked meanwhile waits for it.
+    assert summary["resolution"]["unresolved"] == 0
+    assert summary["resolution"]["llm_accepted"] > 0
 
 
 def test_a_round_is_completed_without_a_killed_client(tmp_path):

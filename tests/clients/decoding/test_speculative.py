@@ -13,6 +13,7 @@ from clients.block_uplink import BlockUplink
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.slm import LockstepDecoder
 from clients.decoding.speculative import SpeculativeDecoder
+from clients.decoding.ways import rollback_decoder
 from clients.policy import ThresholdPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.link import BackOff
@@ -287,15 +288,25 @@ def test_unknown_methods_and_empty_blocks_are_refused():
         Setup(slm, slm, draft_tokens=0)
 
 
+def in_lockstep(model, prompts):
+    return LockstepDecoder(model, prompts, shrinks=True)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_going_back_leaves_no_trace(architecture):
+@pytest.mark.parametrize("make", [in_lockstep, rollback_decoder])
+def test_going_back_leaves_no_trace(architecture, make):
     model = random_model(architecture, 1)
     generator = np.random.default_rng(0)
     texts = [generator.integers(1, VOCAB, size).tolist() for size in (3, 5, 4)]
-    decoder = LockstepDecoder(model, [np.array(text) for text in texts], shrinks=True)
+    decoder = make(model, [np.array(text) for text in texts])
     decoder.start()
-    for _ in range(6):
+    for number in range(12):
         counts, tokens = generator.integers(0, 3, 3), generator.integers(1, VOCAB, (3, 2))
+        if number == 6:
+            decoder.keep_rows(np.array([0, 2]))
+            texts = [texts[0], texts[2]]
+        counts, tokens = counts[: len(texts)], tokens[: len(texts)]
+        counts[number % len(texts)] = 1
         step = decoder.read(tokens, counts)
         for row, count in enumerate(counts):
             texts[row] += tokens[row, 2 - count :].tolist()
@@ -303,7 +314,7 @@ def test_going_back_leaves_no_trace(architecture):
                 with torch.inference_mode():
                     own = model(torch.tensor([texts[row]])).logits[0, -1]
                 assert torch.allclose(own, step.logits[row], atol=1e-3)
-        back = np.minimum(generator.integers(0, 3, 3), decoder.lengths - 1)
+        back = np.minimum(generator.integers(0, 3, len(texts)), decoder.lengths - 1)
         decoder.take_back(back)
         texts = [text[: len(text) - n] for text, n in zip(texts, back, strict=True)]
         assert decoder.lengths.tolist() == [len(text) for text in texts]
