@@ -185,7 +185,7 @@ class TokenRecords:
 
         1{draft is not the LLM's choice} where that choice is defined (`shared_draw`): in greedy
         decoding, where both distributions are point masses, and for coupled draws, where eq. 3 is
-        not valid (see `hlm.verification.coupled.kept_loss`, whose one-sample estimate this is).
+        not valid (this is one sample of the loss that is: 1 - P(both draw the draft) / x_d).
         Otherwise eq. 3.
         """
         if not shared_draw:

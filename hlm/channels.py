@@ -11,8 +11,6 @@ import numpy as np
 from hlm.arrays import FloatArray
 from hlm.ranges import require_between
 
-__all__ = ["LINKS", "Link", "StreamTimes", "Times"]
-
 
 @dataclass(frozen=True)
 class Link:
@@ -35,20 +33,6 @@ class Link:
     def __post_init__(self) -> None:
         require_between("rate_bits_per_s", self.rate_bits_per_s, 0.0, math.inf, open_low=True)
         require_between("round_trip_s", self.round_trip_s, 0.0, math.inf)
-
-    def seconds(self, messages: int, carried_bytes: float) -> float:
-        """Seconds of requests that wait for their replies one after the other, without compute.
-
-        Parameters
-        ----------
-        messages
-            Requests, from 0; each pays a round trip.
-        carried_bytes
-            All bytes of these requests and replies, from 0.
-        """
-        require_between("messages", messages, 0, math.inf)
-        require_between("carried_bytes", carried_bytes, 0.0, math.inf)
-        return messages * self.round_trip_s + 8.0 * carried_bytes / self.rate_bits_per_s
 
 
 LINKS = (

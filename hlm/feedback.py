@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["feedback_bytes", "read_feedback"]
-
 
 def feedback_bytes(log_prob: Tensor, choice: Tensor) -> NDArray[np.uint8]:
     """What the server writes, uint8 [n].

@@ -13,8 +13,6 @@ import numpy as np
 
 from hlm.arrays import FloatArray
 
-__all__ = ["UHLM_LINE", "DegenerateLineError", "LineSums", "UncertaintyLine"]
-
 UHLM_LINE = (0.815, -0.066)
 """Slope and intercept that U-HLM fitted for its own pair, TinyLlama-1.1B and Llama-2-7B."""
 
@@ -58,10 +56,6 @@ class UncertaintyLine:
     def risk_prone(self) -> float:
         """Threshold (Delta - b)/a: keep what is rejected no more often than Delta. In [0, 1]."""
         return min(max((self.lower_share - self.intercept) / self.slope, 0.0), 1.0)
-
-    def expected_rejection(self, uncertainty: FloatArray) -> FloatArray:
-        """The line's beta, clipped to [0, 1]."""
-        return np.clip(self.slope * uncertainty + self.intercept, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MEASURES", "MeasureKind"]
-
 
 @dataclass(frozen=True)
 class MeasureKind:

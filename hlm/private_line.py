@@ -22,9 +22,6 @@ import numpy as np
 from hlm.arrays import FloatArray
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 
-__all__ = ["LineRelease"]
-
-
 _ENTRIES = 6
 _FAR = 12.0
 _CLEAR = 4.0

@@ -18,8 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["DrawKeys", "Purpose", "exponentials", "portable_log", "session_keys", "uniforms"]
-
 _UINT64_COUNT = 2**64
 _POSITION_LIMIT = 2**63
 _SQRT_HALF = 0.7071067811865476

@@ -1,7 +1,5 @@
 """The range check that costs and links share."""
 
-__all__ = ["require_between"]
-
 
 def require_between(
     name: str, value: float, low: float, high: float, open_low: bool = False

@@ -14,16 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Sampling",
-    "check_probs",
-    "checked_top_token",
-    "distribution",
-    "draw",
-    "probability_of",
-    "top_token",
-]
-
 _SUM_TOLERANCE = 1e-6
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from hlm.sampling import Sampling, distribution, draw, probability_of, top_token
 
-__all__ = ["closed_form", "disagreement", "entropy", "temperature_sweep"]
-
 HOTTEST = 2.0
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from hlm.verification.interface import Verifier
 
-__all__ = ["VERIFIERS", "Need", "Shape", "VerifierKind", "plain_verifier", "shares_draw"]
-
 
 class Shape(IntEnum):
     """What a device claims about the distribution its draft came from; a code of the wire."""

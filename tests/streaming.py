@@ -8,7 +8,7 @@ import torch
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.wire import NO_TOKEN
 from hlm.wire.frames import FrameReader
-from hlm.wire.stream import Control, Opening, Outcome, decode_answer, encode_control, encode_opening
+from hlm.wire.stream import Control, Opening, Outcome, encode_control, encode_opening
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import request_of
@@ -100,7 +100,7 @@ class Device:
 
     def control(self, credit=0, stops=None, key=None) -> Outcome:
         payload = encode_control(Control(self.key if key is None else key, credit, stops or {}))
-        return decode_answer(self.transport.exchange(payload))
+        return Outcome(self.transport.exchange(payload)[1])
 
     def text(self, index):
         row, reply = listed(self.request.rows)[index], told(self.reader.reply)[index]

@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["HISTORY_FEATURES", "SCALAR_FEATURES", "TRACE_FEATURES", "StepFeatures"]
-
 Features = NDArray[np.float32]
 
 _TEMPERATURES = (0.5, 1.0, 1.5, 2.0)

@@ -15,8 +15,6 @@ from transformers import PreTrainedModel
 
 from clients.decoding.slm import Step, read_texts
 
-__all__ = ["TRACED", "text_traces", "trace_of"]
-
 TRACED = ("surprise", "doubt", "agreed")
 """Per token: -ln x of the token the text got (nats), 1 - the largest x, 1{it is the top-1}."""
 

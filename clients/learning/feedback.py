@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["COLUMN_DTYPES", "Feedback"]
-
 COLUMN_DTYPES: dict[str, type[np.generic]] = {
     "u": np.float64,
     "beta": np.float64,
@@ -174,10 +172,6 @@ class Feedback:
         features = np.concatenate(tables) if len(tables) == len(filled) else None
         return cls(**columns, features=features)
 
-    def append(self, other: Feedback) -> Feedback:
-        """The rows of this feedback followed by those of ``other``."""
-        return Feedback.concatenate([self, other])
-
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Feedback:
         """The rows a mask, an index array or a slice picks."""
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMN_DTYPES}
@@ -186,11 +180,6 @@ class Feedback:
     def with_scores(self, scores: ArrayLike) -> Feedback:
         """The same tokens with ``scores`` float64 [n] in place of ``u``."""
         return dataclasses.replace(self, u=np.asarray(scores, dtype=np.float64))
-
-    @property
-    def effective_weight(self) -> NDArray[np.float64]:
-        """Weight float64 [n] with zero where beta is unknown."""
-        return np.where(self.known, self.weight, 0.0)
 
     @property
     def weighted_beta(self) -> NDArray[np.float64]:

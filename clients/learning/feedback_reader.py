@@ -12,8 +12,6 @@ import numpy as np
 
 from clients.learning.feedback import COLUMN_DTYPES, Feedback
 
-__all__ = ["LAYOUT", "FeedbackReader"]
-
 LAYOUT = 1
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from clients.learning.feedback import Feedback
 from clients.learning.feedback_reader import LAYOUT, FeedbackReader
 
-__all__ = ["FeedbackStore"]
-
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS text (number INTEGER PRIMARY KEY AUTOINCREMENT,"
     " tokens INTEGER NOT NULL, about TEXT NOT NULL)",

@@ -13,7 +13,6 @@ two-sample test needs samples. `docs/clustering.md` says what that reveals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,20 +209,6 @@ class Profile:
             _check_size("rows", np.abs(rows[:, :-1]), settings.clip + slack["rows"])
             _check_size("rows", np.abs(rows[:, -1] - 0.5), 0.5 + slack["rows"])
         return cls(mean, square, histogram, rows, prompts, settings.noise_multiplier)
-
-
-def read_profiles(
-    arrays: Mapping[int, NDArray[np.floating]], settings: ProfileSettings
-) -> tuple[dict[int, Profile], dict[int, str]]:
-    """Read many clients' arrays; (profile by client, reason of refusal by client), in order."""
-    profiles: dict[int, Profile] = {}
-    refused: dict[int, str] = {}
-    for client in sorted(arrays):
-        try:
-            profiles[client] = Profile.from_array(arrays[client], settings)
-        except ProfileError as error:
-            refused[client] = str(error)
-    return profiles, refused
 
 
 def _flat(array: NDArray[np.floating], settings: ProfileSettings) -> FloatArray:

@@ -41,11 +41,6 @@ class FalseHits:
     wrong: int = 0
 
     @property
-    def rate(self) -> float:
-        """Share of wrong hits; NaN before the first audit."""
-        return self.wrong / self.checked if self.checked else float("nan")
-
-    @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the rate."""
         return wilson_interval(self.wrong, self.checked)

@@ -122,10 +122,6 @@ class SpanStream:
             self._say(furthest, [])
         return found
 
-    def ahead(self, row: int) -> IntArray:
-        """Tokens that have arrived after the last one taken, int64 [n]: free opinions."""
-        return np.array(self._waiting[row], np.int64)
-
     def stop(self, rows: Sequence[int]) -> None:
         """Take rows back: the text has of them what was taken."""
         # Whether their ends have arrived already is chance, and must not decide what is sent.

@@ -17,8 +17,6 @@ from hlm.arrays import BoolArray, FloatArray
 from hlm.line import DegenerateLineError, LineSums, UncertaintyLine
 from hlm.spans import count_runs
 
-__all__ = ["Calibration", "SharePolicy", "calibrate", "threshold_of_share"]
-
 RouteTexts = Callable[[Policy, str], TokenRecords]
 """Makes the calibration texts under a policy; every routed place has been read by the LLM."""
 

@@ -53,8 +53,6 @@ from hlm.verification import VERIFIERS, Verifier, plain_verifier
 from servers.engine.engine import Engine, context_limit
 from servers.llm import LanguageModelService
 
-__all__ = ["Comparison", "Plan"]
-
 SESSIONS = 16
 """Texts that the engine of a method keeps at a time; accuracy is taken in batches of so many."""
 

@@ -29,9 +29,6 @@ from hlm.verification import VERIFIERS, plain_verifier
 from hlm.wire import Reply, Request, Rows, Status, encode_reply, encode_request
 from hlm.wire.stream import decode_control, decode_opening
 
-__all__ = ["Clock", "Contender", "LanguageModelAlone", "Recorder", "RoutedMethod", "Speculative"]
-
-
 Clock = Callable[[], float]
 """Seconds from some moment on."""
 

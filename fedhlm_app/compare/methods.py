@@ -11,8 +11,6 @@ from typing import Literal
 
 from hlm.verification import VERIFIERS
 
-__all__ = ["DEFAULT_METHODS", "METHODS", "Method", "chosen_methods"]
-
 Escalates = Literal["nothing", "everything", "at random", "above its line", "above the share"]
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-__all__ = ["as_csv", "as_json", "result_table"]
-
 Result = Mapping[str, Any]
 
 

@@ -14,8 +14,6 @@ from hlm.channels import Link, Times
 from hlm.wire import Request, Rows, decode_request, encode_request
 from hlm.wire.stream import OPENING_KIND, decode_opening, is_control
 
-__all__ = ["Tally", "Took", "payload_bytes"]
-
 
 @dataclass(frozen=True)
 class Took:

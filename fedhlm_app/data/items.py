@@ -28,16 +28,6 @@ from fedhlm_app.data.files import (
 from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
 from fedhlm_assets import asset_path
 
-__all__ = [
-    "BUILTIN",
-    "DataError",
-    "Items",
-    "Split",
-    "has_splits",
-    "items_from_rows",
-    "load_items",
-]
-
 BUILTIN = "builtin"
 """Name of the corpus that comes with FedHLM."""
 

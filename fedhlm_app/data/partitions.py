@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedhlm_app.data.items import DataError, Items
-
-__all__ = ["PartitionKind", "label_counts", "partition", "split_client"]
+from fedhlm_app.data.files import DataError
+from fedhlm_app.data.items import Items
 
 PartitionKind = Literal["iid", "dirichlet", "by-class"]
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedhlm_app.data.items import DataError, Items
+from fedhlm_app.data.files import DataError
+from fedhlm_app.data.items import Items
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["TEXT_TOKENS", "Prompt", "Workload", "prompts"]
 
 Workload = Literal["generate", "score", "classify"]
 
@@ -28,8 +27,6 @@ class Prompt:
 
     Attributes
     ----------
-    row : int
-        Of the items; the prompt's name in a report.
     tokens : ndarray
         int64 [tokens], bos first where the tokenizer has one.
     given : int
@@ -39,7 +36,6 @@ class Prompt:
         The true next token after ``tokens`` (`classify`: the label's); -1 where there is none.
     """
 
-    row: int
     tokens: np.ndarray
     given: int
     answer: int = -1
@@ -97,15 +93,14 @@ def prompts(
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     encoded = tokenizer(items.texts(rows), add_special_tokens=False)["input_ids"]
     texts = [np.asarray([*start, *text[:longest]], dtype=np.int64) for text in encoded]
-    numbered = [int(row) for row in rows]
     if workload == "generate":
-        return [Prompt(row, text, len(text)) for row, text in zip(numbered, texts, strict=True)]
+        return [Prompt(text, len(text)) for text in texts]
     if workload == "score":
-        return [Prompt(row, text, 1) for row, text in zip(numbered, texts, strict=True)]
+        return [Prompt(text, 1) for text in texts]
     topic = topic_tokens(tokenizer)
     answers = list(label_tokens(tokenizer, items.label_names).values())
     asking = [np.append(text, topic).astype(np.int64) for text in texts]
     return [
-        Prompt(row, tokens, len(tokens), answers[label])
-        for row, tokens, label in zip(numbered, asking, items.labels(rows), strict=True)
+        Prompt(tokens, len(tokens), answers[label])
+        for tokens, label in zip(asking, items.labels(rows), strict=True)
     ]

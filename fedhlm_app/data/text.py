@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["CLEANING_RULES", "clean_text", "join_text", "label_slug"]
-
 CLEANING_RULES = 1
 """Raised whenever :func:`clean_text` or :func:`join_text` gives another text."""
 

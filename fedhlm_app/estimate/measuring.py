@@ -25,8 +25,6 @@ from fedhlm_app.models.vocabulary import (
 )
 from fedhlm_app.settings import Settings
 
-__all__ = ["measure"]
-
 _TIMED_PROMPTS = 5
 
 

@@ -11,8 +11,6 @@ from fedhlm_app.estimate.sums import LEAST_MS, MOST_MS, Estimate
 from fedhlm_app.results.report.charts import line_chart
 from fedhlm_app.results.report.templates import fill
 
-__all__ = ["HEADINGS", "cells", "render"]
-
 HEADINGS = ("", "kept", "wrong", "at most", "tokens/s", "cost/M", "trips", "RTT <", "LLM >")
 """Of the table: tokens kept, kept and wrong, that with 95 % confidence, speed, cost of a million
 tokens, round trips a text, and below which round trip and above which pace of the LLM, both in ms,

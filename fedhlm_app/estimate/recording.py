@@ -16,8 +16,6 @@ from clients.records import TextBatch, Traffic
 from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.verification import VERIFIERS, plain_verifier
 
-__all__ = ["Recorded", "decode_ms", "record"]
-
 _MOST_PROBABILITIES = 1 << 24
 """Of all places of a batch, in float64: 128 MiB."""
 

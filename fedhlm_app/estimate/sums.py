@@ -14,8 +14,6 @@ from hlm.risk import risk_bound
 from hlm.spans import SpanCosts, count_runs, course, learned, plain_course, token_course
 from hlm.spans.courses import KEPT, Course
 
-__all__ = ["RISKS", "Estimate", "verdict"]
-
 RISKS = (0.01, 0.02, 0.05, 0.10)
 """Shares of tokens that may be kept and wrong."""
 DELTA = 0.05

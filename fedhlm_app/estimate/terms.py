@@ -15,8 +15,6 @@ from hlm.wire import Reply, Request, Rows, Status, encode_reply
 from hlm.wire.frames import Frame, encode_frame, framed
 from hlm.wire.stream import Opening, encode_opening
 
-__all__ = ["Taken", "Terms", "message_bytes"]
-
 _MS_AN_HOUR = 3.6e6
 _MOST = 1e9
 

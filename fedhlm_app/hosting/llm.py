@@ -27,7 +27,7 @@ def build_service(settings: Settings) -> LanguageModelService:
     return LanguageModelService(build_backend(settings))
 
 
-def wait_for_ray(seconds: float = 60.0) -> None:
+def wait_for_ray() -> None:
     """Wait until Flower's simulation has started Ray in this process.
 
     Calling `ray.init` here instead would crash the simulation. A cluster that asks for no token is
@@ -40,11 +40,11 @@ def wait_for_ray(seconds: float = 60.0) -> None:
     """
     import ray
 
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60.0
     while not ray.is_initialized():
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"no Ray after {seconds:g} s: outside a simulation the LLM must be served "
+                "no Ray after 60 s: outside a simulation the LLM must be served "
                 "(`fedhlm serve llm`) and named by the setting llm-address = 'host:port'"
             )
         time.sleep(0.05)
@@ -97,13 +97,13 @@ class LanguageModelHost:
             1 if settings.reproducible else 64,
         )
 
-    def stats(self, timeout: float = 5.0) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
         """Counters of the engine, empty when it does not answer."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
         try:
-            found: dict[str, float] = ray.get(self._actor.stats.remote(), timeout=timeout)
+            found: dict[str, float] = ray.get(self._actor.stats.remote(), timeout=5.0)
         except (RayActorError, GetTimeoutError):
             return {}
         return found

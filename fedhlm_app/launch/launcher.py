@@ -18,8 +18,6 @@ from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLin
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
 from fedhlm_app.settings import Settings
 
-__all__ = ["Components", "Interrupted", "LaunchError", "Listener", "RunResult", "launch"]
-
 Listener = Callable[[Progress | str], None]
 """Is told how far a run is, and before its first round in words what is being started."""
 

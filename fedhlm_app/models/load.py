@@ -30,8 +30,6 @@ from fedhlm_app.models.vocabulary import (
 )
 from fedhlm_assets import asset_path
 
-__all__ = ["ModelPair", "load_llm", "load_pair", "load_slm"]
-
 
 class ModelPair(NamedTuple):
     """Two causal LMs in evaluation mode, and the tokenizer of both."""

@@ -18,8 +18,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-__all__ = ["PACKED_FORMAT", "pack_model", "pack_state", "read_packed", "unpack_state"]
-
 PACKED_FORMAT = "fedhlm-int8-groups-1"
 """Written into the safetensors header; another value is refused on reading."""
 

@@ -17,23 +17,6 @@ from fedhlm_assets import asset_path
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "BUILTIN",
-    "BUILTIN_LABELS",
-    "TOPIC_PROMPT",
-    "PairError",
-    "check_context",
-    "check_folder",
-    "check_same_tokenizer",
-    "fingerprint",
-    "from_transformers",
-    "label_token",
-    "label_tokens",
-    "load_tokenizer",
-    "topic_tokens",
-    "vocabulary_size",
-]
-
 BUILTIN = "builtin"
 """Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
 
@@ -183,9 +166,9 @@ def check_folder(name: str, role: str, *, weights: bool = True) -> None:
         )
 
 
-def vocabulary_size(name: str, role: str = "llm") -> int | None:
+def vocabulary_size(name: str) -> int | None:
     """Token ids a model has logits for, from its config; None where that does not say."""
-    return _config_value(name, role, "vocab_size")
+    return _config_value(name, "llm", "vocab_size")
 
 
 def _config_value(name: str, role: str, key: str) -> int | None:

@@ -7,9 +7,6 @@ from jinja2 import Environment
 from fedhlm_app.pair.figures import PairFigures
 from fedhlm_app.pair.recipe import PairTraining
 
-__all__ = ["model_card"]
-
-
 _CARD = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False).from_string(
     """\
 # Model pair

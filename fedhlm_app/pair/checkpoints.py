@@ -12,8 +12,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from fedhlm_app.results.runs import write_atomically
 
-__all__ = ["last_checkpoint"]
-
 
 def last_checkpoint(folder: Path, identity: list[Any]) -> tuple[str | None, TrainerState]:
     """Find a stage's newest checkpoint, and write down its settings for the next call.

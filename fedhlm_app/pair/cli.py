@@ -15,8 +15,6 @@ from fedhlm_app.cli.lazy import command_app
 if TYPE_CHECKING:
     from fedhlm_app.pair.recipe import PairTraining
 
-__all__ = ["pair_app"]
-
 _BAD_SETTINGS = 2
 
 

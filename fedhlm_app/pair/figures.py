@@ -13,8 +13,6 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.models.vocabulary import PairError, label_tokens
 from fedhlm_app.pair.sequences import Batch, batch_of, batches_by_length, encode_articles
 
-__all__ = ["ModelFigures", "PairFigures", "evaluate_pair", "rounded"]
-
 _BATCH = 50
 
 

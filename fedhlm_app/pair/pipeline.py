@@ -29,8 +29,6 @@ from fedhlm_app.pair.tokenizer import train_tokenizer
 from fedhlm_app.pair.training import new_model, run_stage
 from fedhlm_app.results.runs import write_atomically
 
-__all__ = ["PairReport", "distil_pair", "train_pair"]
-
 _HELD_OUT = 0.05
 """Share of the articles that is held out where the dataset has no splits."""
 

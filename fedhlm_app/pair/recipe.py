@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-__all__ = ["LLM_SHAPE", "SLM_SHAPE", "ModelShape", "PairTraining", "StageRecipe"]
-
 
 def _require(holds: bool, field: str, value: object, allowed: str) -> None:
     """Refuse a value, naming field, value and what is allowed."""

@@ -19,8 +19,6 @@ from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "OrderByLength", "batch_of", "batches_by_length", "encode_articles"]
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -11,8 +11,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedhlm_app.models.vocabulary import label_token
 
-__all__ = ["BOS", "EOS", "PAD", "TOPIC", "train_tokenizer"]
-
 PAD, BOS, EOS, TOPIC = "<|pad|>", "<|bos|>", "<|eos|>", "<|topic|>"
 """Ids 0, 1, 2 and 3; one token per label follows."""
 

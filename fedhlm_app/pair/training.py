@@ -32,8 +32,6 @@ from fedhlm_app.pair.checkpoints import last_checkpoint
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
 from fedhlm_app.pair.sequences import OrderByLength, batch_of
 
-__all__ = ["new_model", "run_stage", "token_losses"]
-
 _LOG_EVERY = 50
 _IGNORED = -100  # what Transformers leaves out of counts and losses
 

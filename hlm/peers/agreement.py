@@ -18,16 +18,6 @@ from numpy.typing import NDArray
 
 from hlm.arrays import IntArray
 
-__all__ = [
-    "SketchMaker",
-    "centroids",
-    "cosine",
-    "degenerate",
-    "distance_of_cosine",
-    "hamming",
-    "unit_rows",
-]
-
 FloatArray = NDArray[np.float32]
 Sketches = NDArray[np.uint8]
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from hlm.ranges import require_between
 
-__all__ = ["PeerCosts"]
-
 
 @dataclass(frozen=True)
 class PeerCosts:

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from hlm.arrays import IntArray
 
-__all__ = ["FINGERPRINTS", "fingerprints", "smallest"]
-
 Sketches = NDArray[np.uint8]
 
 FINGERPRINTS = 1 << 24

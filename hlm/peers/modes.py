@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, cast
 
-__all__ = ["PEER_MODES", "PeerMode"]
-
 
 @dataclass(frozen=True)
 class PeerMode:

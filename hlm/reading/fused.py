@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FusedDecoder", "Linear", "Memory", "Shape", "can_fuse", "joined", "plain_linear"]
-
 MOST_BYTES = 1 << 30
 """Weights are held twice, so models of more bytes than this are read as they are."""
 

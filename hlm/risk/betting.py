@@ -54,9 +54,6 @@ import numpy as np
 
 from hlm.arrays import FloatArray
 
-__all__ = ["FRACTIONS", "WEIGHTS", "log_imbalance", "log_terms", "log_wealth", "wealth_bounds"]
-
-
 FRACTIONS = np.array([0.9, 0.5, 0.2])
 """Bets as fractions of the largest one that cannot lose everything, 1 / (bound - alpha)."""
 

@@ -33,15 +33,6 @@ import numpy as np
 from hlm.arrays import FloatArray
 from hlm.risk.curves import require_grid
 
-__all__ = [
-    "ESCALATE_ALL",
-    "binomial_cdf",
-    "conformal_threshold",
-    "hoeffding_bentkus",
-    "learn_then_test",
-    "risk_bound",
-]
-
 ESCALATE_ALL = -1.0
 """Threshold below every uncertainty: nothing is kept, so the risk is 0 whatever the data."""
 

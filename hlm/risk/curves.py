@@ -9,9 +9,6 @@ from numpy.typing import ArrayLike
 
 from hlm.arrays import FloatArray, IntArray
 
-__all__ = ["UNIT", "FloatArray", "RiskSums", "risk_sums", "threshold_grid"]
-
-
 UNIT = 2.0**-16
 """Step of the numbers a curve is sent in, in prompts."""
 
@@ -96,5 +93,6 @@ def risk_sums(u: FloatArray, loss: FloatArray, prompt: IntArray, grid: FloatArra
 
 
 def require_grid(grid: FloatArray) -> None:
+    """Raise ValueError unless `grid` [g] ascends strictly and is not empty."""
     if grid.ndim != 1 or not len(grid) or not (np.diff(grid) > 0).all():
         raise ValueError("grid must be one ascending array without repetitions")

@@ -51,15 +51,6 @@ from hlm.arrays import FloatArray
 from hlm.risk.control import ESCALATE_ALL, hoeffding_bentkus
 from hlm.risk.curves import require_grid
 
-__all__ = [
-    "CurveRelease",
-    "NoisyCurve",
-    "curve_sensitivity",
-    "private_conformal_threshold",
-    "private_learn_then_test",
-    "square_root_sums",
-]
-
 _SLACK = 1e-9
 _FAR = 12.0
 """Standard deviations beyond which a value is no noise: exceeded once in 10^32 times."""

@@ -7,8 +7,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from hlm.ranges import require_between
 
-__all__ = ["SpanCosts"]
-
 _MOST = 1e12
 
 

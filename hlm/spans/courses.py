@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from hlm.spans.costs import SpanCosts
 from hlm.spans.rules import TakeBack
 
-__all__ = ["Course", "Spent", "best_course", "course", "plain_course", "spent", "token_course"]
-
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from hlm.spans.costs import SpanCosts
 from hlm.spans.runs import chances_of
 
-__all__ = ["AT_ONCE", "NEVER", "TakeBack", "certain", "learned"]
-
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,8 +11,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["COUNTS", "chances_of", "checked_counts", "count_runs", "shrunk"]
-
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 

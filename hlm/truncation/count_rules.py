@@ -10,8 +10,6 @@ from torch import Tensor
 from hlm.line import UHLM_LINE, UncertaintyLine
 from hlm.truncation.k_star import k_star_online
 
-__all__ = ["CountRule", "FixedCount", "OnlineCount", "count_rule"]
-
 
 @dataclass(frozen=True)
 class FixedCount:

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from hlm.sampling import check_probs
 
-__all__ = ["k_star", "k_star_online", "uncertainty_scale"]
-
 # rounding of sums of 10**5 probabilities; uniform ones have deviation 0 + rounding
 _SLACK = 1e-12
 _BIN_SHIFT = 45  # keeps 7 of the 52 bits of the mantissa

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from hlm.sampling import check_probs
 
-__all__ = ["probs_from_weights", "quantise", "quantise_dithered"]
-
 MOST_BITS = 24
 
 

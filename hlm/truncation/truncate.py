@@ -8,8 +8,6 @@ from torch import Tensor
 from hlm.sampling import check_probs
 from hlm.truncation.quantising import quantise
 
-__all__ = ["WEIGHT_BITS", "spread", "truncate"]
-
 WEIGHT_BITS = 8
 """Probabilities of a truncated distribution travel in units of 2**-8."""
 

@@ -19,8 +19,6 @@ from hlm.verification.interface import (
     drafted,
 )
 
-__all__ = ["PROBABILITY_BITS", "Full", "accept_or_resample"]
-
 PROBABILITY_BITS = 16
 
 

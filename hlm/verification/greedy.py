@@ -16,8 +16,6 @@ from hlm.verification.interface import (
     drafted,
 )
 
-__all__ = ["Greedy"]
-
 
 class Greedy:
     """Accept the draft if it is the large model's top token; otherwise take the top token.

@@ -21,16 +21,6 @@ from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys
 from hlm.sampling import check_probs
 
-__all__ = [
-    "UNDECIDED",
-    "Claim",
-    "ClaimError",
-    "Draft",
-    "Verdict",
-    "Verifier",
-]
-
-
 UNDECIDED = -1
 """Stands in a token array where the device still has to find the token."""
 

@@ -25,8 +25,6 @@ from hlm.verification.interface import (
     kept_distribution,
 )
 
-__all__ = ["Scalar"]
-
 _UNITS = 2**PROBABILITY_BITS
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accept_probability", "residual"]
-
 
 def accept_probability(probs: Tensor, target: Tensor) -> Tensor:
     """Chance of accepting each token as a draft: min(1, target / probs).

@@ -24,8 +24,6 @@ from hlm.verification.interface import (
     drafted,
 )
 
-__all__ = ["DEFAULT_COUNT", "Truncated", "TruncatedExact"]
-
 DEFAULT_COUNT = 30  # the k of CU-HLM's own table
 
 

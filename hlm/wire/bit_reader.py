@@ -7,8 +7,6 @@ from hlm.arrays import IntArray
 from hlm.wire.bits import CONSTANT, FEW, MAX_WIDTH, PLAIN, SIGNED_DIFFERENCES, BitArray, low_width
 from hlm.wire.errors import InvalidField, TrailingData, TruncatedMessage
 
-__all__ = ["BitReader"]
-
 
 class BitReader:
     """Reads what :class:`~hlm.wire.bit_writer.BitWriter` wrote, in the same order.

@@ -20,8 +20,6 @@ from hlm.wire.bits import (
 )
 from hlm.wire.errors import InvalidField
 
-__all__ = ["BitWriter"]
-
 _ORDERS = np.arange(32, dtype=np.int64)
 
 
@@ -109,7 +107,7 @@ class BitWriter:
             self._few_golomb(values.tolist(), order)
             return
         shifted = values + (1 << order)
-        widths = bit_lengths(shifted) - 1
+        widths = _bit_lengths(shifted) - 1
         self._unary(widths - order)
         self.ragged(shifted, widths)
 
@@ -213,7 +211,7 @@ class BitWriter:
             self._pending = self._pending_bits = 0
 
 
-def bit_lengths(values: IntArray) -> IntArray:
+def _bit_lengths(values: IntArray) -> IntArray:
     # frexp is exact for integers below 2**53, which MAX_WIDTH guarantees.
     return np.frexp(values.astype(np.float64))[1].astype(np.int64)
 
@@ -225,7 +223,7 @@ def _fold(signed: IntArray) -> IntArray:
 
 def _best_order(values: IntArray) -> tuple[int, int]:
     distinct, counts = np.unique(values, return_counts=True)
-    prefixes = bit_lengths(distinct + (1 << _ORDERS[:, None])) - 1 - _ORDERS[:, None]
+    prefixes = _bit_lengths(distinct + (1 << _ORDERS[:, None])) - 1 - _ORDERS[:, None]
     totals = (2 * prefixes + 1 + _ORDERS[:, None]) @ counts
     order = int(totals.argmin())
     return int(totals[order]), order

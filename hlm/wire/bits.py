@@ -29,10 +29,6 @@ column, fewer for the rest).
 import numpy as np
 import numpy.typing as npt
 
-from hlm.arrays import IntArray
-
-__all__ = ["MAX_WIDTH", "BitArray", "IntArray", "bits_needed"]
-
 BitArray = npt.NDArray[np.uint8]
 
 MAX_WIDTH = 48

@@ -20,21 +20,6 @@ from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.request import check_kind
 from hlm.wire.rows import Limits
 
-__all__ = [
-    "EDGE_QUERY_KIND",
-    "EDGE_REPLY_KIND",
-    "NOT_RESOLVED",
-    "RESOLVED_BY_NEIGHBOUR",
-    "RESOLVED_BY_PEERS",
-    "EdgeQuery",
-    "EdgeReply",
-    "EdgeShare",
-    "decode_edge_query",
-    "decode_edge_reply",
-    "encode_edge_query",
-    "encode_edge_reply",
-]
-
 EDGE_QUERY_KIND = 0xC
 EDGE_REPLY_KIND = 0xD
 NOT_RESOLVED, RESOLVED_BY_PEERS, RESOLVED_BY_NEIGHBOUR = range(3)

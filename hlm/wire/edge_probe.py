@@ -21,18 +21,6 @@ from hlm.wire.errors import InvalidField, OversizedMessage
 from hlm.wire.request import check_kind
 from hlm.wire.rows import Limits
 
-__all__ = [
-    "EDGE_COMMON_KIND",
-    "EDGE_PROBE_KIND",
-    "MOST_FINGERPRINTS",
-    "EdgeProbe",
-    "decode_common",
-    "decode_probe",
-    "encode_common",
-    "encode_probe",
-    "is_probe",
-]
-
 EDGE_PROBE_KIND = 0xE
 EDGE_COMMON_KIND = 0xF
 MOST_FINGERPRINTS = 64

@@ -18,8 +18,6 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DIGEST_BITS", "IDENTITY_BYTES", "PrefixDigest", "joint_digest"]
-
 IDENTITY_BYTES = 16
 DIGEST_BITS = 32
 _PREFIX_BYTES = 16

@@ -162,23 +162,6 @@ def encode_answer(outcome: Outcome) -> bytes:
     return bytes([ANSWER_KIND << 4 | VERSION, outcome])
 
 
-def decode_answer(payload: bytes) -> Outcome:
-    """What became of a control.
-
-    Raises
-    ------
-    WireError
-        If the bytes are no answer to one.
-    """
-    reader = BitReader(payload)
-    check_kind(reader, ANSWER_KIND, VERSION)
-    code = reader.uint(8)
-    reader.finish()
-    if code >= len(Outcome):
-        raise InvalidField(f"outcome {code}; known are 0 to {len(Outcome) - 1}")
-    return Outcome(code)
-
-
 def is_control(payload: bytes) -> bool:
     """Whether a message says that it is a control."""
     return bool(payload) and payload[0] >> 4 == CONTROL_KIND

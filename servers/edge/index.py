@@ -116,10 +116,6 @@ class SketchIndex:
         """Entries of one client."""
         return len(self._held.get(client, ()))
 
-    def key(self, slot: int) -> Sketches:
-        """The sketch in a slot, uint8 [key_bytes]."""
-        return np.asarray(self._keys[slot])
-
     def add(self, keys: Sketches, clients: IntArray, tokens: IntArray, verified: BoolArray) -> None:
         """Add entries, in order; the same client and context again replaces the older entry.
 

@@ -105,7 +105,8 @@ def test_the_share_of_wrong_hits_is_the_tiers_own(cache_on, peers_on, neighbours
         # Every audit that was drawn has ended at the LLM.
         spread = 5 * np.sqrt(RATE * (1 - RATE) * hits.sum())
         assert abs(found.checked - RATE * hits.sum()) < spread
-        assert abs(found.rate - true) < 5 * np.sqrt(true * (1 - true) / found.checked)
+        rate, spread = found.wrong / found.checked, np.sqrt(true * (1 - true) / found.checked)
+        assert abs(rate - true) < 5 * spread
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.channels import Link
+from hlm.channels import Link, Times
 from hlm.transport import LinkDown, Transport
 from tests.e2e.network import FAR, PORT, Network, ip, served_llm, two_namespaces, why_not
 
@@ -115,7 +115,10 @@ def predicted(routed: Routed, link: Link) -> float:
     """Seconds that `hlm.channels` says a round waits, the headers of HTTP included."""
     traffic = routed.traffic
     headers = HEADERS * traffic.messages
-    return link.seconds(traffic.messages, traffic.uplink + traffic.downlink + headers)
+    times = Times([link])
+    for _ in range(traffic.messages):
+        times.exchange(0, 0, 0.0)
+    return float(times.now[0] + times.carried(traffic.uplink + traffic.downlink + headers)[0])
 
 
 @pytest.mark.parametrize("options", [GREEDY, FULL], ids=["greedy", "full"])

@@ -218,7 +218,8 @@ def test_speed_is_compute_plus_a_round_trip_a_message(sampled):
         carried = sum(result["bytes_per_token"].values())
         assert result["round_trips"] == result["messages"]
         for link in LINKS:
-            seconds = compute * tokens + link.seconds(result["messages"], carried * tokens)
+            trips = result["messages"] * link.round_trip_s
+            seconds = compute * tokens + trips + 8 * carried * tokens / link.rate_bits_per_s
             assert result["tokens_per_second"][link.name] == pytest.approx(tokens / seconds)
 
 

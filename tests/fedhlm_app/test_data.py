@@ -354,7 +354,6 @@ class TestPrompts:
     def test_generate_cuts_the_text(self):
         tokenizer = load_tokenizer()
         made = prompts(self.items, tokenizer, [1, 0], "generate", prompt_tokens=3)
-        assert [prompt.row for prompt in made] == [1, 0]
         assert all(prompt.tokens[0] == tokenizer.bos_token_id for prompt in made)
         assert all(len(prompt.tokens) == prompt.given == 4 for prompt in made)
         start = tokenizer.decode(made[1].tokens[1:])

@@ -9,9 +9,11 @@ import torch
 from hlm.randomness import DrawKeys
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.verification import VERIFIERS, Truncated, TruncatedExact
-from hlm.verification.coupled import Coupled, kept_loss, match_probability
+from hlm.verification.coupled import Coupled
 from hlm.verification.speculative import accept_probability, residual
 from tests.hlm.verifier_analysis import (
+    kept_loss,
+    match_probability,
     output_distribution,
     rejection_probability,
     token_distribution,

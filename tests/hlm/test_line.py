@@ -28,9 +28,6 @@ def test_thresholds_of_the_published_line():
     line = UncertaintyLine(0.815, -0.066, 0.2845)
     assert line.risk_averse == pytest.approx(0.081, abs=5e-4)
     assert line.risk_prone == pytest.approx(0.43, abs=5e-3)
-    assert line.expected_rejection(np.array([0.0, 0.5, 2.0])).tolist() == pytest.approx(
-        [0.0, 0.3415, 1.0]
-    )
 
 
 def test_thresholds_stay_inside_zero_and_one():

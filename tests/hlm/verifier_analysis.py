@@ -12,7 +12,6 @@ from hlm.sampling import check_probs, top_token
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.truncation.truncate import spread, truncate
 from hlm.verification import Coupled, Full, Greedy, Scalar, Truncated, TruncatedExact, Verifier
-from hlm.verification.coupled import match_probability
 from hlm.verification.full import PROBABILITY_BITS
 from hlm.verification.speculative import accept_probability, residual
 
@@ -171,3 +170,50 @@ def _(verifier: Scalar, probs: Tensor, target: Tensor) -> Tensor:
             x = seen[row].expand_as(rounded)
             result[row] += chances @ token_distribution(x, x, rounded)
     return result
+
+
+def match_probability(probs: Tensor, target: Tensor) -> Tensor:
+    """Chance that both sides of a coupled race draw the same token, per token.
+
+    The i-th is 1 / sum_j max(x_j/x_i, y_j/y_i) = x_i y_i / sum_j max(x_j y_i, y_j x_i). In the
+    order of r = y/x the maximum is x_j y_i up to i and y_j x_i after it, so two running sums give
+    all of them in O(V log V).
+
+    Parameters
+    ----------
+    probs, target : Tensor of float64 [rows, vocab]
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+    """
+    ratio = torch.where(probs > 0, target / probs, torch.inf)
+    order = ratio.argsort(dim=-1)
+    x, y = probs.gather(1, order), target.gather(1, order)
+    x_up_to = x.cumsum(dim=-1)
+    y_after = y.flip(-1).cumsum(dim=-1).flip(-1) - y
+    rates = y * x_up_to + x * y_after.clamp(min=0.0)
+    matches = torch.where(rates > 0, x * y / torch.where(rates > 0, rates, 1.0), 0.0)
+    return torch.zeros_like(matches).scatter_(1, order, matches)
+
+
+def kept_loss(probs: Tensor, target: Tensor) -> Tensor:
+    """What keeping each token unverified may cost when the others are decided by coupled races.
+
+    The certificate TV(hybrid text, target text) <= E[sum of kept * loss] holds for coupled
+    verification with this loss, 1 - P(both draw d) / x_d, the chance that the server's race would
+    have ended elsewhere. Eq. 3's beta is smaller and suits speculative sampling only: there the
+    draft's own acceptance is all that is tied to it, here the whole race is.
+
+    Parameters
+    ----------
+    probs, target : Tensor of float64 [rows, vocab]
+
+    Returns
+    -------
+    Tensor of float64 [rows, vocab]
+        In [0, 1]; 0 where the distribution is 0.
+    """
+    possible = probs > 0
+    share = match_probability(probs, target) / torch.where(possible, probs, 1.0)
+    return torch.where(possible, (1 - share).clamp(0.0, 1.0), 0.0)

@@ -28,8 +28,6 @@ class LearningRule:
 
     name: ClassVar[str] = "none"
     learns: ClassVar[bool] = False
-    certifies: ClassVar[bool] = False
-    """Whether it promises something about a group of clients."""
     sets_router: ClassVar[bool] = True
     """Whether the threshold of a router may be left to it."""
     counts_unknown: ClassVar[bool] = False

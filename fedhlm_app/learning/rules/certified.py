@@ -45,7 +45,6 @@ class Certified(SumsRule):
     """Largest threshold whose expected risk is at most `fidelity-budget`."""
 
     name = "certified"
-    certifies = True
     metric = CURVE
     length = 1 + len(GRID)
 

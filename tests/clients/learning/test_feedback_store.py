@@ -54,7 +54,7 @@ def test_store_round_trip_after_reopening(tmp_path, features) -> None:  # type: 
     with FeedbackStore(path) as store:
         assert len(store) == 11
         everything, about = store.read()
-        assert_same(everything, first.append(second))
+        assert_same(everything, Feedback.concatenate([first, second]))
         assert everything.prompt.tolist() == [1] * 6 + [2] * 5
         assert about == {1: "one", 2: "two"}
         since, about = store.read(after=bookmark)

@@ -13,7 +13,6 @@ from clients.learning.profile import (
     Profile,
     ProfileError,
     ProfileSettings,
-    read_profiles,
 )
 from clients.learning.profile_making import make_profile, token_sketch
 from hlm.privacy import gaussian_epsilon
@@ -154,13 +153,6 @@ MEAN, HISTOGRAM, ROWS = len(HEADER), len(HEADER) + 10, len(HEADER) + 14
 def test_bad_arrays_are_refused_and_say_why(array, message):
     with pytest.raises(ProfileError, match=message):
         Profile.from_array(array, SMALL)
-
-
-def test_bad_clients_are_named_and_the_others_read():
-    arrays = {7: damaged(MEAN, np.nan), 3: profile_of().to_array(SMALL), 5: np.zeros(2)}
-    profiles, refused = read_profiles(arrays, SMALL)
-    assert list(profiles) == [3] and list(refused) == [5, 7]
-    assert "shape" in refused[5] and "nan" in refused[7]
 
 
 @pytest.mark.parametrize(

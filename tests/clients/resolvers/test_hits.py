@@ -29,7 +29,6 @@ def test_a_rate_needs_evidence_to_exceed_its_limit():
     assert not FalseHits(3, 1).exceeds(0.1)
     assert FalseHits(100, 30).exceeds(0.1)
     assert not FalseHits(100, 100).exceeds(1.0)
-    assert np.isnan(FalseHits().rate) and FalseHits(4, 1).rate == 0.25
     low, high = FalseHits(50, 10).interval
     assert 0.1 < low < 0.2 < high < 0.34
 

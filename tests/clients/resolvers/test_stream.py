@@ -119,7 +119,7 @@ def test_what_came_past_a_stop_is_what_the_llm_would_have_written():
             time.sleep(0.1)
             spans.leave(stream)
             spans.finish()
-            ahead = stream.ahead(0).tolist()
+            ahead = list(stream._waiting[0])
             assert stream.received == 1 + len(ahead)
             assert own_text(prompts(1)[0], 2 + len(ahead))[-len(ahead) :] == ahead
             # Connections are used again: one for streams, one for controls.
