@@ -14,7 +14,7 @@ from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import show_result
 from fedhlm_app.launch import Interrupted, LaunchError, RunResult, launch
-from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.settings.words import in_short
@@ -136,8 +136,6 @@ def _run_job(
 
 def _go_on(folder: RunFolder) -> str:
     """How to go on with a run that was interrupted, if it can be."""
-    from fedhlm_app.server.checkpoint import CHECKPOINT
-
     if not (folder.path / CHECKPOINT).is_file():
         return f"no checkpoint was saved, so there is nothing to go on from in {folder.path}"
     path = folder.path

@@ -67,6 +67,7 @@ def render(estimate: Estimate, ways: Sequence[Mapping[str, Any]], what: str, ver
             name: list(zip(across, estimate.speeds(threshold, across), strict=True))
             for name, threshold in lines.items()
         },
+        title="Speed",
         axis="ms",
     )
     terms = {

@@ -23,7 +23,7 @@ RUN_FOLDER_VARIABLE = "FEDHLM_RUN_FOLDER"
 
 CONFIG, METRICS, TOKENS = "config.json", "metrics.jsonl", "tokens.parquet"
 SUMMARY, PROGRESS, REPORT = "summary.json", "progress.json", "report.html"
-FAILURE = "failure.json"
+FAILURE, CHECKPOINT = "failure.json", "checkpoint.json"
 
 _VERSIONED = (
     "fedhlm", "flwr", "ray", "torch", "transformers", "tokenizers", "datasets", "numpy",

@@ -12,11 +12,12 @@ STAGE_WORDS = {
     "unresolved": "LLM not reached",
 }
 
-# Okabe and Ito's colours, told apart with any colour vision.
 PALETTE = (
-    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a900", "#7f7f7f",
+    "#4f6bd8", "#a0522d", "#b0307f", "#6b7b8c", "#00838f", "#8a63d2", "#7a7a1f", "#c0392b",
 )  # fmt: skip
+"""Of lines and bars that are no stage; none is a stage's."""
 
+# Okabe and Ito's colours, told apart with any colour vision.
 STAGE_COLOURS = {
     "local": "#009e73",
     "cache": "#b8a900",

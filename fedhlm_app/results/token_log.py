@@ -121,6 +121,24 @@ class TokenLog:
             self.path.unlink()
 
 
+def read_log(folder: RunFolder, **equal: Any) -> pa.Table | None:
+    """The rows of a run's log, as far as its rounds are done; None where it has none.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    **equal
+        Column and the value that rows are to have there.
+    """
+    whole, parts = folder.path / TOKENS, folder.path / PARTS
+    found = [whole] if whole.exists() else sorted(parts.glob("*.parquet"))
+    if not found:
+        return None
+    chosen = [(name, "=", value) for name, value in equal.items()]
+    tables = [pq.read_table(path, filters=chosen or None) for path in found]
+    return pa.concat_tables(tables, promote_options="default")
+
+
 def _write_whole(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write the tables, in order, to a file that appears when it is complete."""
     partial = path.with_name(f".{path.name}.partial")

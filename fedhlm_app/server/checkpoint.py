@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhlm_app.results.runs import write_atomically
+from fedhlm_app.results.runs import CHECKPOINT, write_atomically
 from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
-CHECKPOINT = "checkpoint.json"
 _VERSION = 4
 
 

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fedhlm_app.results.runs import RunFolder, cores, write_atomically
+from fedhlm_app.results.runs import CHECKPOINT, RunFolder, cores, write_atomically
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.sources import without_settings
 from fedhlm_app.settings.words import in_words
 from fedhlm_app.sweep.cells import Cell
 
-CHECKPOINT = "checkpoint.json"
 _POLL_SECONDS = 0.2
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 60.0

@@ -24,7 +24,7 @@ from fedhlm_app.client.prompted import PromptedModel, Token
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.models.vocabulary import load_tokenizer
-from fedhlm_app.results.report.charts import share_bar, stacked_bars
+from fedhlm_app.results.report.charts import share_bars, stacked_bars
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.results.stages import STAGE_COLOURS, STAGE_WORDS
 from fedhlm_app.results.summary import STAGES
@@ -136,7 +136,8 @@ def test_every_stage_has_words_and_a_colour_of_its_own():
 
 def test_a_report_has_the_same_colours():
     amounts = {STAGE_WORDS[stage]: 1 for stage in ("llm_resampled", "local")}
-    for chart in (share_bar(amounts), stacked_bars({name: {1: 1.0} for name in amounts})):
+    bars = stacked_bars({name: {1: 1.0} for name in amounts}, title="")
+    for chart in (share_bars({"": amounts}, title=""), bars):
         found = re.findall(r'fill="(#......)"', chart)
         assert found == [STAGE_COLOURS["llm_resampled"], STAGE_COLOURS["local"]]
 

@@ -39,6 +39,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
+def size(amount: float) -> str:
+    """Write a number of bytes with its unit, in powers of 1000."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if amount >= unit:
+            return f"{amount / unit:,.1f}".removesuffix(".0") + f" {name}"
+    return f"{amount:g} B"
+
+
 def short(value: float) -> str:
     """Write a number for an axis: `1200` is 1.2k, `0.53` stays."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,34 +1,60 @@
-"""The look of the report: one style sheet, light and dark."""
+"""The look of the pages: one style sheet, light and dark, from 360 pixels up."""
 
 CSS = """
-:root { --ink: #1a1d21; --dim: #616a75; --page: #f5f6f8; --card: #fff; --line: #e2e5e9; }
+:root { --ink: #1a1d21; --dim: #59616b; --page: #f5f6f8; --card: #fff; --line: #e2e5e9;
+  --band: #d55e0022; --level: #b3261e; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e7eaee; --dim: #9aa4b0; --page: #14171a; --card: #1d2125; --line: #30363d; }
+  :root { --ink: #e7eaee; --dim: #a3adb8; --page: #14171a; --card: #1d2125; --line: #363c43;
+    --band: #ff9a5033; --level: #ff8a80; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1120px; padding: 28px 20px 60px; background: var(--page);
   color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 24px; margin: 0 0 2px; } h2 { font-size: 16px; margin: 0 0 2px; }
+h1 { font-size: 24px; margin: 0 0 2px; overflow-wrap: anywhere; }
+h2 { font-size: 16px; margin: 0 0 2px; }
 p { margin: 0 0 10px; } .dim, .none { color: var(--dim); }
+code { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 .verdict { font-size: 18px; margin: 16px 0 0; }
 .cards { display: grid; gap: 12px; margin: 20px 0;
-  grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .card, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .card { padding: 12px 14px; } .card b { display: block; font-size: 22px; line-height: 1.25;
   font-variant-numeric: tabular-nums; } .card span { color: var(--dim); font-size: 13px; }
-section { padding: 16px 18px; margin-bottom: 14px; }
-.grid2 { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); }
-.grid2 section { margin: 0; } .grid2 { margin-bottom: 14px; }
-svg { display: block; width: 100%; } svg.bar { border-radius: 6px; margin: 8px 0; }
+section { padding: 16px 18px; margin-bottom: 14px; min-width: 0; }
+.grid2 { display: grid; gap: 14px; margin-bottom: 14px;
+  grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); }
+.grid2 section { margin: 0; }
+svg { display: block; width: 100%; } svg.bar { border-radius: 6px; }
 svg text { fill: var(--dim); font-size: 11px; } svg .grid { stroke: var(--line); }
 .dot { opacity: 0; } .dot:hover { opacity: 1; } rect:hover { opacity: .8; }
+rect.band { fill: var(--band); } line.level { stroke: var(--level); stroke-dasharray: 6 4;
+  stroke-width: 1.6; }
+.shares { margin: 8px 0; } .shares span { font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; margin: 6px 0 0;
   padding: 0; font-size: 13px; color: var(--dim); }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
-  margin-right: 6px; }
+  margin-right: 6px; } .legend .band { background: var(--band); border: 1px solid var(--line); }
+.legend .level { height: 0; border-top: 2px dashed var(--level); vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; } td.value { font-family: ui-monospace, monospace; word-break: break-all; }
-tr.changed td { font-weight: 600; } .failed { border-left: 4px solid #d55e00; }
-details summary { cursor: pointer; font-weight: 600; }
+  vertical-align: top; font-weight: inherit; } thead th, tr.changed th { font-weight: 600; }
+td.value { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 7.5em; }
+.scroll { overflow-x: auto; max-height: 70vh; }
+.sorts td, .sorts tbody th, .values td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.sorts button { all: unset; cursor: pointer; font-weight: 600; }
+.sorts button:focus-visible, .scroll:focus-visible { outline: 2px solid; outline-offset: 2px; }
+th[aria-sort=ascending] button::after { content: " \\25b2"; }
+th[aria-sort=descending] button::after { content: " \\25bc"; }
+.tools { margin: 4px 0 8px; } .tools[hidden] { display: none; } .tools input { font: inherit; }
+.failed { border-left: 4px solid #d55e00; }
+details summary { cursor: pointer; font-weight: 600; } details.values { margin-top: 8px;
+  font-size: 13px; color: var(--dim); } .values summary { font-weight: inherit; }
+.example { margin: 10px 0; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; }
+.token { border-bottom: 3px solid var(--stage); padding: 1px 0;
+  background: color-mix(in srgb, var(--stage) 18%, transparent); }
+.token:hover { background: color-mix(in srgb, var(--stage) 45%, transparent); }
+#told:checked ~ .example .token::after { content: attr(data-told); font-size: 11px;
+  margin: 0 3px; vertical-align: super; }
+@media (max-width: 560px) { body { padding: 16px 10px 40px; } section { padding: 12px; }
+  svg text { font-size: 20px; } .wide { display: none; } td.dim { display: none; } }
 """

@@ -1,6 +1,6 @@
-"""The report's HTML: Jinja2 templates that escape whatever is put into them.
+"""The pages' HTML: Jinja2 templates that escape whatever is put into them.
 
-They are text in a module, not files: a Flower bundle carries no `.html`, and a ServerApp must not
+They are text in modules, not files: a Flower bundle carries no `.html`, and a ServerApp must not
 pair the bundle's figures with the page of another installed version.
 """
 
@@ -11,15 +11,40 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedhlm_app.results.report.script import SCRIPT
 from fedhlm_app.results.report.style import CSS
+from fedhlm_app.results.report.svg import CHART, LEGEND, NOTHING, SHARES
 
 _PARTS = """\
 {% macro section(title, note, content) -%}
-<section><h2>{{ title }}</h2><p class="dim">{{ note }}</p>{{ content }}</section>
+<section><h2>{{ title }}</h2>{% if note %}<p class="dim">{{ note }}</p>{% endif %}
+{{ content }}</section>
+{%- endmacro %}
+{% macro scrolled(label) -%}
+<div class="scroll" role="region" tabindex="0" aria-label="{{ label }}">{{ caller() }}</div>
 {%- endmacro %}
 {% macro table(rows) -%}
 <table>{% for name, value in rows.items() %}
-<tr><td>{{ name }}</td><td class="value">{{ value }}</td></tr>{% endfor %}</table>
+<tr><th scope="row">{{ name }}</th><td class="value">{{ value }}</td></tr>{% endfor %}</table>
+{%- endmacro %}
+{% macro settings_table(rows) -%}
+<table>{% for row in rows %}
+<tr{% if row.changed %} class="changed"{% endif %}><th scope="row">{{ row.name }}</th>
+<td class="value">{{ row.value }}</td><td class="dim">{{ row.meaning }}</td></tr>{% endfor %}
+</table>
+{%- endmacro %}
+{% macro sorted_table(label, headings, rows) -%}
+<div class="sorts"><div class="tools" hidden><label>Filter {{ label | lower }}
+<input type="search" size="12"></label> <span role="status"></span></div>
+{% call scrolled(label) %}
+<table><thead><tr>{% for heading, kind in headings %}
+<th scope="col" class="{{ kind }}"><button type="button">{{ heading }}</button></th>{% endfor %}
+</tr></thead><tbody>{% for row in rows %}
+<tr>{% for value, words in row %}
+{% if loop.first %}<th scope="row" data-value="{{ value }}">{{ words }}</th>
+{% else %}<td class="{{ headings[loop.index0][1] }}" data-value="{{ value }}">{{ words }}</td>
+{% endif %}{% endfor %}</tr>{% endfor %}
+</tbody></table>{% endcall %}</div>
 {%- endmacro %}
 """
 
@@ -28,86 +53,89 @@ _HEAD = """\
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }}</title><style>{% include "style" %}</style></head>
-<body><h1>{{ name }}</h1>
+<body><header><h1>{{ name }}</h1><p class="dim">{{ what }}</p></header><main>
+"""
+
+_FOOT = """\
+</main><script>{% include "script" %}</script></body></html>
 """
 
 _ESTIMATE = """\
-{% from "parts" import section, table -%}
+{% from "parts" import section, table, scrolled -%}
 {% include "head" %}
-<p class="dim">{{ what }}</p>
 <section><b>{{ verdict }}</b></section>
-<section><table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+<section>{% call scrolled("Ways of decoding") %}
+<table><thead><tr>{% for heading in headings %}
+<{{ "th" if heading else "td" }}{% if heading %} scope="col"{% endif %}>{{ heading }}
+</{{ "th" if heading else "td" }}>{% endfor %}</tr></thead>
 {% for row in rows %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</table></section>
+</table>{% endcall %}</section>
 {{ section("Speed", "tokens/s by round trip in ms, with the risk that is taken", chart) }}
-<section>{{ table(terms) }}</section>
-</body></html>
+<section><h2>Terms</h2>{{ table(terms) }}</section>
+</main></body></html>
 """
 
 _PAGE = """\
-{% from "parts" import section, table -%}
+{% from "parts" import section, table, settings_table, sorted_table -%}
 {% include "head" %}
-<p class="dim">{{ what }}; started {{ started }}</p>
-{% if error %}<section class="failed">The run failed: {{ error }}</section>{% endif %}
+{% if error %}<section class="failed"><h2>The run failed</h2><p>{{ error }}</p>
+{% elif not finished %}
+<section class="failed"><h2>Not finished</h2>
+<p>This run has no summary: it is under way or was stopped.</p>
+{% endif %}
+{% if error or not finished %}
+<p>{{ resume[0] }}{% if resume[1] %}: <code>{{ resume[1] }}</code>{% endif %}</p>
+</section>{% endif %}
 {% if finished %}
 <p class="verdict">{{ verdict }}.</p>
 <div class="cards">{% for figure, words in cards if figure %}
 <div class="card"><b>{{ figure }}</b><span>{{ words }}</span></div>{% endfor %}</div>
 {{ section("Who decided the tokens", "all rounds together", decided) }}
-{% else %}
-<section class="failed">This run has no summary: it is under way or has failed.</section>
 {% endif %}
 <div class="grid2">{% for title, note, chart in charts %}
-{{ section(title, note, chart) }}{% endfor %}</div>
+{{ section(title, note, chart) }}{% endfor %}
+{% if by_cluster %}
+{{ section("Who decided, by cluster", "a client counts where it was last", by_cluster) }}
+{% endif %}</div>
 {% if clusters %}
-{{ section("Clusters", "clients by their number", table(clusters)) }}
+{{ section("Clusters", "learned; clients by their number", table(clusters)) }}
 {% endif %}
-<section><details open><summary>Settings (bold: not the default)</summary>
-<table>{% for row in settings %}
-<tr{% if row.changed %} class="changed"{% endif %}><td>{{ row.name }}</td>
-<td class="value">{{ row.value }}</td><td class="dim">{{ row.meaning }}</td></tr>{% endfor %}
-</table>
-</details></section>
+{% if clients %}
+{{ section("Clients", clients_note, sorted_table("Clients", client_headings, clients)) }}
+{% endif %}
+{% if examples %}<section><h2>Examples</h2>
+<p class="dim">Texts of round {{ examples[0].round }}, kept because token-texts = true. A token's
+colour says who decided it; the pointer shows its uncertainty.</p>
+<input type="checkbox" id="told"> <label for="told">Write every token's uncertainty</label>
+{{ examples_legend }}
+{% for text in examples %}
+<div class="example"><span class="dim">client {{ text.client }}, item {{ text.prompt }}: </span>
+{%- for token in text.tokens %}<span class="token" style="--stage:{{ token.colour }}"
+ title="{{ token.title }}" data-told="{{ token.told }}">{{ token.text }}</span>{% endfor %}</div>
+{% endfor %}</section>
+{% elif logged %}
+{{ section("Tokens", "", logged) }}
+{% endif %}
+<section><h2>Settings</h2>
+{% if changed %}{{ settings_table(changed) }}{% else %}
+<p class="dim">All at their defaults.</p>{% endif %}
+<details><summary>The other {{ others | length }}, at their defaults</summary>
+{{ settings_table(others) }}</details></section>
 <section><details><summary>Machine and versions</summary>{{ table(facts) }}</details></section>
-</body></html>
+{% include "foot" %}
 """
 
-_LEGEND = """\
-<ul class="legend">{% for name in names %}
-<li><i style="background:{{ colours[loop.index0] }}"></i>{{ name }}</li>{% endfor %}</ul>
-"""
-
-_CHART = """\
-<svg viewBox="0 0 {{ width }} {{ height }}" role="img">
-{% for y, words in across %}
-<line x1="{{ left }}" x2="{{ right }}" y1="{{ px(y) }}" y2="{{ px(y) }}" class="grid"/>
-<text x="{{ left - 6 }}" y="{{ px(y + 4) }}" text-anchor="end">{{ words }}</text>{% endfor %}
-{% for x, words in rounds %}
-<text x="{{ px(x) }}" y="{{ foot }}" text-anchor="middle">{{ words }}</text>{% endfor %}
-<text x="{{ left - 6 }}" y="{{ foot }}" text-anchor="end">{{ axis }}</text>
-{# The first line is the thick one, drawn last: on top of the others. #}
-{% for line in lines | reverse %}
-{% set stroke = colours[loop.revindex0] %}
-<polyline points="{% for x, y, _ in line %}{{ px(x) }},{{ px(y) }} {% endfor %}" fill="none"
- stroke="{{ stroke }}" stroke-width="{{ 2.6 if loop.last else 1.4 }}" stroke-linejoin="round"/>
-{% for x, y, words in line %}
-<circle cx="{{ px(x) }}" cy="{{ px(y) }}" r="3" fill="{{ stroke }}" class="dot">
-<title>{{ words }}</title></circle>{% endfor %}{% endfor %}
-{% for x, top, width, floor, index, words in bars %}
-<rect x="{{ px(x) }}" y="{{ px(top) }}" width="{{ px(width) }}"
- height="{{ px(floor - top) }}" fill="{{ colours[index] }}"><title>{{ words }}</title></rect>
-{% endfor %}
-</svg>{% include "legend" %}
-"""
-
-_NOTHING = '<p class="none">This run recorded nothing to draw here.</p>'
-
-_SHARES = """\
-<svg class="bar" role="img" height="26" width="100%">{% for start, width, words in parts %}
-<rect x="{{ '%.3f' % start }}%" y="0" width="{{ '%.3f' % width }}%" height="26"
- fill="{{ colours[loop.index0] }}"><title>{{ words }}</title></rect>{% endfor %}
-</svg>{% include "legend" %}
+_SIDE_BY_SIDE = """\
+{% from "parts" import section, sorted_table -%}
+{% include "head" %}
+{{ section("Runs", "", sorted_table("Runs", headings, rows)) }}
+{% if decided %}{{ section("Who decided the tokens", "all rounds together", decided) }}{% endif %}
+<div class="grid2">{% for title, note, chart in charts %}
+{{ section(title, note, chart) }}{% endfor %}</div>
+{% if verdicts %}<section><h2>Verdicts</h2>{% for run, words in verdicts.items() %}
+<p><b>{{ run }}</b>: {{ words }}</p>{% endfor %}</section>{% endif %}
+{% include "foot" %}
 """
 
 _environment = Environment(
@@ -115,13 +143,16 @@ _environment = Environment(
         {
             "parts": _PARTS,
             "head": _HEAD,
+            "foot": _FOOT,
             "page": _PAGE,
+            "side-by-side": _SIDE_BY_SIDE,
             "estimate": _ESTIMATE,
-            "chart": _CHART,
-            "shares": _SHARES,
-            "nothing": _NOTHING,
-            "legend": _LEGEND,
+            "chart": CHART,
+            "shares": SHARES,
+            "nothing": NOTHING,
+            "legend": LEGEND,
             "style": CSS,
+            "script": SCRIPT,
         }
     ),
     autoescape=True,
@@ -135,5 +166,13 @@ _environment.globals.update(px=lambda value: f"{value:.1f}")
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """Return a template (page, estimate, chart, shares or nothing) with values put in, escaped."""
+    """Return a template with values put in, escaped.
+
+    Parameters
+    ----------
+    template : str
+        page, side-by-side, estimate, chart, shares, legend or nothing.
+    **values
+        What it asks for; one that is missing raises `jinja2.UndefinedError`.
+    """
     return Markup(_environment.get_template(template).render(values))

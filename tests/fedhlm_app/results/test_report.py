@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,14 +18,18 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from fedhlm_app.results.report import charts, render, write_report
-from fedhlm_app.results.report.charts import line_chart, share_bar, stacked_bars
-from fedhlm_app.results.report.scale import Scale, short, ticks
+from fedhlm_app.results.report.charts import line_chart, share_bars, stacked_bars
+from fedhlm_app.results.report.scale import Scale, short, size, ticks
+from fedhlm_app.results.report.side_by_side import render_side_by_side, runs_of
 from fedhlm_app.results.report.templates import fill
-from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.results.runs import CHECKPOINT, RunFolder
+from fedhlm_app.results.stages import PALETTE, STAGE_COLOURS
+from fedhlm_app.results.token_log import TokenLog
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.launch_apps import summary
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
+OPEN = {"budget": 0.05, "groups": 1, "certified": 0, "trial": 0.45}
 
 
 class _Balance(HTMLParser):
@@ -57,6 +65,19 @@ def folder(tmp_path: Path) -> RunFolder:
                 "resolution": {"local": 60 + number, "llm_accepted": 30, "llm_resampled": 10},
                 "threshold": {"global": 0.5 + number / 100, "clusters": {"0": 0.4, "10": 0.6}},
                 "bytes": {"uplink": 123 * number, "downlink": 50, "edge": 0},
+                "certificate": 0.02,
+                "guarantee": OPEN | {"certified": int(number > 1)},
+                "by_client": {
+                    str(client): {
+                        "cluster": client % 2,
+                        "resolution": {"local": 20 - client},
+                        "uplink": 1500,
+                        "downlink": 9,
+                        "wrong": 1.0,
+                        "known": 10,
+                    }
+                    for client in (0, 1, 10)
+                },
                 "llm_agreement": 0.9,
                 "evaluation": {"accuracy": {"token": 0.25, "label": None}} if number == 3 else None,
             }
@@ -75,12 +96,16 @@ def text_of(page: str) -> str:
 def test_the_page_holds_the_numbers_of_the_run(folder: RunFolder) -> None:
     page = write_report(folder).read_text("utf-8")
     text = text_of(page)
-    for figure in ("87.65%", "20", "0.5000", "100.00%", "0.1000", "cluster 10", "0.51"):
+    for figure in ("87.65%", "20", "0.5000", "100.00%", "0.1000", "cluster 10", "0.51", "4.5 kB"):
         assert figure in text, figure
     assert "round 2, up: 246 B" in text
     assert "round 3, kept on the device: 63 (61.2%)" in text
     # A chart has a title per point: three rounds of three thresholds.
     assert len(re.findall(r"<title>(?:global|cluster \d+), round", page)) == 9
+    # What is not certified yet is marked, and the risk stands beside its budget.
+    assert 'class="band"><title>not certified' in page and "on trial, round 1: 0.45" in text
+    assert "budget 5%" in text and "not certified" in text
+    assert 'aria-label="Threshold: line chart, global from 0.51 at round 1' in page
     assert "from peers" not in page
 
 
@@ -91,39 +116,47 @@ def test_the_page_loads_nothing(folder: RunFolder) -> None:
 
 def test_changed_settings_stand_out(folder: RunFolder) -> None:
     page = write_report(folder).read_text("utf-8")
-    assert '<tr class="changed"><td>seed</td>' in page
-    assert "<tr><td>clients</td>" in page
+    seed, clients = (page.index(f'<th scope="row">{name}</th>') for name in ("seed", "clients"))
+    folded = page.index("at their defaults</summary>")
+    assert page.index("<h2>Settings</h2>") < seed < folded < clients
 
 
 def test_a_run_that_failed_early_has_a_page_too(tmp_path: Path) -> None:
     made = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path)}, {}), {})
     text = text_of(write_report(made).read_text("utf-8"))
     assert "This run has no summary" in text and "nothing to draw" in text
+    made.write_failure("RoundFailed: no usable reply")
+    (made.path / CHECKPOINT).write_text("{}")
+    made.write_progress(2, 30, {})
+    text = text_of(write_report(made).read_text("utf-8"))
+    assert "The run failed" in text and "RoundFailed: no usable reply" in text
+    assert "2 of 30 rounds are done" in text and f"fedhlm run --resume {made.path}" in text
 
 
 def test_text_from_settings_cannot_become_markup() -> None:
     settings = Settings.from_sources({"dataset": "<script>alert(1)</script>"}, {})
     config = {"settings": settings.to_run_config(), "started": "<b>"}
     page = render("<i>", config, [], None)
-    assert "<script>" not in page and "<b>" not in page and "<i>" not in page
+    assert "<script>alert" not in page and "<b>" not in page and "<i>" not in page
 
 
 def test_templates_escape_what_is_put_in_and_want_all_of_it() -> None:
-    part = (0.0, 50.0, "</title><script>")
-    bar = fill("shares", parts=[part], names=["<b>&'\""], colours=["#000"])
+    part = (0.0, 50.0, "</title><script>", "#000")
+    legend = {"colours": ["#000"], "level": None, "bands": ()}
+    bar = fill("shares", bars=[("", "", [part])], names=["<b>&'\""], **legend)
     assert "&lt;/title&gt;&lt;script&gt;" in bar and "&lt;b&gt;&amp;&#39;&#34;" in bar
     with pytest.raises(UndefinedError, match="names"):
-        fill("shares", parts=[part], colours=["#000"])
+        fill("shares", bars=[], **legend)
 
 
 def test_only_templates_hold_markup() -> None:
     folder = Path(charts.__file__).parent
     by_hand = [path.name for path in folder.glob("*.py") if "</" in path.read_text("utf-8")]
-    assert by_hand == ["templates.py"]
+    assert sorted(by_hand) == ["svg.py", "templates.py"]
 
 
 def test_charts_are_well_formed_and_inside_their_frame() -> None:
-    chart = line_chart({"a<b": [(1, 0.5), (2, 0.7)], "empty": []})
+    chart = line_chart({"a<b": [(1, 0.5), (2, 0.7)], "empty": []}, title="a<b")
     root = ElementTree.fromstring(f"<div>{chart}</div>")
     line = root.find(".//polyline")
     assert line is not None
@@ -135,7 +168,9 @@ def test_charts_are_well_formed_and_inside_their_frame() -> None:
 
 
 def test_bars_stack_to_the_whole() -> None:
-    chart = stacked_bars({"a": {1: 1, 2: 3}, "b": {1: 3, 2: 1}, "none": {1: 0, 2: 0}}, shares=True)
+    chart = stacked_bars(
+        {"a": {1: 1, 2: 3}, "b": {1: 3, 2: 1}, "none": {1: 0, 2: 0}}, title="", shares=True
+    )
     root = ElementTree.fromstring(f"<div>{chart}</div>")
     heights = [float(bar.attrib["height"]) for bar in root.iter("rect")]
     assert len(heights) == 4
@@ -145,14 +180,17 @@ def test_bars_stack_to_the_whole() -> None:
 
 
 def test_one_round_can_be_drawn() -> None:
-    for chart in (line_chart({"a": [(1, 0.5)]}), stacked_bars({"a": {1: 2.0}})):
+    for chart in (
+        line_chart({"a": [(1, 0.5)]}, title=""),
+        stacked_bars({"a": {1: 2.0}}, title=""),
+    ):
         assert "nan" not in ElementTree.tostring(
             ElementTree.fromstring(f"<p>{chart}</p>"), "unicode"
         )
 
 
 def test_shares_of_a_bar_add_up() -> None:
-    root = ElementTree.fromstring(f"<p>{share_bar({'a': 1, 'b': 0, 'c': 3})}</p>")
+    root = ElementTree.fromstring(f"<p>{share_bars({'': {'a': 1, 'b': 0, 'c': 3}}, title='')}</p>")
     widths = [float(bar.attrib["width"].rstrip("%")) for bar in root.iter("rect")]
     assert widths == [25.0, 75.0]
 
@@ -180,3 +218,84 @@ def test_scale_maps_ends_to_ends() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.53, "0.53"), (1200, "1.2k"), (2e6, "2M")])
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_bytes_have_units() -> None:
+    assert [size(n) for n in (0, 52, 8000, 184_915, 2.5e6)] == [
+        "0 B", "52 B", "8 kB", "184.9 kB", "2.5 MB",
+    ]  # fmt: skip
+
+
+def test_other_lines_do_not_look_like_a_stage() -> None:
+    assert not set(PALETTE) & set(STAGE_COLOURS.values())
+
+
+def test_texts_are_shown_where_the_log_has_them(folder: RunFolder) -> None:
+    rows = {
+        "round": [3, 3, 3], "client": [1, 1, 2], "cluster": [0, 0, 0], "prompt": [7, 7, 8],
+        "position": [0, 1, 0], "stage": ["local", "llm_resampled", "local"],
+        "uncertainty": [0.25, 0.75, 0.5], "beta": [None, 1.0, None],
+    }  # fmt: skip
+    for texts in ([None] * 3, [" <b>", " ship", " sea"]):
+        with TokenLog(folder) as log:
+            log.append({**rows, "text": texts})
+        page = write_report(folder).read_text("utf-8")
+        assert ("<h2>Examples</h2>" in page) == (texts[0] is not None)
+    assert 'title="LLM: draft replaced, uncertainty 0.75, rejection probability 1.00"' in page
+    assert "&lt;b&gt;</span>" in page and "token-texts = true" in page
+    # The text with more stages is first.
+    assert page.index("client 1, item 7") < page.index("client 2, item 8")
+
+
+def test_runs_stand_side_by_side(folder: RunFolder, tmp_path: Path) -> None:
+    failed = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path), "seed": 12}, {}), {})
+    failed.write_failure("RoundFailed: no usable reply")
+    page = render_side_by_side("Two", runs_of([folder, failed]))
+    text = text_of(page)
+    assert "failed: RoundFailed" in text and "completed" in text and "87.65%" in text
+    # Of the settings those that differ, and nothing about where the runs lie.
+    for heading, there in (("seed", True), ("clients", False), ("run-dir", False)):
+        assert (f'<button type="button">{heading}</button>' in page) == there
+    assert f"{folder.path.name}, round 2: 0.52" in text
+
+
+IN_A_FRAME = """
+<iframe id="f" style="width:360px;height:800px"></iframe><pre id="said"></pre><script>
+const frame = document.getElementById("f"); const said = {};
+frame.onload = () => {
+  const page = frame.contentDocument, window_ = frame.contentWindow;
+  said.wide = page.documentElement.scrollWidth;
+  const box = page.querySelector(".sorts"), body = box.querySelector("tbody");
+  const names = () => [...body.rows].filter(r => !r.hidden).map(r => r.cells[0].textContent);
+  const head = box.querySelectorAll("th[scope=col]")[0];
+  head.firstElementChild.click(); head.firstElementChild.click();
+  said.sorted = [names(), head.getAttribute("aria-sort")];
+  const input = box.querySelector("input"); input.value = "10";
+  input.dispatchEvent(new window_.Event("input"));
+  said.filtered = [names(), box.querySelector("[role=status]").textContent];
+  document.getElementById("said").textContent = JSON.stringify(said);
+};
+frame.srcdoc = PAGE;
+</script>
+"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_sorts_filters_and_fits_a_phone(folder: RunFolder, tmp_path: Path) -> None:
+    page = json.dumps(write_report(folder).read_text("utf-8")).replace("</", "<\\/")
+    (tmp_path / "frame.html").write_text(IN_A_FRAME.replace("PAGE", page))
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+            "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}",
+            (tmp_path / "frame.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
+    assert found is not None and found[1], done.stderr[-2000:]
+    said = json.loads(html.unescape(found[1]))
+    assert said["wide"] <= 360
+    # By number, not by letter; a second click turns the order round.
+    assert said["sorted"] == [["10", "1", "0"], "descending"]
+    assert said["filtered"][1] == "1 of 3 rows" and said["filtered"][0] == ["10"]

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedhlm_app.server.checkpoint import CHECKPOINT, CheckpointError, Progress, load, save
+from fedhlm_app.results.runs import CHECKPOINT
+from fedhlm_app.server.checkpoint import CheckpointError, Progress, load, save
 
 PROGRESS = Progress(
     Counter({"tokens": 30, "kept-loss": 1.5}),
