@@ -177,15 +177,22 @@ def presets() -> None:
 
 @app.command()
 def report(
-    run_folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RUN]", help="Run folder; the newest one in ./runs by default."),
+    run_folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Run folders; the newest one in ./runs by default."
+        ),
     ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the page of several runs is written.")
+    ] = Path("side-by-side.html"),
 ) -> None:
-    """Write a run's report.html and show its result table."""
-    from fedhlm_app.cli.show import show_report
+    """Write a run's report.html and show its result table; several runs: one page side by side."""
+    from fedhlm_app.cli.show import show_report, show_side_by_side
 
-    raise typer.Exit(show_report(run_folder))
+    if run_folders is not None and len(run_folders) > 1:
+        raise typer.Exit(show_side_by_side(run_folders, output))
+    raise typer.Exit(show_report(run_folders[0] if run_folders else None))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -78,6 +79,18 @@ def show_report(run_folder: Path | None) -> int:
     if (summary := found.summary()) is not None:
         show_result(Console(), summary, found.path)
     print(path)
+    return COMPLETED
+
+
+def show_side_by_side(run_folders: Sequence[Path], output: Path) -> int:
+    """Write the page of several runs, print its path, and return the exit status."""
+    from fedhlm_app.results.report.side_by_side import render_side_by_side, runs_of
+    from fedhlm_app.results.runs import RunFolder, write_atomically
+
+    with ends_with(BAD_SETTINGS, OSError, ValueError, trace=True):
+        runs = runs_of([RunFolder.existing(path) for path in dict.fromkeys(run_folders)])
+        write_atomically(output, render_side_by_side("Runs side by side", runs))
+    print(output)
     return COMPLETED
 
 

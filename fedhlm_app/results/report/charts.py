@@ -107,7 +107,8 @@ def stacked_bars(
     across, up = _scales(min(rounds) - 0.5, max(rounds) + 0.5, marks)
     width = max(1.0, (across(1) - across(0)) * 0.82)
     floor = dict.fromkeys(rounds, 0.0)
-    bars, cells = [], {}
+    bars: list[tuple[float, float, float, float, int, str]] = []
+    cells: dict[str, dict[float, str]] = {}
     for index, (name, layer) in enumerate(drawn.items()):
         cells[name] = {}
         for number in rounds:

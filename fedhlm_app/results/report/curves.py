@@ -147,8 +147,8 @@ def _risk(metrics: Lines) -> tuple[str, str, Markup]:
 
 
 def _uncertified(line: Mapping[str, Any]) -> bool:
-    found = line.get("guarantee")
-    return bool(found) and found["certified"] < found["groups"]
+    found = line.get("guarantee") or {"certified": 0, "groups": 0}
+    return bool(found["certified"] < found["groups"])
 
 
 def _stretches(metrics: Lines) -> list[tuple[float, float]]:

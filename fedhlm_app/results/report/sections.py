@@ -117,7 +117,8 @@ def clients(
 def settings_rows(settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the settings' tables: those that differ from their defaults, and the others."""
     known = {row.name: row for row in rows()}
-    changed, others = [], []
+    changed: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for name, value in settings.items():
         row = known.get(name)
         shown = in_words(value)

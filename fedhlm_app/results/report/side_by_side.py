@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +80,7 @@ def render_side_by_side(
     """
     drawn = runs[:_MOST_LINES]
     left_out = f"; the first {_MOST_LINES} of {len(runs)} runs" if len(runs) > len(drawn) else ""
-    budgets = {_budget(run) for run in runs} - {None}
+    budgets = {budget for run in runs if (budget := _budget(run)) is not None}
     charts = [
         (
             "Threshold",
@@ -105,7 +105,7 @@ def render_side_by_side(
                 {r.label: curves.risks(r.metrics) for r in drawn},
                 title="Risk",
                 percent=True,
-                level=(float(*budgets), "budget") if len(budgets) == 1 else None,
+                level=(budgets.pop(), "budget") if len(budgets) == 1 else None,
             ),
         ),
         (
@@ -146,7 +146,7 @@ def _table(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[list[Cell]]
     return [(head, "") for head in heads], rows
 
 
-_FIGURES = {
+_FIGURES: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "tokens": (lambda s: s["tokens"], "{:,}"),
     "kept": (lambda s: s["resolution"]["local"] / s["tokens"], "{:.2%}"),
     "without the LLM": (lambda s: s["trr"], "{:.2%}"),

@@ -11,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,6 @@ from jinja2 import UndefinedError
 from fedhlm_app.results.report import charts, render, write_report
 from fedhlm_app.results.report.charts import line_chart, share_bars, stacked_bars
 from fedhlm_app.results.report.scale import Scale, short, size, ticks
-from fedhlm_app.results.report.side_by_side import render_side_by_side, runs_of
 from fedhlm_app.results.report.templates import fill
 from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.results.stages import PALETTE, STAGE_COLOURS
@@ -247,10 +247,13 @@ def test_texts_are_shown_where_the_log_has_them(folder: RunFolder) -> None:
     assert page.index("client 1, item 7") < page.index("client 2, item 8")
 
 
-def test_runs_stand_side_by_side(folder: RunFolder, tmp_path: Path) -> None:
+def test_runs_stand_side_by_side(fedhlm: Any, folder: RunFolder, tmp_path: Path) -> None:
     failed = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path), "seed": 12}, {}), {})
     failed.write_failure("RoundFailed: no usable reply")
-    page = render_side_by_side("Two", runs_of([folder, failed]))
+    assert fedhlm("report", str(folder.path), str(tmp_path / "no")).exit_code == 2
+    answer = fedhlm("report", str(folder.path), str(failed.path), "-o", str(tmp_path / "two.html"))
+    assert answer.stdout.split() == [str(tmp_path / "two.html")]
+    page = (tmp_path / "two.html").read_text("utf-8")
     text = text_of(page)
     assert "failed: RoundFailed" in text and "completed" in text and "87.65%" in text
     # Of the settings those that differ, and nothing about where the runs lie.
