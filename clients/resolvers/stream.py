@@ -20,7 +20,7 @@ from clients.resolvers.link import Link
 from hlm.arrays import IntArray
 from hlm.transport import LinkDown
 from hlm.wire import NO_TOKEN, Reply, Request, WireError
-from hlm.wire.frames import End, FrameReader
+from hlm.wire.frames import End, Frame, FrameReader
 from hlm.wire.stream import ANSWER_BYTES, KEY_BITS, Control, Opening, encode_control, encode_opening
 
 MOST_LEFT = 8
@@ -163,21 +163,26 @@ class SpanStream:
             self.lost = frozenset(self._reader.running)
             return
         try:
-            frames = self._reader.feed(pieces)
             if not pieces:
                 raise WireError("it ends before its rows do")
+            for frame in self._reader.feed(pieces):
+                self._take_in(frame)
+            if self._reader.finished:
+                # What is left is the end itself, after which the connection is free.
+                with suppress(LinkDown):
+                    if next(self._arriving, b""):
+                        raise WireError("it goes on after its rows have ended")
         except WireError as error:
             self._broken(error)
-            return
-        for frame in frames:
-            self.ends |= frame.ends
-            for row, part in frame.tokens.items():
-                self._waiting[row].extend(part.tolist())
-                self.received += len(part)
-        if self._reader.finished:
-            # What is left is the end itself, after which the connection is free.
-            with suppress(LinkDown):
-                next(self._arriving, b"")
+
+    def _take_in(self, frame: Frame) -> None:
+        for row, part in frame.tokens.items():
+            written = int(self.taken[row]) + len(self._waiting[row]) + len(part)
+            if written > self._credit:
+                raise WireError(f"{written} tokens of row {row}; allowed: {self._credit}")
+            self._waiting[row].extend(part.tolist())
+            self.received += len(part)
+        self.ends |= frame.ends
 
     def _broken(self, error: WireError) -> None:
         self._arriving.close()

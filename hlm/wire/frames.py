@@ -166,6 +166,8 @@ class FrameReader:
             raise OversizedMessage(f"{total} tokens; at most {self.limits.max_tokens} are allowed")
         tokens = reader.array(total, bits_needed(self.request.vocab))
         reader.finish()
+        if not total and not ends:
+            raise InvalidField("a frame that says nothing: it must have a token or an end")
         if total and int(tokens.max()) >= self.request.vocab:
             raise InvalidField(f"tokens must be in [0, {self.request.vocab})")
         self.running = [row for row in rows if row not in ends]

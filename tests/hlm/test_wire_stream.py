@@ -69,7 +69,8 @@ def streams(draw):
             tokens[row] = np.array(draw(st.lists(token, min_size=wanted, max_size=wanted)), int)
             if len(frames) == 5 or draw(st.integers(0, 4)) == 0:
                 ends[row] = draw(st.sampled_from(End))
-        frames.append(Frame(tokens, ends))
+        if ends or any(map(len, tokens.values())):
+            frames.append(Frame(tokens, ends))
         running = [row for row in running if row not in ends]
     return request, reply_of([RowReply(token=1) for _ in rows]), frames
 
@@ -166,6 +167,14 @@ def test_what_an_opening_hides_is_refused_by_the_reader():
     forged = good[:11] + encode_request(asked(verifier="scalar"))
     with pytest.raises(WireError, match="verifier='scalar'"):
         decode_opening(forged)
+
+
+def test_a_frame_that_says_nothing():
+    request = asked(2)
+    reader = FrameReader(request)
+    reader.feed(framed(encode_reply(reply_to(request), request)))
+    with pytest.raises(WireError, match="says nothing"):
+        reader.feed(encode_frame(Frame({0: np.array([], int), 1: np.array([], int)}), VOCAB))
 
 
 @pytest.mark.parametrize("payload", [b"\xff\xff\xff\xff\x01", b"\x80\x80\x80\x80"])

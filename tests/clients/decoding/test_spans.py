@@ -19,6 +19,8 @@ from fedhlm_app.client.edge import token_embeddings
 from fedhlm_app.transport.http_transport import HttpTransport
 from hlm.spans import AT_ONCE, NEVER, SpanCosts, TakeBack, certain, learned
 from hlm.uncertainty import closed_form
+from hlm.wire.frames import Frame, encode_frame
+from hlm.wire.stream import decode_opening
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts, new_part, own_text
 from tests.served import serving
@@ -195,6 +197,26 @@ def test_while_the_link_is_down_tokens_are_unresolved_and_texts_whole():
         assert records.unresolved.any() and traffic.failures >= 1
         stands = records.unresolved
         assert np.array_equal(records.token[stands], records.draft[stands])
+
+
+def test_a_server_that_writes_without_end_costs_no_text():
+    class Endless(Link):
+        """After two honest frames it writes more than it was asked for."""
+
+        def stream(self, payload):
+            request = decode_opening(payload).request
+            for number, frames in enumerate(super().stream(payload)):
+                yield frames
+                if number == 2:
+                    break
+            while True:
+                rows = range(len(request.rows))
+                yield encode_frame(Frame({row: np.ones(9, int) for row in rows}), VOCAB)
+
+    for rule in (CERTAIN, NEVER):
+        texts, records, traffic, _ = made(rule, link=Endless, pause=60.0)
+        assert all(len(text) == STEPS for text in texts) and traffic.failures
+        assert Stage.LLM_ACCEPTED in records.stage or Stage.LLM_RESAMPLED in records.stage
 
 
 def test_audits_take_the_streams_token():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import closing
 
@@ -13,13 +14,14 @@ from clients.resolvers.stream import MOST_LEFT, Spans
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.transport import LinkDown
-from hlm.wire import NO_TOKEN, Status, WireError, decode_reply, encode_request
-from hlm.wire.frames import End
-from hlm.wire.stream import Control, decode_control, is_control
+from hlm.wire import NO_TOKEN, Status, WireError, decode_reply, encode_reply, encode_request
+from hlm.wire.frames import End, Frame, encode_frame, framed
+from hlm.wire.stream import Control, decode_control, decode_opening, is_control
 from tests.asking import request_of
+from tests.models import VOCAB
 from tests.served import serving
 from tests.streaming import SAMPLED, SPAN, Device, asked, make_service, own_text, prompts
-from tests.wire_rows import Row, listed, told
+from tests.wire_rows import Row, RowReply, listed, reply_of, told
 
 
 class Counting(DirectTransport):
@@ -168,6 +170,48 @@ def test_frames_that_cannot_be_read_are_a_link_that_is_down(wrong):
         stream.next([0])
         assert not stream.lost
     assert spans.link.asleep
+
+
+def frames_of(*frames, vocab=VOCAB):
+    return [encode_frame(Frame({0: np.array(t, int)}, dict(ends)), vocab) for t, ends in frames]
+
+
+END = ((0, End.SPAN),)
+
+
+@pytest.mark.parametrize(
+    ("told", "taken", "why"),
+    [
+        ([([5], ()), ([6, 7, 8, 9], ())], [5], "5 tokens of row 0; allowed: 4"),
+        ([([5], ()), ([63], ())], [5], r"tokens must be in \[0, 50\)"),
+        ([([5], ()), ([], ())], [5], "says nothing"),
+        ([([5], END), ([], END)], [5], "goes on after its rows have ended"),
+        ([([5], END), *[([6], ())] * 1000], [5], "goes on after its rows have ended"),
+        ([([5], ()), *[([], ())] * 1000], [5], "says nothing"),
+    ],
+)
+def test_a_server_that_says_what_cannot_be_is_left_alone(told, taken, why):
+    class Lying(DirectTransport):
+        given = 0
+
+        def stream(self, payload):
+            request = decode_opening(payload).request
+            yield framed(encode_reply(reply_of([RowReply(token=7)]), request))
+            for frame in frames_of(*told):
+                self.given += 1
+                yield frame
+
+    transport = Lying(None)
+    transport.post = lambda payload: None
+    spans = Spans(Link(transport, "llm"))
+    stream = spans.open(asked(prompts(1), vocab=50), SPAN, 4)
+    found = []
+    while (token := stream.next([0])[0]) != NO_TOKEN:
+        found.append(token)
+    assert found == taken and stream.over and transport.given <= 3
+    assert spans.link.asleep and spans.collect().failures == 1
+    assert re.search(why, spans.link.problem)
+    spans.finish()
 
 
 def test_no_server_and_no_opening():
