@@ -225,27 +225,6 @@ def test_a_reader_that_goes_away_leaves_no_trace():
     assert told(reply)[0].token == own_text([*text, 8], 1)[-1]
 
 
-def test_many_streams_leave_nothing_behind():
-    service, count = make_service(sessions=8), 200
-    random = np.random.default_rng(0)
-    for number in range(count):
-        request = asked([[1 + number % 60, 5]], client=number % 20)
-        device = Device(service, request, span=2, key=number)
-        how = random.integers(4)
-        device.read()
-        if how == 1:
-            device.control(stops={0: 0})
-        elif how == 2:
-            device.frames.close()
-            continue
-        elif how == 3:
-            device.control(credit=9)
-        device.read_all()
-    assert len(service.streams) == 0
-    assert service.streams.stats.opened == count
-    assert service.texts._count <= 2 * 8 + 1
-
-
 # Beside others, in passes that are shared.
 
 
