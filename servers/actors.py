@@ -301,12 +301,20 @@ class EdgeActor:
         self._server = build()
 
     def exchange(self, payload: bytes) -> bytes:
-        """Answer one query (see `EdgeServer.handle`)."""
+        """Answer one message (see `EdgeServer.handle`)."""
         return self._server.handle(payload)
 
     def serve(self, members: Collection[int]) -> None:
         """Answer these clients from now on, and no others."""
         self._server.members = frozenset(members)
+
+    def open(self, number: int, summed: bool) -> None:
+        """Begin a round of updates (see `EdgeServer.open`)."""
+        self._server.open(number, summed)
+
+    def collect(self, number: int) -> bytes:
+        """The round's aggregate (see `EdgeServer.collect`)."""
+        return self._server.collect(number)
 
     def publish(self) -> dict[str, int]:
         """End a round: what was shared becomes visible. Returns the server's counts."""

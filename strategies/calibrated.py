@@ -115,6 +115,10 @@ class Calibrating:
         self._clusters: dict[int, int] = {}
         self._connected: dict[int, int] = {}
 
+    def lengths(self) -> Mapping[str, int]:
+        """See `Phase`."""
+        return self.rule.lengths()
+
     def client_values(self) -> dict[int, FloatArray]:
         """Its cluster's policy with the threshold in force, for every client heard of."""
         return {
@@ -313,6 +317,7 @@ class TrainingFirst:
         self.training, self.calibrating = training, calibrating
         self.turns = calibrating.turns
         self.inspect = calibrating.inspect
+        self.lengths = calibrating.lengths
         self.client_values = calibrating.client_values
         self.state_dict = calibrating.state_dict
         self.load_state_dict = calibrating.load_state_dict

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from hlm.arrays import FloatArray, IntArray
+from strategies.at_edge import AtEdge
 from strategies.cluster_map import ClusterMap
 from strategies.node_clusters import ReplyClusters
 from strategies.outbox import Outbox
@@ -31,6 +32,8 @@ class Exchange:
     participation : Participation
     outbox : Outbox
     phase : Phase
+    edges : AtEdge, optional
+        Where edge servers form the means of clusters.
 
     Attributes
     ----------
@@ -39,7 +42,12 @@ class Exchange:
     """
 
     def __init__(
-        self, cluster_map: ClusterMap, participation: Participation, outbox: Outbox, phase: Phase
+        self,
+        cluster_map: ClusterMap,
+        participation: Participation,
+        outbox: Outbox,
+        phase: Phase,
+        edges: AtEdge | None = None,
     ) -> None:
         if not outbox.start.shared and isinstance(cluster_map, ReplyClusters):
             raise ValueError(
@@ -47,7 +55,7 @@ class Exchange:
                 "a client's cluster is known from its reply"
             )
         self.cluster_map, self.participation = cluster_map, participation
-        self.outbox, self.phase = outbox, phase
+        self.outbox, self.phase, self.edges = outbox, phase, edges
         self.current: Round | None = None
 
     def ask(
@@ -65,7 +73,10 @@ class Exchange:
         sizes, sent = self._open([node.cluster for node in nodes])
         asked = {node.node_id: node for node in picks}
         self.current = Round(server_round, leg, self.cluster_map, asked, sizes, sent)
-        return self.outbox.messages(self.current, self.phase, config)
+        messages = self.outbox.messages(self.current, self.phase, config)
+        if self.edges is not None and leg == "train":
+            self.edges.open(self.current)
+        return messages
 
     def _open(self, clusters: list[int]) -> tuple[IntArray, FloatArray]:
         """Get ready for a leg; sizes of clusters int64 [C] and what is sent float64 [C, d]."""
@@ -85,8 +96,15 @@ class Exchange:
         RoundFailed
             When none can be used.
         """
-        updates, refused, failed = sort_replies(replies, self.outbox.schema(current), current.asked)
-        if current.leg == "train":
+        schema = self.outbox.schema(current)
+        if self.edges is not None:
+            schema = replace(schema, layout=None)
+        updates, refused, failed = sort_replies(replies, schema, current.asked)
+        if self.edges is not None and current.leg == "train":
+            size = self.outbox.state.tiers.policy.size
+            updates, odd, lost = self.edges.settle(current, updates, size, self.phase.lengths())
+            refused, failed = refused + odd, failed + lost
+        elif current.leg == "train":
             updates, odd = self.phase.inspect(current, updates)
             updates, unnamed = self._learn_clusters(current, updates)
             refused += odd + unnamed

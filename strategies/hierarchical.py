@@ -26,6 +26,7 @@ from flwr.serverapp.strategy.strategy_utils import log_strategy_start_info
 from flwr.supercore import log
 
 from hlm.arrays import FloatArray
+from strategies.at_edge import AtEdge
 from strategies.calibrated import Calibrating, in_turn
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.exchange import Exchange
@@ -73,6 +74,10 @@ class Hierarchical(Strategy):
         Keep each client's last accepted value: for `client_values`, for `recluster`, and always
         with ``local`` and ``shrunk``. Without it the server holds one model, and one for each
         cluster, whatever the number of clients and rounds.
+    edges : EdgeServers, optional
+        Who forms the means of clusters (eq. 7). Clients leave their updates there, and their
+        replies have neither arrays nor sums. For weighted means of plain steps, without `privacy`
+        and `keep_values`.
 
     Raises
     ------
@@ -94,6 +99,13 @@ class Hierarchical(Strategy):
         self.records = options.get("records") or RecordOptions()
         keep_values = options.get("keep_values", False) or start.own
         rules = group(TierRules, options)
+        self.at_edge: AtEdge | None = None
+        if (edges := options.get("edges")) is not None:
+            if not self.method.adds_up or rules.edge_rule != "weighted-mean":
+                raise ValueError(f"edges: allowed with weighted means only, not {self.method.name}")
+            if keep_values or self.privacy is not None:
+                raise ValueError("edges: allowed without keep_values, own starts and privacy")
+            self.at_edge = AtEdge(edges)
         self.state = ServerState(self.method, rules, limits.bounds, keep_values)
         outbox = Outbox(self.state, start, limits, self.records)
         clusters = OneCluster() if cluster_map is None else cluster_map
@@ -104,7 +116,9 @@ class Hierarchical(Strategy):
             calibration.check_map(clusters)
             self.calibration = Calibrating(calibration, self.state, self.privacy is not None)
             phase = in_turn(training, self.calibration)
-        self._exchange = Exchange(clusters, group(Participation, options), outbox, phase)
+        self._exchange = Exchange(
+            clusters, group(Participation, options), outbox, phase, self.at_edge
+        )
         self.history: list[RoundRecord] = []
 
     # --- what the caller may look at -----------------------------------------------------
@@ -136,11 +150,6 @@ class Hierarchical(Strategy):
         Its last accepted value, as far as kept (`keep_values`), or what is in force for it.
         """
         return self._exchange.phase.client_values()
-
-    def client_sent(self, record: RoundRecord) -> dict[int, FloatArray]:
-        """What clients sent in the round that has just ended; empty without `keep_values`."""
-        values = self.state.memory.values if record.counted else {}
-        return {client: values[client] for client in record.weights if client in values}
 
     @property
     def epsilon(self) -> float | None:
@@ -185,11 +194,12 @@ class Hierarchical(Strategy):
             self.state.rounds_done = server_round
             return None, None
         updates, refused, failed = self._exchange.sort(current, replies)
-        counted = len(updates) >= self._exchange.participation.min_clients
+        good = [update for update in updates if update.node_id not in current.uncounted]
+        counted = len(good) >= self._exchange.participation.min_clients
         heard = np.zeros(self.state.tiers.num_clusters, dtype=np.bool_)
         if counted:
-            heard = self._exchange.phase.aggregate(current, updates)
-            for update in updates:
+            heard = self._exchange.phase.aggregate(current, good)
+            for update in good:
                 name = current.asked[update.node_id].name
                 self.state.memory.remember(name, update, server_round)
         self.state.rounds_done = server_round

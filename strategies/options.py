@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from hlm.local_steps import Personalisation
+from strategies.at_edge import EdgeServers
 from strategies.calibrated import CalibrationOptions
 from strategies.local_methods import LocalMethod
 from strategies.privacy import CentralPrivacy
@@ -49,6 +50,7 @@ class CommonOptions(TypedDict, total=False):
     privacy: CentralPrivacy | None
     on_round: Callable[[RoundRecord], None] | None
     keep_values: bool
+    edges: EdgeServers | None
 
 
 class RoundOptions(TypedDict, total=False):

@@ -35,6 +35,10 @@ class Round:
         Nodes that were asked for sums as well.
     sums : dict of node id to its list metrics
         Of those in `wanted` whose reply passed.
+    means : dict of cluster to (float64 [d], weight), or None
+        Eq. 7 as edge servers formed it; None where the cloud does.
+    uncounted : set of int
+        Nodes that replied, and whose update is in no edge server's aggregate.
     """
 
     number: int
@@ -46,6 +50,8 @@ class Round:
     began: float = field(default_factory=time.monotonic)
     wanted: set[int] = field(default_factory=set)
     sums: dict[int, dict[str, FloatArray]] = field(default_factory=dict)
+    means: dict[int, tuple[FloatArray, float]] | None = None
+    uncounted: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Phase(Protocol):
     def inspect(self, current: Round, updates: list[Update]) -> tuple[list[Update], list[Refusal]]:
         """Refuse more of the training replies than is refused anyway."""
         return updates, []
+
+    def lengths(self) -> Mapping[str, int]:
+        """List metrics that a client may be asked for, and their lengths."""
+        return {}
 
     def aggregate(self, current: Round, updates: list[Update]) -> BoolArray:
         """Move the policies by a round's accepted replies, at least one.

@@ -153,6 +153,20 @@ class Tiers:
         self.cluster_weights = np.where(heard, totals, self.cluster_weights)
         return new, heard
 
+    def edge_given(
+        self, means: Mapping[int, tuple[FloatArray, float]]
+    ) -> tuple[FloatArray, BoolArray]:
+        """Eq. 7 as edge servers formed it: mean float64 [d] and weight by cluster.
+
+        Returns as `edge_step`.
+        """
+        new, heard = self.clusters.copy(), np.zeros(self.num_clusters, dtype=np.bool_)
+        for cluster, (mean, weight) in means.items():
+            if weight > 0:
+                new[cluster], heard[cluster] = mean, True
+                self.cluster_weights[cluster] = weight
+        return new, heard
+
     def cloud_step(self, clusters: FloatArray, heard: BoolArray) -> None:
         """Store the clusters and form the global policy (eq. 8) from all that ever reported.
 

@@ -36,6 +36,10 @@ class Training(Phase):
         """See `Phase`; means of plain local steps are added up one by one."""
         state = self.outbox.state
         tiers, method = state.tiers, state.method
+        if current.means is not None:
+            new, heard = tiers.edge_given(current.means)
+            tiers.cloud_step(new, heard)
+            return heard
         nodes = [current.asked[update.node_id] for update in updates]
         clusters = np.array([node.cluster for node in nodes], dtype=np.int64)
         weights = np.array([update.weight for update in updates], dtype=np.float64)

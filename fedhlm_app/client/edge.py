@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from logging import WARNING
+from typing import Any, cast
 
 import numpy as np
+from flwr.common.logger import log
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -15,10 +17,15 @@ from clients.resolvers.chain import Resolver
 from clients.resolvers.edge import EdgeResolver
 from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
+from fedhlm_app.client.routed import Figures
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.settings import Settings
+from hlm.arrays import FloatArray
 from hlm.peers.agreement import SketchMaker
 from hlm.peers.modes import PEER_MODES
-from hlm.transport import Transport
+from hlm.transport import LinkDown, Transport
+from hlm.wire import WireError
+from hlm.wire.edge_update import EdgeUpdate, decode_outcome, encode_update
 
 State = dict[str, dict[str, NDArray[Any]]]
 
@@ -141,6 +148,20 @@ class EdgeSide:
             state["cluster"] = {"number": np.array(self._cluster)}
         return state
 
+    def leave(self, cluster: int, update: EdgeUpdate) -> int:
+        """Leave a round's update with the edge server; bytes sent.
+
+        Whether it was taken is what the edge server tells the cloud.
+        """
+        payload = encode_update(update)
+        try:
+            outcome = decode_outcome(self._link(cluster).exchange(payload))
+        except (LinkDown, WireError) as error:
+            outcome = str(error)
+        if outcome != "taken":
+            log(WARNING, "client %d: its update is lost to the round: %s", self.client, outcome)
+        return len(payload)
+
     def figures(self) -> dict[str, int]:
         """Hits audited since `join`, and those of them that the LLM decided otherwise."""
         return {name: count - self._before.get(name, 0) for name, count in self._hits().items()}
@@ -152,3 +173,40 @@ class EdgeSide:
                 found[f"{name}-audited"] = int(tier.tier.false_hits.checked)
                 found[f"{name}-false"] = int(tier.tier.false_hits.wrong)
         return found
+
+
+def leave_update(
+    edge: EdgeSide | None,
+    settings: Settings,
+    policy: FloatArray,
+    metrics: Figures,
+    config: Mapping[str, Any],
+) -> int:
+    """Leave what a round brought with the edge server; bytes sent.
+
+    Parameters
+    ----------
+    edge : EdgeSide or None
+    settings : Settings
+        Of the run.
+    policy : float64 [d]
+    metrics : dict
+        Of the reply; list metrics of a rule of sums are taken out of it.
+    config : mapping
+        The message's ConfigRecord.
+    """
+    if edge is None:
+        raise ValueError("average-at: this device knows no edge server")
+    rule, sums = sums_rule(settings), np.zeros(0)
+    if rule is not None and config.get("calibrate", False):
+        names = rule.calibration().lengths()
+        sums = np.concatenate([np.asarray(metrics.pop(name), np.float64) for name in names])
+    update = EdgeUpdate(
+        client=edge.client,
+        number=int(config["round"]),
+        weight=int(cast(int, metrics["num-examples"])),
+        values=np.zeros(0) if len(sums) else policy,
+        contribution=max(0, int(config.get("contribution", 0))),
+        sums=sums,
+    )
+    return edge.leave(int(config["cluster"]), update)

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 
 from clients.records import Traffic
 from fedhlm_app.client.device import Device
+from fedhlm_app.client.edge import leave_update
 from fedhlm_app.client.feedback_folder import FeedbackFolder
 from fedhlm_app.client.from_store import next_policy, told_since
 from fedhlm_app.client.profiles import PROFILE, profile_record, requested
@@ -33,6 +34,7 @@ from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.learning.rules.sums import SumsRule
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
 from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import RayTransport
@@ -96,12 +98,13 @@ def train(message: Message, context: Context) -> Message:
     }
     if (rule := sums_rule(settings)) is not None:
         metrics.update(_calibration(rule, told, server_round, calibrate, generator))
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({name: Array(value) for name, value in reply.items()}),
-            "metrics": MetricRecord(metrics),
-        }
-    )
+    if averages_at_edge(settings):
+        edge = _device(settings, client, context.run_id).edge
+        metrics["bytes-update"] = leave_update(edge, settings, sent, metrics, config)
+        content = RecordDict({"metrics": MetricRecord(metrics)})
+    else:
+        arrays_up = {name: Array(value) for name, value in reply.items()}
+        content = RecordDict({"arrays": ArrayRecord(arrays_up), "metrics": MetricRecord(metrics)})
     if told.columns:
         content[TOKENS] = ConfigRecord({**told.columns})
     if folder is not None:

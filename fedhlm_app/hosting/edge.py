@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from logging import WARNING
 from typing import Any
 
+import numpy as np
 from flwr.common.logger import log
 
 from fedhlm_app.client.edge import token_embeddings
+from fedhlm_app.learning.gradients import policy_bounds
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.torch_names import torch_dtype
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
 from fedhlm_app.transport.transports import RayTransport
+from hlm.arrays import FloatArray
 from servers.actors import EdgeActor, start_actor
+from servers.edge.averaging import Averaging, UpdateLimits
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
+
+READY_SECONDS = 120.0
+"""Longest wait for an edge server that is still loading when a round begins."""
 
 
 def build_edge(
@@ -29,6 +38,7 @@ def build_edge(
     if settings.inter_cluster:
         others = [other for other in range(clusters) if other != cluster]
         neighbours = [RayTransport(edge_actor_name(run, other), 5.0) for other in others]
+    averaging = Averaging(update_limits(settings)) if averages_at_edge(settings) else None
     config = EdgeConfig(
         mode=settings.peer_mode,
         similarity=settings.similarity,
@@ -37,7 +47,22 @@ def build_edge(
         key_bytes=8 * settings.sketch_words,
         deferred=settings.reproducible,
     )
-    return EdgeServer(cluster, embeddings, config, members, neighbours)
+    return EdgeServer(cluster, embeddings, config, members, neighbours, averaging=averaging)
+
+
+def update_limits(settings: Settings) -> UpdateLimits:
+    """Which updates the edge servers of a run may average."""
+    low, high = policy_bounds(settings)
+    rule = sums_rule(settings)
+    if rule is None:
+        return UpdateLimits(low, high, settings.tokens_per_round)
+    lengths = rule.calibration().lengths()
+    ends = np.cumsum(list(lengths.values()))[:-1]
+
+    def check(sums: FloatArray) -> str:
+        return rule.problem(dict(zip(lengths, np.split(sums, ends), strict=True)))
+
+    return UpdateLimits(low, high, settings.tokens_per_round, sum(lengths.values()), check)
 
 
 class EdgeHost:
@@ -75,16 +100,40 @@ class EdgeHost:
                 # An actor that is found knows the members it was built with.
                 self._actors[-1].serve.remote(members)
 
+    def open(self, number: int, summed: Collection[int]) -> None:
+        """Begin a round of updates; see `strategies.at_edge.EdgeServers`."""
+        self._ask(
+            lambda cluster, actor: actor.open.remote(number, cluster in summed),
+            "takes no updates in this round",
+            READY_SECONDS,
+        )
+
+    def collect(self, number: int) -> dict[int, bytes]:
+        """A round's aggregates by cluster; see `strategies.at_edge.EdgeServers`."""
+        found: dict[int, bytes] = self._ask(
+            lambda _, actor: actor.collect.remote(number), "has lost the round's updates"
+        )
+        return found
+
     def publish(self) -> None:
         """Make the round's shared tokens visible (a round is over)."""
+        self._ask(lambda _, actor: actor.publish.remote(), "starts empty")
+
+    def _ask(
+        self, call: Callable[[int, Any], Any], otherwise: str, seconds: float = 30.0
+    ) -> dict[int, Any]:
+        """Ask all actors at once; answers by cluster, without those that do not answer."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        for cluster, actor in enumerate(self._actors):
+        asked = {cluster: call(cluster, actor) for cluster, actor in enumerate(self._actors)}
+        found = {}
+        for cluster, answer in asked.items():
             try:
-                ray.get(actor.publish.remote(), timeout=30.0)
+                found[cluster] = ray.get(answer, timeout=seconds)
             except (RayActorError, GetTimeoutError) as error:
-                log(WARNING, "edge server %d does not answer, and starts empty: %s", cluster, error)
+                log(WARNING, "edge server %d does not answer, %s: %s", cluster, otherwise, error)
+        return found
 
     def stop(self) -> None:
         """End the actors."""

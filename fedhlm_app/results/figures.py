@@ -69,6 +69,22 @@ def by_client(
     return found
 
 
+def hierarchy(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes of updates where edge servers average them: from devices up, and on to the cloud.
+
+    Without the edge every device's update would go to the cloud as it is, so what is saved there
+    is what the edge servers did not pass on.
+    """
+    up, on = int(sums.get("bytes-update", 0)), int(sums.get("bytes-aggregate", 0))
+    return {
+        "updates": int(sums.get("updates", 0)),
+        "aggregates": int(sums.get("aggregates", 0)),
+        "device_edge": up,
+        "edge_cloud": on,
+        "saved": 1 - on / up if up else 0.0,
+    }
+
+
 def _hits(sums: Mapping[str, Any], tier: str) -> dict[str, Any]:
     """Audited hits of a tier: how many the LLM decided otherwise, with a 95 % interval."""
     checked, wrong = int(sums.get(f"{tier}-audited", 0)), int(sums.get(f"{tier}-false", 0))

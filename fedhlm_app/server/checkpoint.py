@@ -11,7 +11,7 @@ from fedhlm_app.results.runs import CHECKPOINT, write_atomically
 from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
-_VERSION = 4
+_VERSION = 5
 
 
 class CheckpointError(ValueError):
@@ -32,6 +32,8 @@ class Progress:
         Refused replies by reason.
     failed : int
         Clients that were asked and gave no answer.
+    thresholds : dict of client to float
+        As each client last reported its own.
     take_back : list of float
         The last round's counts of drafts, for the rule that takes texts back; none: empty.
     waited : float
@@ -44,6 +46,7 @@ class Progress:
     evaluation: dict[str, Any] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     failed: int = 0
+    thresholds: dict[int, float] = field(default_factory=dict)
     take_back: list[float] = field(default_factory=list)
     waited: float = 0.0
     seconds: float = 0.0
@@ -70,6 +73,7 @@ def save(folder: Path, strategy: State, clusters: State, progress: Progress) -> 
             **vars(progress),
             "totals": dict(progress.totals),
             "refused": dict(progress.refused),
+            "thresholds": {str(client): th for client, th in progress.thresholds.items()},
         },
     }
     path = folder / CHECKPOINT
@@ -100,6 +104,7 @@ def load(folder: Path) -> tuple[State, State, Progress]:
             )
         kept = dict(state["progress"])
         kept["totals"], kept["refused"] = Counter(kept["totals"]), Counter(kept["refused"])
+        kept["thresholds"] = {int(client): th for client, th in kept["thresholds"].items()}
         progress = Progress(**kept)
         return state["strategy"], state["clusters"], progress
     except (KeyError, TypeError, ValueError) as error:

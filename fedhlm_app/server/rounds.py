@@ -20,7 +20,7 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.learning.rules import rule_of, sums_rule
 from fedhlm_app.results.events import event_log
-from fedhlm_app.results.figures import accuracy, by_client, coverage, figures
+from fedhlm_app.results.figures import accuracy, by_client, coverage, figures, hierarchy
 from fedhlm_app.results.report import write_report
 from fedhlm_app.results.run_log import log_result, log_round
 from fedhlm_app.results.runs import RunFolder, versions
@@ -78,7 +78,7 @@ class Federation:
         self._told = ConfigRecord()
         self._tokens: TokenLog | None = None
         self._add_events: Callable[[Any], None]
-        self.strategy = build_of(settings, self._clusters.map, self._finish_round)
+        self.strategy = build_of(settings, self._clusters.map, self._finish_round, edges)
         if settings.resume:
             self._resume()
 
@@ -191,19 +191,22 @@ class Federation:
 
     def _finish_round(self, record: RoundRecord) -> None:
         """Write down one finished round, and look after the LLM."""
-        sums: Mapping[str, Any] = record.sums
-        progress = self.progress
+        at_edge, progress = self.strategy.at_edge, self.progress
+        sums: dict[str, Any] = {**record.sums, **({} if at_edge is None else at_edge.tally)}
         progress.totals.update({key: value for key, value in sums.items() if _is_number(value)})
         progress.refused.update(record.refused_by_reason)
         progress.failed += len(record.failed)
         progress.waited += record.seconds
+        told = {client: one["threshold"] for client, one in record.replies.items()}
+        thresholds = cast(dict[int, float], told if record.counted else {})
+        progress.thresholds |= thresholds
         evaluation = self._evaluation(record)
         if evaluation:
             progress.evaluation = {"round": record.round, **evaluation}
         strategy = self.strategy
         line: dict[str, Any] = {
             "round": record.round,
-            "threshold": self._thresholds(self.strategy.client_sent(record)),
+            "threshold": self._thresholds(thresholds),
             "policy": {n: a.tolist() for n, a in strategy.named(strategy.policy).items()},
             "weights": {str(client): weight for client, weight in record.weights.items()},
             "loss": record.means.get("loss-before"),
@@ -215,6 +218,8 @@ class Federation:
             **figures(sums),
             "by_client": by_client(record.replies, record.clients),
         }
+        if at_edge is not None:
+            line["hierarchy"] = hierarchy(sums)
         if evaluation:
             line["evaluation"] = evaluation
         if self.epsilon is not None:
@@ -247,18 +252,17 @@ class Federation:
             self.edges.publish()
             self.edges.ensure(self._cluster_of_clients())
 
-    def _thresholds(self, clients: Mapping[int, FloatArray]) -> dict[str, Any]:
-        """Thresholds of all tiers; those of clients from their policies, float64 [d]."""
-        strategy = self.strategy
-
-        def of(policy: FloatArray) -> float:
-            return float(strategy.named(policy)["threshold"][0])
-
+    def _thresholds(self, clients: Mapping[int, float]) -> dict[str, Any]:
+        """Thresholds of all tiers, with those of clients."""
+        clusters = enumerate(self.strategy.cluster_policies)
         return {
-            "global": of(strategy.policy),
-            "clusters": {str(i): of(value) for i, value in enumerate(strategy.cluster_policies)},
-            "clients": {str(client): of(value) for client, value in clients.items()},
+            "global": self._threshold(self.strategy.policy),
+            "clusters": {str(cluster): self._threshold(value) for cluster, value in clusters},
+            "clients": {str(client): value for client, value in sorted(clients.items())},
         }
+
+    def _threshold(self, policy: FloatArray) -> float:
+        return float(self.strategy.named(policy)["threshold"][0])
 
     def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
         """Figures of the round's federated evaluation; empty when it had none."""
@@ -294,6 +298,8 @@ class Federation:
         total = figures(totals)
         evaluated = self.progress.evaluation
         right = evaluated.get("accuracy") or accuracy(totals, settings.workload)
+        values = self.strategy.client_values
+        in_force = {client: self._threshold(value) for client, value in values.items()}
         stats = {} if self.host is None else self.host.stats()
         seconds = self._seconds()
         return {
@@ -309,7 +315,8 @@ class Federation:
             "guarantee": guarantee(settings, self.strategy.calibration),
             "bytes": total["bytes"],
             "exchanges": total["exchanges"],
-            "threshold": self._thresholds(self.strategy.client_values),
+            "hierarchy": None if self.strategy.at_edge is None else hierarchy(totals),
+            "threshold": self._thresholds({**self.progress.thresholds, **in_force}),
             "rounds": self.strategy.rounds_done,
             "clients": settings.clients,
             "clusters": settings.clusters,

@@ -9,6 +9,8 @@ from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.learning.gradients import policy_bounds
 from fedhlm_app.learning.rules import rule_of
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.hierarchy import averages_at_edge
+from strategies.at_edge import EdgeServers
 from strategies.cluster_map import ClusterMap
 from strategies.factory import build_strategy
 from strategies.hierarchical import Hierarchical
@@ -18,7 +20,10 @@ from strategies.records import RoundRecord
 
 
 def build_of(
-    settings: Settings, clusters: ClusterMap, on_round: Callable[[RoundRecord], None]
+    settings: Settings,
+    clusters: ClusterMap,
+    on_round: Callable[[RoundRecord], None],
+    edges: EdgeServers | None = None,
 ) -> Hierarchical:
     """The strategy that the settings ask for, before its first round.
 
@@ -30,7 +35,10 @@ def build_of(
         Which client is in which cluster.
     on_round : callable
         Called with each finished round.
+    edges : EdgeServers, optional
+        Those of the run.
     """
+    at_edge = averages_at_edge(settings)
     options: StrategyOptions = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": settings.fraction_evaluate if settings.evaluate_every else 0.0,
@@ -53,8 +61,9 @@ def build_of(
             RUN_COUNTS if learns_take_back(settings) else (),
             (0.0, float(settings.tokens_per_round)),
         ),
-        # Thresholds of single clients are part of the report.
-        "keep_values": True,
+        # Where clusters are learned anew, a new one starts from its members' last policies.
+        "keep_values": not at_edge,
+        "edges": edges if at_edge else None,
         "privacy": _central_privacy(settings),
         "proximal_mu": settings.proximal_mu,
         "server_learning_rate": settings.server_learning_rate,

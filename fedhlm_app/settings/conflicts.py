@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedhlm_app.learning.rules import RULES, named_rule
 from fedhlm_app.settings.address import parse_address
+from fedhlm_app.settings.hierarchy import cloud_only
 from hlm.local_steps import LOCAL_METHODS
 from hlm.verifiers import VERIFIERS
 
@@ -108,6 +109,8 @@ def _clusters(settings: Settings) -> list[str]:
             f"settings 'recluster-every' = {every} and 'cluster-by' = '{by}': there is nothing to "
             "learn anew; set cluster-by=profile or classifier"
         )
+    if settings.average_at == "edge" and (needed := cloud_only(settings)):
+        found.append(f"setting 'average-at' = 'edge': edge servers can't average here; {needed}")
     return found
 
 

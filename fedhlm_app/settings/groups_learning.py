@@ -161,6 +161,11 @@ class FederationGroup(Group):
     cloud_rule: str = setting(
         "unweighted-mean", "rule over the clusters: plain mean, or one such as fedmedian"
     )
+    average_at: Literal["auto", "edge", "cloud"] = setting(
+        "auto",
+        "where a cluster's updates are averaged; auto: in its edge server, where there is one and "
+        "the other settings let it",
+    )
     proximal_mu: float = setting(
         0.1, "strategies with a pull: how strong it is", at_least=0, at_most=1e4
     )

@@ -40,6 +40,15 @@ from hlm.wire.edge_probe import (
     encode_probe,
     is_probe,
 )
+from hlm.wire.edge_update import (
+    OUTCOMES,
+    EdgeUpdate,
+    decode_update,
+    encode_aggregate,
+    encode_outcome,
+    is_update,
+)
+from servers.edge.averaging import Averaging
 from servers.edge.config import EdgeConfig, EdgeStats
 from servers.edge.consensus import NO_TOKEN, ConsensusRule, Contributions, consensus
 from servers.edge.index import SketchIndex
@@ -66,6 +75,8 @@ class EdgeServer:
         Other clusters' edge servers, asked in this order about what the own cannot decide.
     limits : Limits
         Largest message read.
+    averaging : Averaging, optional
+        Where the cluster's updates are averaged; None where the cloud does it.
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class EdgeServer:
         members: Collection[int] | None = None,
         neighbours: Sequence[Transport] = (),
         limits: Limits | None = None,
+        averaging: Averaging | None = None,
     ) -> None:
         vectors = np.asarray(embeddings, dtype=np.float32)
         if vectors.ndim != 2 or not np.isfinite(vectors).all():
@@ -86,6 +98,7 @@ class EdgeServer:
         self.members = None if members is None else frozenset(members)
         self.neighbours = list(neighbours)
         self.limits = Limits() if limits is None else limits
+        self.averaging = averaging
         self.stats = EdgeStats()
         self._lock = threading.Lock()
         self._forget()
@@ -118,8 +131,10 @@ class EdgeServer:
         Raises
         ------
         WireError
-            When the bytes are no valid query or probe, or not one for this server.
+            When the bytes are no valid query, probe or update, or not one for this server.
         """
+        if is_update(payload):
+            return self._take(decode_update(payload, self.limits))
         if is_probe(payload):
             return self._introduce(decode_probe(payload, self.limits))
         query = decode_edge_query(payload, self.limits)
@@ -145,6 +160,27 @@ class EdgeServer:
             self.stats.by_peers += int((outcomes == RESOLVED_BY_PEERS).sum())
             self.stats.by_neighbours += int((outcomes == RESOLVED_BY_NEIGHBOUR).sum())
         return encode_edge_reply(EdgeReply(outcomes.astype(np.int64), tokens, empty), query)
+
+    def _take(self, update: EdgeUpdate) -> bytes:
+        with self._lock:
+            if self.averaging is None or (
+                self.members is not None and update.client not in self.members
+            ):
+                return encode_outcome(OUTCOMES.index("wrong-client"))
+            return encode_outcome(self.averaging.take(update))
+
+    def open(self, number: int, summed: bool) -> None:
+        """Begin a round of updates, see `Averaging.open`."""
+        if self.averaging is not None:
+            with self._lock:
+                self.averaging.open(number, summed)
+
+    def collect(self, number: int) -> bytes:
+        """The round's aggregate for the cloud (`hlm.wire.edge_update`); empty without averaging."""
+        if self.averaging is None:
+            return b""
+        with self._lock:
+            return encode_aggregate(self.averaging.collect(number))
 
     def publish(self) -> None:
         """Let time pass: deferred entries become visible, old ones leave. Call once a round."""

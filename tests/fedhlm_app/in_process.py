@@ -86,6 +86,13 @@ class LocalEdges:
                     self.settings, 1, cluster, members, clusters
                 )
 
+    def open(self, number: int, summed) -> None:
+        for cluster, server in enumerate(self.servers.values()):
+            server.open(number, cluster in summed)
+
+    def collect(self, number: int) -> dict[int, bytes]:
+        return {i: server.collect(number) for i, server in enumerate(self.servers.values())}
+
     def publish(self) -> None:
         for server in self.servers.values():
             server.publish()

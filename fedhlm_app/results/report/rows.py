@@ -59,6 +59,12 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     if (preset := summary.get("settings", {}).get("preset")) is not None:
         changed = in_short(summary.get("changed", {}))
         rows.append(("preset", preset, f"changed: {changed}" if changed else "nothing changed"))
+    if tiers := summary.get("hierarchy"):
+        saved = f"{tiers['aggregates']:,} aggregates; {tiers['saved']:.1%} fewer than all updates"
+        rows += [
+            ("updates to the edge", f"{tiers['device_edge']:,}", f"bytes of {tiers['updates']:,}"),
+            ("  on to the cloud", f"{tiers['edge_cloud']:,}", f"bytes of {saved}"),
+        ]
     rows.append(
         (
             "seconds",
