@@ -50,7 +50,6 @@ class CommonOptions(TypedDict, total=False):
     privacy: CentralPrivacy | None
     on_round: Callable[[RoundRecord], None] | None
     keep_values: bool
-    edges: EdgeServers | None
 
 
 class RoundOptions(TypedDict, total=False):
@@ -63,6 +62,7 @@ class RoundOptions(TypedDict, total=False):
     min_evaluate_nodes: int
     records: RecordOptions
     calibration: CalibrationOptions | None
+    edges: EdgeServers | None
 
 
 class MethodOptions(TypedDict, total=False):

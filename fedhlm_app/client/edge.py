@@ -27,6 +27,9 @@ from hlm.transport import LinkDown, Transport
 from hlm.wire import WireError
 from hlm.wire.edge_update import EdgeUpdate, decode_outcome, encode_update
 
+ATTEMPTS = 3
+"""How often an update is sent to an edge server that does not answer."""
+
 State = dict[str, dict[str, NDArray[Any]]]
 
 
@@ -154,13 +157,20 @@ class EdgeSide:
         Whether it was taken is what the edge server tells the cloud.
         """
         payload = encode_update(update)
-        try:
-            outcome = decode_outcome(self._link(cluster).exchange(payload))
-        except (LinkDown, WireError) as error:
-            outcome = str(error)
-        if outcome != "taken":
-            log(WARNING, "client %d: its update is lost to the round: %s", self.client, outcome)
-        return len(payload)
+        problem, sent = "not sent", 0
+        while sent < ATTEMPTS:
+            sent += 1
+            try:
+                outcome = decode_outcome(self._link(cluster).exchange(payload))
+            except (LinkDown, WireError) as error:
+                problem = str(error)
+                continue
+            # One that is there already had its answer lost on the way.
+            problem = "" if outcome == "taken" or (sent > 1 and outcome == "duplicate") else outcome
+            break
+        if problem:
+            log(WARNING, "client %d: its update is lost to the round: %s", self.client, problem)
+        return len(payload) * sent
 
     def figures(self) -> dict[str, int]:
         """Hits audited since `join`, and those of them that the LLM decided otherwise."""

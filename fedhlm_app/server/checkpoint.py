@@ -11,7 +11,7 @@ from fedhlm_app.results.runs import CHECKPOINT, write_atomically
 from strategies.rules import State
 from strategies.state import state_from_bytes, state_to_bytes
 
-_VERSION = 5
+_VERSION = 4
 
 
 class CheckpointError(ValueError):
@@ -104,7 +104,7 @@ def load(folder: Path) -> tuple[State, State, Progress]:
             )
         kept = dict(state["progress"])
         kept["totals"], kept["refused"] = Counter(kept["totals"]), Counter(kept["refused"])
-        kept["thresholds"] = {int(client): th for client, th in kept["thresholds"].items()}
+        kept["thresholds"] = {int(client): th for client, th in kept.get("thresholds", {}).items()}
         progress = Progress(**kept)
         return state["strategy"], state["clusters"], progress
     except (KeyError, TypeError, ValueError) as error:

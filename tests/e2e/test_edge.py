@@ -33,3 +33,7 @@ def test_a_run_outlives_an_edge_server(tmp_path):
     assert summary["resolution"]["unresolved"] == 0
     # It came back: devices talked to edge servers in the last round as well.
     assert folder.metrics()[-1]["bytes"]["edge"] > 0
+    # Its cluster's updates are lost in the round it dies in, if any were there, and no others.
+    assert summary["hierarchy"]["updates"] > 0
+    lost = set().union(*(line["failed"] for line in folder.metrics()))
+    assert len({int(client) % summary["clusters"] for client in lost}) <= 1

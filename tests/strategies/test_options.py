@@ -23,7 +23,7 @@ def test_every_field_is_a_keyword_of_the_same_type() -> None:
         for field in fields(kind):
             assert keywords.pop(field.name) == hints[field.name], field.name
     assert set(keywords) == {
-        "method", "privacy", "on_round", "records", "keep_values", "calibration",
+        "method", "privacy", "on_round", "records", "keep_values", "calibration", "edges",
     }  # fmt: skip
 
 
