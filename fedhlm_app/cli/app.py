@@ -196,6 +196,39 @@ def report(
 
 
 @app.command()
+def tokens(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run folder; the newest in ./runs by default."),
+    ] = None,
+    round_: Annotated[
+        int | None, typer.Option("--round", "-r", help="Of this round alone.")
+    ] = None,
+    client: Annotated[
+        int | None, typer.Option("--client", "-c", help="Of this client alone.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", "-s", help="Decided there alone: local, cache, ...")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Most rows of the table; 0: all.")] = 40,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every row as a line of JSON.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
+) -> None:
+    """Show a run's token log: who decided each token, its uncertainty, its rejection probability.
+
+    A run with `--set token-log=true` has one; with `--set token-texts=true` it has texts in it.
+    """
+    from fedhlm_app.cli.tokens import show_tokens
+
+    given = {"round": round_, "client": client, "stage": stage}
+    equal = {name: value for name, value in given.items() if value is not None}
+    form = "json" if as_json else "csv" if as_csv else "table"
+    raise typer.Exit(show_tokens(run, equal, limit, form))
+
+
+@app.command()
 def env() -> None:
     """Print versions and machine, ready to paste into a bug report."""
     from fedhlm_app.cli.show import show_environment

@@ -13,8 +13,8 @@ from fedhlm_app.results.stages import STAGE_COLOURS, STAGE_WORDS
 if TYPE_CHECKING:
     from fedhlm_app.client.prompted import Continuation, Token
 
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
-del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
+del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
 """What a model writes must not steer a terminal."""
 
 
@@ -53,11 +53,11 @@ class ColouredText:
 
     def prompt(self, prompt: str) -> None:
         """Write what is continued."""
-        self._write(Text(prompt.translate(_CONTROLS), "dim"))
+        self._write(Text(prompt.translate(CONTROLS), "dim"))
 
     def token(self, token: Token) -> None:
         """Write a new token."""
-        text = Text(token.text.translate(_CONTROLS), STAGE_COLOURS[token.stage.key])
+        text = Text(token.text.translate(CONTROLS), STAGE_COLOURS[token.stage.key])
         if self.uncertainty:
             text.append(f"[{token.uncertainty:.2f}]", "dim")
         self._write(text)

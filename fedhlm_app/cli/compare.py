@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedhlm_app.cli.blocks import print_blocks
 from fedhlm_app.cli.completing import set_option
 from fedhlm_app.cli.error_log import keep_trace, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
@@ -23,7 +23,6 @@ from hlm.channels import Link
 compare_app = command_app(name="compare")
 
 STANDARD_OUTPUT = "-"
-NARROWEST = 132  # columns; below it the table would lose digits
 
 
 @compare_app.command()
@@ -157,7 +156,7 @@ def run_comparison(
         return BAD_SETTINGS
     except KeyboardInterrupt:
         return INTERRUPTED
-    from fedhlm_app.compare.tables import as_csv, as_json, result_table
+    from fedhlm_app.compare.tables import as_csv, as_json, result_rows
 
     for file, text in ((json_file, as_json(results)), (csv_file, as_csv(results))):
         if file == STANDARD_OUTPUT:
@@ -165,8 +164,7 @@ def run_comparison(
         elif file is not None:
             Path(file).write_text(text, encoding="utf-8")
     if STANDARD_OUTPUT not in (json_file, csv_file):
-        console = Console(width=None if sys.stdout.isatty() else NARROWEST)
-        console.print(result_table(results, words))
+        print_blocks(Console(), *result_rows(results), caption=words)
     return COMPLETED
 
 

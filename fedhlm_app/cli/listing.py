@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +28,10 @@ def show_runs(directory: Path) -> int:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in _COLUMNS:
         left = name in ("run", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name == "run")
+        # A long name goes on below itself rather than over the figures.
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=name != "run", overflow="fold"
+        )
     running = _running()
     for folder in reversed(found):
         table.add_row(folder.path.name, *_row(folder, running))
@@ -41,30 +43,30 @@ def _row(folder: RunFolder, running: set[Path]) -> Iterable[str]:
     """The columns but the first; the state alone of a run whose files cannot be read."""
     try:
         config, summary = folder.config(), folder.summary()
-        progress, lines = folder.progress(), folder.metrics()
-        settings = config["settings"]
-        done = progress or {"round": 0, "rounds": settings["rounds"], "counts": {}}
+        done = folder.progress() or {
+            "round": 0, "rounds": config["settings"]["rounds"], "counts": {},
+        }  # fmt: skip
         counts = done["counts"]
         tokens = sum(counts.values())
-        last: dict[str, Any] = summary or (lines[-1] if lines else {})
+        last: dict[str, Any] = summary or next(reversed(folder.metrics()), {})
         risk = last.get("certificate")
         return (
-            "running" if folder.path.resolve() in running else _state(summary),
+            "running" if folder.path.resolve() in running else _state(folder, summary),
             f"{done['round']}/{done['rounds']}",
             f"{tokens:,}",
             f"{counts['local'] / tokens:.1%}" if tokens else "",
             "" if risk is None else f"{risk:.4f}",
             _age(config["started"]),
         )
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OSError):
         return ("unreadable",)
 
 
-def _state(summary: dict[str, Any] | None) -> str:
+def _state(folder: RunFolder, summary: dict[str, Any] | None) -> str:
     """Of a run that no process is at work on."""
-    if summary is None:
-        return "unfinished"
-    return "failed" if summary.get("error") else "completed"
+    if folder.failure():
+        return "failed"
+    return "unfinished" if summary is None else "completed"
 
 
 def _running() -> set[Path]:

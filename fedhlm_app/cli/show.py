@@ -88,6 +88,8 @@ def show_side_by_side(run_folders: Sequence[Path], output: Path) -> int:
     from fedhlm_app.results.runs import RunFolder, write_atomically
 
     with ends_with(BAD_SETTINGS, OSError, ValueError, trace=True):
+        if not output.parent.is_dir():
+            raise ValueError(f"--output '{output}': there is no folder '{output.parent}'")
         runs = runs_of([RunFolder.existing(path) for path in dict.fromkeys(run_folders)])
         write_atomically(output, render_side_by_side("Runs side by side", runs))
     print(output)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from fedhlm_app.cli.blocks import print_blocks
 from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
@@ -89,7 +89,7 @@ def sweep(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(_table(rows, [c.shown for c in cells]))
+        _print(Console(), rows, [c.shown for c in cells])
     failed = any(outcome.error for outcome in outcomes)
     raise typer.Exit(FAILED if failed else COMPLETED)
 
@@ -120,18 +120,15 @@ def _folder_name(name: str) -> str:
     return name
 
 
-def _table(rows: list[dict[str, Any]], shown: list[dict[str, str]]) -> Table:
-    table = Table()
+def _print(console: Console, rows: list[dict[str, Any]], shown: list[dict[str, str]]) -> None:
     keys = list(dict.fromkeys(key for entry in shown for key in entry))
     figures = [name for name in FIGURES if any(row[name] is not None for row in rows)]
-    for key in keys:
-        table.add_column(key)
-    for figure in figures:
-        table.add_column(figure.replace("_", " "), justify="right")
-    for row in rows:
-        cells = [_shown(name, row[name]) for name in figures]
-        table.add_row(*(str(row.get(key, "")) for key in keys), *cells)
-    return table
+    headings = [*keys, *(figure.replace("_", " ") for figure in figures)]
+    cells = [
+        [*(str(row.get(key, "")) for key in keys), *(_shown(name, row[name]) for name in figures)]
+        for row in rows
+    ]
+    print_blocks(console, headings, cells, len(keys))
 
 
 def _shown(name: str, value: float | None) -> str:

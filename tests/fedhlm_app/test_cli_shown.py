@@ -101,6 +101,11 @@ def test_runs_are_listed_newest_first(
     ]
     assert lines[4].split() == ["2025-broken", "unreadable"]
     assert max(map(len, lines)) <= 80
+    # A long name costs no figure.
+    (tmp_path / "runs/2026-01-03T00-00-00Z-one").rename(tmp_path / "runs" / f"2024-{'long' * 20}")
+    lines = fedhlm("list").stdout.splitlines()
+    told = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= 80 and "completed 4/7 1,000 25.0% 0.1000" in told
     monkeypatch.setenv("COLUMNS", "40")
     assert fedhlm("list", "runs").exit_code == 0
     assert path.resolve() not in _running()

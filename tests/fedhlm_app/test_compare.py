@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from clients.policy import FixedPolicy, RoutingInput
 from clients.records import Stage, TokenRecords, Traffic
+from fedhlm_app.cli.blocks import print_blocks
 from fedhlm_app.cli.compare import run_comparison, settings_of
 from fedhlm_app.compare import DEFAULT_METHODS, METHODS, Comparison, Method, Plan, chosen_methods
 from fedhlm_app.compare import contender as contender_module
 from fedhlm_app.compare.calibration import Calibration, threshold_of_share
-from fedhlm_app.compare.tables import as_csv, as_json, result_table
+from fedhlm_app.compare.tables import as_csv, as_json, result_rows
 from fedhlm_app.compare.tally import Tally, Took, payload_bytes
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.channels import LINKS, Times
@@ -331,6 +334,13 @@ def test_decoding_is_sampled_unless_told_otherwise(monkeypatch):
 
 
 def test_tables_hold_every_method(sampled):
-    table = result_table(sampled, "caption")
-    assert table.row_count == len(DEFAULT_METHODS)
+    console = Console(file=io.StringIO(), width=80)
+    headings, rows = result_rows(sampled)
+    print_blocks(console, headings, rows, caption="caption")
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80 and lines[-1] == "caption"
+    # In two blocks or more, each with all methods; no figure is lost.
+    assert sum(line.startswith("fedhlm-token ") for line in lines) >= 2
+    written = " ".join(lines).split()
+    assert all(cell in written for row in rows for cell in row)
     assert as_csv(sampled).count("\n") == len(DEFAULT_METHODS) + 1
