@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,8 @@ class TextBatch:
         int64 [rows, longest prompt + room], left-aligned.
     lengths, prompt_lengths : numpy.ndarray
         int64 [rows].
+    stopped : numpy.ndarray
+        bool [rows]: nobody wants more of the text; generation leaves it as it is.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class TextBatch:
         self.lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self.prompt_lengths = self.lengths.copy()
         self.sessions = np.asarray(sessions, np.int64)
+        self.stopped = np.zeros(len(prompts), np.bool_)
         # How well the small model foretold the tokens; made when a learned policy asks for it.
         self.trace: NDArray[np.float32] | None = None
 
@@ -165,6 +170,13 @@ class TokenRecords:
         self.draft_choice = np.full(shape, -1, np.int8)
         self.measured_only = np.zeros(shape, np.bool_)
         self.features = np.zeros((*shape, features), np.float32) if features else None
+
+    def select(self, rows: IntArray) -> TokenRecords:
+        """Those of some rows, int64 [n]."""
+        found = copy(self)
+        arrays = {name: one for name, one in vars(self).items() if one is not None}
+        vars(found).update({name: one[rows] for name, one in arrays.items()})
+        return found
 
     def note_feedback(self, feedback: TokenFeedback) -> None:
         """Note the LLM's view of tokens."""
@@ -286,6 +298,25 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         """Sum field by field."""
         return Traffic(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def since(self, before: Traffic) -> Traffic:
+        """What has come on top of earlier counts."""
+        return Traffic(
+            **{name: value - getattr(before, name) for name, value in vars(self).items()}
+        )
+
+    def split(self, parts: int) -> list[Traffic]:
+        """Even shares that add up to these counts; whole numbers where these are."""
+
+        def share(count: int | float, part: int) -> Any:
+            if isinstance(count, float):
+                return count / parts
+            return count * (part + 1) // parts - count * part // parts
+
+        names = vars(self)
+        return [
+            Traffic(**{name: share(names[name], part) for name in names}) for part in range(parts)
+        ]
 
     def include(self, other: Traffic) -> None:
         """Add another's counts to these, in place."""

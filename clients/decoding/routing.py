@@ -31,7 +31,7 @@ from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
 from hlm.arrays import BoolArray, IntArray
 
-StepListener = Callable[[TokenRecords, IntArray, IntArray], None]
+StepListener = Callable[[TokenRecords, IntArray, IntArray, Traffic], None]
 
 
 class Router:
@@ -50,8 +50,8 @@ class Router:
     resolvers : sequence of Resolver
         Who decides escalated tokens, in order.
     on_step : callable, optional
-        Called once a step is decided with the records, and where they tell of it: rows and steps,
-        int64 [n].
+        Called once a step is decided with the records, where they tell of it (rows and steps,
+        int64 [n]), and all traffic until then.
     learning : bool
         The resolvers may remember what was decided.
     spans : SpanRouting, optional
@@ -90,7 +90,7 @@ class Router:
         texts : TextBatch
             Grows in place; needs room for `new_tokens`.
         new_tokens : int
-            Most tokens per text, >= 1; a text also ends at an end token.
+            Most tokens per text, >= 1; a text also ends at an end token, or once it is `stopped`.
         traffic : Traffic
             Counters, added to.
 
@@ -119,7 +119,7 @@ class Router:
                 reader.step, texts, records, running, steps, positions, traffic, written
             )
             texts.append(running, tokens)
-            going = ~np.isin(tokens, list(self.config.end_tokens))
+            going = ~np.isin(tokens, list(self.config.end_tokens)) & ~texts.stopped[running]
             if index + 1 == new_tokens or not going.any():
                 break
             begin = time.perf_counter()
@@ -221,7 +221,7 @@ class Router:
             records.draft_choice[rows[told], steps[told]] = agreed[told]
             written.note(rows, ways, decided)
         if self.on_step is not None:
-            self.on_step(records, rows, steps)
+            self.on_step(records, rows, steps, traffic)
         if texts.trace is not None and not texts.given:
             texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
         return decided.tokens

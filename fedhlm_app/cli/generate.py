@@ -21,6 +21,7 @@ from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.policy import choose_policy
+from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.wire import WireError
@@ -115,7 +116,12 @@ def generate(
         prompts = read_prompts(prompt, file)
         chosen = choose_policy(given, overrides or [], run, cluster)
         model = open_model(chosen.settings, threads)
-        read = [model.read_prompt(one, tokens, chat=chat) for one in prompts]
+        read = [
+            model.read_prompt([{"role": "user", "content": one}] if chat else one, tokens)
+            for one in prompts
+        ]
+    from fedhlm_app.client.prompted import Ask
+
     # Told once, below the text and not within it.
     logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
     screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
@@ -130,7 +136,8 @@ def generate(
                 show = _nothing if as_json else screen.token
                 if not as_json:
                     screen.prompt(one)
-                answer = model.continued(read[number], tokens, number + 1, chosen.policy, show)
+                ask = Ask(read[number], tokens, number + 1, show)
+                (answer,) = model.continued([ask], chosen.policy)
                 answers.append(answer)
                 if as_json:
                     milliseconds = round(1000 * (time.perf_counter() - started), 1)
@@ -180,33 +187,16 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def open_model(settings: Settings, threads: int) -> PromptedModel:
-    """The small model with its way to the LLM, which is loaded here unless it is served elsewhere.
+    """The small model with its way to the LLM.
 
     Raises
     ------
     ValueError, OSError
         When either cannot be had, or they are no pair.
     """
-    import torch
-
     from fedhlm_app.client.prompted import PromptedModel
-    from fedhlm_app.hosting.backends import build_backend, check_backend
-    from fedhlm_app.models.vocabulary import check_folder, check_same_tokenizer
-    from fedhlm_app.server.preflight import check_devices
-    from fedhlm_app.transport.llm_access import require_access
-    from fedhlm_app.transport.transports import DirectTransport
-    from servers.llm import LanguageModelService
 
-    torch.set_num_threads(threads)
-    check_devices(settings)
-    check_folder(settings.slm, "slm")
-    if settings.llm_address:
-        return PromptedModel(settings, 0, require_access(settings))
-    check_backend(settings)
-    check_folder(settings.llm, "llm")
-    check_same_tokenizer(settings.slm, settings.llm)
-    service = LanguageModelService(build_backend(settings))
-    return PromptedModel(settings, 0, DirectTransport(service))
+    return PromptedModel(settings, 0, reach_llm(settings, threads))
 
 
 def _possible_stages(settings: Settings) -> list[str]:

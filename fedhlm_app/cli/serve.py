@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped, take_port
+from fedhlm_app.cli.policy import choose_policy
+from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
 
@@ -194,99 +197,80 @@ def serve(
 def device(
     llm_address: Annotated[
         str | None,
-        typer.Option(help="host:port or URL of `fedhlm serve llm`; needed here or as a setting."),
+        typer.Option(help="host:port or URL of `fedhlm serve llm`, instead of an LLM in here."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take models, settings and policy of this run."),
+    ] = None,
+    cluster: Annotated[
+        int | None,
+        typer.Option(help="Whose policy, in a run whose clusters have their own; 0 by default."),
     ] = None,
     store: _Store = None,
     client: _Client = 0,
     host: _Host = "127.0.0.1",
     port: _Port = DEVICE_PORT,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Be asked under this name or address too; may be repeated. Without one, only "
+            "this machine can ask.",
+        ),
+    ] = None,
+    fail_without_llm: Annotated[
+        bool,
+        typer.Option(
+            "--fail-without-llm",
+            help="Where the LLM does not decide a token that it should, answer with 503 instead "
+            "of going on alone.",
+        ),
+    ] = False,
     slm: Annotated[str | None, _Model] = None,
     queue: _Queue = 64,
     threads: _Threads = 1,
     overrides: _Overrides = None,
 ) -> None:
-    """Serve this device's text over HTTP until SIGTERM or Ctrl-C, and keep what it teaches.
+    """Serve this device's text to programs and people until SIGTERM or Ctrl-C.
 
-    The small model writes, tokens that it is not sure of are asked of the large one, and what came
-    of each (uncertainty and whether it was right, never text) waits in FOLDER for the next round.
+    Programs ask in the words of OpenAI's API (base URL http://127.0.0.1:8472/v1, any key), people
+    on the page at http://127.0.0.1:8472. The small model writes, tokens that it is not sure of are
+    asked of the large one. With --store, what came of each (uncertainty and whether it was right,
+    never text) waits in FOLDER for the next round.
+
+    - `fedhlm serve device`
+
+    - `fedhlm serve device --run runs/2026-... --llm-address 10.0.0.5:8471`
 
     - `fedhlm serve device --llm-address 10.0.0.5:8471 --client 3 --store /var/lib/fedhlm -s learning=balanced`
 
-    - `curl -d '{"prompt": "Shares of the airline", "max_tokens": 20}' 127.0.0.1:8472/v1/generate`
+    - `curl --json '{"model": "fedhlm", "prompt": "Shares of the airline"}' 127.0.0.1:8472/v1/completions`
 
     - `flower-supernode ... --node-config 'partition-id=3 feedback-store="/var/lib/fedhlm"'`
 
     The SuperNode then learns from these texts instead of a dataset's, and a new threshold is taken
     up without a restart. Settings of decoding, uncertainty, policy, verification and audits must
-    be those of the run. There is no access control: leave it on 127.0.0.1. Exit status: 0 after a
-    stop, 1 when folder or model cannot be used, 2 when a setting is wrong or the port is taken.
+    be those of the run. Whoever reaches the address is answered, pages of other sites in a browser
+    excepted: leave it on 127.0.0.1. Exit status: 0 after a stop, 1 when folder or model cannot be
+    used, 2 when a setting is wrong or the port is taken.
     """  # noqa: E501
-    from fedhlm_app.models.vocabulary import check_folder
-    from fedhlm_app.server import preflight
-
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
-        settings = collect({"llm-address": llm_address, "slm": slm}, overrides or [])
-        if not settings.llm_address:
-            raise ValueError(
-                "setting 'llm-address' is empty: give --llm-address host:port of `fedhlm serve llm`"
+        hosts = allowed_hosts(host, allow_host or [])
+        given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
+        if run is None and cluster is None:
+            settings, policy = collect(given, overrides or []), None
+        else:
+            chosen = choose_policy(
+                {"initial-threshold": None, **given}, overrides or [], run, cluster
             )
-        check_folder(settings.slm, "slm")
-        preflight.check_devices(settings)
+            settings, policy = chosen.settings, chosen.policy
     with (
         ends_with(FAILED, OSError, ValueError),
         ends_with(BAD_SETTINGS, SettingsError, trace=True),
     ):
-        serve_device(settings, host, port, client, store, queue, threads)
-
-
-def serve_device(
-    settings: Settings,
-    host: str,
-    port: int,
-    client: int,
-    store: Path | None,
-    queue: int,
-    threads: int,
-) -> None:
-    """Load the small model and serve its text until the process is asked to stop.
-
-    Raises
-    ------
-    OSError
-        When the folder or the model cannot be had.
-    ValueError
-        When the address cannot be listened on, the model cannot be loaded, the file in the folder
-        is no store, or a setting is none that a serving device can follow.
-    """
-    import torch
-
-    from fedhlm_app.client.feedback_folder import FeedbackFolder
-    from fedhlm_app.results.report.verdict import threshold
-    from fedhlm_app.serve_device.service import DeviceService
-    from fedhlm_app.serve_device.texts import ServedTexts
-    from fedhlm_app.transport.llm_access import require_access
-
-    listener = take_port(host, port)
-    link = require_access(settings)
-    torch.set_num_threads(threads)
-    folder = None
-    if store is not None:
-        store.mkdir(parents=True, exist_ok=True)
-        folder = FeedbackFolder(store.resolve())
-    texts = ServedTexts(settings, client, link, folder)
-    service = DeviceService(texts, queue)
-
-    def ready(at: str) -> None:
-        value = texts.threshold
-        shown = "not used" if value is None else threshold(value)
-        kept = "nothing is kept" if folder is None else f"feedback in {folder.path}"
-        print(
-            f"serving device {client} at {at} (slm {settings.slm}, llm {settings.llm_address}, "
-            f"policy {settings.policy}, threshold {shown}, {kept})",
-            flush=True,
-        )
-
-    try:
-        run_until_stopped(service.app, listener, ready)
-    finally:
-        service.close()
+        # Taken before a model is loaded: a port in use is told at once.
+        listener = take_port(host, port)
+        link = reach_llm(settings, threads)
+        texts = open_texts(settings, client, link, store, policy)
+        serve_texts(texts, listener, queue, fail_without_llm, hosts)

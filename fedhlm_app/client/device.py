@@ -188,5 +188,5 @@ class Device(RoutedModel):
             before.correct + right,
             before.answered + answered,
             [*before.rows, rows],
-            before.read + read,
+            before.read + int(read.sum()),
         )

@@ -106,7 +106,7 @@ class RoutedModel:
         learning: bool = True,
         measuring: bool = True,
         on_step: StepListener | None = None,
-    ) -> tuple[TokenRecords, Traffic, int]:
+    ) -> tuple[TokenRecords, Traffic, IntArray]:
         """Continue texts, or route the tokens of given ones.
 
         Parameters
@@ -128,18 +128,21 @@ class RoutedModel:
 
         Returns
         -------
-        TokenRecords, Traffic, int
-            The tokens, what crossed the links, and how many kept tokens `reading` told of.
+        TokenRecords, Traffic, numpy.ndarray
+            The tokens, what crossed the links, and of how many kept tokens of each text `reading`
+            told, int64 [rows].
         """
         tiers = [] if self.edge is None else self.edge.resolvers
         cache = self.edge.cache if learning and self.edge is not None else None
 
-        def decided(records: TokenRecords, rows: IntArray, steps: IntArray) -> None:
+        def decided(
+            records: TokenRecords, rows: IntArray, steps: IntArray, traffic: Traffic
+        ) -> None:
             if cache is not None:
                 tokens, stages = records.token[rows, steps], records.stage[rows, steps]
                 cache.inferred(tokens[stages == Stage.LOCAL])
             if on_step is not None:
-                on_step(records, rows, steps)
+                on_step(records, rows, steps, traffic)
 
         router = Router(
             self.model,
@@ -156,11 +159,10 @@ class RoutedModel:
             records = router.generate(texts, amount, traffic)
         else:
             records = router.score(texts, amount, traffic)
-        read = 0
+        known = (records.draft_choice >= 0).sum(axis=1)
         if reading:
-            known = int((records.draft_choice >= 0).sum())
             read_unseen(self.uplink.sender, texts, records, traffic, learned=True)
-            read = int((records.draft_choice >= 0).sum()) - known
+        read = (records.draft_choice >= 0).sum(axis=1) - known
         if measuring:
             read_unseen(self.uplink.sender, texts, records, traffic)
         return records, traffic, read

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+from jinja2 import TemplateError
 
 from clients.decoding.ways import best_ways
 from clients.policies import POLICIES
-from clients.records import Stage, TextBatch, TokenRecords
+from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from fedhlm_app.client.feedback_folder import ServedPolicy
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
@@ -24,6 +25,10 @@ from servers.engine.engine import context_limit
 
 SESSIONS = 1 << 32
 """Session numbers that the wire has."""
+
+
+Messages = list[dict[str, str]]
+"""Of a chat, each with `role` and `content`."""
 
 
 class BadPrompt(ValueError):
@@ -42,11 +47,50 @@ class Token:
         Who decided it.
     uncertainty : float
         Of the device's draft for it, in [0, 1]: what a threshold is compared with.
+    probability : float or None
+        The small model's of the token, in (0, 1]; None where the token is not its draft.
+    uplink, downlink : int
+        Bytes to and from the LLM for it; texts that shared a message share its bytes.
     """
 
     text: str
     stage: Stage
     uncertainty: float
+    probability: float | None = None
+    uplink: int = 0
+    downlink: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "text": self.text,
+            "stage": self.stage.key,
+            "uncertainty": self.uncertainty,
+            "uplink": self.uplink,
+            "downlink": self.downlink,
+        }
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt, and what is wanted of its continuation.
+
+    Attributes
+    ----------
+    prompt : numpy.ndarray
+        int64 [length], see `PromptedModel.read_prompt`.
+    most : int
+        Most new tokens, >= 1, as `read_prompt` was told.
+    session : int
+        Number of the text; of two texts with one number draws and caches would be the same.
+    on_token : callable
+        Called with each token once it is decided; True ends the text behind it.
+    """
+
+    prompt: IntArray
+    most: int
+    session: int
+    on_token: Callable[[Token], bool | None] = lambda token: None
 
 
 @dataclass(frozen=True)
@@ -89,7 +133,7 @@ class Continuation:
         traffic = self.routed.traffic
         return {
             "text": self.text,
-            "tokens": [{**vars(token), "stage": token.stage.key} for token in self.tokens],
+            "tokens": [token.as_json() for token in self.tokens],
             "stages": self.stages,
             "bytes": {"uplink": traffic.uplink, "downlink": traffic.downlink},
             "threshold": self.threshold,
@@ -99,7 +143,7 @@ class Continuation:
 
 
 class PromptedModel(RoutedModel):
-    """Routed inference of texts that begin with a prompt, one at a time.
+    """Routed inference of texts that begin with a prompt.
 
     Parameters
     ----------
@@ -129,106 +173,131 @@ class PromptedModel(RoutedModel):
         self.context = min(settings.llm_context, context_limit(self.model))
         best_ways(self.model, self.context)
 
-    def read_prompt(self, prompt: str, max_tokens: int, *, chat: bool = False) -> IntArray:
+    def read_prompt(self, prompt: str | Messages, most: int) -> IntArray:
         """Tokens of a prompt, int64 [length], its start token among them.
 
         Parameters
         ----------
-        prompt : str
-            Text to continue, or with `chat` what a user says to the model.
-        max_tokens : int
+        prompt : str or list of dict
+            Text to continue, or the messages of a chat (`role` and `content`), which are put into
+            the tokenizer's chat template.
+        most : int
             Most tokens of the answer, >= 1.
-        chat : bool
-            Put the prompt into the tokenizer's chat template.
 
         Raises
         ------
         BadPrompt
-            When there is no text in it, no room for the answer, or no chat template.
+            When there is no text in it, no room for the answer, or no chat template that fits.
         """
-        if chat and not self.tokenizer.chat_template:
-            raise BadPrompt(
-                f"chat: the tokenizer of slm {self.settings.slm!r} has no chat template; give a "
-                "model that was made for chats, or text to continue"
-            )
-        text = prompt
-        if chat:
-            turns = [{"role": "user", "content": prompt}]
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, tokenize=False
-                )
-            )
+        if chat := not isinstance(prompt, str):
+            said, text = "".join(one["content"] for one in prompt), self._templated(prompt)
+        else:
+            said = text = prompt
         found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not prompt.strip() or not found:
+        if not said.strip() or not found:
             raise BadPrompt(f"prompt = {prompt!r}: must be text of at least one token")
         # A chat template has its own start.
         start = None if chat else self.tokenizer.bos_token_id
         tokens = np.array([*([] if start is None else [start]), *found], np.int64)
-        if len(tokens) + max_tokens > self.context:
+        if len(tokens) + most > self.context:
             raise BadPrompt(
-                f"prompt = {len(tokens)} tokens and max_tokens = {max_tokens}: "
+                f"prompt = {len(tokens)} tokens and max_tokens = {most}: "
                 f"must be at most {self.context} together"
             )
         return tokens
+
+    def _templated(self, messages: Messages) -> str:
+        if not self.tokenizer.chat_template:
+            raise BadPrompt(
+                f"chat: the tokenizer of slm {self.settings.slm!r} has no chat template; give a "
+                "model that was made for chats, or text to continue"
+            )
+        try:
+            found = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise BadPrompt(f"messages: the chat template refuses them: {error}") from None
+        return str(found)
 
     def threshold(self, policy: ServedPolicy) -> float | None:
         """What uncertainties are compared with; None for a policy without a threshold."""
         learned = POLICIES[self.settings.policy].learns
         return float(policy.arrays["threshold"][0]) if learned else None
 
-    def continued(
-        self,
-        prompt: IntArray,
-        max_tokens: int,
-        session: int,
-        policy: ServedPolicy,
-        on_token: Callable[[Token], None] = lambda token: None,
-    ) -> Continuation:
-        """Continue a prompt by up to `max_tokens` tokens (>= 1).
+    def continued(self, asks: Sequence[Ask], policy: ServedPolicy) -> list[Continuation]:
+        """Continue prompts in lockstep; uncertain tokens of a step share a message to the LLM.
 
         Parameters
         ----------
-        prompt : numpy.ndarray
-            int64 [length], see `read_prompt`.
-        max_tokens : int
-            As `read_prompt` was told.
-        session : int
-            Number of the text; of two texts with one number draws and caches would be the same.
+        asks : sequence of Ask
+            At least one, with a session of its own each.
         policy : ServedPolicy
             Keeps or escalates, and says when texts are taken back from the LLM.
-        on_token : callable
-            Called with each token once it is decided.
 
         Raises
         ------
         WireError
             When the LLM server finds a request of this device invalid.
         """
-        tokens: list[Token] = []
-        stream = TextStream(self.tokenizer, prompt.tolist())
+        found: list[list[Token]] = [[] for _ in asks]
+        shares = [Traffic() for _ in asks]
+        streams = [TextStream(self.tokenizer, ask.prompt.tolist()) for ask in asks]
+        counted = Traffic()
 
-        def decided(records: TokenRecords, rows: IntArray, steps: IntArray) -> None:
-            for place in zip(rows, steps, strict=True):
-                token = int(records.token[place])
-                last = len(tokens) + 1 == max_tokens or token in self.config.end_tokens
-                text, stage = stream.add(token, last=last), Stage(records.stage[place])
-                tokens.append(Token(text, stage, float(records.uncertainty[place])))
-                on_token(tokens[-1])
+        def share(rows: IntArray, traffic: Traffic) -> list[Traffic]:
+            parts = traffic.since(counted).split(len(rows))
+            for row, part in zip(rows, parts, strict=True):
+                shares[row].include(part)
+            counted.include(traffic.since(counted))
+            return parts
 
-        texts = TextBatch([prompt], np.array([session % SESSIONS]), room=max_tokens)
+        def decided(
+            records: TokenRecords, rows: IntArray, steps: IntArray, traffic: Traffic
+        ) -> None:
+            asked = rows[records.escalated[rows, steps]]
+            caused = asked if len(asked) else rows
+            parts = dict(zip(caused.tolist(), share(caused, traffic), strict=True))
+            for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
+                ask, at, part = asks[row], (row, step), parts.get(row, Traffic())
+                number, stage = int(records.token[at]), Stage(records.stage[at])
+                full = len(found[row]) + 1 == ask.most
+                known = number == records.draft[at]
+                token = Token(
+                    streams[row].add(number, last=full or number in self.config.end_tokens),
+                    stage,
+                    float(records.uncertainty[at]),
+                    float(records.probability[at]) if known else None,
+                    part.uplink,
+                    part.downlink,
+                )
+                found[row].append(token)
+                texts.stopped[row] = ask.on_token(token) or full
+
+        sessions = np.array([ask.session % SESSIONS for ask in asks])
+        most = max(ask.most for ask in asks)
+        texts = TextBatch([ask.prompt for ask in asks], sessions, room=most)
         self.heard(policy.take_back)
         records, traffic, read = self.route(
             self.policy(policy.arrays),
             texts,
-            max_tokens,
+            most,
             reading=policy.read,
             measuring=False,
             on_step=decided,
         )
-        ended = int(texts.text(0)[-1]) in self.config.end_tokens
-        routed = Routed([records], traffic, read=read)
-        return Continuation(tokens, policy, self.threshold(policy), ended, routed)
+        share(np.arange(len(asks)), traffic)
+        threshold, ends = self.threshold(policy), self.config.end_tokens
+        return [
+            Continuation(
+                tokens,
+                policy,
+                threshold,
+                int(texts.text(row)[-1]) in ends,
+                Routed([records.select(np.array([row]))], shares[row], read=int(read[row])),
+            )
+            for row, tokens in enumerate(found)
+        ]
 
 
 def _no_edge(cluster: int) -> NoReturn:

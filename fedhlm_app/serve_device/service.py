@@ -1,41 +1,53 @@
-"""A serving device over HTTP, for programs on the same machine.
+"""A serving device over HTTP, for programs and people on the same machine.
 
-========================  =========================================================================
-``POST /v1/generate``     ``{"prompt": text, "max_tokens": n}`` up, the continued text down
-``GET /health``           200 once the model is loaded; whether the LLM was reached last
-``GET /v1/stats``         policy in force, tokens by stage, bytes, as JSON
-========================  =========================================================================
+=============================  ====================================================================
+``GET /``                      a page to write and read on
+``POST /v1/completions``       text to continue, as OpenAI's API has it
+``POST /v1/chat/completions``  a chat, for models with a chat template
+``GET /v1/models``             the one model there is
+``GET /health``                200 once the model is loaded; whether the LLM was reached last
+``GET /v1/stats``              policy in force, tokens by stage, bytes, as JSON
+=============================  ====================================================================
 
-Statuses of ``/v1/generate``: 400 the question is not understood, 408 its body did not come, 413 it
-is too large, 502 the LLM server finds the device's requests invalid, 503 too many questions wait.
-Each comes with ``{"error": sentence}``.
-
-Questions are answered one at a time, in the order in which they came: one thread owns the model.
+Statuses: 400 the question is not understood, 403 it is asked under another name or by a page of
+another site, 404 no such model or address, 408 its body did not come, 413 it is too large, 415 it
+is no JSON, 500 the model failed, 502 the LLM server finds the device's requests invalid, 503 too
+many questions wait, or the LLM is away and nothing else was wanted. Errors have OpenAI's shape.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from clients.records import Stage
-from fedhlm_app.client.prompted import BadPrompt
+from fedhlm_app.client.prompted import BadPrompt, Continuation, Token
+from fedhlm_app.serve_device.answers import Answer, event
+from fedhlm_app.serve_device.guard import LOOPBACK, OwnSite
+from fedhlm_app.serve_device.lockstep import Event, Job, LlmAway, Lockstep
+from fedhlm_app.serve_device.page import page
+from fedhlm_app.serve_device.questions import MODEL, Question, unknown_model
+from fedhlm_app.serve_device.refused import Refused
 from fedhlm_app.serve_device.texts import ServedTexts
+from hlm.arrays import IntArray
 from hlm.wire import WireError
-from servers.service import BodyTooLarge, bounded
+from servers.service import CALLER_GONE, BodyTooLarge, bounded
 
-GENERATE = "/v1/generate"
 MOST_BYTES = 1 << 20
 BODY_SECONDS = 30.0
+TOGETHER = 16
+"""Most texts that are written in lockstep; further ones wait until these are done."""
 
 
 class DeviceService:
@@ -47,74 +59,119 @@ class DeviceService:
         Answers; used by one thread only.
     queue : int
         Questions that may wait or be answered at a time, >= 1; further ones get 503.
+    needs_llm : bool
+        A question fails where the LLM should have decided a token and did not, instead of being
+        answered by the small model alone.
+    hosts : collection of str
+        Names and addresses under which it may be asked, see `OwnSite`.
     """
 
-    def __init__(self, texts: ServedTexts, queue: int = 64) -> None:
+    def __init__(
+        self,
+        texts: ServedTexts,
+        queue: int = 64,
+        *,
+        needs_llm: bool = False,
+        hosts: Collection[str] = LOOPBACK,
+    ) -> None:
         if queue < 1:
             raise ValueError(f"queue = {queue}: must be at least 1")
         self.texts = texts
         self.queue = queue
-        self.waiting = 0
         self.statuses: Counter[str] = Counter()
         self._began = time.monotonic()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="texts")
+        self._lockstep = Lockstep(texts, TOGETHER, needs_llm)
         self.app = Starlette(
             routes=[
-                Route(GENERATE, self._generate, methods=["POST"]),
+                Route("/", page),
+                Route("/v1/completions", self._write, methods=["POST"]),
+                Route("/v1/chat/completions", self._write, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name}", self._models),
                 Route("/health", self._health),
                 Route("/v1/stats", self._stats),
-            ]
+            ],
+            middleware=[Middleware(OwnSite, hosts)],
+            exception_handlers={Refused: self._refuse, HTTPException: _no_such_address},
         )
 
     def close(self) -> None:
-        """Wait for the text in work, then close the store."""
-        self._thread.shutdown()
+        """Wait for the texts in work, then close the store."""
+        self._lockstep.close()
         self.texts.close()
 
-    async def _generate(self, request: Request) -> JSONResponse:
-        status, content = await self._answer(request)
-        self.statuses[str(status)] += 1
-        headers = {503: {"retry-after": "1"}, 408: {"connection": "close"}}.get(status)
-        return JSONResponse(content, status, headers)
+    async def _refuse(self, request: Request, refused: Exception) -> Response:
+        assert isinstance(refused, Refused)
+        self.statuses[str(refused.status)] += 1
+        headers = {503: {"retry-after": "1"}, 408: {"connection": "close"}}.get(refused.status)
+        return JSONResponse(refused.as_json(), refused.status, headers)
 
-    async def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
+    async def _write(self, request: Request) -> Response:
+        chat = request.url.path.endswith("/chat/completions")
+        question = Question(await _body(request), chat, self.texts.settings)
+        prompt, most = await asyncio.to_thread(self._read, question)
+        if self._lockstep.open >= self.queue:
+            message = f"busy: {self._lockstep.open} questions wait already"
+            raise Refused(503, message, None, "busy")
+        job = Job(prompt, most, question.seed, question.stop)
+        answer = Answer(question, len(prompt))
+        self._lockstep.submit(job)
+        handed_on = False
+        # After the whole body, the next message of a connection is that it was closed.
+        gone = asyncio.ensure_future(request.receive())
         try:
-            body = bytearray()
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in bounded(request, MOST_BYTES):
-                    body += chunk
-            prompt, max_tokens = read_question(bytes(body), self.texts.settings.tokens_per_prompt)
-            if self.waiting >= self.queue:
-                return 503, _error(f"busy: {self.waiting} questions wait already")
-            self.waiting += 1
-            try:
-                loop = asyncio.get_running_loop()
-                answer = await loop.run_in_executor(
-                    self._thread, self.texts.answer, prompt, max_tokens
-                )
-            finally:
-                self.waiting -= 1
-        except BadPrompt as error:
-            return 400, _error(str(error))
-        except BodyTooLarge:
-            return 413, _error(f"body: at most {MOST_BYTES} bytes are read")
-        except TimeoutError:
-            return 408, _error(f"body: not here within {BODY_SECONDS:g} s")
+            first = await _next(job, gone)
+            self.statuses["200"] += 1
+            if question.stream:
+                handed_on = True
+                return _Stream(job, _chunks(first, job, answer))
+            tokens: list[Token] = []
+            while not isinstance(first, Continuation):
+                tokens += first
+                first = await _next(job, gone)
+            return JSONResponse(answer.whole(tokens, first, _finish(job, first)))
         except ClientDisconnect:
-            return 400, _error("body: the connection was cut")
-        except WireError as error:
-            return 502, _error(str(error))
-        return 200, answer.as_json()
+            raise Refused(CALLER_GONE, "the caller has gone") from None
+        finally:
+            gone.cancel()
+            job.left = not handed_on
 
-    async def _health(self, request: Request) -> JSONResponse:
+    def _read(self, question: Question) -> tuple[IntArray, int]:
+        """The tokens of a prompt, and how many new ones it may get."""
+        device, param = self.texts.device, "messages" if question.chat else "prompt"
+        try:
+            prompt = device.read_prompt(question.prompt, question.most or 1)
+        except BadPrompt as error:
+            raise Refused(400, str(error), param) from None
+        room = device.context - len(prompt)
+        return prompt, question.most or min(room, self.texts.settings.tokens_per_prompt)
+
+    async def _models(self, request: Request) -> Response:
+        texts = self.texts
+        pair = {"slm": texts.settings.slm, "llm": texts.settings.llm}
+        model = {
+            "id": MODEL,
+            "object": "model",
+            "created": 0,
+            "owned_by": MODEL,
+            "fedhlm": {**pair, "context": texts.device.context},
+        }
+        name = request.path_params.get("name")
+        if name is None:
+            return JSONResponse({"object": "list", "data": [model]})
+        if name != MODEL:
+            raise unknown_model(name)
+        return JSONResponse(model)
+
+    async def _health(self, request: Request) -> Response:
         link = self.texts.device.uplink.link
         if not link.asleep:
             return JSONResponse({"status": "ok", "llm": "ok"})
         return JSONResponse({"status": "ok", "llm": "not reached", "why": link.problem})
 
-    async def _stats(self, request: Request) -> JSONResponse:
+    async def _stats(self, request: Request) -> Response:
         texts, counts = self.texts, self.texts.counts
-        # The store has a lock of its own: no need to wait for the text in work.
+        # The store has a lock of its own: no need to wait for the texts in work.
         stored = await asyncio.to_thread(texts.stored_tokens)
         return JSONResponse(
             {
@@ -135,45 +192,90 @@ class DeviceService:
                     "texts_lost": counts["not-stored"],
                     "problem": texts.store_problem,
                 },
-                "waiting": self.waiting,
+                "waiting": self._lockstep.open,
                 "answers": dict(self.statuses),
                 "uptime_s": time.monotonic() - self._began,
             }
         )
 
 
-def read_question(body: bytes, default: int) -> tuple[str, int]:
-    """Prompt and `max_tokens` (`default` where it is not given) of a request's body.
+class _Stream(StreamingResponse):
+    """Server-sent events of a text, which ends when nobody reads them any more."""
+
+    def __init__(self, job: Job, events: AsyncIterator[str]) -> None:
+        # A proxy that can be told so keeps nothing back.
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.left = True
+
+
+async def _chunks(first: Event, job: Job, answer: Answer) -> AsyncIterator[str]:
+    for line in answer.begin():
+        yield line
+    try:
+        while not isinstance(first, Continuation):
+            assert isinstance(first, list)
+            yield answer.chunk(first)
+            first = await _next(job)
+    except Refused as refused:
+        yield event(refused.as_json())
+        return
+    for line in answer.end(first, _finish(job, first)):
+        yield line
+
+
+async def _next(job: Job, gone: asyncio.Future[Any] | None = None) -> list[Token] | Continuation:
+    """What comes next of a text.
 
     Raises
     ------
-    BadPrompt
-        Naming the field, its value and what is allowed.
+    Refused
+        When that is a failure.
+    ClientDisconnect
+        When whoever asked hung up.
     """
+    coming = asyncio.ensure_future(job.events.get())
+    waited = {coming} if gone is None else {coming, gone}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if not coming.done():
+        coming.cancel()
+        raise ClientDisconnect
+    found = coming.result()
+    if isinstance(found, LlmAway):
+        raise Refused(503, str(found), None, "llm_unreachable")
+    if isinstance(found, WireError):
+        raise Refused(502, str(found), None, "llm_refused")
+    if isinstance(found, Exception):
+        raise Refused(500, str(found))
+    return found
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
     try:
-        question = json.loads(body)
-    except ValueError as error:
-        raise BadPrompt(f"body: no JSON ({error}); allowed: {_ALLOWED}") from None
-    if not isinstance(question, dict):
-        raise BadPrompt(f"body = {_shown(question)}: allowed: {_ALLOWED}")
-    for name in question:
-        if name not in ("prompt", "max_tokens"):
-            raise BadPrompt(f"{name} = {_shown(question[name])}: unknown; allowed: {_ALLOWED}")
-    prompt, max_tokens = question.get("prompt"), question.get("max_tokens", default)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise BadPrompt(f"prompt = {_shown(prompt)}: must be text")
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise BadPrompt(f"max_tokens = {_shown(max_tokens)}: must be an integer of at least 1")
-    return prompt, max_tokens
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in bounded(request, MOST_BYTES):
+                body += chunk
+    except BodyTooLarge:
+        raise Refused(413, f"body: at most {MOST_BYTES} bytes are read") from None
+    except TimeoutError:
+        raise Refused(408, f"body: not here within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise Refused(400, "body: the connection was cut") from None
+    return bytes(body)
 
 
-_ALLOWED = '{"prompt": text, "max_tokens": integer}'
+def _finish(job: Job, text: Continuation) -> str:
+    return "stop" if job.stopped or text.ended else "length"
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _error(sentence: str) -> dict[str, str]:
-    return {"error": sentence}
+async def _no_such_address(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    return JSONResponse(Refused(error.status_code, message).as_json(), error.status_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import getLogger
@@ -13,13 +13,14 @@ from clients.learning.feedback_store import FeedbackStore
 from clients.records import Stage
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
+    ServedPolicy,
     TextNote,
     difference,
     digest,
     made_with,
 )
 from fedhlm_app.client.from_store import next_policy
-from fedhlm_app.client.prompted import Continuation, PromptedModel
+from fedhlm_app.client.prompted import Ask, Continuation, PromptedModel
 from fedhlm_app.client.routed import feedback_of, figures
 from fedhlm_app.client.take_back import learns_take_back, run_counts
 from fedhlm_app.learning.gradients import initial_policy
@@ -28,11 +29,14 @@ from hlm.transport import Transport
 
 logger = getLogger(__name__)
 
+_SEEDED = 1 << 31
+"""Numbers of texts from here on are those of seeds."""
+
 
 class ServedTexts:
     """Continues prompts with the router of the federation, and keeps what it was told.
 
-    One text at a time: not to be called from two threads at once.
+    Not to be called from two threads at once.
 
     Parameters
     ----------
@@ -43,7 +47,9 @@ class ServedTexts:
     transport : Transport
         Reaches the LLM.
     folder : FeedbackFolder, optional
-        Where feedback is kept and policies come from; without, nothing is kept.
+        Where feedback is stored and later policies come from; without, nothing is stored.
+    policy : ServedPolicy, optional
+        What is served with before a folder has another; by default that of the settings.
 
     Raises
     ------
@@ -57,6 +63,7 @@ class ServedTexts:
         client: int,
         transport: Transport,
         folder: FeedbackFolder | None = None,
+        policy: ServedPolicy | None = None,
     ) -> None:
         self.settings = settings
         self.folder = folder
@@ -64,7 +71,7 @@ class ServedTexts:
         self.counts: Counter[str] = Counter()
         self.policy_problem = self.store_problem = ""
         self._made = made_with(settings)
-        first = next_policy(settings, initial_policy(settings), 0, 0, calibrating=True)
+        first = policy or next_policy(settings, initial_policy(settings), 0, 0, calibrating=True)
         # Without a store nobody learns from what the LLM would say of kept tokens.
         self.policy = first if folder is not None else replace(first, read=False)
         self._seen: object = None
@@ -77,26 +84,32 @@ class ServedTexts:
         """What uncertainties are compared with at present."""
         return self.device.threshold(self.policy)
 
-    def answer(self, prompt: str, max_tokens: int) -> Continuation:
-        """Continue a prompt by up to `max_tokens` tokens (>= 1).
+    def session(self, seed: int | None) -> int:
+        """The number of a further text; of one seed it is always the same."""
+        if seed is not None:
+            return _SEEDED + seed % _SEEDED
+        self._session += 1
+        return self._session % _SEEDED
+
+    def answer(self, asks: Sequence[Ask]) -> list[Continuation]:
+        """Continue prompts in lockstep, each with a number from `session`.
 
         Raises
         ------
-        BadPrompt, WireError
-            See `PromptedModel`.
+        WireError
+            See `PromptedModel.continued`.
         """
-        tokens = self.device.read_prompt(prompt, max_tokens)
         self.take_up_policy()
-        self._session += 1
-        answer = self.device.continued(tokens, max_tokens, self._session, self.policy)
-        self._keep(answer)
-        stages, traffic = answer.stages, answer.routed.traffic
-        self.counts.update(stages)
-        if lost := stages[Stage.UNRESOLVED.key]:
-            words = "%d of %d tokens of a text stayed unresolved: the LLM did not decide them"
-            logger.warning(words, lost, len(answer.tokens))
-        self.counts.update(texts=1, uplink=traffic.uplink, downlink=traffic.downlink)
-        return answer
+        answers = self.device.continued(asks, self.policy)
+        for answer in answers:
+            self._keep(answer)
+            stages, traffic = answer.stages, answer.routed.traffic
+            self.counts.update(stages)
+            if lost := stages[Stage.UNRESOLVED.key]:
+                words = "%d of %d tokens of a text stayed unresolved: the LLM did not decide them"
+                logger.warning(words, lost, len(answer.tokens))
+            self.counts.update(texts=1, uplink=traffic.uplink, downlink=traffic.downlink)
+        return answers
 
     def _keep(self, answer: Continuation) -> None:
         """Write what was told of a text to the store: numbers, and no token of it."""

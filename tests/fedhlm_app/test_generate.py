@@ -20,7 +20,7 @@ from fedhlm_app.cli import app
 from fedhlm_app.cli import generate as command
 from fedhlm_app.cli.coloured import ColouredText
 from fedhlm_app.client.feedback_folder import ServedPolicy
-from fedhlm_app.client.prompted import PromptedModel, Token
+from fedhlm_app.client.prompted import Ask, PromptedModel, Token
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.models.vocabulary import load_tokenizer
@@ -87,7 +87,7 @@ def test_tokens_are_those_of_the_router(llm, sampled):
     model = PromptedModel(settings, 0, DirectTransport(llm))
     shown: list[Token] = []
     policy = ServedPolicy(initial_policy(settings))
-    answer = model.continued(model.read_prompt(PROMPT, 40), 40, 1, policy, shown.append)
+    (answer,) = model.continued([Ask(model.read_prompt(PROMPT, 40), 40, 1, shown.append)], policy)
     (records,) = answer.routed.records
     chosen = records.token[records.present]
     assert answer.text == load_tokenizer().decode(chosen, skip_special_tokens=True)

@@ -1,0 +1,45 @@
+"""The LLM of a command that writes texts: loaded in its own process, or served elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedhlm_app.settings import Settings
+
+if TYPE_CHECKING:
+    from hlm.transport import Transport
+
+
+def reach_llm(settings: Settings, threads: int) -> Transport:
+    """The way to the LLM, which is loaded here unless `llm-address` says where it is served.
+
+    Parameters
+    ----------
+    settings : Settings
+        Both models are checked.
+    threads : int
+        Processor threads of all models of this process, >= 1.
+
+    Raises
+    ------
+    ValueError, OSError
+        When a model cannot be had, they are no pair, or the server does not let this device in.
+    """
+    import torch
+
+    from fedhlm_app.hosting.backends import build_backend, check_backend
+    from fedhlm_app.models.vocabulary import check_folder, check_same_tokenizer
+    from fedhlm_app.server.preflight import check_devices
+    from fedhlm_app.transport.llm_access import require_access
+    from fedhlm_app.transport.transports import DirectTransport
+    from servers.llm import LanguageModelService
+
+    torch.set_num_threads(threads)
+    check_devices(settings)
+    check_folder(settings.slm, "slm")
+    if settings.llm_address:
+        return require_access(settings)
+    check_backend(settings)
+    check_folder(settings.llm, "llm")
+    check_same_tokenizer(settings.slm, settings.llm)
+    return DirectTransport(LanguageModelService(build_backend(settings)))
