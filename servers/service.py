@@ -33,6 +33,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from hlm.wire import WireError
 from servers.access import BearerToken
@@ -46,6 +47,9 @@ MOST_CONNECTIONS = 8192
 
 CALLER_GONE = 499
 """Counted as the status of a request whose caller hung up; nobody reads it."""
+
+HEADER_SECONDS = 30.0
+"""Longest wait for a request's headers, from the connection or from their first byte on."""
 
 logger = logging.getLogger(__name__)
 
@@ -274,6 +278,39 @@ def _busy(why: str) -> Response:
     return PlainTextResponse(f"busy: {why}", 503, headers={"retry-after": "1"})
 
 
+class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Closes connections on which a request's headers are late, the first one's included.
+
+    uvicorn itself only closes those that are silent after an answer.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_headers(self) -> None:
+        """Wait for headers, but for as long as a request is in work."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
 class _Server(uvicorn.Server):
     """Says when it has begun to listen."""
 
@@ -308,6 +345,7 @@ def make_server(
     """
     config = uvicorn.Config(
         app,
+        http=_ImpatientProtocol,
         ssl_certfile=certificate or None,
         ssl_keyfile=key or None,
         log_level="warning",

@@ -258,12 +258,12 @@ def device(
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
         hosts = allowed_hosts(host, allow_host or [])
         given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
-        if run is None and cluster is None:
+        if store is not None and run is None and cluster is None:
             settings, policy = collect(given, overrides or []), None
         else:
-            chosen = choose_policy(
-                {"initial-threshold": None, **given}, overrides or [], run, cluster
-            )
+            # Nobody learns from what is written without a store: what is learned comes from a run.
+            given["initial-threshold"] = None
+            chosen = choose_policy(given, overrides or [], run, cluster)
             settings, policy = chosen.settings, chosen.policy
     with (
         ends_with(FAILED, OSError, ValueError),

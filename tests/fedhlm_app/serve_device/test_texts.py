@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPConnection
 
 import numpy as np
 import pytest
@@ -22,47 +17,15 @@ from fedhlm_app.client.feedback_folder import (
     digest,
     made_with,
 )
-from fedhlm_app.client.prompted import BadPrompt
+from fedhlm_app.client.prompted import Ask, BadPrompt
 from fedhlm_app.client.take_back import take_back
-from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.vocabulary import load_tokenizer
-from fedhlm_app.serve_device.service import MOST_BYTES, DeviceService, read_question
-from fedhlm_app.serve_device.texts import ServedTexts
-from fedhlm_app.settings import Settings
-from fedhlm_app.transport.transports import DirectTransport
-from hlm.transport import LinkDown
-from hlm.wire import WireError
-from servers.service import listen, make_server
-
-PROMPT = "Shares of the airline fell sharply after the minister"
-
-
-def settings(**changes) -> Settings:
-    given = {"learning": "balanced", "initial-threshold": 0.3, **changes}
-    return Settings.from_sources({k.replace("_", "-"): v for k, v in given.items()}, {})
-
-
-@pytest.fixture(scope="module")
-def llm():
-    return build_service(settings())
-
-
-def served(llm, folder=None, **changes) -> ServedTexts:
-    return ServedTexts(settings(**changes), 5, DirectTransport(llm), folder)
-
-
-class Down:
-    def exchange(self, payload: bytes) -> bytes:
-        raise LinkDown("cut")
-
-
-class Refusing:
-    def exchange(self, payload: bytes) -> bytes:
-        raise WireError("vocabulary 7: allowed is 4096")
+from fedhlm_app.serve_device.service import DeviceService
+from tests.fedhlm_app.serve_device.devices import PROMPT, Down, served, settings, written
 
 
 def test_answers_say_who_decided_each_token(llm):
-    answer = served(llm).answer(PROMPT, 20)
+    answer = written(served(llm), PROMPT, 20)
     assert 1 <= len(answer.tokens) <= 20
     assert answer.ended or len(answer.tokens) == 20
     assert sum(answer.stages.values()) == len(answer.tokens)
@@ -75,17 +38,17 @@ def test_answers_say_who_decided_each_token(llm):
 
 
 def test_a_device_that_keeps_nothing_writes_what_the_llm_writes(llm):
-    escalating = served(llm, policy="never").answer(PROMPT, 12)
-    alone = served(llm, policy="always").answer(PROMPT, 12)
+    escalating = written(served(llm, policy="never"), PROMPT, 12)
+    alone = written(served(llm, policy="always"), PROMPT, 12)
     assert escalating.stages["local"] == 0 == alone.routed.traffic.uplink
     assert escalating.threshold is alone.threshold is None
     assert {token.stage for token in alone.tokens} == {Stage.LOCAL}
-    assert served(llm, policy="never").answer(PROMPT, 12).text == escalating.text != alone.text
+    assert written(served(llm, policy="never"), PROMPT, 12).text == escalating.text != alone.text
 
 
 def test_without_the_llm_text_goes_on_and_says_so():
-    texts = ServedTexts(settings(), 0, Down())
-    answer = texts.answer(PROMPT, 12)
+    texts = served(None, transport=Down())
+    answer = written(texts, PROMPT, 12)
     assert answer.stages["unresolved"] > 0 == answer.stages["llm_accepted"]
     assert len(answer.tokens) == sum(answer.stages.values())
     assert texts.device.uplink.link.asleep
@@ -93,7 +56,8 @@ def test_without_the_llm_text_goes_on_and_says_so():
 
 def test_the_store_holds_feedback_and_no_text(llm, tmp_path):
     texts = served(llm, FeedbackFolder(tmp_path))
-    answers = [texts.answer(f"{PROMPT} number {number}", 8) for number in range(3)]
+    prompts = [texts.device.read_prompt(f"{PROMPT} number {number}", 8) for number in range(3)]
+    answers = texts.answer([Ask(prompt, 8, texts.session(None)) for prompt in prompts])
     texts.close()
     with FeedbackStore(FeedbackFolder(tmp_path).store_file) as store:
         feedback, lines = store.read()
@@ -125,10 +89,10 @@ def test_numbers_of_texts_go_on_after_a_restart(llm, tmp_path):
     folder = FeedbackFolder(tmp_path)
     sampled = {"decoding": "sampled"}
     first = served(llm, folder, **sampled)
-    texts = [first.answer(PROMPT, 12).text for _ in range(2)]
+    texts = [written(first, PROMPT, 12).text for _ in range(2)]
     first.close()
     second = served(llm, folder, **sampled)
-    texts.append(second.answer(PROMPT, 12).text)
+    texts.append(written(second, PROMPT, 12).text)
     second.close()
     # Draws are keyed by the text's number: one that came twice would repeat a text.
     assert len(set(texts)) == 3
@@ -139,17 +103,17 @@ def test_numbers_of_texts_go_on_after_a_restart(llm, tmp_path):
 def test_a_new_policy_is_taken_up_without_restart(llm, tmp_path):
     folder = FeedbackFolder(tmp_path)
     texts = served(llm, folder)
-    assert texts.answer(PROMPT, 6).threshold == 0.3
+    assert written(texts, PROMPT, 6).threshold == 0.3
     folder.write_policy(
         ServedPolicy({"threshold": np.array([-1.0])}, 4, made=made_with(settings()))
     )
-    answer = texts.answer(PROMPT, 6)
+    answer = written(texts, PROMPT, 6)
     assert (answer.threshold, answer.policy.server_round) == (-1.0, 4)
     assert answer.stages["local"] == 0
     restarted = served(llm, folder)
     assert (restarted.threshold, restarted.policy.server_round) == (-1.0, 4)
     folder.policy_file.unlink()
-    assert texts.answer(PROMPT, 6).threshold == -1.0
+    assert written(texts, PROMPT, 6).threshold == -1.0
     for one in (texts, restarted):
         one.close()
 
@@ -159,12 +123,12 @@ def test_a_policy_of_the_version_before_has_no_counts(llm, tmp_path):
     made = made_with(texts.settings)
     policy = {"version": 2, "arrays": {"threshold": [0.2]}, "server_round": 1, "made": made}
     (tmp_path / "policy.json").write_text(json.dumps(policy))
-    assert texts.answer(PROMPT, 6).threshold == 0.2
+    assert written(texts, PROMPT, 6).threshold == 0.2
     assert texts.device.spans.rule is take_back(texts.settings)
     counts = [0.0, 10, 5, 5, 10, 300]
     policy |= {"version": 3, "take_back": counts}
     (tmp_path / "policy.json").write_text(json.dumps(policy))
-    texts.answer(PROMPT, 6)
+    written(texts, PROMPT, 6)
     assert texts.device.spans.rule is take_back(texts.settings, counts)
     assert texts.device.spans.rule is not take_back(texts.settings)
     texts.close()
@@ -196,11 +160,11 @@ def policy_file(chosen, **arrays):
 def test_a_policy_that_cannot_be_used_is_told_and_left(llm, tmp_path, content, why):
     texts = served(llm, FeedbackFolder(tmp_path))
     (tmp_path / "policy.json").write_text(content)
-    assert texts.answer(PROMPT, 2).threshold == 0.3
+    assert written(texts, PROMPT, 2).threshold == 0.3
     assert why in texts.policy_problem
     good = ServedPolicy({"threshold": np.array([0.2])}, 1, made=made_with(settings()))
     texts.folder.write_policy(good)
-    assert texts.answer(PROMPT, 2).threshold == 0.2
+    assert written(texts, PROMPT, 2).threshold == 0.2
     assert texts.policy_problem == ""
     texts.close()
 
@@ -211,10 +175,10 @@ def test_rules_that_calibrate_have_kept_tokens_read(llm, tmp_path, rule):
     if rule == "certified":
         # Before there is a guarantee nothing is kept.
         assert texts.threshold == -1.0
-        assert texts.answer(PROMPT, 6).stages["local"] == 0
+        assert written(texts, PROMPT, 6).stages["local"] == 0
         made, given = made_with(texts.settings), {"threshold": np.array([0.9])}
         texts.folder.write_policy(ServedPolicy(given, 1, read=True, made=made))
-    answer = texts.answer(PROMPT, 12)
+    answer = written(texts, PROMPT, 12)
     assert answer.stages["local"] > 0
     with FeedbackStore(texts.folder.store_file) as store:
         feedback, lines = store.read(1 if rule == "certified" else 0)
@@ -234,7 +198,7 @@ def test_a_full_disk_costs_the_feedback_and_not_the_text(llm, tmp_path, monkeypa
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(texts._store, "append", full)
-    assert texts.answer(PROMPT, 4).tokens
+    assert written(texts, PROMPT, 4).tokens
     assert texts.store_problem == "database or disk is full"
     assert texts.counts["not-stored"] == 1
     texts.close()
@@ -242,7 +206,7 @@ def test_a_full_disk_costs_the_feedback_and_not_the_text(llm, tmp_path, monkeypa
 
 def test_a_cache_answers_what_was_asked_before(llm):
     texts = served(llm, cache_mode="context", initial_threshold=-1.0)
-    first, second = (texts.answer(PROMPT, 8) for _ in range(2))
+    first, second = (written(texts, PROMPT, 8) for _ in range(2))
     assert first.text == second.text
     assert second.stages["cache"] > first.stages["cache"]
 
@@ -254,123 +218,8 @@ def test_what_a_serving_device_cannot_follow_is_refused(llm, tmp_path):
         FeedbackFolder(tmp_path / "missing")
     texts = served(llm)
     with pytest.raises(BadPrompt, match="must be at most 128 together"):
-        texts.answer(PROMPT, 120)
+        written(texts, PROMPT, 120)
     with pytest.raises(BadPrompt, match="128 together"):
-        texts.answer("word " * 400, 1)
+        written(texts, "word " * 400, 1)
     with pytest.raises(ValueError, match="queue = 0"):
         DeviceService(texts, 0)
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        (b"prompt", "body: no JSON"),
-        (b"\xff", "body: no JSON"),
-        (b'["prompt"]', 'body = ["prompt"]'),
-        (b"{}", "prompt = null: must be text"),
-        (b'{"prompt": 3}', "prompt = 3: must be text"),
-        (b'{"prompt": "  "}', 'prompt = "  ": must be text'),
-        (b'{"prompt": "a", "max_tokens": 0}', "max_tokens = 0: must be an integer of at least 1"),
-        (b'{"prompt": "a", "max_tokens": true}', "max_tokens = true"),
-        (b'{"prompt": "a", "max_tokens": "9"}', 'max_tokens = "9"'),
-        (b'{"prompt": "a", "tokens": 9}', "tokens = 9: unknown; allowed"),
-    ],
-)
-def test_questions_that_are_none_are_named(body, why):
-    with pytest.raises(BadPrompt) as refused:
-        read_question(body, 10)
-    assert why in str(refused.value)
-
-
-def test_a_question_may_leave_its_length_to_the_settings():
-    assert read_question(b'{"prompt": "a"}', 10) == ("a", 10)
-    assert read_question(b'{"prompt": "a", "max_tokens": 3}', 10) == ("a", 3)
-
-
-@contextmanager
-def serving(texts: ServedTexts, queue: int = 64) -> Iterator[int]:
-    service = DeviceService(texts, queue)
-    listener = listen("127.0.0.1", 0)
-    ready = threading.Event()
-    server = make_server(service.app, ready.set)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        service.close()
-        assert not thread.is_alive()
-
-
-def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, dict]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(method, path, b"" if body is None else content)
-    answer = connection.getresponse()
-    found = answer.status, json.loads(answer.read())
-    connection.close()
-    return found
-
-
-def test_over_http(llm, tmp_path):
-    with serving(served(llm, FeedbackFolder(tmp_path))) as port:
-        assert ask(port, "GET", "/health") == (200, {"status": "ok", "llm": "ok"})
-        status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT, "max_tokens": 6})
-        assert status == 200
-        assert found["threshold"] == 0.3 and found["round"] == 0
-        assert len(found["tokens"]) == sum(found["stages"].values())
-        assert {token["stage"] for token in found["tokens"]} <= found["stages"].keys()
-        assert found["finish"] in ("length", "end")
-        refused = ask(port, "POST", "/v1/generate", {"prompt": PROMPT, "max_tokens": -1})
-        assert refused == (400, {"error": "max_tokens = -1: must be an integer of at least 1"})
-        assert ask(port, "POST", "/v1/generate", b" " * (MOST_BYTES + 1))[0] == 413
-        status, stats = ask(port, "GET", "/v1/stats")
-        assert stats["texts"] == 1
-        assert stats["stages"] == found["stages"]
-        assert stats["bytes"] == found["bytes"]
-        assert stats["store"] == {"tokens": len(found["tokens"]), "texts_lost": 0, "problem": ""}
-        assert stats["policy"]["threshold"] == 0.3
-        assert stats["answers"] == {"200": 1, "400": 1, "413": 1}
-
-
-def test_questions_at_the_same_time_get_the_answers_they_would_get_alone(llm, tmp_path):
-    prompts = [f"{PROMPT} in {place}" for place in ("Paris", "London", "Rome", "Oslo") * 2]
-    alone = served(llm)
-    expected = [alone.answer(prompt, 8).text for prompt in prompts]
-    with serving(served(llm, FeedbackFolder(tmp_path))) as port:
-
-        def question(prompt: str) -> str:
-            status, found = ask(port, "POST", "/v1/generate", {"prompt": prompt, "max_tokens": 8})
-            assert status == 200, found
-            return found["text"]
-
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(question, prompts)) == expected
-    with FeedbackStore(FeedbackFolder(tmp_path).store_file) as store:
-        assert len(store.read()[1]) == len(prompts)
-
-
-def test_too_many_questions_and_an_llm_that_refuses(llm):
-    texts = ServedTexts(settings(policy="never"), 0, Refusing())
-    with serving(texts, queue=1) as port:
-        status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT})
-        assert (status, found["error"]) == (502, "vocabulary 7: allowed is 4096")
-        entered, go_on = threading.Event(), threading.Event()
-        answer = texts.answer
-
-        def slowly(prompt: str, max_tokens: int):
-            entered.set()
-            assert go_on.wait(30)
-            return answer(prompt, max_tokens)
-
-        texts.answer = slowly
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(ask, port, "POST", "/v1/generate", {"prompt": PROMPT})
-            assert entered.wait(30)
-            status, found = ask(port, "POST", "/v1/generate", {"prompt": PROMPT})
-            assert (status, found["error"]) == (503, "busy: 1 questions wait already")
-            go_on.set()
-            assert waiting.result()[0] == 502
