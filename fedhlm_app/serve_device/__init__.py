@@ -1,1 +1,1 @@
-"""A device that serves text between rounds (`fedhlm serve device`); no part of the Flower apps."""
+"""A device that serves text (`fedhlm serve device`); no part of the Flower apps."""

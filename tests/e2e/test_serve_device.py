@@ -35,14 +35,14 @@ def test_a_device_serves_with_what_the_federation_learned_from_its_texts(tmp_pat
             "--set", "learning=balanced",
         )  # fmt: skip
         start_flower(deployed, [f'partition-id=0 num-partitions=1 feedback-store="{store}"'])
-        generate = f"http://{address()}/v1/generate"
+        device = f"http://{address()}/v1"
         answers = []
 
         def ask() -> dict:
             prompt = f"{PROMPTS[len(answers) % 4]} {len(answers)}"
-            reply = http.post(generate, json={"prompt": prompt, "max_tokens": 8})
+            reply = http.post(f"{device}/completions", json={"prompt": prompt, "max_tokens": 8})
             assert reply.status_code == 200, reply.text
-            answers.append(reply.json())
+            answers.append(reply.json()["fedhlm"])
             return answers[-1]
 
         assert all(ask()["threshold"] == 0.3 for _ in range(8))
@@ -60,7 +60,7 @@ def test_a_device_serves_with_what_the_federation_learned_from_its_texts(tmp_pat
         assert status == "finished:completed", deployed.logs("superlink", "supernode-0", "run")
         assert deployed.processes["device"].poll() is None
         last = ask()
-        stats = http.get(generate.replace("generate", "stats")).json()
+        stats = http.get(f"{device}/stats").json()
         raw = b"".join(path.read_bytes() for path in store.iterdir())
     first, second = latest_run(tmp_path / "runs").metrics()
     learned = first["threshold"]["global"]

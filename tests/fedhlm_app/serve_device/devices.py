@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from http.client import HTTPConnection
 from typing import Any
 
@@ -47,6 +48,13 @@ class Slow(DirectTransport):
 
 def served(llm, folder=None, transport=None, **changes) -> ServedTexts:
     return ServedTexts(settings(**changes), 5, transport or DirectTransport(llm), folder)
+
+
+def chatting(texts: ServedTexts) -> ServedTexts:
+    """The same with a chat template, which the built-in pair has not."""
+    texts.device.tokenizer = copy(texts.device.tokenizer)
+    texts.device.tokenizer.chat_template = CHAT
+    return texts
 
 
 def written(texts: ServedTexts, prompt: str, most: int, seed: int | None = None) -> Continuation:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -11,17 +13,18 @@ import pytest
 from clients.learning.feedback_store import FeedbackStore
 from fedhlm_app.client.feedback_folder import FeedbackFolder
 from tests.fedhlm_app.serve_device.devices import (
-    CHAT,
     PROMPT,
     Down,
     Refusing,
     ask,
+    chatting,
     served,
     serving,
     settings,
     written,
 )
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "openai_client.py"
 MODEL = "fedhlm"
 
 
@@ -42,9 +45,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(llm, store):
-    found = served(llm, store)
-    found.device.tokenizer.chat_template = CHAT
-    return found
+    return chatting(served(llm, store))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def client(texts):
 @pytest.fixture(scope="module")
 def alone(llm):
     """The same device, asked in this process."""
-    return served(llm)
+    return chatting(served(llm))
 
 
 def test_a_completion(client, alone):
@@ -114,7 +115,6 @@ def test_a_chat(client, alone):
         {"role": "system", "content": "News."},
         {"role": "user", "content": [{"type": "text", "text": PROMPT}]},
     ]
-    alone.device.tokenizer.chat_template = CHAT
     plain = [{"role": "system", "content": "News."}, {"role": "user", "content": PROMPT}]
     expected = written(alone, plain, 12)
     found = client.chat.completions.create(
@@ -129,6 +129,14 @@ def test_a_chat(client, alone):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(one.choices[0].delta.content or "" for one in chunks) == expected.text
     assert chunks[-1].choices[0].finish_reason == found.choices[0].finish_reason
+
+
+def test_the_example(client, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", str(client.base_url))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    runpy.run_path(str(EXAMPLE))
+    *tokens, last = capsys.readouterr().out.splitlines()
+    assert 1 <= len(tokens) <= 20 and "'uplink'" in last
 
 
 def test_log_probabilities_of_the_small_models_tokens(client):
