@@ -61,14 +61,15 @@ class ThresholdPolicy:
 
     Parameters
     ----------
-    threshold : float
-        Below 0: escalate everything. At least 1: keep everything.
+    threshold : float or numpy.ndarray
+        Below 0: escalate everything. At least 1: keep everything. An array, float64 [rows], has
+        each row's own.
     name : str
         Shown in reports.
     """
 
-    def __init__(self, threshold: float, name: str = "threshold") -> None:
-        if not np.isfinite(threshold):
+    def __init__(self, threshold: float | FloatArray, name: str = "threshold") -> None:
+        if not np.isfinite(threshold).all():
             raise ValueError(f"threshold = {threshold}: must be a finite number")
         self.name = name
         self.threshold = threshold

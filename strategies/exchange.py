@@ -62,21 +62,26 @@ class Exchange:
         self, leg: Leg, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Choose clients and write each its own message; none in a round without this leg."""
-        self.current, state = None, self.outbox.state
+        self.current = None
         if not self.participation.takes_place(leg, server_round):
             return []
-        state.adopt(arrays, self.cluster_map.num_clusters)
+        self.outbox.state.adopt(arrays, self.cluster_map.num_clusters)
+        self.current = self.open(leg, server_round, grid)
+        messages = self.outbox.messages(self.current, self.phase, config)
+        if self.edges is not None and leg == "train":
+            self.edges.open(self.current)
+        return messages
+
+    def open(self, leg: Leg, server_round: int, grid: Grid) -> Round:
+        """Choose clients, and what each cluster's are sent."""
+        state = self.outbox.state
         turns = self.phase.turns if leg == "train" else None
         nodes, picks = self.participation.pick(grid, self.cluster_map, server_round, leg, turns)
         if self.cluster_map.num_clusters != state.tiers.num_clusters:
             state.recluster(self.cluster_map.num_clusters)
         sizes, sent = self._open([node.cluster for node in nodes])
         asked = {node.node_id: node for node in picks}
-        self.current = Round(server_round, leg, self.cluster_map, asked, sizes, sent)
-        messages = self.outbox.messages(self.current, self.phase, config)
-        if self.edges is not None and leg == "train":
-            self.edges.open(self.current)
-        return messages
+        return Round(server_round, leg, self.cluster_map, asked, sizes, sent)
 
     def _open(self, clusters: list[int]) -> tuple[IntArray, FloatArray]:
         """Get ready for a leg; sizes of clusters int64 [C] and what is sent float64 [C, d]."""

@@ -35,15 +35,15 @@ from strategies.loop import run_rounds
 from strategies.node_clusters import in_words
 from strategies.options import Options, group, refuse_others
 from strategies.outbox import Outbox, Start
-from strategies.phases import Phase
+from strategies.phases import Phase, Round
 from strategies.record_options import RecordOptions
-from strategies.records import RoundRecord
+from strategies.records import Failure, RoundRecord
 from strategies.rules import State
-from strategies.sampling import Participation
+from strategies.sampling import Node, Participation
 from strategies.server_state import ServerState
 from strategies.tiers import TierRules
 from strategies.training import Training
-from strategies.validation import ReplyLimits
+from strategies.validation import Refusal, ReplyLimits, Update
 
 
 class Hierarchical(Strategy):
@@ -194,6 +194,38 @@ class Hierarchical(Strategy):
             self.state.rounds_done = server_round
             return None, None
         updates, refused, failed = self._exchange.sort(current, replies)
+        counted = self._absorb(current, updates, refused, failed).counted
+        metrics = self.records.summed_up(updates, train=True)
+        return (self.arrays() if counted else None), metrics
+
+    def open_round(self, server_round: int, grid: Grid) -> Round:
+        """Choose clients for training and say what their clusters are sent, without messages.
+
+        With `told` and `take` it is a round of clients in this process, such as recorded ones.
+        """
+        return self._exchange.open("train", server_round, grid)
+
+    def told(
+        self, current: Round, node: Node
+    ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, Any]]:
+        """What a message to a client would hold: its policy float64 [d], other arrays, config."""
+        addition = self._exchange.phase.addition(current, node)
+        sent = current.sent[node.cluster] if addition.policy is None else addition.policy
+        return sent, *self._exchange.outbox.told(current, node, addition)
+
+    def take(self, current: Round, updates: list[Update]) -> RoundRecord:
+        """End a round of `open_round` with what its clients learned."""
+        kept, refused = self._exchange.phase.inspect(current, updates)
+        return self._absorb(current, kept, refused, [])
+
+    def _absorb(
+        self,
+        current: Round,
+        updates: list[Update],
+        refused: list[Refusal],
+        failed: list[Failure],
+    ) -> RoundRecord:
+        """Let the phase move the policies by a round's accepted replies, and note the round."""
         good = [update for update in updates if update.node_id not in current.uncounted]
         counted = len(good) >= self._exchange.participation.min_clients
         heard = np.zeros(self.state.tiers.num_clusters, dtype=np.bool_)
@@ -201,13 +233,12 @@ class Hierarchical(Strategy):
             heard = self._exchange.phase.aggregate(current, good)
             for update in good:
                 name = current.asked[update.node_id].name
-                self.state.memory.remember(name, update, server_round)
-        self.state.rounds_done = server_round
-        record = RoundRecord(server_round, heard.tolist(), counted, epsilon=self.epsilon)
+                self.state.memory.remember(name, update, current.number)
+        self.state.rounds_done = current.number
+        record = RoundRecord(current.number, heard.tolist(), counted, epsilon=self.epsilon)
         record.add_training(current, updates, refused, failed)
         self.history.append(record)
-        metrics = self.records.summed_up(updates, train=True)
-        return (self.arrays() if counted else None), metrics
+        return record
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -83,19 +83,12 @@ class Outbox:
         self._arrays.clear()
         return messages
 
-    def _message(
-        self, current: Round, node: Node, config: ConfigRecord, addition: Addition
-    ) -> Message:
+    def told(
+        self, current: Round, node: Node, addition: Addition
+    ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
+        """What a client is told beside the policy: arrays float64 [d], and its config."""
         memory, method, start = self.state.memory, self.state.method, self.start
-        if addition.policy is None:
-            row = 0 if start.shared else node.cluster
-            if row not in self._arrays:
-                self._arrays[row] = self.state.layout.unflatten(current.sent[row])
-            policy = self._arrays[row]
-        else:
-            policy = self.state.layout.unflatten(addition.policy)
         settings: dict[str, Any] = {
-            **config,
             **method.config(),
             "round": current.number,
             "server-round": current.number,
@@ -114,11 +107,24 @@ class Outbox:
             if node.name in memory.values:
                 extras["own"] = memory.values[node.name]
                 settings["own-weight"] = memory.weights[node.name]
+        return extras, settings
+
+    def _message(
+        self, current: Round, node: Node, config: ConfigRecord, addition: Addition
+    ) -> Message:
+        if addition.policy is None:
+            row = 0 if self.start.shared else node.cluster
+            if row not in self._arrays:
+                self._arrays[row] = self.state.layout.unflatten(current.sent[row])
+            policy = self._arrays[row]
+        else:
+            policy = self.state.layout.unflatten(addition.policy)
+        extras, settings = self.told(current, node, addition)
         arrays = policy | {key: Array(np.array(v)) for key, v in extras.items()}
         content = RecordDict(
             {
                 self.records.arrays_key: ArrayRecord(arrays),
-                self.records.config_key: ConfigRecord(settings),
+                self.records.config_key: ConfigRecord({**config, **settings}),
             }
         )
         return Message(content, node.node_id, current.leg, group_id=str(current.number))

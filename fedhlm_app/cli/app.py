@@ -27,6 +27,11 @@ class _Commands(LazyGroup):
             "fedhlm_app.cli.sweep:sweep_app",
             "Run a grid of settings and compare the results in one table.",
         ),
+        "trace": (
+            "fedhlm_app.cli.trace:trace_app",
+            "Record what both models say of every token, for replay.",
+        ),
+        "replay": ("fedhlm_app.cli.trace:replay_app", "Run rounds over a trace, without models."),
         "reproduce": (
             "fedhlm_app.cli.reproduce:reproduce_app",
             "Make the papers' tables and figures, ours beside theirs.",

@@ -9,35 +9,17 @@ import numpy as np
 
 from clients.policy import Policy
 from clients.records import Traffic
+from fedhlm_app.client.draws import RoundDraw
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.data.workload import BatchMaker, WorkloadBatch, correct
-from fedhlm_app.learning.router import texts_of_round
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
-from hlm.arrays import BoolArray, IntArray
+from hlm.arrays import IntArray
 from hlm.transport import Transport
-
-
-def training_sessions(server_round: int, tokens_per_round: int, texts: IntArray) -> IntArray:
-    """Session numbers of a round's training texts, int64 [n].
-
-    No two texts of a run share one: a text routes at least one token, so a round has no more texts
-    than tokens. Small numbers are short on the wire. The odd ones are left to evaluation.
-
-    Parameters
-    ----------
-    server_round : int
-        From 1.
-    tokens_per_round : int
-        Most tokens of a round, >= 1.
-    texts : numpy.ndarray
-        int64 [n], places in the round, in 0 .. tokens_per_round - 1.
-    """
-    return 2 * ((server_round - 1) * tokens_per_round + texts)
 
 
 def evaluation_sessions(count: int) -> IntArray:
@@ -111,52 +93,17 @@ class Device(RoutedModel):
             The round gathers sums for a guarantee: kept tokens are read by the LLM too, unless
             audits stand for them, and the prompts that may count are marked.
         contribution : int
-            Which of the device's contributions to a calibration this is, from 0: the server counts
-            those that it has taken in. Below 0: one for each round so far.
+            See `RoundDraw`.
         """
-        budget = self.settings.tokens_per_round
-        generator = np.random.default_rng([self.settings.seed, self.client, server_round])
-        routed = Routed([], Traffic())
-        rule, made = sums_rule(self.settings), 0
+        rule, routed = sums_rule(self.settings), Routed([], Traffic())
         reading = calibrate and rule is not None and rule.reads_kept_tokens
-        items, turn = texts_of_round(self.settings, self.train_rows, self.client, server_round)
-        calibration = None
-        while budget > 0:
-            each = min(self.work.tokens_each, budget)
-            count = max(1, budget // each)
-            rows = generator.choice(items, count, replace=count > len(items))
-            if calibration is None:
-                number = turn - 1 if contribution < 0 else contribution
-                rows, calibration = self._calibration_rows(rows, items, number)
-            sessions = training_sessions(
-                server_round, self.settings.tokens_per_round, made + np.arange(count)
-            )
-            made += count
+        draw = RoundDraw(self.settings, self.client, self.train_rows, server_round, contribution)
+        while draw.left > 0:
+            rows, sessions, each = draw.batch(self.work.tokens_each)
             work = self.work.make(rows, sessions, each)
             routed = self._route(policy, work, routed, rows, reading)
-            budget -= routed.records[-1].tokens
-        return replace(routed, calibration=calibration if calibrate else None)
-
-    def _calibration_rows(
-        self, drawn: IntArray, items: IntArray, number: int
-    ) -> tuple[IntArray, BoolArray]:
-        """Items of a round's first batch, and which of them a calibration may count.
-
-        Only first batches count: later ones fill up what early ends left, with shorter prompts.
-        In generation a text is new whenever its threshold is, so the round's draw serves. Given
-        texts are the same at every threshold and may count once: they are taken in one random
-        order, and no further when it has come round. Contribution `number` (from 0) is always
-        about the same ones, so that one that was lost can be asked for again.
-        """
-        # A certified router must not be calibrated on what trained it: a single item did.
-        countable = self.settings.policy != "router" or len(self.train_rows) > 1
-        rule = sums_rule(self.settings)
-        if rule is None or rule.sequential:
-            return drawn, np.full(len(drawn), countable)
-        generator = np.random.default_rng([self.settings.seed, self.client])
-        order = generator.permutation(items)
-        slots = number * len(drawn) + np.arange(len(drawn))
-        return order[slots % len(order)], (slots < len(order)) & countable
+            draw.left -= routed.records[-1].tokens
+        return replace(routed, calibration=draw.calibration if calibrate else None)
 
     def evaluate(self, policy: Policy) -> Routed:
         """Route held-out texts, the same ones each time."""

@@ -95,15 +95,30 @@ class BatchMaker:
             if self.workload == "classify":
                 answers = np.array([[prompt.answer] for prompt in made], np.int64)
             return WorkloadBatch(batch, most, batch.lengths.copy(), answers)
-        # A text no longer than the context still has a second half to score.
         lengths = np.array([len(text) for text in tokens], np.int64)
-        first = np.minimum(self.prompt_tokens + made[0].given, np.maximum(1, lengths // 2))
-        tokens = [text[: at + most] for text, at in zip(tokens, first, strict=True)]
+        first, ends = scored_places(lengths, self.prompt_tokens, most)
+        tokens = [text[:end] for text, end in zip(tokens, ends, strict=True)]
         batch = TextBatch(tokens, sessions, given=True)
         answers = np.full((len(tokens), most), -1, np.int64)
         for row, text in enumerate(tokens):
             answers[row, : len(text) - first[row]] = text[first[row] :]
         return WorkloadBatch(batch, 0, first, answers)
+
+
+def scored_places(lengths: IntArray, prompt_tokens: int, most: int) -> tuple[IntArray, IntArray]:
+    """Where routing begins in each text of the `score` workload, and where it ends: int64 [n] both.
+
+    Parameters
+    ----------
+    lengths : numpy.ndarray
+        int64 [n], tokens of each text after its cut to `prompt_tokens` and `most`, the first token,
+        which nobody has to foretell, included.
+    prompt_tokens, most : int
+        Context before the first routed token, and most routed tokens.
+    """
+    # A text no longer than the context still has a second half to score.
+    first = np.minimum(prompt_tokens + 1, np.maximum(1, lengths // 2))
+    return first, np.minimum(lengths, first + most)
 
 
 def correct(work: WorkloadBatch, records: TokenRecords) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from clients.records import Stage, Traffic
 from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
-from fedhlm_app.client.device import Device, training_sessions
+from fedhlm_app.client.device import Device
+from fedhlm_app.client.draws import training_sessions
 from fedhlm_app.client.inference import end_tokens
 from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.edge import build_edge

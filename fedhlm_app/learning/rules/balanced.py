@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fedhlm_app.learning.rules.base import GradientRule
 from hlm.arrays import FloatArray
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.learning.owners import Owners
 
 
 class Balanced(GradientRule):
@@ -24,16 +23,15 @@ class Balanced(GradientRule):
     name = "balanced"
     steps = (0.1, 0.1)
 
-    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
+    def losses(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
         """Expected price of routing by a soft threshold."""
-        (threshold,) = policy
-        escalation = self._escalation(threshold, feedback)
+        escalation = self._escalation(owners.spread(policies[:, 0]), feedback)
         wrong = self.settings.cost_error * feedback.weighted_beta
-        return self._reduced(self.settings.cost_transmit * escalation + (1 - escalation) * wrong)
+        terms = self.settings.cost_transmit * escalation + (1 - escalation) * wrong
+        return self._reduced(terms, owners)
 
-    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
+    def gradients(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
         """``-gamma s (1 - s) (cost_transmit - cost_error w beta)``, reduced."""
         wrong = self.settings.cost_error * feedback.weighted_beta
-        (threshold,) = policy
-        slope = self._slope(self._escalation(threshold, feedback))
-        return np.array([self._reduced(slope * (self.settings.cost_transmit - wrong))])
+        slope = self._slope(self._escalation(owners.spread(policies[:, 0]), feedback))
+        return self._reduced(slope * (self.settings.cost_transmit - wrong), owners)[:, None]

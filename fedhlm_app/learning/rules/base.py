@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hlm.arrays import FloatArray
+from clients.learning.owners import Owners
+from hlm.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
@@ -68,6 +69,8 @@ class LearningRule:
 class GradientRule(LearningRule):
     """A rule with a loss: clients take gradient steps, policies are averaged.
 
+    A subclass has `losses` and `gradients`.
+
     All are differentiable through the soft escalation ``s = sigmoid(gamma * (u - th))`` of FedHLM
     (arXiv 2507.00082, section IV-C). Descent itself (eq. 6) is `hlm.local_steps`, the same for
     every strategy. `policy` below is what `initial` names, end to end: float64 [d].
@@ -80,29 +83,40 @@ class GradientRule(LearningRule):
         """Thresholds live in [0, 1]."""
         return np.zeros(1), np.ones(1)
 
-    def examples(self, feedback: Feedback) -> int:
+    def counts(self, feedback: Feedback) -> BoolArray:
         """Tokens the update rests on, n_k of eq. 7: those of known beta, kept or escalated."""
-        return int(feedback.known.sum())
+        return np.asarray(feedback.known)
+
+    def examples(self, feedback: Feedback) -> int:
+        """How many those are."""
+        return int(self.counts(feedback).sum())
 
     def loss(self, policy: FloatArray, feedback: Feedback) -> float:
         """Local loss; 0 without tokens."""
-        raise NotImplementedError
+        return float(self.losses(policy[None], feedback, Owners.one(len(feedback)))[0])
 
     def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
         """Direction float64 [d] that local descent subtracts; zero without tokens."""
+        return self.gradients(policy[None], feedback, Owners.one(len(feedback)))[0]
+
+    def losses(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
+        """Loss float64 [c] of each of c clients at its own policy (float64 [c, d])."""
         raise NotImplementedError
 
-    def _escalation(self, threshold: float, feedback: Feedback) -> FloatArray:
-        """``s`` of each token, float64 [n], without overflow for any gamma."""
+    def gradients(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
+        """Direction float64 [c, d] of each of c clients at its own policy (float64 [c, d])."""
+        raise NotImplementedError
+
+    def _escalation(self, thresholds: FloatArray, feedback: Feedback) -> FloatArray:
+        """``s`` of each token at its own threshold, float64 [n], without overflow for any gamma."""
         # sigmoid(z) = (1 + tanh(z / 2)) / 2: tanh saturates where exp would overflow.
-        half = 0.5 * self.settings.gamma * (feedback.u - threshold)
+        half = 0.5 * self.settings.gamma * (feedback.u - thresholds)
         return np.asarray(0.5 * (1 + np.tanh(half)), dtype=np.float64)
 
     def _slope(self, escalation: FloatArray) -> FloatArray:
         """``ds / dth`` of each token, float64 [n]."""
         return -self.settings.gamma * escalation * (1 - escalation)
 
-    def _reduced(self, terms: FloatArray) -> float:
-        if not len(terms):
-            return 0.0
-        return float(terms.sum() if self.settings.reduction == "sum" else terms.mean())
+    def _reduced(self, terms: FloatArray, owners: Owners) -> FloatArray:
+        """Each client's terms as one number, float64 [c]."""
+        return owners.total(terms) if self.settings.reduction == "sum" else owners.mean(terms)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedhlm_app.learning.rules.base import GradientRule
-from hlm.arrays import FloatArray
+from hlm.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.learning.owners import Owners
 
 
 class Paper(GradientRule):
@@ -31,23 +32,25 @@ class Paper(GradientRule):
     needs_ratio = True
     steps = (0.02, 1.0)
 
-    def examples(self, feedback: Feedback) -> int:
+    def counts(self, feedback: Feedback) -> BoolArray:
         """All tokens that left the device (Algorithm 1, line 23 counts peer-resolved ones too)."""
-        return int((~feedback.kept).sum())
+        return np.asarray(~feedback.kept)
 
-    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
+    def losses(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
         """Eq. 4: ``sum_t s_t ((1 - beta_t)^2 + lambda)``."""
-        escalation, cost = self._terms(policy, feedback)
-        return self._reduced(escalation * cost)
+        escalation, cost, sent = self._terms(policies, feedback, owners)
+        return self._reduced(escalation * cost, sent)
 
-    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
+    def gradients(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
         """Eq. 5: ``-gamma sum_t s_t (1 - s_t) ((1 - beta_t)^2 + lambda)``."""
-        escalation, cost = self._terms(policy, feedback)
-        return np.array([self._reduced(self._slope(escalation) * cost)])
+        escalation, cost, sent = self._terms(policies, feedback, owners)
+        return self._reduced(self._slope(escalation) * cost, sent)[:, None]
 
-    def _terms(self, policy: FloatArray, feedback: Feedback) -> tuple[FloatArray, FloatArray]:
+    def _terms(
+        self, policies: FloatArray, feedback: Feedback, owners: Owners
+    ) -> tuple[FloatArray, FloatArray, Owners]:
         # "This value is undefined for tokens not transmitted and is excluded from training."
-        sent = feedback.select(feedback.known & ~feedback.kept)
+        told = feedback.known & ~feedback.kept
+        sent, owners = feedback.select(told), owners.select(told)
         cost = (1 - sent.ratio_beta) ** 2 + self.settings.transmission_penalty
-        (threshold,) = policy
-        return self._escalation(threshold, sent), cost
+        return self._escalation(owners.spread(policies[:, 0]), sent), cost, owners

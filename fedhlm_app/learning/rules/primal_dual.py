@@ -11,6 +11,7 @@ from hlm.arrays import FloatArray
 
 if TYPE_CHECKING:
     from clients.learning.feedback import Feedback
+    from clients.learning.owners import Owners
 
 FIRST_DUAL = 4.0
 """First price of a wrong token, in transmissions: where errors are cheap at first, the threshold
@@ -42,21 +43,19 @@ class PrimalDual(GradientRule):
         """Threshold in [0, 1], dual variable in [0, `LARGEST_DUAL`]."""
         return np.zeros(2), np.array([1.0, LARGEST_DUAL])
 
-    def loss(self, policy: FloatArray, feedback: Feedback) -> float:
-        """The Lagrangian at ``[threshold, mu]``."""
-        if not len(feedback):
-            return 0.0
-        threshold, dual = policy
-        escalation = self._escalation(threshold, feedback)
-        risk = float(np.mean((1 - escalation) * feedback.weighted_beta))
-        return float(np.mean(escalation)) + float(dual) * (risk - self.settings.fidelity_budget)
+    def losses(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
+        """The Lagrangian at each ``[threshold, mu]``; 0 without tokens."""
+        escalation = self._escalation(owners.spread(policies[:, 0]), feedback)
+        risk = owners.mean((1 - escalation) * feedback.weighted_beta)
+        price = policies[:, 1] * (risk - self.settings.fidelity_budget)
+        return np.where(owners.sizes > 0, owners.mean(escalation) + price, 0.0)
 
-    def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
-        """``[dL/dth, -DUAL_RATE * (measured risk - budget)]``."""
-        if not len(feedback):
-            return np.zeros(2)
-        threshold, dual = policy
+    def gradients(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
+        """``[dL/dth, -DUAL_RATE * (measured risk - budget)]`` of each; zero without tokens."""
+        threshold, dual = (owners.spread(column) for column in policies.T)
         slope = self._slope(self._escalation(threshold, feedback))
-        primal = float(np.mean(slope * (1 - dual * feedback.weighted_beta)))
-        kept = float(np.mean((feedback.u <= threshold) * feedback.weighted_beta))
-        return np.array([primal, -DUAL_RATE * (kept - self.settings.fidelity_budget)])
+        primal = owners.mean(slope * (1 - dual * feedback.weighted_beta))
+        kept = owners.mean((feedback.u <= threshold) * feedback.weighted_beta)
+        prices = -DUAL_RATE * (kept - self.settings.fidelity_budget)
+        both = np.stack([primal, prices], axis=1)
+        return np.where(owners.sizes[:, None] > 0, both, 0.0)

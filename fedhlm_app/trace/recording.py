@@ -1,0 +1,175 @@
+"""Records a trace: every token is drafted by the small model and verified by the large one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.decoding.routing import Router
+from clients.policy import FixedPolicy
+from clients.records import Stage, TextBatch, Traffic
+from clients.resolvers.chain import Asked, Escalation, Resolution
+from fedhlm_app.client.inference import RoutedModel
+from fedhlm_app.data.dataset import items_of
+from fedhlm_app.data.prompts import TEXT_TOKENS, prompts
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.trace.file import Trace
+from fedhlm_app.transport.transports import DirectTransport
+from hlm.arrays import FloatArray
+from hlm.measures import MEASURES
+from hlm.peers.agreement import SketchMaker
+from hlm.randomness import DrawKeys
+
+__all__ = ["record"]
+
+_PLAIN = {
+    "policy": "never", "verification": "auto", "audit_rate": 0.0, "cache_mode": "off",
+    "peer_mode": "off", "escalation": "token", "free_feedback": True,
+}  # fmt: skip
+"""Settings of the recording itself: everything is escalated, and the LLM tells what it thinks."""
+_NAMES = ("item", "position", "draft", "token", "answer", "probability", "log_prob", "context")
+
+
+class _Contexts:
+    """A resolver that decides nothing and notes the sketch of every context it sees."""
+
+    needs_hidden = True
+    verifies = False
+
+    def __init__(self) -> None:
+        self.seen: list[NDArray[np.uint64]] = []
+        self._maker: SketchMaker | None = None
+
+    def resolve(self, escalation: Escalation) -> Resolution[None]:
+        assert escalation.hidden is not None
+        hidden = escalation.hidden.numpy()
+        if self._maker is None:
+            self._maker = SketchMaker(hidden.shape[1], 64, 0)
+        self.seen.append(self._maker.sketch(hidden)[0].copy().view(np.uint64)[:, 0])
+        return Resolution.none(len(escalation.rows))
+
+    def learn(
+        self, escalation: Escalation, final: Resolution[Any], asked: Asked[None] | None
+    ) -> Traffic:
+        return Traffic()
+
+
+def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b: None) -> Trace:
+    """Read all items of the dataset with both models, here and now.
+
+    Parameters
+    ----------
+    settings : Settings
+        Models, data, workload, lengths of texts, temperature of uncertainty.
+    listen : callable
+        Told how many items of how many are read.
+
+    Raises
+    ------
+    SettingsError
+        On settings under which contexts or drafts depend on routing.
+    """
+    if settings.workload == "generate" or settings.decoding != "greedy":
+        raise SettingsError(
+            f"settings 'workload' = {settings.workload!r} and 'decoding' = {settings.decoding!r}: "
+            "what follows depends on what was routed before; set workload=score or classify, and "
+            "decoding=greedy"
+        )
+    settings = settings.model_copy(update=_PLAIN)
+    items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
+    service = build_service(settings)
+    device = RoutedModel(settings, 0, DirectTransport(service))
+    measured: dict[str, list[FloatArray]] = {
+        name: [] for name, kind in MEASURES.items() if "uniforms" not in kind.takes
+    }
+
+    def measure(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        given: dict[str, Any] = {"draft": draft, "temperature": settings.uncertainty_temperature}
+        for name, values in measured.items():
+            kind = MEASURES[name]
+            found = kind.load()(logits, **{one: given[one] for one in kind.takes})
+            values.append(found.numpy())
+        return found
+
+    contexts = _Contexts()
+    router = Router(
+        device.model,
+        replace(device.config, uncertainty=measure),
+        FixedPolicy(kept=False),
+        device.verifier,
+        [contexts, device.uplink],
+        learning=False,
+    )
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in _NAMES}
+    scored = settings.workload == "score"
+    longest = settings.prompt_tokens + settings.tokens_per_prompt if scored else TEXT_TOKENS
+    # As many texts at a time as a device has in a round: sums of floats depend on a batch's shape.
+    each = settings.tokens_per_prompt if scored else 1
+    count = max(1, settings.tokens_per_round // each)
+    for begin in range(0, len(items), count):
+        listen(begin, len(items))
+        rows = np.arange(begin, min(begin + count, len(items)))
+        made = prompts(items, tokenizer, rows, settings.workload, 1, longest)
+        tokens, traffic = [prompt.tokens for prompt in made], Traffic()
+        texts = TextBatch(tokens, rows, room=0 if scored else 1, given=scored)
+        if scored:
+            records = router.score(texts, np.ones(len(rows), np.int64), traffic)
+        else:
+            records = router.generate(texts, 1, traffic)
+        if traffic.failures or (records.stage[records.present] == Stage.UNRESOLVED).any():
+            raise RuntimeError(f"items {begin} to {rows[-1]}: the LLM did not answer for all")
+        at = np.nonzero(records.present)
+        answers = (
+            np.concatenate([text[1:] for text in tokens])
+            if scored
+            else np.array([prompt.answer for prompt in made])
+        )
+        found = (
+            rows[at[0]], records.position[at], records.draft[at], records.token[at], answers,
+            records.probability[at], records.log_prob[at], contexts.seen[-1],
+        )  # fmt: skip
+        for name, values in zip(_NAMES, found, strict=True):
+            parts[name].append(values)
+    listen(len(items), len(items))
+    about = {
+        "settings": settings.to_run_config(),
+        "label-names": list(items.label_names),
+        "lead": int(tokenizer.bos_token_id is not None),
+        "pair": {
+            "slm": checksum(device.model),
+            "llm": checksum(getattr(service.engine, "model", None)),
+        },
+    }
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    return Trace(
+        joined["item"],
+        joined["position"],
+        joined["draft"],
+        joined["token"],
+        joined["answer"],
+        {name: np.concatenate(values) for name, values in measured.items()},
+        joined["probability"],
+        joined["log_prob"],
+        joined["context"],
+        items.labels(),
+        about,
+    )
+
+
+def checksum(model: torch.nn.Module | None) -> str:
+    """16 hexadecimal digits of the names, shapes and values of a model's parameters; "" of none."""
+    found = hashlib.sha256()
+    if model is None:
+        return ""
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

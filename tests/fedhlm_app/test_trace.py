@@ -1,0 +1,100 @@
+"""A replay over a trace is the live run, but for bytes and seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.trace.file import Trace
+from fedhlm_app.trace.recording import record
+from fedhlm_app.trace.replaying import Replay
+from tests.fedhlm_app.in_process import Runner
+
+BASE = {
+    "clients": 4, "clusters": 2, "rounds": 3, "tokens-per-round": 25, "tokens-per-prompt": 10,
+    "evaluate-every": 0, "learning": "balanced",
+}  # fmt: skip
+COUNTS = ("tokens", "resolution", "trr", "measured_tokens", "audited", "read", "weights")
+NUMBERS = (
+    "llm_agreement", "certificate", "mean_uncertainty", "mean_ratio_beta", "loss",
+)  # fmt: skip
+SMALL = {"rounds": 2, "tokens-per-round": 8}
+# Sums of floats in a forward pass depend on the shape of its batch, which a recording has not.
+CLOSE = {"rel": 1e-5, "abs": 1e-6}
+
+
+def settings(**changes) -> Settings:
+    given = {**BASE, **{key.replace("_", "-"): value for key, value in changes.items()}}
+    return Settings.from_sources(given, {})
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A file of few items, so that recording it takes no time."""
+    from fedhlm_app.data.items import load_items
+
+    path = tmp_path_factory.mktemp("data") / "few.csv"
+    items = load_items("builtin")
+    rows = range(60)
+    lines = [
+        f'{items.label_names[label]},"{text.replace(chr(34), "")}"'
+        for text, label in zip(items.texts(rows), items.labels(rows), strict=True)
+    ]
+    path.write_text("label,text\n" + "\n".join(lines) + "\n", "utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def traces(few, tmp_path_factory):
+    """One of each workload, read back from its file."""
+    found = {}
+    for workload in ("score", "classify"):
+        path = tmp_path_factory.mktemp("trace") / f"{workload}.parquet"
+        record(settings(dataset=few, workload=workload)).save(path)
+        found[workload] = Trace.load(path)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": "score"},
+        {"workload": "score", "learning": "paper", "strategy": "scaffold", "local-steps": 2},
+        {"workload": "score", "personalisation": "shrunk", "audit-rate": 0.3},
+        {"workload": "score", "policy": "random", "fraction-train": 0.5},
+        {"workload": "score", "learning": "certified", "fidelity-budget": 0.4},
+        {"workload": "classify", "learning": "primal-dual", "strategy": "fednova", **SMALL},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_live_and_replayed_rounds_are_equal(changes, few, traces, tmp_path, monkeypatch):
+    given = {**BASE, **changes, "dataset": few}
+    runner = Runner(monkeypatch)
+    _, folder, _ = runner.run(tmp_path, **given)
+    how = Settings.from_sources(given, {})
+    replayed = Replay(traces[how.workload], how).run()
+    for live, again in zip(folder.metrics(), replayed.rounds, strict=True):
+        assert {key: live[key] for key in COUNTS} == {key: again[key] for key in COUNTS}
+        for key in NUMBERS:
+            assert live[key] == pytest.approx(again[key], **CLOSE), key
+        for tier, thresholds in live["threshold"].items():
+            assert thresholds == pytest.approx(again["threshold"][tier], **CLOSE), tier
+    assert replayed.stages.sum() == sum(line["tokens"] for line in replayed.rounds)
+    for name, count in folder.summary()["resolution"].items():
+        assert sum(line["resolution"][name] for line in replayed.rounds) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policy": "router"}, "policy"),
+        ({"workload": "classify"}, "the trace has 'score'"),
+        ({"uncertainty": "disagreement"}, "closed-form, entropy"),
+        ({"tokens-per-prompt": 11}, "texts of 26 tokens"),
+    ],
+)
+def test_what_a_trace_cannot_tell_is_refused(changes, words, few, traces):
+    with pytest.raises(SettingsError, match=words):
+        Replay(traces["score"], settings(**{"workload": "score", "dataset": few, **changes}))
+    with pytest.raises(SettingsError, match="set workload=score or classify"):
+        record(settings(dataset=few))
