@@ -84,7 +84,7 @@ class RoundDraw:
         rows = items[self._generator.choice(len(items), count, replace=count > len(items))]
         if self.calibration is None:
             rows, self.calibration = self._calibration_rows(rows)
-        places = np.arange(self._made, self._made + count)
+        places = np.arange(self._made, self._made + count, dtype=np.int64)
         self._made += count
         sessions = training_sessions(self.server_round, self.settings.tokens_per_round, places)
         return rows, sessions, each

@@ -165,6 +165,8 @@ class Trace:
         """Read a file that `save` wrote; ValueError where it is none."""
         try:
             table = pq.read_table(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: there is no such file; fedhlm trace makes one") from None
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path}: is no trace: {error}") from None
         told = (table.schema.metadata or {}).get(_KEY)

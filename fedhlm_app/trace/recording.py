@@ -83,7 +83,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
             "what follows depends on what was routed before; set workload=score or classify, and "
             "decoding=greedy"
         )
-    settings = settings.model_copy(update=_PLAIN)
+    asked, settings = settings, settings.model_copy(update=_PLAIN)
     items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
     service = build_service(settings)
     device = RoutedModel(settings, 0, DirectTransport(service))
@@ -140,7 +140,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
             parts[name].append(values)
     listen(len(items), len(items))
     about = {
-        "settings": settings.to_run_config(),
+        "settings": asked.to_run_config(),
         "label-names": list(items.label_names),
         "lead": int(tokenizer.bos_token_id is not None),
         "pair": {

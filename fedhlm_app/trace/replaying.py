@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from logging import WARNING, getLogger
 from typing import Any, cast
 
 import numpy as np
@@ -147,6 +148,14 @@ class Replay:
             clusters.register(client, client)
         self.strategy = build_of(settings, clusters, lambda record: None)
         self._tokens_each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
+        # Routed tokens of every item as a list, by the most that are wanted of it: a few small sums
+        # for each client are most of what a replay of very many costs.
+        self._lengths = {
+            most: trace.places(np.arange(len(trace.labels)), settings.prompt_tokens, most)[
+                1
+            ].tolist()
+            for most in range(1, self._tokens_each + 1)
+        }
         stages = (settings.clients, len(Stage))
         self._stages = np.zeros(stages, np.int64)
         self._correct, self._answered = (np.zeros(settings.clients, np.int64) for _ in "ab")
@@ -155,6 +164,8 @@ class Replay:
         """All rounds; `listen` is told how many of how many are done."""
         arrays = ArrayRecord({n: Array(a) for n, a in initial_policy(self.settings).items()})
         strategy, lines = self.strategy, []
+        # It logs whom it asks in every round.
+        getLogger("flwr").setLevel(WARNING)
         strategy.state.adopt(arrays, strategy.cluster_map.num_clusters)
         here = cast(Grid, _Here(self.settings.clients))
         for number in range(1, self.settings.rounds + 1):
@@ -232,14 +243,14 @@ class Replay:
     def _drawn(self, clients: IntArray, configs: list[dict[str, Any]], number: int) -> _Texts:
         """Texts that clients route in a round."""
         owner, items, sessions, each, counted = [], [], [], [], []
-        prompt_tokens = self.settings.prompt_tokens
+        lengths = self._lengths
         for place, client in enumerate(clients.tolist()):
             contribution = int(configs[place].get("contribution", -1))
             draw = RoundDraw(self.settings, client, self.train_rows[client], number, contribution)
             first = True
             while draw.left > 0:
                 rows, keys, most = draw.batch(self._tokens_each)
-                draw.left -= int(self.trace.places(rows, prompt_tokens, most)[1].sum())
+                draw.left -= sum(map(lengths[most].__getitem__, rows.tolist()))
                 owner += [place] * len(rows)
                 each += [most] * len(rows)
                 items.append(rows)
