@@ -115,9 +115,8 @@ class Trace:
             return begin, recorded
         # The first token of a text is foretold by nobody, so it is not in here.
         longest = prompt_tokens + tokens_each + self.about["lead"]
-        first, end = scored_places(
-            np.minimum(recorded + 1, longest), prompt_tokens, np.asarray(tokens_each)
-        )
+        lengths = np.minimum(recorded + 1, longest)
+        first, end = scored_places(lengths, prompt_tokens, tokens_each)
         return begin + first - 1, end - first
 
     def refuse(self, settings: Settings) -> None:
@@ -177,14 +176,15 @@ class Trace:
             raise ValueError(f"{path}: a trace of another version; make it again with fedhlm trace")
         labels = np.array(about.pop("labels"), np.int64)
         column = {name: table[name].to_numpy() for name in table.column_names}
+        tokens = {name: column[name].astype(np.int64) for name in ("item", "position", *_TOKENS)}
         return cls(
-            *(column[name].astype(np.int64) for name in ("item", "position", *_TOKENS)),
-            {n.removeprefix("u:"): v for n, v in column.items() if n.startswith("u:")},
-            column["probability"],
-            column["log_prob"].astype(np.float64),
-            column["context"],
-            labels,
-            about,
+            **tokens,
+            uncertainty={n.removeprefix("u:"): v for n, v in column.items() if n.startswith("u:")},
+            probability=column["probability"],
+            log_prob=column["log_prob"].astype(np.float64),
+            context=column["context"],
+            labels=labels,
+            about=about,
         )
 
 

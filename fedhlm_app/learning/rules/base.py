@@ -97,7 +97,7 @@ class GradientRule(LearningRule):
 
     def gradient(self, policy: FloatArray, feedback: Feedback) -> FloatArray:
         """Direction float64 [d] that local descent subtracts; zero without tokens."""
-        return self.gradients(policy[None], feedback, Owners.one(len(feedback)))[0]
+        return np.asarray(self.gradients(policy[None], feedback, Owners.one(len(feedback)))[0])
 
     def losses(self, policies: FloatArray, feedback: Feedback, owners: Owners) -> FloatArray:
         """Loss float64 [c] of each of c clients at its own policy (float64 [c, d])."""
