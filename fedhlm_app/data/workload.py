@@ -105,7 +105,9 @@ class BatchMaker:
         return WorkloadBatch(batch, 0, first, answers)
 
 
-def scored_places(lengths: IntArray, prompt_tokens: int, most: int) -> tuple[IntArray, IntArray]:
+def scored_places(
+    lengths: IntArray, prompt_tokens: int, most: int | IntArray
+) -> tuple[IntArray, IntArray]:
     """Where routing begins in each text of the `score` workload, and where it ends: int64 [n] both.
 
     Parameters
