@@ -178,7 +178,7 @@ class Replay:
                 for name, value in found.items():
                     sums[name] = sums.get(name, 0) + value
             record = strategy.take(current, updates)
-            lines.append(self._line(record, sums))
+            lines.append(self._line(record, sums, updates if len(updates) <= CHUNK else []))
             listen(number, self.settings.rounds)
         return Replayed(lines, self._stages, self._correct, self._answered)
 
@@ -352,7 +352,9 @@ class Replay:
                 extras=extras,
             )
 
-    def _line(self, record: RoundRecord, sums: dict[str, Any]) -> dict[str, Any]:
+    def _line(
+        self, record: RoundRecord, sums: dict[str, Any], told: list[Update]
+    ) -> dict[str, Any]:
         """One round, as `metrics.jsonl` has it."""
         strategy = self.strategy
 
@@ -362,7 +364,6 @@ class Replay:
         found = shares(sums)
         for unknown in ("bytes", "exchanges"):
             del found[unknown]
-        sent = strategy.client_sent(record) if self.settings.clients <= CHUNK else {}
         return {
             "round": record.round,
             "threshold": {
@@ -370,7 +371,7 @@ class Replay:
                 "clusters": {
                     str(i): threshold(policy) for i, policy in enumerate(strategy.cluster_policies)
                 },
-                "clients": {str(client): threshold(policy) for client, policy in sent.items()},
+                "clients": {str(update.client): threshold(update.values) for update in told},
             },
             "weights": {str(client): weight for client, weight in record.weights.items()},
             "loss": record.means.get("loss-before"),
