@@ -27,6 +27,7 @@ from fedhlm_app.results.report.verdict import threshold
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.sweep.cells import Cell, cells_of
+from fedhlm_app.sweep.page import write_page
 from fedhlm_app.sweep.runner import FIGURES, Outcome, SweepBusyError, run_sweep
 
 sweep_app = command_app()
@@ -85,6 +86,7 @@ def sweep(
     except KeyboardInterrupt:
         say(errors, "the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
+    errors.print(f"page: {write_page(outcomes, directory)}", markup=False, soft_wrap=True)
     rows = [outcome.row() for outcome in outcomes]
     if as_json:
         print(json.dumps(rows, indent=2))

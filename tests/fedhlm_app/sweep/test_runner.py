@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedhlm_app.cli.app import app
+from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import SettingsError
 from fedhlm_app.sweep import runner as sweep
 from fedhlm_app.sweep.cells import cells_of
@@ -20,6 +21,7 @@ from fedhlm_app.sweep.runner import FIGURES, run_sweep
 
 SUMMARY = {
     "tokens": 10,
+    "resolution": dict.fromkeys(STAGES, 0) | {"local": 6, "llm_resampled": 4},
     "threshold": {"global": 0.5},
     "trr": 0.6,
     "llm_agreement": 0.9,
@@ -212,6 +214,13 @@ def test_the_command_line(runs, tmp_path):
     assert result.exit_code == 0, result.output
     assert [row["seed"] for row in json.loads(result.stdout)] == ["1", "2"]
     assert (tmp_path / "mine" / "sweep.csv").exists()
+    page = (tmp_path / "mine" / "sweep.html").read_text("utf-8")
+    assert "seed=2" in page and "Of 10 tokens 6 were decided" in page and ", by " not in page
+    grid = ["--grid", "initial-threshold=.3,.5,.7", "--grid", "strategy=fedavg,fedprox"]
+    assert runner.invoke(app, [*words, *grid]).exit_code == 0
+    page = (tmp_path / "mine" / "sweep.html").read_text("utf-8")
+    assert "strategy=fedprox, initial-threshold 0.7: 60%" in page
+    assert "Bytes up per token, by initial-threshold as a table" in page
     assert runner.invoke(app, [*words, "--grid", "seed=9"]).exit_code == 1
     assert runner.invoke(app, words).exit_code == 2
     assert runner.invoke(app, [*words, "--name", "../up", "--grid", "seed=1"]).exit_code == 2
