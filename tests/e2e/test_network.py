@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import Link, Times
 from hlm.transport import LinkDown, Transport
+from tests.e2e import streamed
 from tests.e2e.network import FAR, PORT, Network, ip, served_llm, two_namespaces, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -147,6 +149,40 @@ def test_losses_cost_time_and_nothing_else(network):
     most = lossless / (1 - LOSS) + LOSS * packets * (LOSSY.round_trip_s + 0.2)
     print(f"{most:.2f} s predicted with TCP's waits, {traffic.waited:.2f} s measured")
     assert traffic.waited < 5 * most + 3
+
+
+def test_streams_over_a_wire_that_loses_a_fifth_of_all_packets(network):
+    with network.joined(LOSSY, 0.2):
+
+        def act() -> Routed:
+            with closing(HttpTransport(f"{FAR}:{PORT}", timeout=120)) as link:
+                return streamed.route(link)
+
+        found = network.within(act)
+    lost = streamed.unresolved(found)
+    print(f"{found.traffic.waited:.2f} s waited, {lost} tokens unresolved")
+    assert found.traffic.streams > 0 and lost < streamed.SETTINGS.tokens_per_round
+
+
+def test_a_wire_that_is_cut_in_mid_stream(network):
+    with network.joined(SLOW):
+        end = network.device()
+
+        def cut() -> None:
+            ip("-n", network.near, "link", "set", end, "down")
+
+        found = network.within(lambda: streamed.route(streamed.Struck(f"{FAR}:{PORT}", cut)))
+        assert streamed.unresolved(found) > 0
+        ip("-n", network.near, "link", "set", end, "up")
+        link = HttpTransport(f"{FAR}:{PORT}", timeout=120)
+        mended = network.within(lambda: streamed.route(link))
+        assert streamed.unresolved(mended) == 0 == mended.traffic.failures
+        # What ran when the wire was cut has ended by its credit.
+        deadline = time.monotonic() + 120
+        while network.within(link.stats)["streams"]["open"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        link.close()
 
 
 def test_a_cut_wire_leaves_tokens_with_the_device_and_a_mended_one_is_used_again(network):
