@@ -20,14 +20,8 @@ def prompt_curves(
 
     Parameters
     ----------
-    u : float64 [n]
-        Uncertainty of each token.
-    loss : float64 [n], >= 0
-        ``w * beta`` of each token (0 where beta is unknown).
-    prompt : int64 [n]
-        Prompt of each token, any integers.
-    grid : float64 [G]
-        Ascending thresholds.
+    u, loss, prompt, grid
+        As `hlm.risk.curves.risk_sums`.
 
     Returns
     -------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
@@ -109,3 +111,12 @@ class Device:
 
     def texts(self):
         return [self.text(index) for index in range(len(self.request.rows))]
+
+
+def assert_delays_change_no_text(link, window):
+    """A device that stops and starts reads what it would have read of one process."""
+    random = np.random.default_rng(window)
+    request = asked(prompts(3), client=window, **SAMPLED)
+    delayed = Device(link, request, credit=window, key=window)
+    delayed.read_along(window, lambda: time.sleep(random.exponential(0.002)))
+    assert delayed.texts() == Device(make_service(), request).read_all().texts()

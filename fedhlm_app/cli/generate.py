@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,14 +21,14 @@ from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
-from fedhlm_app.cli.policy import choose_policy
+from fedhlm_app.cli.policy import Chosen, choose_policy
 from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.wire import WireError
 
 if TYPE_CHECKING:
-    from fedhlm_app.client.prompted import Continuation, PromptedModel, Token
+    from fedhlm_app.client.prompted import Ask, Continuation, PromptedModel
 
 generate_app = command_app(name="generate")
 
@@ -124,29 +125,17 @@ def generate(
 
     # Told once, below the text and not within it.
     logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
-    screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
-    answers: list[Continuation] = []
+    screen = None
     if not as_json:
+        screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
         screen.legend(_possible_stages(chosen.settings))
+    answers: list[Continuation] = []
     begin = time.perf_counter()
     try:
         with ends_with(FAILED, WireError):
-            for number, one in enumerate(prompts):
-                started = time.perf_counter()
-                show = _nothing if as_json else screen.token
-                if not as_json:
-                    screen.prompt(one)
-                ask = Ask(read[number], tokens, number + 1, show)
-                (answer,) = model.continued([ask], chosen.policy)
-                answers.append(answer)
-                if as_json:
-                    milliseconds = round(1000 * (time.perf_counter() - started), 1)
-                    told = {"prompt": one, **answer.as_json(), "ms": milliseconds}
-                    print(json.dumps({**told, "certified": chosen.promise or None}), flush=True)
-                else:
-                    screen.end()
+            for number, (one, ids) in enumerate(zip(prompts, read, strict=True), 1):
+                answers.append(_write(model, chosen, screen, one, Ask(ids, tokens, number)))
     except KeyboardInterrupt:
-        screen.end()
         raise typer.Exit(INTERRUPTED) from None
     seconds = time.perf_counter() - begin
     if lost := sum(answer.stages["unresolved"] for answer in answers):
@@ -156,6 +145,28 @@ def generate(
         if errors.is_terminal:
             errors.print()
         errors.print(account(answers, seconds, chosen.words), markup=False, soft_wrap=True)
+
+
+def _write(
+    model: PromptedModel,
+    chosen: Chosen,
+    screen: ColouredText | None,
+    prompt: str,
+    ask: Ask,
+) -> Continuation:
+    """Continue a prompt, on the screen or, without one, as JSON."""
+    begin = time.perf_counter()
+    if screen is None:
+        (answer,) = model.continued([ask], chosen.policy)
+        ms = round(1000 * (time.perf_counter() - begin), 1)
+        told = {"prompt": prompt, **answer.as_json(), "ms": ms}
+        print(json.dumps({**told, "certified": chosen.promise or None}), flush=True)
+        return answer
+    screen.prompt(prompt)
+    try:
+        return model.continued([replace(ask, on_token=screen.token)], chosen.policy)[0]
+    finally:
+        screen.end()
 
 
 def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -204,10 +215,6 @@ def _possible_stages(settings: Settings) -> list[str]:
     tiers = ["cache"] if settings.cache_mode != "off" else []
     unreached = ["unresolved"] if settings.llm_address else []
     return ["local", *tiers, "llm_accepted", "llm_resampled", *unreached]
-
-
-def _nothing(token: Token) -> None:
-    """Shows no token before the text is there."""
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings.sources import Scalar
 from hlm.arrays import FloatArray, joined
 from hlm.spans import checked_counts
@@ -144,9 +144,7 @@ class FeedbackFolder:
         """Replace the policy file; who reads meanwhile sees the old one or the new one, whole."""
         arrays = {name: value.tolist() for name, value in policy.arrays.items()}
         values = {"version": _VERSION, **vars(policy), "arrays": arrays}
-        written = self.path / f".policy-{os.getpid()}.json"
-        written.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(written, self.policy_file)
+        write_atomically(self.policy_file, json.dumps(values, indent=1) + "\n")
 
     def read_policy(self) -> ServedPolicy | None:
         """The policy in force; None before the first.

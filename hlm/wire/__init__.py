@@ -19,25 +19,14 @@ from hlm.wire.errors import (
     WireError,
 )
 from hlm.wire.messages import Reply, Request, Status
-from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES, PrefixDigest, joint_digest
-from hlm.wire.reply import REPLY_KIND, decode_reply, encode_reply
-from hlm.wire.request import (
-    REQUEST_KIND,
-    VERSION,
-    check_kind,
-    decode_request,
-    encode_request,
-)
-from hlm.wire.rows import NO_TOKEN, SCALAR_BITS, Limits, Rows, with_blocks
+from hlm.wire.prefix import IDENTITY_BYTES, PrefixDigest, joint_digest
+from hlm.wire.reply import decode_reply, encode_reply
+from hlm.wire.request import decode_request, encode_request
+from hlm.wire.rows import NO_TOKEN, Limits, Rows, with_blocks
 
 __all__ = [
-    "DIGEST_BITS",
     "IDENTITY_BYTES",
     "NO_TOKEN",
-    "REPLY_KIND",
-    "REQUEST_KIND",
-    "SCALAR_BITS",
-    "VERSION",
     "BitReader",
     "BitWriter",
     "Columns",
@@ -55,7 +44,6 @@ __all__ = [
     "UnsupportedVersion",
     "WireError",
     "bits_needed",
-    "check_kind",
     "column",
     "decode_reply",
     "decode_request",

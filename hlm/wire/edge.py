@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
-from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
-from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.request import check_kind
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.rows import Limits
 
 EDGE_QUERY_KIND = 0xC
@@ -29,7 +28,6 @@ MOST_NUMBERS = 1 << 16
 Sketches = NDArray[np.uint8]
 EDGE_VERSION = 1
 """Of the messages of the edge tier."""
-_VERSION_BITS = 4
 _WORD = 8  # sketches are whole words of 64 bits
 _LIMITS = Limits()
 
@@ -137,9 +135,7 @@ def encode_edge_query(query: EdgeQuery) -> bytes:
     share, rows = query.share, len(query.drafts)
     width = query.keys.shape[1] if rows else share.keys.shape[1]
     id_width = bits_needed(query.vocab)
-    writer = BitWriter()
-    writer.uint(EDGE_QUERY_KIND, 4)
-    writer.uint(EDGE_VERSION, _VERSION_BITS)
+    writer = headed(EDGE_QUERY_KIND, EDGE_VERSION)
     writer.flag(query.between)
     writer.flag(query.steps is not None)
     writer.flag(len(share) > 0)
@@ -174,21 +170,21 @@ def decode_edge_query(payload: bytes, limits: Limits = _LIMITS) -> EdgeQuery:
     WireError
         Whatever is wrong with the bytes; nothing else.
     """
-    reader = _reader(payload, EDGE_QUERY_KIND, limits)
+    reader = opened(payload, EDGE_QUERY_KIND, EDGE_VERSION, limits)
     between, stepped, sharing, all_verified = (reader.flag() for _ in range(4))
-    vocab = _bounded("vocab", reader.golomb(12) + 2, limits.max_vocab)
+    vocab = bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client = reader.sized()
-    number = _bounded("number", reader.golomb(7), MOST_NUMBERS - 1)
-    width = _WORD * _bounded("key words", reader.golomb(0), 32)
-    rows = _bounded("rows", reader.golomb(3), limits.max_rows)
+    number = bounded(reader.golomb(7), MOST_NUMBERS - 1, "number")
+    width = _WORD * bounded(reader.golomb(0), 32, "key words")
+    rows = bounded(reader.golomb(3), limits.max_rows, "rows")
     id_width = bits_needed(vocab)
     drafts = reader.array(rows, id_width)
     steps = reader.column(rows, 5) if stepped else None
     keys = _read_keys(reader, rows, width)
     share = EdgeShare()
     if sharing:
-        answered = _bounded("answers", reader.golomb(2), limits.max_rows)
-        fresh = _bounded("shared tokens", reader.golomb(2), limits.max_rows)
+        answered = bounded(reader.golomb(2), limits.max_rows, "answers")
+        fresh = bounded(reader.golomb(2), limits.max_rows, "shared tokens")
         numbers, of_rows = reader.column(answered, 7), reader.column(answered, 3)
         answers, tokens = reader.array(answered, id_width), reader.array(fresh, id_width)
         verified = np.ones(fresh, dtype=np.bool_)
@@ -217,9 +213,7 @@ def encode_edge_reply(reply: EdgeReply, query: EdgeQuery) -> bytes:
     _check_reply(reply, query)
     resolved = reply.outcomes != NOT_RESOLVED
     other = reply.tokens[resolved] != query.drafts[resolved]
-    writer = BitWriter()
-    writer.uint(EDGE_REPLY_KIND, 4)
-    writer.uint(EDGE_VERSION, _VERSION_BITS)
+    writer = headed(EDGE_REPLY_KIND, EDGE_VERSION)
     if len(reply.outcomes):
         writer.flag(bool(resolved.any()))
     if len(reply.outcomes) and not resolved.any():
@@ -239,7 +233,7 @@ def decode_edge_reply(payload: bytes, query: EdgeQuery, limits: Limits = _LIMITS
     WireError
         Whatever is wrong with the bytes; nothing else.
     """
-    reader = _reader(payload, EDGE_REPLY_KIND, limits)
+    reader = opened(payload, EDGE_REPLY_KIND, EDGE_VERSION, limits)
     rows = len(query.drafts)
     outcomes, tokens = np.zeros(rows, np.int64), np.full(rows, -1, np.int64)
     some = rows > 0 and reader.flag()
@@ -308,17 +302,3 @@ def _check_reply(reply: EdgeReply, query: EdgeQuery) -> None:
 def _read_keys(reader: BitReader, rows: int, width: int) -> Sketches:
     octets = reader.array(rows * width, 8)
     return octets.astype(np.uint8).reshape(rows, width)
-
-
-def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
-    if len(payload) > limits.max_bytes:
-        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
-    reader = BitReader(payload)
-    check_kind(reader, kind, EDGE_VERSION)
-    return reader
-
-
-def _bounded(name: str, value: int, limit: int) -> int:
-    if value > limit:
-        raise OversizedMessage(f"{name}: {value} announced, at most {limit} are allowed")
-    return value

@@ -15,10 +15,9 @@ import numpy as np
 from hlm.arrays import BoolArray, IntArray
 from hlm.peers.fingerprints import FINGERPRINTS
 from hlm.wire.bit_reader import BitReader
-from hlm.wire.bit_writer import BitWriter
 from hlm.wire.edge import EDGE_VERSION
-from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.request import check_kind
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.rows import Limits
 
 EDGE_PROBE_KIND = 0xE
@@ -64,9 +63,7 @@ def encode_probe(probe: EdgeProbe) -> bytes:
         If the fingerprints are too many, out of range or out of order.
     """
     _check(probe)
-    writer = BitWriter()
-    writer.uint(EDGE_PROBE_KIND, 4)
-    writer.uint(EDGE_VERSION, 4)
+    writer = headed(EDGE_PROBE_KIND, EDGE_VERSION)
     writer.flag(probe.between)
     writer.sized(probe.client)
     writer.golomb(len(probe.prints), 2)
@@ -82,7 +79,7 @@ def decode_probe(payload: bytes, limits: Limits = _LIMITS) -> EdgeProbe:
     WireError
         Whatever is wrong with the bytes; nothing else.
     """
-    reader = _reader(payload, EDGE_PROBE_KIND, limits)
+    reader = opened(payload, EDGE_PROBE_KIND, EDGE_VERSION, limits)
     between, client, count = reader.flag(), reader.sized(), _count(reader)
     probe = EdgeProbe(client, reader.column(count, _ORDER), between)
     reader.finish()
@@ -92,9 +89,7 @@ def decode_probe(payload: bytes, limits: Limits = _LIMITS) -> EdgeProbe:
 
 def encode_common(common: BoolArray) -> bytes:
     """Bytes of the reply: for each fingerprint held (bool [n]) whether others show it too."""
-    writer = BitWriter()
-    writer.uint(EDGE_COMMON_KIND, 4)
-    writer.uint(EDGE_VERSION, 4)
+    writer = headed(EDGE_COMMON_KIND, EDGE_VERSION)
     writer.golomb(len(common), 2)
     writer.bits(common)
     return writer.getvalue()
@@ -108,7 +103,7 @@ def decode_common(payload: bytes, limits: Limits = _LIMITS) -> BoolArray:
     WireError
         Whatever is wrong with the bytes; nothing else.
     """
-    reader = _reader(payload, EDGE_COMMON_KIND, limits)
+    reader = opened(payload, EDGE_COMMON_KIND, EDGE_VERSION, limits)
     common = reader.bits(_count(reader)).astype(np.bool_)
     reader.finish()
     return common
@@ -127,17 +122,4 @@ def _check(probe: EdgeProbe) -> None:
 
 
 def _count(reader: BitReader) -> int:
-    count = reader.golomb(2)
-    if count > MOST_FINGERPRINTS:
-        raise OversizedMessage(
-            f"{count} fingerprints announced, at most {MOST_FINGERPRINTS} are allowed"
-        )
-    return count
-
-
-def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
-    if len(payload) > limits.max_bytes:
-        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
-    reader = BitReader(payload)
-    check_kind(reader, kind, EDGE_VERSION)
-    return reader
+    return bounded(reader.golomb(2), MOST_FINGERPRINTS, "fingerprints")

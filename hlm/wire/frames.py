@@ -16,7 +16,8 @@ from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
-from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded
 from hlm.wire.messages import Reply, Request
 from hlm.wire.reply import decode_reply
 from hlm.wire.rows import Limits
@@ -142,10 +143,7 @@ class FrameReader:
             if len(self._buffer) >= _LENGTH_BYTES:
                 raise InvalidField(f"the length of a frame has at most {_LENGTH_BYTES} bytes")
             return None
-        if length > self.limits.max_bytes:
-            raise OversizedMessage(
-                f"a frame of {length} bytes; at most {self.limits.max_bytes} are allowed"
-            )
+        bounded(length, self.limits.max_bytes, "bytes of a frame")
         begin = shift // 7
         end = begin + length
         if len(self._buffer) < end:
@@ -161,9 +159,7 @@ class FrameReader:
         ended = reader.bits(len(rows)).tolist() if reader.flag() else []
         ends = {row: _end(reader.uint(3)) for row, flag in zip(rows, ended, strict=False) if flag}
         counts = reader.column(len(rows), 0)
-        total = int(counts.sum())
-        if total > self.limits.max_tokens:
-            raise OversizedMessage(f"{total} tokens; at most {self.limits.max_tokens} are allowed")
+        total = bounded(int(counts.sum()), self.limits.max_tokens, "tokens")
         tokens = reader.array(total, bits_needed(self.request.vocab))
         reader.finish()
         if not total and not ends:

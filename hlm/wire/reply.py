@@ -5,11 +5,11 @@ import numpy as np
 from hlm.arrays import IntArray
 from hlm.verifiers import Shape
 from hlm.wire.bit_reader import BitReader
-from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed, extremes
-from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.messages import Reply, Request, Status
-from hlm.wire.request import VERSION, check_kind
+from hlm.wire.request import VERSION
 from hlm.wire.rows import NO_TOKEN, SCALAR_BITS, Limits
 
 REPLY_KIND = 0xB
@@ -36,9 +36,7 @@ def encode_reply(reply: Reply, request: Request) -> bytes:
         raise InvalidField(f"row {int(unheard.argmin())}: has more feedback than is wanted")
     missing = unheard[served]
     complete, id_width = not np.count_nonzero(missing), bits_needed(request.vocab)
-    writer = BitWriter()
-    writer.uint(REPLY_KIND, 4)
-    writer.uint(VERSION, 4)
+    writer = headed(REPLY_KIND, VERSION)
     writer.flag(False)  # reserved
     all_served = {Status.OK, Status.SKIPPED}.issuperset(statuses)
     writer.flag(all_served)
@@ -95,10 +93,7 @@ def decode_reply(payload: bytes, request: Request, limits: Limits = _DEFAULT_LIM
     WireError
         As :func:`~hlm.wire.decode_request`; nothing else, whatever the bytes.
     """
-    if len(payload) > limits.max_bytes:
-        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
-    reader = BitReader(payload)
-    check_kind(reader, REPLY_KIND)
+    reader = opened(payload, REPLY_KIND, VERSION, limits)
     if reader.flag():
         raise InvalidField("the bit after the version must be 0")
     all_served, complete = reader.flag(), reader.flag()
@@ -149,9 +144,7 @@ class _Targets:
         self.parts: list[tuple[IntArray, IntArray]] = []
 
     def read(self, reader: BitReader, index: int, vocab: int, limits: Limits) -> None:
-        size = reader.golomb(5) + 1
-        if size > limits.max_weights:
-            raise OversizedMessage(f"{size} weights; at most {limits.max_weights} are allowed")
+        size = bounded(reader.golomb(5) + 1, limits.max_weights, "weights")
         self.counts[index] = size
         self.parts.append((reader.sorted_set(size, vocab), reader.column(size, SCALAR_BITS) + 1))
         _check_target(self.parts[-1][1])

@@ -10,7 +10,8 @@ from hlm.verifiers import VERIFIERS, Shape
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed, extremes
-from hlm.wire.errors import OversizedMessage, UnsupportedVersion
+from hlm.wire.errors import UnsupportedVersion
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.messages import Request
 from hlm.wire.prefix import DIGEST_BITS, IDENTITY_BYTES
 from hlm.wire.rows import NO_TOKEN, Limits, Rows, firsts, with_blocks
@@ -36,11 +37,6 @@ _DEFAULT_LIMITS = Limits()
 def encode_request(request: Request) -> bytes:
     """Bytes of ``request``.
 
-    Parameters
-    ----------
-    request
-        What to say.
-
     Raises
     ------
     InvalidField
@@ -54,9 +50,7 @@ def encode_request(request: Request) -> bytes:
     form = _sampling_form(request)
     any_quiet = bool(np.count_nonzero(rows.quiet[leads]))
 
-    writer = BitWriter()
-    writer.uint(REQUEST_KIND, 4)
-    writer.uint(VERSION, 4)
+    writer = headed(REQUEST_KIND, VERSION)
     writer.uint(_VERIFIERS.index(request.verifier), 4)
     writer.flag(request.feedback)
     writer.flag(request.decoding == "sampled")
@@ -92,23 +86,13 @@ def encode_request(request: Request) -> bytes:
 def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     """The request that ``payload`` holds.
 
-    Parameters
-    ----------
-    payload
-        The bytes.
-    limits
-        Largest request that is read.
-
     Raises
     ------
     WireError
         :class:`TruncatedMessage`, :class:`TrailingData`, :class:`OversizedMessage`,
         :class:`UnsupportedVersion` or :class:`InvalidField`; nothing else, whatever the bytes.
     """
-    if len(payload) > limits.max_bytes:
-        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
-    reader = BitReader(payload)
-    check_kind(reader, REQUEST_KIND)
+    reader = opened(payload, REQUEST_KIND, VERSION, limits)
     code = reader.uint(4)
     if code >= len(_VERIFIERS):
         raise UnsupportedVersion(f"verifier code {code}; known are 0 to {len(_VERIFIERS) - 1}")
@@ -117,17 +101,17 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     form = reader.uint(2)
     bits = 16 if reader.flag() else 8
     any_quiet, all_drafted, any_block = reader.flag(), reader.flag(), reader.flag()
-    vocab = _bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
+    vocab = bounded(reader.golomb(12) + 2, limits.max_vocab, "vocab")
     client, seed = reader.sized(), reader.sized()
     temperature, top_p = _read_sampling(reader, form)
-    count = _bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
+    count = bounded(reader.golomb(3) + 1, limits.max_rows, "rows")
     sessions, leads = _read_sessions(reader, count, any_block)
     leading = sessions[leads] if any_block else sessions
     starts, lengths = reader.column(len(leading), 5), reader.column(len(leading), 1)
     quiet = reader.column(len(leading), 5) if any_quiet else np.zeros(len(leading), np.int64)
-    _bounded(extremes(starts)[1], limits.max_tokens_per_row, "start")
-    _bounded(extremes(lengths)[1], limits.max_tokens_per_row, "tokens of a row")
-    own = _bounded(int(lengths.sum()), limits.max_tokens, "tokens")
+    bounded(extremes(starts)[1], limits.max_tokens_per_row, "start")
+    bounded(extremes(lengths)[1], limits.max_tokens_per_row, "tokens of a row")
+    own = bounded(int(lengths.sum()), limits.max_tokens, "tokens")
     drafted = np.ones(count, np.bool_) if all_drafted else reader.bits(count) > 0
     begins = np.count_nonzero(starts) < len(starts)
     identity = reader.uint(8 * IDENTITY_BYTES).to_bytes(IDENTITY_BYTES, "big") if begins else b""
@@ -161,16 +145,6 @@ def decode_request(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Request:
     )
 
 
-def check_kind(reader: BitReader, kind: int, version: int = VERSION) -> None:
-    """Read a message's first byte; :class:`UnsupportedVersion` unless it is ``kind`` as spoken."""
-    first = reader.uint(8)
-    if first != (kind << 4 | version):
-        raise UnsupportedVersion(
-            f"first byte 0x{first:02x}; expected 0x{kind << 4 | version:02x} "
-            f"(kind {kind:#x}, version {version})"
-        )
-
-
 def _sampling_form(request: Request) -> int:
     if request.temperature == request.top_p == 1.0:
         return _DEFAULT
@@ -195,7 +169,7 @@ def _read_sampling(reader: BitReader, form: int) -> tuple[float, float]:
     if form == _DECIMAL:
         return reader.golomb(13) / _DECIMALS, reader.golomb(13) / _DECIMALS
     if form != _FLOAT:
-        raise UnsupportedVersion(f"sampling law form {form}; known are 0 to {_FLOAT}")
+        raise UnsupportedVersion(f"form of temperature and top_p {form}; known are 0 to {_FLOAT}")
     temperature, top_p = struct.unpack(">dd", reader.uint(128).to_bytes(16, "big"))
     return temperature, top_p
 
@@ -235,11 +209,5 @@ def _read_claims(
         support, counts[drafted] = read_supports(reader, asking, vocab, limits)
     else:
         counts[drafted] = vocab
-    _bounded(int(counts.sum()), limits.max_weights, "weights")
+    bounded(int(counts.sum()), limits.max_weights, "weights")
     return counts, read_dense(reader, counts[drafted], bits), support
-
-
-def _bounded(value: int, limit: int, name: str) -> int:
-    if value > limit:
-        raise OversizedMessage(f"{name}: {value} announced, at most {limit} are allowed")
-    return value

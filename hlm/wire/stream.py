@@ -13,11 +13,11 @@ from enum import IntEnum
 
 import numpy as np
 
-from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
-from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.messages import Request
-from hlm.wire.request import check_kind, decode_request, encode_request
+from hlm.wire.request import decode_request, encode_request
 from hlm.wire.rows import Limits
 
 VERSION = 1
@@ -109,8 +109,7 @@ def decode_opening(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Opening:
     WireError
         As :func:`~hlm.wire.decode_request`; nothing else, whatever the bytes.
     """
-    reader = BitReader(payload)
-    check_kind(reader, OPENING_KIND, VERSION)
+    reader = opened(payload, OPENING_KIND, VERSION, limits)
     key, span, credit = reader.uint(KEY_BITS), reader.golomb(5) + 1, reader.golomb(3)
     if reader.uint(reader.remaining % 8):
         raise InvalidField("the padding before a streamed request must be 0")
@@ -145,11 +144,9 @@ def decode_control(payload: bytes, limits: Limits = _DEFAULT_LIMITS) -> Control:
     WireError
         As :func:`~hlm.wire.decode_request`; nothing else, whatever the bytes.
     """
-    reader = BitReader(payload)
-    check_kind(reader, CONTROL_KIND, VERSION)
-    key, credit, count = reader.uint(KEY_BITS), reader.golomb(3), reader.golomb(0)
-    if count > limits.max_rows:
-        raise OversizedMessage(f"{count} stops; at most {limits.max_rows} are allowed")
+    reader = opened(payload, CONTROL_KIND, VERSION, limits)
+    key, credit = reader.uint(KEY_BITS), reader.golomb(3)
+    count = bounded(reader.golomb(0), limits.max_rows, "stops")
     rows, taken = reader.column(count, 3), reader.column(count, 1)
     reader.finish()
     if count and bool((np.diff(rows) < 1).any()):
@@ -170,8 +167,7 @@ def is_control(payload: bytes) -> bool:
 def _headed(kind: int, key: int) -> BitWriter:
     if not 0 <= key < 1 << KEY_BITS:
         raise InvalidField(f"key={key} must be in [0, 2**{KEY_BITS})")
-    writer = BitWriter()
-    writer.uint(kind << 4 | VERSION, 8)
+    writer = headed(kind, VERSION)
     writer.uint(key, KEY_BITS)
     return writer
 

@@ -6,7 +6,8 @@ from hlm.arrays import IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.bits import bits_needed
-from hlm.wire.errors import InvalidField, OversizedMessage
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded
 from hlm.wire.rows import SCALAR_BITS, Limits
 
 
@@ -68,9 +69,7 @@ def read_supports(
     reader: BitReader, rows: int, vocab: int, limits: Limits
 ) -> tuple[IntArray, IntArray]:
     """Read the ids of all rows, and how many each has, as written by :func:`write_supports`."""
-    total = reader.golomb(4) + rows
-    if total > limits.max_weights:
-        raise OversizedMessage(f"{total} weights; at most {limits.max_weights} are allowed")
+    total = bounded(reader.golomb(4) + rows, limits.max_weights, "weights")
     members = reader.sorted_set(total, rows * vocab)
     owners = members // vocab
     counts = np.bincount(owners, minlength=rows)

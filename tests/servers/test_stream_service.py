@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import closing, suppress
 
-import numpy as np
 import pytest
 
 from fedhlm_app.transport.http_transport import HttpTransport
@@ -18,7 +17,14 @@ from hlm.wire.stream import Opening, Outcome, encode_opening
 from servers import stream
 from tests.asking import request_of
 from tests.served import StuckService, serving
-from tests.streaming import SAMPLED, Device, asked, make_service, own_text, prompts
+from tests.streaming import (
+    Device,
+    asked,
+    assert_delays_change_no_text,
+    make_service,
+    own_text,
+    prompts,
+)
 from tests.wire_rows import listed, told
 
 
@@ -45,11 +51,7 @@ def eventually(condition):
 
 @pytest.mark.parametrize("window", [1, 4, 64])
 def test_text_is_that_of_one_process_whatever_the_window_and_the_delays(link, window):
-    random = np.random.default_rng(window)
-    request = asked(prompts(3), client=window, **SAMPLED)
-    delayed = Device(link, request, credit=window, key=window)
-    delayed.read_along(window, lambda: time.sleep(random.exponential(0.002)))
-    assert delayed.texts() == Device(make_service(), request).read_all().texts()
+    assert_delays_change_no_text(link, window)
 
 
 def test_a_connection_is_kept_after_a_stream_and_serves_controls_beside_it(link):

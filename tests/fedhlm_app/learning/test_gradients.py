@@ -11,51 +11,39 @@ from fedhlm_app.learning.gradients import (
     private_policy,
     step_size,
 )
-from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings import SettingsError
 from hlm.arrays import joined
-
-
-def settings(**changes) -> Settings:
-    return Settings.from_sources({k.replace("_", "-"): v for k, v in changes.items()}, {})
-
-
-def feedback(seed=0, prompts=12, each=5, threshold=0.6) -> Feedback:
-    rng = np.random.default_rng(seed)
-    u = rng.random(prompts * each)
-    return Feedback.create(
-        u,
-        (rng.random(len(u)) < u / 2).astype(float),
-        kept=u <= threshold,
-        prompt=np.repeat(np.arange(prompts), each),
-    )
+from tests.learning import feedback, settings_of
 
 
 @pytest.mark.parametrize("rule", ["balanced", "primal-dual"])
 def test_unknown_tokens_do_not_count_as_right(rule):
     """Without audits nobody stands for a token of unknown beta."""
-    chosen = settings(learning=rule)
+    chosen = settings_of(learning=rule)
     known = feedback()
     unknown = Feedback.create(
         np.full(200, 0.5), np.zeros(200), known=np.zeros(200), kept=np.ones(200)
     )
     steps = [
         learn_locally(chosen, joined(initial_policy(chosen)), data, {"round": 1}, {})
-        for data in (known, known.append(unknown))
+        for data in (known, Feedback.concatenate([known, unknown]))
     ]
     assert np.array_equal(steps[0].result.policy, steps[1].result.policy)
     assert steps[0].examples == steps[1].examples == len(known)
 
 
 def test_steps_are_the_rules_own_unless_given():
-    assert step_size(settings(learning="paper"), 1) == 0.02
-    assert step_size(settings(learning="paper"), 4) == 0.005
-    assert step_size(settings(learning="balanced"), 1) > step_size(settings(learning="paper"), 1)
-    given = settings(learning="balanced", learning_rate=0.5, learning_rate_decay=0.5)
+    assert step_size(settings_of(learning="paper"), 1) == 0.02
+    assert step_size(settings_of(learning="paper"), 4) == 0.005
+    assert step_size(settings_of(learning="balanced"), 1) > step_size(
+        settings_of(learning="paper"), 1
+    )
+    given = settings_of(learning="balanced", learning_rate=0.5, learning_rate_decay=0.5)
     assert step_size(given, 3) == 0.25
 
 
 def test_a_round_with_nothing_to_learn_from_changes_nothing():
-    chosen = settings(learning="paper", local_steps=5)
+    chosen = settings_of(learning="paper", local_steps=5)
     kept = Feedback.create([0.1, 0.2], [0.0, 1.0], kept=[True, True])
     for nothing in (kept, Feedback.empty()):
         step = learn_locally(chosen, np.array([0.4]), nothing, {"round": 1}, {})
@@ -71,7 +59,7 @@ def test_a_round_with_nothing_to_learn_from_changes_nothing():
 
 @pytest.mark.parametrize("rule", ["paper", "balanced", "primal-dual"])
 def test_local_steps_lower_the_rules_own_loss(rule):
-    chosen = settings(learning=rule, local_steps=4)
+    chosen = settings_of(learning=rule, local_steps=4)
     start = joined(initial_policy(chosen))
     step = learn_locally(chosen, start, feedback(seed=5), {"round": 1}, {})
     assert step.examples > 0 and step.result.steps == 4
@@ -81,12 +69,12 @@ def test_local_steps_lower_the_rules_own_loss(rule):
 
 
 def test_nothing_is_kept_before_there_is_a_guarantee():
-    assert initial_policy(settings(learning="certified")) == {"threshold": [-1]}
-    assert initial_policy(settings(learning="paper")) == {"threshold": [0.5]}
+    assert initial_policy(settings_of(learning="certified")) == {"threshold": [-1]}
+    assert initial_policy(settings_of(learning="paper")) == {"threshold": [0.5]}
 
 
 def test_noise_is_added_within_the_bounds():
-    chosen = settings(privacy="local", privacy_clip=0.1, privacy_noise=1.0)
+    chosen = settings_of(privacy="local", privacy_clip=0.1, privacy_noise=1.0)
     start, policy = np.array([0.5]), np.array([0.52])
     rng = np.random.default_rng(0)
     sent = np.array([private_policy(chosen, policy, start, 1, rng)[0] for _ in range(2000)])
@@ -94,7 +82,7 @@ def test_noise_is_added_within_the_bounds():
     assert (low <= sent).all() and (sent <= high).all()
     # Standard deviation 2 clip z = .2, bounds two and a half deviations away.
     assert sent.mean() == pytest.approx(0.52, abs=0.03) and sent.std() == pytest.approx(0.2, 0.1)
-    plain = settings()
+    plain = settings_of()
     assert private_policy(plain, policy, start, 1, rng) is policy
 
 
@@ -120,4 +108,4 @@ def test_noise_is_added_within_the_bounds():
 )
 def test_settings_that_contradict_each_other(changes, message):
     with pytest.raises(SettingsError, match=message):
-        settings(**changes)
+        settings_of(**changes)

@@ -9,30 +9,15 @@ from fedhlm_app.client.routed import Routed, calibration_feedback
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.learning.rules.certified import GRID, Certified
 from fedhlm_app.learning.rules.linear import Linear
-from fedhlm_app.settings import Settings
 from hlm.line import LineSums
 from hlm.risk import RiskSums, conformal_threshold, learn_then_test
 from hlm.risk.betting import log_terms
 from hlm.risk.curves import UNIT
-
-
-def settings(**changes) -> Settings:
-    return Settings.from_sources({k.replace("_", "-"): v for k, v in changes.items()}, {})
-
-
-def feedback(seed=0, prompts=12, each=5, threshold=0.6) -> Feedback:
-    rng = np.random.default_rng(seed)
-    u = rng.random(prompts * each)
-    return Feedback.create(
-        u,
-        (rng.random(len(u)) < u / 2).astype(float),
-        kept=u <= threshold,
-        prompt=np.repeat(np.arange(prompts), each),
-    )
+from tests.learning import feedback, settings_of
 
 
 def certified(**changes) -> Certified:
-    return Certified(settings(learning="certified", **changes))
+    return Certified(settings_of(learning="certified", **changes))
 
 
 def tokens(rows: int, seed: int, audit_rate: float = 1.0, prompts: int = 10) -> Feedback:
@@ -52,7 +37,7 @@ def tokens(rows: int, seed: int, audit_rate: float = 1.0, prompts: int = 10) -> 
 
 
 def test_pooled_line_equals_least_squares_on_all_tokens() -> None:
-    learning = Linear(settings(learning="linear"))
+    learning = Linear(settings_of(learning="linear"))
     clients = [tokens(80, seed) for seed in range(5)]
     pooled = LineSums.from_array(np.sum([learning.vector(client) for client in clients], axis=0))
     everything = Feedback.concatenate(clients)
@@ -66,7 +51,7 @@ def test_a_line_is_of_known_tokens_by_their_weight() -> None:
     feedback = tokens(200, 3, audit_rate=0.4)
     known = feedback.select(feedback.known)
     slope, intercept = np.polyfit(known.u, known.ratio_beta, 1, w=np.sqrt(known.weight))
-    line = LineSums.from_array(Linear(settings(learning="linear")).vector(feedback)).fit()
+    line = LineSums.from_array(Linear(settings_of(learning="linear")).vector(feedback)).fit()
     assert line.slope == pytest.approx(slope) and line.intercept == pytest.approx(intercept)
 
 
@@ -126,7 +111,7 @@ def test_weights_beyond_the_bound_are_refused() -> None:
 
 def test_no_tokens_give_zero_sums() -> None:
     assert not certified().vector(Feedback.empty()).any()
-    assert not Linear(settings(learning="linear")).vector(Feedback.empty()).any()
+    assert not Linear(settings_of(learning="linear")).vector(Feedback.empty()).any()
 
 
 ASKED = {"tokens_per_round": 60, "tokens_per_prompt": 5}
@@ -148,29 +133,29 @@ def as_arrays(metrics):
     ],
 )
 def test_which_rules_need_sums(changes, sums, one_by_one):
-    rule = sums_rule(settings(**changes))
+    rule = sums_rule(settings_of(**changes))
     assert (rule is not None) == sums
     assert (rule is not None and rule.sequential) == one_by_one
 
 
 def test_audits_take_the_place_of_readings():
-    assert sums_rule(settings(learning="certified")).reads_kept_tokens
-    audited = settings(learning="certified", audit_rate=0.25)
+    assert sums_rule(settings_of(learning="certified")).reads_kept_tokens
+    audited = settings_of(learning="certified", audit_rate=0.25)
     assert not sums_rule(audited).reads_kept_tokens
     assert sums_rule(audited).bound == 4.0
 
 
 def test_an_expected_risk_follows_from_the_levels_of_the_sequence():
-    alpha, delta = sums_rule(settings(learning="certified", fidelity_budget=0.1)).levels
+    alpha, delta = sums_rule(settings_of(learning="certified", fidelity_budget=0.1)).levels
     assert (1 - delta) * alpha + delta <= 0.1
     assert sums_rule(
-        settings(learning="certified-high-probability", fidelity_budget=0.1, confidence=0.2)
+        settings_of(learning="certified-high-probability", fidelity_budget=0.1, confidence=0.2)
     ).levels == (0.1, 0.2)
 
 
 @pytest.mark.parametrize("rule", ["certified", "certified-high-probability"])
 def test_pooled_sums_of_clients_give_the_threshold_of_all_prompts(rule):
-    chosen = settings(learning=rule, workload="score", fidelity_budget=0.2)
+    chosen = settings_of(learning=rule, workload="score", fidelity_budget=0.2)
     calibration = sums_rule(chosen).calibration()
     replies = {s: as_arrays(sums_rule(chosen).sums(feedback(s))) for s in range(8)}
     calibration.absorb(0, replies, range(8))
@@ -185,7 +170,7 @@ def test_pooled_sums_of_clients_give_the_threshold_of_all_prompts(rule):
 
 @pytest.mark.parametrize("side", ["risk-averse", "risk-prone"])
 def test_the_line_equals_least_squares_on_all_tokens(side):
-    chosen = settings(learning="linear", line_threshold=side)
+    chosen = settings_of(learning="linear", line_threshold=side)
     calibration = sums_rule(chosen).calibration()
     parts = [feedback(s) for s in range(3)]
     replies = {s: as_arrays(sums_rule(chosen).sums(part)) for s, part in enumerate(parts)}
@@ -197,14 +182,14 @@ def test_the_line_equals_least_squares_on_all_tokens(side):
 
 
 def test_a_line_without_data_keeps_the_threshold():
-    chosen = settings(learning="linear", initial_threshold=0.4)
+    chosen = settings_of(learning="linear", initial_threshold=0.4)
     calibration = sums_rule(chosen).calibration()
     calibration.absorb(0, {0: {"line-sums": LineSums().to_array()}}, {0})
     assert calibration.result(0) == 0.4
 
 
 def test_bets_are_about_what_the_policy_kept():
-    chosen = settings(learning="certified-high-probability")
+    chosen = settings_of(learning="certified-high-probability")
     data = feedback(1)
     found = sums_rule(chosen).sums(data)["wealth"]
     risk = [(data.beta * data.kept)[data.prompt == p].mean() for p in range(12)]
@@ -213,7 +198,7 @@ def test_bets_are_about_what_the_policy_kept():
 
 @pytest.mark.parametrize("rule", ["linear", "certified"])
 def test_a_device_sends_what_the_server_expects(rule):
-    chosen = settings(learning=rule)
+    chosen = settings_of(learning=rule)
     for data in (feedback(), Feedback.empty()):
         found = sums_rule(chosen).sums(data)
         lengths = {name: len(value) for name, value in found.items()}
@@ -222,13 +207,13 @@ def test_a_device_sends_what_the_server_expects(rule):
 
 @pytest.mark.parametrize("rule", ["linear", "certified"])
 def test_sums_of_real_prompts_are_possible(rule):
-    chosen = settings(learning=rule, **ASKED)
+    chosen = settings_of(learning=rule, **ASKED)
     for seed in range(5):
         assert sums_rule(chosen).problem(as_arrays(sums_rule(chosen).sums(feedback(seed)))) == ""
 
 
 def test_impossible_sums_are_named():
-    chosen = settings(learning="certified", **ASKED)
+    chosen = settings_of(learning="certified", **ASKED)
     good = as_arrays(sums_rule(chosen).sums(feedback()))
     assert sums_rule(chosen).problem(good) == ""
     curve = good["risk-curve"]
@@ -243,7 +228,7 @@ def test_impossible_sums_are_named():
     rich = {**good, "wealth": good["wealth"] + 100}
     assert "'wealth' is no sum over 12 prompts" in sums_rule(chosen).problem(rich)
     assert sums_rule(chosen).problem({**good, "risk-curve": -curve})
-    line = settings(learning="linear")
+    line = settings_of(learning="linear")
     assert sums_rule(line).problem({"line-sums": np.array([1.0, 5.0, 0, 1, 0, 0])})
 
 
@@ -251,7 +236,7 @@ def test_impossible_sums_are_named():
 @pytest.mark.parametrize("audit_rate", [0.0, 0.25])
 def test_nobody_speaks_for_more_than_was_asked(workload, audit_rate):
     """As many prompts as were asked for are believed, one more is not."""
-    chosen = settings(
+    chosen = settings_of(
         learning="certified-high-probability", workload=workload, audit_rate=audit_rate
     )
     asked, alpha = sums_rule(chosen).prompts, sums_rule(chosen).levels[0]
@@ -261,7 +246,7 @@ def test_nobody_speaks_for_more_than_was_asked(workload, audit_rate):
         if workload == "generate":
             sums["wealth"] = log_terms(np.zeros(claimed), alpha, sums_rule(chosen).bound)
         assert (sums_rule(chosen).problem(sums) == "") == believed
-    line = settings(learning="linear", workload=workload, audit_rate=audit_rate)
+    line = settings_of(learning="linear", workload=workload, audit_rate=audit_rate)
     most = 30 * sums_rule(line).bound
     for count, believed in ((most, True), (most + 1, False)):
         sums = {"line-sums": np.array([count, 0.5 * count, 0, 0.3 * count, 0, 0.0])}
@@ -291,7 +276,7 @@ def unresolved(prompts=3, each=10, lost=4, audit_rate=0.0):
 def test_tokens_without_answer_are_wrong_in_the_wealth_the_curve_and_the_certificate(
     read_later, audit_rate
 ):
-    chosen = settings(
+    chosen = settings_of(
         learning="certified-high-probability", audit_rate=audit_rate, fidelity_budget=0.3
     )
     routed, records = unresolved(audit_rate=audit_rate)
@@ -310,7 +295,7 @@ def test_tokens_without_answer_are_wrong_in_the_wealth_the_curve_and_the_certifi
 
 def test_what_a_cache_decided_is_nobodys_loss_at_the_candidate():
     """Hits have a rate of their own; unread ones are wrong only where a draft would be kept."""
-    chosen = settings(learning="certified-high-probability", fidelity_budget=0.3)
+    chosen = settings_of(learning="certified-high-probability", fidelity_budget=0.3)
     routed, records = unresolved(lost=0)
     records.stage[:, 9], records.log_prob[:, 9], records.draft_choice[:, 9] = (
         Stage.CACHE,
