@@ -15,22 +15,9 @@ from hlm.arrays import FloatArray, IntArray
 from hlm.wire.bit_reader import BitReader
 from hlm.wire.bit_writer import BitWriter
 from hlm.wire.edge import EDGE_VERSION
-from hlm.wire.errors import InvalidField, OversizedMessage
-from hlm.wire.request import check_kind
+from hlm.wire.errors import InvalidField
+from hlm.wire.heads import bounded, headed, opened
 from hlm.wire.rows import Limits
-
-__all__ = [
-    "OUTCOMES",
-    "EdgeAggregate",
-    "EdgeUpdate",
-    "decode_aggregate",
-    "decode_outcome",
-    "decode_update",
-    "encode_aggregate",
-    "encode_outcome",
-    "encode_update",
-    "is_update",
-]
 
 _AGGREGATE_KIND, _UPDATE_KIND, _OUTCOME_KIND = 0x3, 0x4, 0x5
 OUTCOMES = (
@@ -128,7 +115,7 @@ def is_update(payload: bytes) -> bool:
 
 def encode_update(update: EdgeUpdate) -> bytes:
     """Bytes of an update; :class:`InvalidField` where a whole number is out of its range."""
-    writer = _writer(_UPDATE_KIND)
+    writer = headed(_UPDATE_KIND, EDGE_VERSION)
     for number in (update.client, update.number, update.weight):
         writer.sized(number)
     _write(writer, update.values)
@@ -141,7 +128,7 @@ def encode_update(update: EdgeUpdate) -> bytes:
 
 def decode_update(payload: bytes, limits: Limits = _LIMITS) -> EdgeUpdate:
     """The update that `payload` holds; :class:`WireError` whatever is wrong with the bytes."""
-    reader = _reader(payload, _UPDATE_KIND, limits)
+    reader = opened(payload, _UPDATE_KIND, EDGE_VERSION, limits)
     client, number, weight = reader.sized(), reader.sized(), reader.sized()
     values, contribution, sums = _read(reader, limits), 0, _nothing()
     if reader.flag():
@@ -152,14 +139,14 @@ def decode_update(payload: bytes, limits: Limits = _LIMITS) -> EdgeUpdate:
 
 def encode_outcome(outcome: int) -> bytes:
     """Bytes of an edge server's answer, a place in `OUTCOMES`."""
-    writer = _writer(_OUTCOME_KIND)
+    writer = headed(_OUTCOME_KIND, EDGE_VERSION)
     writer.uint(outcome, 4)
     return writer.getvalue()
 
 
 def decode_outcome(payload: bytes) -> str:
     """One of `OUTCOMES`; :class:`WireError` whatever is wrong with the bytes."""
-    reader = _reader(payload, _OUTCOME_KIND, _LIMITS)
+    reader = opened(payload, _OUTCOME_KIND, EDGE_VERSION, _LIMITS)
     outcome = reader.uint(4)
     reader.finish()
     return OUTCOMES[_reasons(np.array([outcome]))[0]]
@@ -167,7 +154,7 @@ def decode_outcome(payload: bytes) -> str:
 
 def encode_aggregate(aggregate: EdgeAggregate) -> bytes:
     """Bytes of an aggregate."""
-    writer = _writer(_AGGREGATE_KIND)
+    writer = headed(_AGGREGATE_KIND, EDGE_VERSION)
     writer.sized(aggregate.number)
     writer.sized(aggregate.weight)
     _write(writer, aggregate.mean)
@@ -186,7 +173,7 @@ def encode_aggregate(aggregate: EdgeAggregate) -> bytes:
 
 def decode_aggregate(payload: bytes, limits: Limits = _LIMITS) -> EdgeAggregate:
     """The aggregate that `payload` holds; :class:`WireError` whatever is wrong with the bytes."""
-    reader = _reader(payload, _AGGREGATE_KIND, limits)
+    reader = opened(payload, _AGGREGATE_KIND, EDGE_VERSION, limits)
     number, weight, mean = reader.sized(), reader.sized(), _read(reader, limits)
     clients, refused = _members(reader, limits), _members(reader, limits)
     reasons = _reasons(reader.array(len(refused), 4))
@@ -203,21 +190,6 @@ def decode_aggregate(payload: bytes, limits: Limits = _LIMITS) -> EdgeAggregate:
     )
 
 
-def _writer(kind: int) -> BitWriter:
-    writer = BitWriter()
-    writer.uint(kind, 4)
-    writer.uint(EDGE_VERSION, 4)
-    return writer
-
-
-def _reader(payload: bytes, kind: int, limits: Limits) -> BitReader:
-    if len(payload) > limits.max_bytes:
-        raise OversizedMessage(f"{len(payload)} bytes; at most {limits.max_bytes} are allowed")
-    reader = BitReader(payload)
-    check_kind(reader, kind, EDGE_VERSION)
-    return reader
-
-
 def _write(writer: BitWriter, values: FloatArray) -> None:
     """Whole numbers as a column, others as their 64 bits."""
     writer.golomb(len(values), 3)
@@ -230,7 +202,7 @@ def _write(writer: BitWriter, values: FloatArray) -> None:
 
 
 def _read(reader: BitReader, limits: Limits) -> FloatArray:
-    count = _bounded(reader.golomb(3), limits.max_weights, "numbers")
+    count = bounded(reader.golomb(3), limits.max_weights, "numbers")
     if reader.flag():
         return reader.column(count).astype(np.float64)
     halves = reader.array(2 * count, 32).astype(">u4")
@@ -238,7 +210,7 @@ def _read(reader: BitReader, limits: Limits) -> FloatArray:
 
 
 def _members(reader: BitReader, limits: Limits) -> IntArray:
-    clients = reader.column(_bounded(reader.golomb(3), limits.max_rows, "clients"))
+    clients = reader.column(bounded(reader.golomb(3), limits.max_rows, "clients"))
     if (np.diff(clients) <= 0).any():
         raise InvalidField("clients must increase strictly")
     return clients
@@ -248,9 +220,3 @@ def _reasons(codes: IntArray) -> IntArray:
     if len(codes) and int(codes.max()) >= len(OUTCOMES):
         raise InvalidField(f"outcome {int(codes.max())}; known are 0 to {len(OUTCOMES) - 1}")
     return codes
-
-
-def _bounded(count: int, most: int, what: str) -> int:
-    if count > most:
-        raise OversizedMessage(f"{count} {what} announced, at most {most} are allowed")
-    return count
