@@ -295,8 +295,8 @@ def test_the_pair_of_the_settings_is_loaded_here(fedhlm, monkeypatch):
 
 
 def test_ctrl_c_ends_the_line(fedhlm, monkeypatch):
-    def interrupted(self, prompt, max_tokens, session, policy, on_token):
-        on_token(Token(" and", Stage.LOCAL, 0.1))
+    def interrupted(self, asks, policy):
+        asks[0].on_token(Token(" and", Stage.LOCAL, 0.1))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PromptedModel, "continued", interrupted)
