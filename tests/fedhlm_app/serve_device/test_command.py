@@ -1,0 +1,66 @@
+"""`fedhlm serve device`, up to the moment when it would wait for questions."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from fedhlm_app.cli import app
+from fedhlm_app.cli import serve as command
+from tests.fedhlm_app.serve_device.devices import Down
+from tests.fedhlm_app.test_generate import certified_run
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """The command; what it would serve, and whom it would answer."""
+    found = []
+    monkeypatch.setattr(command, "reach_llm", lambda settings, threads: Down())
+    monkeypatch.setattr(command, "serve_texts", lambda *given: found.extend(given))
+
+    def call(*words: str):
+        found.clear()
+        done = CliRunner().invoke(app, ["serve", "device", "--port", "0", *words])
+        for listener in found[1:2]:
+            listener.close()
+        return done, *found
+
+    return call
+
+
+def test_a_run_or_the_settings_say_what_is_kept(serve, tmp_path):
+    run = certified_run(tmp_path, 0.4, learning="balanced")
+    done, texts, *_ = serve("--run", str(run.path))
+    assert done.exit_code == 0, done.output
+    assert (texts.threshold, texts.policy.server_round) == (0.4, 7)
+    store = tmp_path / "store"
+    _, texts, *_ = serve("--run", str(run.path), "--store", str(store))
+    assert texts.threshold == 0.4 and texts.folder.path == store
+    texts.close()
+    # Without a store nobody learns: the settings' threshold, not one that waits to be certified.
+    _, texts, _, queue, fails, hosts = serve("-s", "initial-threshold=0.7", "--fail-without-llm")
+    assert (texts.threshold, texts.stored_tokens(), queue, fails) == (0.7, None, 64, True)
+    assert hosts == {"127.0.0.1", "localhost", "::1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: whoever reaches it spends the LLM's budget"),
+        (["--run", "missing"], "missing"),
+        (["--cluster", "1"], "--cluster 1: is about a run"),
+        (["-s", "peer-mode=context"], "'peer-mode' = 'context'"),
+        (["-s", "colour=1"], "colour"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(serve, words, why):
+    done, *found = serve(*words)
+    assert done.exit_code == 2 and not found
+    (line,) = done.stderr.strip().splitlines()
+    assert why in line
+
+
+def test_another_address_is_served_when_it_is_said_twice(serve):
+    done, *_, hosts = serve("--host", "0.0.0.0", "--allow-host", "My-Device")
+    assert done.exit_code == 0, done.output
+    assert hosts == {"127.0.0.1", "localhost", "::1", "my-device"}
