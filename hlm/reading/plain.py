@@ -83,15 +83,18 @@ class FullForward:
     model : Any
         A causal model of Transformers: called with ``input_ids`` int64 [rows, n], gives
         ``logits`` [rows, n, vocab].
+    hidden : bool
+        Also return last hidden states.
     max_logits : int
         Most logits in one pass of several texts, which has at most 8192 tokens, padding included.
         One text alone is always read in one pass.
     """
 
-    def __init__(self, model: Any, max_logits: int = 2**26) -> None:
+    def __init__(self, model: Any, hidden: bool = False, *, max_logits: int = 2**26) -> None:
         self.model = model
+        self.hidden = hidden
         self.max_tokens = min(8192, max_logits // model.config.get_text_config().vocab_size)
-        self._options = _if_known(model, use_cache=False)
+        self._options = forward_options(model, hidden) | _if_known(model, use_cache=False)
         self._can_keep = "logits_to_keep" in forward_parameters(model)
 
     @torch.inference_mode()
@@ -124,7 +127,8 @@ class FullForward:
             columns = places
             if self._can_keep:
                 columns = torch.from_numpy(np.searchsorted(kept, passage.wanted - 1)).to(device)
-            found.append(Predictions(output.logits[row, columns].float(), None))
+            hidden = output.hidden_states[-1][row, places].float() if self.hidden else None
+            found.append(Predictions(output.logits[row, columns].float(), hidden))
         return found
 
 
