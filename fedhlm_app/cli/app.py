@@ -119,11 +119,11 @@ def run(
     `fedhlm settings` lists every key of `--set`.
 
     A run that is resumed keeps its settings. May change: `rounds`, `workers`, `token-log`,
-    `token-texts`, `checkpoint`, `device`, `llm-backend`, `llm-device`, `llm-address`,
+    `token-texts`, `trackers`, `checkpoint`, `device`, `llm-backend`, `llm-device`, `llm-address`,
     `llm-ca-file`, `llm-token-file`, `llm-timeout`, `llm-sessions`, `llm-context`,
     `llm-batch-wait-ms`, `reproducible`, `round-timeout`, `min-clients`, `max-unresolved`,
-    `evaluate-every`, `evaluate-prompts`, `fraction-evaluate`. Anything else is refused before
-    the folder is touched; a run with no round left just shows its result.
+    `evaluate-every`, `evaluate-prompts`, `fraction-evaluate`. Anything else is refused before the
+    folder is touched; a run with no round left just shows its result.
 
     Exit status: 0 when the run completed, 1 when it failed (its LLM never answering, or more
     tokens left unresolved than `max-unresolved`, among the causes), 2 when a setting is wrong

@@ -22,6 +22,7 @@ from fedhlm_app.models.vocabulary import (
     load_tokenizer,
     vocabulary_size,
 )
+from fedhlm_app.results.events import trackers_of
 from fedhlm_app.results.unresolved import needs_llm
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError
@@ -54,6 +55,7 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
     if settings.resume:
         resuming.check(settings)
     check_writable(settings)
+    trackers_of(settings.trackers)
     check_devices(settings, simulated=simulated)
     check_rules(settings)
     if not settings.llm_address:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
 
 MAY_CHANGE = (
-    "rounds", "workers", "token-log", "token-texts", "checkpoint", "device", "llm-backend",
-    "llm-device", "llm-address", "llm-ca-file", "llm-token-file",
+    "rounds", "workers", "token-log", "token-texts", "trackers", "checkpoint", "device",
+    "llm-backend", "llm-device", "llm-address", "llm-ca-file", "llm-token-file",
     "llm-timeout", "llm-sessions", "llm-context", "llm-batch-wait-ms", "reproducible",
     "round-timeout", "min-clients", "max-unresolved", "evaluate-every", "evaluate-prompts",
     "fraction-evaluate",

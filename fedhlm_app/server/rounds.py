@@ -112,7 +112,9 @@ class Federation:
         self._write_progress(self.strategy.rounds_done)
         with (
             self._token_log(self._clusters.watch(grid)) as listening,
-            event_log(self.folder, self.strategy.rounds_done) as self._add_events,
+            event_log(
+                self.folder, self.strategy.rounds_done, settings.trackers
+            ) as self._add_events,
         ):
             self.strategy.start(
                 listening,

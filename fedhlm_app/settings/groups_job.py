@@ -68,6 +68,11 @@ class JobGroup(Group):
     token_texts: bool = setting(
         False, "the token log holds each token's text too, which leaves the device for it"
     )
+    trackers: str = setting(
+        "",
+        "names with commas between them that figures of rounds go to: mlflow, wandb; each needs "
+        "its extra",
+    )
     checkpoint: bool = setting(True, "save the server's state after every round, for resume")
 
 

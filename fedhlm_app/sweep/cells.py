@@ -16,7 +16,7 @@ from fedhlm_app.settings.model import PLACES
 from fedhlm_app.settings.sources import Scalar, with_preset
 from fedhlm_app.settings.words import in_words
 
-_PLACE = (*PLACES, "workers", "checkpoint", "token-log", "token-texts")
+_PLACE = (*PLACES, "workers", "checkpoint", "token-log", "token-texts", "trackers")
 """Settings that do not change a result, so cells that differ in them are the same cell."""
 
 
