@@ -10,7 +10,7 @@ from __future__ import annotations
 from hlm.spans.costs import SpanCosts
 from hlm.spans.courses import Spent, best_course, course, plain_course, spent, token_course
 from hlm.spans.rules import AT_ONCE, NEVER, TakeBack, certain, learned
-from hlm.spans.runs import checked_counts, count_runs, shrunk
+from hlm.spans.runs import checked_counts, count_runs
 
 __all__ = [
     "AT_ONCE",
@@ -25,7 +25,6 @@ __all__ = [
     "course",
     "learned",
     "plain_course",
-    "shrunk",
     "spent",
     "token_course",
 ]

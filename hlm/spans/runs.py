@@ -53,15 +53,6 @@ def checked_counts(vector: ArrayLike) -> Floats:
     return flat.reshape(COUNTS)
 
 
-def shrunk(own: Floats, shared: Floats, weight: float = 50.0) -> Floats:
-    """A client's or cluster's counts and, in each row, `weight` >= 0 tokens like the shared ones.
-
-    Near `shared` where little was counted, near `own` where much was.
-    """
-    sure = chances_of(shared)
-    return own + weight * np.column_stack([1 - sure, sure])
-
-
 def chances_of(counts: Floats) -> Floats:
     """Chance of a sure draft at a text's start, after an unsure and after a sure one, float64 [3].
 

@@ -1,11 +1,11 @@
-"""Counts of runs: against a plain loop, summed, shrunk and refused."""
+"""Counts of runs: against a plain loop, summed and refused."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from hlm.spans import checked_counts, count_runs, shrunk
+from hlm.spans import checked_counts, count_runs
 from hlm.spans.runs import COUNTS, chances_of
 
 RANDOM = np.random.default_rng(0)
@@ -39,10 +39,3 @@ def test_a_row_never_counted_is_like_all_of_them_and_something_must_be() -> None
     assert chances_of(few).tolist() == [0.25, 0.25, 0.25]
     with pytest.raises(ValueError, match="all 0"):
         chances_of(np.zeros(COUNTS))
-
-
-def test_few_own_counts_stay_near_the_shared_ones_and_many_do_not() -> None:
-    shared, own = count_runs(SURE), 1e6 * count_runs(SURE[:1])
-    few = chances_of(shrunk(np.zeros(COUNTS), shared))
-    np.testing.assert_allclose(few, chances_of(shared), atol=0.01)
-    np.testing.assert_allclose(chances_of(shrunk(own, shared)), chances_of(own), atol=1e-3)
