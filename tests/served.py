@@ -42,7 +42,7 @@ class StuckService(LanguageModelService):
 
         def stuck(feeds):
             self.reached.set()
-            assert self.go.wait(30)
+            assert self.go.wait(120)
             self.passes.append([feed.session[0] for feed in feeds])
             return score(feeds)
 
@@ -76,11 +76,11 @@ def serving_app(
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
 

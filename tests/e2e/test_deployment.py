@@ -7,11 +7,12 @@ import ssl
 import httpx
 import pytest
 
-from fedhlm_app.launch import launch
 from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.settings import Settings
 from tests.certificates import Authority
 from tests.e2e.deployed import deployment, run_on, start_flower, start_llm
+from tests.fedhlm_app.in_process import Runner
+from tests.golden.recording import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -25,7 +26,6 @@ SMALL = {
     "evaluate-every": 0,
     "min-clients": CLIENTS,
     "seed": 3,
-    "workers": 1,
     # Most tokens are asked about, so that the link has something to carry.
     "initial-threshold": 0.3,
 }
@@ -42,10 +42,9 @@ def learned(folder: RunFolder | None) -> dict:
     }
 
 
-def test_separate_processes_learn_the_simulations_thresholds(tmp_path):
-    base = {**SMALL, "run-dir": str(tmp_path / "simulation")}
-    simulated = launch(Settings.from_sources(base, environ={}))
-    assert simulated.ok, simulated.errors
+def test_separate_processes_learn_the_simulations_thresholds(tmp_path, monkeypatch):
+    with one_thread():
+        _, simulated, _ = Runner(monkeypatch).run(tmp_path / "simulation", **SMALL)
     authority, token = Authority(tmp_path / "authority"), "a-token-of-a-test-0123456789"
     certificate, key = authority.issue("127.0.0.1")
     (tmp_path / "token").write_text(token)
@@ -63,7 +62,7 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path):
         assert address.startswith("https://127.0.0.1:")
         served = {"llm-address": address, "llm-ca-file": str(authority.file)}
         settings = Settings.from_sources(
-            {**base, "run-dir": str(tmp_path / "deployed"), **served}, environ={}
+            {**SMALL, "run-dir": str(tmp_path / "deployed"), **served}, environ={}
         )
         status = run_on(deployed, settings)
         assert status == "finished:completed", deployed.logs("superlink", "supernode-0", "run")
@@ -76,7 +75,7 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path):
         written = [*deployed.folder.rglob("*.log"), *(tmp_path / "deployed").rglob("*")]
         assert all(token.encode() not in path.read_bytes() for path in written if path.is_file())
     found = learned(latest_run(tmp_path / "deployed"))
-    assert found == learned(simulated.folder)
+    assert found == learned(simulated)
     assert found["tokens"] == 2 * CLIENTS * 12
     assert found["resolution"]["unresolved"] == 0
     asked = found["resolution"]["llm_accepted"] + found["resolution"]["llm_resampled"]

@@ -80,7 +80,7 @@ def texts(routed: Routed) -> list[np.ndarray]:
 
 def served_bytes() -> dict[str, int]:
     url = f"http://{FAR}:{PORT}/v1/stats"
-    return httpx.get(url, trust_env=False, timeout=30).json()["bytes"]
+    return httpx.get(url, trust_env=False, timeout=120).json()["bytes"]
 
 
 def over(network: Network, options: dict[str, Any]) -> Routed:
@@ -88,7 +88,7 @@ def over(network: Network, options: dict[str, Any]) -> Routed:
     expected = in_process(options)
 
     def act() -> tuple[Routed, Counting, dict[str, int]]:
-        link = HttpTransport(f"{FAR}:{PORT}", timeout=60)
+        link = HttpTransport(f"{FAR}:{PORT}", timeout=120)
         before, counting = served_bytes(), Counting(link)
         routed = route(options, counting)
         after = served_bytes()
@@ -201,7 +201,7 @@ def test_a_cut_wire_leaves_tokens_with_the_device_and_a_mended_one_is_used_again
 
         begun = time.monotonic()
         routed = network.within(lambda: route(GREEDY, Cutting()))
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 250
         assert routed.traffic.failures >= 1
         stages: dict[str, int] = {}
         for records in routed.records:

@@ -13,14 +13,17 @@ import psutil
 import pytest
 
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, latest_run
+from tests.fedhlm_app.in_process import Runner
+from tests.golden.recording import one_thread
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SMALL = [
-    "--clients", "4", "--rounds", "4", "--set", "clusters=2", "--set", "evaluate-every=4",
-    "--set", "learning=balanced", "--set", "strategy=scaffold", "--set", "personalisation=local",
-    "--set", "workers=1",
-]  # fmt: skip
+SMALL = {
+    "clients": 4, "rounds": 4, "clusters": 2, "tokens-per-round": 30, "tokens-per-prompt": 10,
+    "evaluate-every": 4, "learning": "balanced", "strategy": "scaffold",
+    "personalisation": "local",
+}  # fmt: skip
+WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 def command(*words: str) -> list[str]:
@@ -35,7 +38,7 @@ def finish(*words: str) -> None:
 def kill_after(rounds: int, folder: Path) -> RunFolder:
     """Start a run and kill its command, as a power cut would, once some rounds are over."""
     process = subprocess.Popen(
-        command("--set", f"run-dir={folder}", *SMALL),
+        command("--set", f"run-dir={folder}", "--set", "workers=1", *WORDS),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -67,15 +70,15 @@ def wait_for_the_guard(folder: RunFolder) -> None:
                 continue  # somebody else's, or gone
         return found
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while left():
         assert time.monotonic() < deadline, "a killed run's processes live on"
         time.sleep(0.2)
 
 
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
-    finish("--set", f"run-dir={tmp_path / 'whole'}", *SMALL)
-    whole = latest_run(tmp_path / "whole")
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    with one_thread():
+        _, whole, _ = Runner(monkeypatch).run(tmp_path / "whole", **SMALL)
     cut = kill_after(2, tmp_path / "cut")
     wait_for_the_guard(cut)
     assert cut.summary() is None

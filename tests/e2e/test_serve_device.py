@@ -12,7 +12,7 @@ from fedhlm_app.results.runs import latest_run
 from fedhlm_app.settings import Settings
 from tests.e2e.deployed import deployment, run_on, start_device, start_flower, start_llm
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SMALL = {
     "clients": 1,
@@ -28,7 +28,7 @@ PROMPTS = ("Shares of the airline", "The minister said", "A late goal", "Researc
 
 def test_a_device_serves_with_what_the_federation_learned_from_its_texts(tmp_path):
     store = tmp_path / "store"
-    with deployment() as deployed, httpx.Client(trust_env=False, timeout=60) as http:
+    with deployment() as deployed, httpx.Client(trust_env=False, timeout=300) as http:
         llm_address = start_llm(deployed)()
         address = start_device(
             deployed, llm_address, "--store", str(store), "--set", "initial-threshold=0.3",

@@ -12,7 +12,7 @@ import pytest
 
 from fedhlm_app.results.runs import RunFolder, runs_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 JOB = [
     "--clients", "2", "--rounds", "4", "--set", "clusters=1", "--set", "tokens-per-round=10",

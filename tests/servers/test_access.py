@@ -16,7 +16,7 @@ TOKEN = "a-token-of-a-test-0123456789"
 
 
 def status(port, method, path, body=b"", **headers):
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     answer.read()

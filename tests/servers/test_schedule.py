@@ -155,13 +155,13 @@ def test_a_short_question_is_answered_between_the_slices_of_a_long_one(most, sma
     service = StuckService()
     long = encode_request(texts(1, 60))
     with serving(service, most=most) as (port, _), ThreadPoolExecutor(3) as pool:
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         reading = pool.submit(link.exchange, long)
-        assert service.reached.wait(30)
+        assert service.reached.wait(120)
         others = [pool.submit(link.exchange, payload(client=client)) for client in (1, 2)]
         wait_until(lambda: served_waiting(port) == 3)
         service.go.set()
-        answers = [reading.result(30), *(other.result(30) for other in others)]
+        answers = [reading.result(120), *(other.result(120) for other in others)]
         link.close()
     order = [client for clients in service.passes for client in clients]
     # The first slice was under way; then each has its turn.
@@ -176,7 +176,7 @@ def served_waiting(port):
     import json
     from http.client import HTTPConnection
 
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", "/v1/stats")
     found = json.loads(connection.getresponse().read())["waiting"]
     connection.close()
@@ -184,7 +184,7 @@ def served_waiting(port):
 
 
 def wait_until(what):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -192,7 +192,7 @@ def wait_until(what):
 
 def hung_up(port, body):
     """A caller that sends a whole request; close it to hang up."""
-    caller = socket.create_connection(("127.0.0.1", port), timeout=30)
+    caller = socket.create_connection(("127.0.0.1", port), timeout=120)
     head = f"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     caller.sendall(head.encode() + body)
     return caller
@@ -202,9 +202,9 @@ def hung_up(port, body):
 def test_what_abandoned_callers_asked_costs_nobody_a_pass(most):
     service = StuckService()
     with serving(service, most=most) as (port, served), ThreadPoolExecutor(2) as pool:
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         first = pool.submit(link.exchange, payload(client=0))
-        assert service.reached.wait(30)
+        assert service.reached.wait(120)
         callers = [hung_up(port, payload(client=client)) for client in range(1, 11)]
         wait_until(lambda: served.waiting == 11)
         honest = pool.submit(link.exchange, payload(client=99))
@@ -213,7 +213,7 @@ def test_what_abandoned_callers_asked_costs_nobody_a_pass(most):
             caller.close()
         wait_until(lambda: served.waiting == 2)
         service.go.set()
-        assert first.result(30) and honest.result(30)
+        assert first.result(120) and honest.result(120)
         wait_until(lambda: served.counts["499"] == 10)
         link.close()
     assert service.passes == [[0], [99]]
@@ -223,11 +223,11 @@ def test_a_long_request_whose_caller_hangs_up_is_read_no_further(small_slices):
     service = StuckService()
     with serving(service) as (port, served):
         caller = hung_up(port, encode_request(texts(4, 60)))
-        assert service.reached.wait(30)
+        assert service.reached.wait(120)
         caller.close()
         wait_until(lambda: served.waiting == 0)
         service.go.set()
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         link.exchange(payload(client=5))
         link.close()
         wait_until(lambda: served._batcher.abandoned == 1)

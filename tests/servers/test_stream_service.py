@@ -37,7 +37,7 @@ def server():
 
 @pytest.fixture
 def link(server):
-    with closing(HttpTransport(f"127.0.0.1:{server[0]}", timeout=30)) as link:
+    with closing(HttpTransport(f"127.0.0.1:{server[0]}", timeout=120)) as link:
         yield link
 
 
@@ -96,10 +96,10 @@ def test_what_is_no_opening_is_refused(link):
 
 def test_a_stream_needs_the_token_too():
     with serving(make_service(), token="t" * 16) as (port, _):
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         with pytest.raises(LinkRefused):
             link.stream(encode_opening(Opening(asked(), 1, 8, 8)))
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30, token="t" * 16)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120, token="t" * 16)
         assert Device(link, asked()).read_all().texts() == [own_text([5, 9, 2], 21)]
 
 
@@ -181,7 +181,7 @@ class Proxy:
 def test_a_proxy_that_cuts_frames_up(server):
     proxy = Proxy(server[0], piece=1)
     request = asked(prompts(3), client=40)
-    with closing(HttpTransport(proxy.address, timeout=30)) as link, closing(proxy.listener):
+    with closing(HttpTransport(proxy.address, timeout=120)) as link, closing(proxy.listener):
         device = Device(link, request, key=40).read_along(4)
     assert device.texts() == [own_text(text, 21) for text in prompts(3)]
 
@@ -191,7 +191,7 @@ def test_a_proxy_that_keeps_frames_back_only_slows_a_stream(server, monkeypatch)
     monkeypatch.setattr(stream, "CREDIT_SECONDS", 0.1)
     proxy = Proxy(server[0], buffering=True)
     text = prompts(1)[0]
-    with closing(HttpTransport(proxy.address, timeout=30)) as link, closing(proxy.listener):
+    with closing(HttpTransport(proxy.address, timeout=120)) as link, closing(proxy.listener):
         for key in range(50, 53):
             device = Device(link, asked([text], [-1], client=50), credit=4, key=key).read_all()
             assert device.ends == {0: End.UNHEARD}
@@ -202,7 +202,7 @@ def test_a_proxy_that_keeps_frames_back_only_slows_a_stream(server, monkeypatch)
 @pytest.mark.parametrize("limit", [150, 170, 190])
 def test_a_cut_wire_is_a_link_that_is_down(server, limit):
     proxy = Proxy(server[0], piece=1, limit=limit)
-    with closing(HttpTransport(proxy.address, timeout=30)) as link, closing(proxy.listener):
+    with closing(HttpTransport(proxy.address, timeout=120)) as link, closing(proxy.listener):
         request = asked(prompts(1), client=limit)
         with pytest.raises(LinkDown):
             Device(link, request, key=limit).read_all()

@@ -204,7 +204,7 @@ def round_robin(ports):
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            connection = HTTPConnection("127.0.0.1", next(turn), timeout=30)
+            connection = HTTPConnection("127.0.0.1", next(turn), timeout=120)
             connection.request("POST", self.path, body)
             answer = connection.getresponse()
             content = answer.read()
@@ -235,7 +235,7 @@ def test_replicas_behind_a_plain_proxy_cost_prefixes_alone():
         serving(make_service()) as (second, _),
         round_robin([first, second]) as port,
     ):
-        link = HttpTransport(f"127.0.0.1:{port}", timeout=30)
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         # Both replicas hold texts of an earlier run, longer ones of the same numbers.
         device(link).generate(OTHER, 2 * STEPS)
         texts, records, traffic = device(link).generate(PROMPTS, STEPS)
@@ -304,7 +304,7 @@ def test_two_devices_of_one_number_at_a_real_server():
         address = process.stdout.readline().split()[3]
         with ThreadPoolExecutor(2) as pool:
             devices = [
-                ServedTexts(settings, 0, HttpTransport(address, timeout=60)) for _ in prompts
+                ServedTexts(settings, 0, HttpTransport(address, timeout=120)) for _ in prompts
             ]
             found = list(pool.map(answers, devices, prompts))
     finally:

@@ -270,7 +270,7 @@ def test_waiting_for_nodes_ends() -> None:
     begun = time.monotonic()
     with pytest.raises(NotEnoughNodes, match=r"connected: 3; needed: 5 within 0.3 s"):
         strategy.start(_three((0, 1), (0, 1), (0, 1)), initial(0.5))  # type: ignore[arg-type]
-    assert 0.25 < time.monotonic() - begun < 3
+    assert time.monotonic() - begun > 0.25
 
 
 def test_nodes_that_come_late_are_waited_for() -> None:

@@ -107,7 +107,7 @@ def test_neither_window_nor_pace_is_in_the_text(rule, sampling):
 def test_over_http(rule):
     texts, _, _, setup = made(RULES[rule], SAMPLED)
     with serving(setup.link.service) as (port, _):
-        with closing(HttpTransport(f"127.0.0.1:{port}", timeout=30)) as transport:
+        with closing(HttpTransport(f"127.0.0.1:{port}", timeout=120)) as transport:
             again, records, traffic, _ = made(RULES[rule], SAMPLED, link=lambda service: transport)
     assert again == texts
     assert not records.unresolved.any() and traffic.failures == 0

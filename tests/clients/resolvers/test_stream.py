@@ -114,7 +114,7 @@ def stream_identity():
 
 def test_what_came_past_a_stop_is_what_the_llm_would_have_written():
     with serving(make_service()) as (port, _):
-        with closing(HttpTransport(f"127.0.0.1:{port}", timeout=30)) as transport:
+        with closing(HttpTransport(f"127.0.0.1:{port}", timeout=120)) as transport:
             spans = Spans(Link(transport, "llm"))
             stream = spans.open(asked(prompts(1)), SPAN, 6)
             stream.next([0])
@@ -245,7 +245,7 @@ def test_where_passes_are_ones_own_every_byte_depends_on_content_alone():
     found = []
     with serving(make_service(), most=1) as (port, _):
         for mean in (0, 0.002, 0.01):
-            with closing(HttpTransport(f"127.0.0.1:{port}", timeout=30)) as transport:
+            with closing(HttpTransport(f"127.0.0.1:{port}", timeout=120)) as transport:
                 spans = Spans(Link(transport, "llm"))
                 stream = spans.open(asked(prompts(4), **SAMPLED), SPAN, 4)
                 while stream.running:
