@@ -92,7 +92,6 @@ class BlockUplink(LanguageModelUplink):
             allowed = ", ".join(name for name, one in VERIFIERS.items() if one.shared_draw)
             raise ValueError(f"verifier = {verifier.name!r}: for blocks one of {allowed} is needed")
         super().__init__(transport, verifier, config)
-        self.drafter = verifier
 
     def verify(self, texts: TextBatch, ahead: Ahead) -> Verified:
         """Have all blocks decided in one exchange.

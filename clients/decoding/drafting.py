@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,16 +12,7 @@ from numpy.typing import NDArray
 from hlm.arrays import FloatArray, IntArray
 from hlm.randomness import DrawKeys, session_keys
 from hlm.sampling import Sampling, distribution
-from hlm.verification import Draft, Greedy
-
-
-class Drafter(Protocol):
-    """The device's half of a verifier (`hlm.verification`)."""
-
-    def draft(self, probs: torch.Tensor, keys: DrawKeys) -> Draft:
-        """Draw one draft a row from float64 [rows, vocab]."""
-        ...
-
+from hlm.verification import Draft, Greedy, Verifier
 
 UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
 """(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
@@ -98,7 +88,7 @@ class Drafted:
 
 def draft_step(
     config: RouterConfig,
-    drafter: Drafter,
+    verifier: Verifier,
     logits: torch.Tensor,
     sessions: IntArray,
     positions: IntArray,
@@ -109,7 +99,7 @@ def draft_step(
     ----------
     config : RouterConfig
         How to draw and to measure.
-    drafter : Drafter
+    verifier : Verifier
         Draws.
     logits : torch.Tensor
         float32 [n, vocab], the small model's.
@@ -118,10 +108,10 @@ def draft_step(
     """
     keys = DrawKeys(config.seed, session_keys(config.client, sessions), positions)
     greedy = config.sampling.decoding == "greedy"
-    if greedy and isinstance(drafter, Greedy):
-        draft = drafter.draft_top(logits)
+    if greedy and isinstance(verifier, Greedy):
+        draft = verifier.draft_top(logits)
     else:
-        draft = drafter.draft(distribution(logits, config.sampling), keys)
+        draft = verifier.draft(distribution(logits, config.sampling), keys)
     if greedy:
         chosen = logits.gather(1, draft.tokens[:, None])[:, 0]
         probability = torch.exp(chosen - torch.logsumexp(logits, dim=1)).double().numpy()

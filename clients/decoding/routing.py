@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from clients.decoding.drafting import Drafted, Drafter, RouterConfig, draft_step
+from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.read_ahead import ReadAhead
 from clients.decoding.slm import Step, read_texts
 from clients.decoding.spans import SpanRouting, SpanRows
@@ -30,6 +30,7 @@ from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
 from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in_turn
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
 from hlm.arrays import BoolArray, IntArray
+from hlm.verification import Verifier
 
 StepListener = Callable[[TokenRecords, IntArray, IntArray, Traffic], None]
 
@@ -45,7 +46,7 @@ class Router:
         Fixed choices.
     policy : Policy
         Keeps or escalates; may be replaced between calls.
-    drafter : Drafter
+    verifier : Verifier
         Draws drafts and makes the claim about them that the LLM will verify.
     resolvers : sequence of Resolver
         Who decides escalated tokens, in order.
@@ -63,7 +64,7 @@ class Router:
         model: PreTrainedModel,
         config: RouterConfig,
         policy: Policy,
-        drafter: Drafter,
+        verifier: Verifier,
         resolvers: Sequence[Resolver[Any]],
         on_step: StepListener | None = None,
         learning: bool = True,
@@ -72,7 +73,7 @@ class Router:
         self.model = model
         self.config = config
         self.policy = policy
-        self.drafter = drafter
+        self.verifier = verifier
         self.resolvers = resolvers
         self.on_step = on_step
         self.learning = learning
@@ -231,7 +232,7 @@ class Router:
     ) -> tuple[Drafted, RoutingInput]:
         """Draft the next tokens of rows (int64 [n]), and what the policy looks at."""
         drafted = draft_step(
-            self.config, self.drafter, step.logits, texts.sessions[rows], positions
+            self.config, self.verifier, step.logits, texts.sessions[rows], positions
         )
         features = None
         if self.config.features is not None and step.hidden is not None and texts.trace is not None:

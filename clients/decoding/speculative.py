@@ -128,8 +128,8 @@ class SpeculativeDecoder:
         logits = step.logits
         while True:
             depth = len(drafts)
-            drafter = self.uplink.drafter
-            drafted = draft_step(self.config, drafter, logits, sessions, positions + depth)
+            verifier = self.uplink.verifier
+            drafted = draft_step(self.config, verifier, logits, sessions, positions + depth)
             drafts.append(drafted)
             tokens = drafted.draft.tokens.numpy()
             # Those that are not reached are drafted again.

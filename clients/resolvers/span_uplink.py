@@ -10,9 +10,10 @@ from clients.records import Stage, Traffic
 from clients.resolvers.chain import Escalation, Resolution
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.stream import Spans, SpanStream
-from clients.resolvers.uplink import Finisher, LanguageModelUplink
+from clients.resolvers.uplink import LanguageModelUplink
 from hlm.arrays import IntArray
 from hlm.transport import Transport
+from hlm.verification import Verifier
 from hlm.wire import NO_TOKEN, Reply, Request
 
 
@@ -31,7 +32,7 @@ class SpanUplink(LanguageModelUplink):
     """
 
     def __init__(
-        self, transport: Transport, verifier: Finisher, config: UplinkConfig, window: int
+        self, transport: Transport, verifier: Verifier, config: UplinkConfig, window: int
     ) -> None:
         super().__init__(transport, verifier, config)
         self.window = window

@@ -6,7 +6,7 @@ asked at all.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +16,9 @@ from clients.resolvers.chain import Asked, Escalation, Resolution
 from clients.resolvers.link import Link
 from clients.resolvers.messages import Carry, Sender, UplinkConfig
 from hlm.arrays import IntArray
-from hlm.randomness import DrawKeys
 from hlm.transport import LinkDown, Transport
-from hlm.verification import Draft, Verdict, shares_draw
+from hlm.verification import Verdict, Verifier, shares_draw
 from hlm.wire import Reply, Rows
-
-
-class Finisher(Protocol):
-    """The device's half of a verifier, after the verdict."""
-
-    name: str
-
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> torch.Tensor:
-        """Tokens int64 [rows], resampled on the device where the server left that to it."""
-        ...
 
 
 class LanguageModelUplink:
@@ -39,7 +28,7 @@ class LanguageModelUplink:
     ----------
     transport : Transport
         Carries bytes.
-    verifier : Finisher
+    verifier : Verifier
         How escalated tokens are decided.
     config : UplinkConfig
         See there.
@@ -55,7 +44,7 @@ class LanguageModelUplink:
     needs_hidden = False
     verifies = True
 
-    def __init__(self, transport: Transport, verifier: Finisher, config: UplinkConfig) -> None:
+    def __init__(self, transport: Transport, verifier: Verifier, config: UplinkConfig) -> None:
         self.verifier = verifier
         self.link = Link(transport, "llm")
         self.sender = Sender(self.link, config)

@@ -247,7 +247,7 @@ class Comparison:
 
     def _speculative(self, routed: RoutedMethod) -> Speculative:
         """The same with a decoder that drafts in blocks."""
-        verifier, recorder = routed.router.drafter, routed.recorder
+        verifier, recorder = routed.router.verifier, routed.recorder
         uplink = BlockUplink(recorder, self._plain(), routed.uplink.config)
         decoder = SpeculativeDecoder(self.slm, routed.router.config, uplink, self.plan.draft_tokens)
         router = Router(self.slm, routed.router.config, FixedPolicy(False), verifier, [uplink])

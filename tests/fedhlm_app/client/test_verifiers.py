@@ -27,7 +27,7 @@ def routed(method, sampling=SAMPLED, *, seed=7):
         method.name,
         seed=seed,
     )
-    setup.router.drafter = setup.uplink.verifier = method
+    setup.router.verifier = setup.uplink.verifier = method
     requests = []
 
     class Recorder(Link):
