@@ -56,6 +56,25 @@ def fedhlm(
     run_experiment("fedhlm", data, quick, out, seeds, overrides or [])
 
 
+@reproduce_app.command("cu-hlm")
+def cu_hlm(
+    data: _Data = "builtin",
+    quick: _Quick = False,
+    out: _Out = Path("results"),
+    seeds: _Seeds = None,
+    overrides: Annotated[list[str] | None, set_option("Settings of all runs, as slm.")] = None,
+) -> None:
+    """CU-HLM (arXiv 2505.11788): U-HLM's line, k*, throughput over a Rayleigh channel.
+
+    Examples, each a command of its own:
+
+    - `fedhlm reproduce cu-hlm --quick`: offline, in minutes
+
+    - `fedhlm reproduce cu-hlm --data ./ag_news --out ag-news`: all of it
+    """
+    run_experiment("cu-hlm", data, quick, out, seeds, overrides or [])
+
+
 def run_experiment(
     name: str, data: str, quick: bool, out: Path, seeds: int | None, pairs: list[str]
 ) -> None:
