@@ -168,7 +168,7 @@ def compared(settings: Settings, texts: int, length: int) -> dict[str, Result]:
         return Plan(
             [METHODS[name] for name in names],
             prompts=texts,
-            calibration_prompts=2 * texts,
+            calibration_prompts=8 + 2 * texts,
             tokens=length,
             risk_prone=threshold == PRONE,
             equal_share=threshold == SHARE,
