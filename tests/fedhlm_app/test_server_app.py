@@ -18,6 +18,7 @@ from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.results.runs import latest_run, runs_base
 from fedhlm_app.results.unresolved import RunFailed
 from fedhlm_app.settings import Settings
+from strategies.records import RoundFailed
 from tests.fedhlm_app.in_process import LocalGrid, settings_of
 from tests.served import serving
 
@@ -94,6 +95,18 @@ def test_a_documented_run_can_end_with_a_threshold_that_keeps_something(words):
         prompts = settings.clients * settings.rounds * sums_rule(settings).prompts
         least = math.log(1 / settings.confidence) / settings.fidelity_budget
         assert prompts > least
+
+
+def test_a_run_that_breaks_leaves_a_report_that_says_why(places, monkeypatch):
+    def broken(self, grid):
+        raise RoundFailed("no usable reply")
+
+    monkeypatch.setattr(server_app.Federation, "run", broken)
+    with pytest.raises(RoundFailed):
+        run(run_dir="mine")
+    folder = latest_run(places[0] / "fedhlm" / "mine")
+    assert folder.failure() == "RoundFailed: no usable reply" and folder.summary() is None
+    assert "RoundFailed: no usable reply" in (folder.path / "report.html").read_text("utf-8")
 
 
 def test_without_a_home_folder_relative_ones_start_here(places, monkeypatch):
