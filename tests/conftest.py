@@ -10,6 +10,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# A machine with other work must not make a property test red.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
