@@ -444,7 +444,7 @@ def test_an_answer_may_take_longer_than_headers(monkeypatch):
     monkeypatch.setattr("servers.service.HEADER_SECONDS", 0.1)
     service = StuckService()
     with serving(service) as (port, _), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(HttpTransport(f"127.0.0.1:{port}").exchange, payload())
+        asked = pool.submit(HttpTransport(f"127.0.0.1:{port}", 120).exchange, payload())
         assert service.reached.wait(120)
         time.sleep(0.3)
         service.go.set()

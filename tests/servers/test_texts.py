@@ -24,6 +24,7 @@ from hlm.wire import Status, decode_reply, encode_request
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of
+from tests.fedhlm_app.serve_device.devices import written
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, build, make_prompts, new_part
 from tests.served import serving
@@ -297,7 +298,7 @@ def test_two_devices_of_one_number_at_a_real_server():
     prompts = [["Oil prices rose", "The match ended"], ["A new phone", "Voters in the north"]]
 
     def answers(texts, mine):
-        return [texts.answer(prompt, 24).text for prompt in mine]
+        return [written(texts, prompt, 24).text for prompt in mine]
 
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     try:

@@ -31,6 +31,7 @@ from fedhlm_app.server.rounds import Federation
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.risk import ESCALATE_ALL, RiskSums
 from tests.fedhlm_app.in_process import LocalGrid, Runner, settings_of
+from tests.fedhlm_app.serve_device.devices import written
 
 HERE = {"threshold": np.array([0.4])}
 
@@ -232,7 +233,7 @@ class Deployed:
         for device in self.served:
             for turn in range(self.texts):
                 prompt = f"{words[turn % 4]} in {server_round}"
-                self.answers.append((server_round, device.answer(prompt, 5)))
+                self.answers.append((server_round, written(device, prompt, 5)))
 
     def trained(self, server_round: int) -> list:
         """Metrics of a round's training replies."""
