@@ -104,6 +104,7 @@ class Stream:
         self._credit = opening.credit
         self._controls: deque[Control] = deque()
         self._frames = bytearray()
+        self._unread = False  # of what was written
         self._wrote = _Wrote({})
         self._planned: list[tuple[int, Feed]] = []
         self._deadline = float("inf")
@@ -146,7 +147,7 @@ class Stream:
         Texts of a device grow together, so its reader is about to want it, too.
         """
         lazy = self._wanted is not None and self._job is None
-        return lazy and not self._frames and bool(self._writable())
+        return lazy and not self._unread and bool(self._writable())
 
     @property
     def deadline(self) -> float:
@@ -220,6 +221,7 @@ class Stream:
             engine.append(row.session, token)
             self._service.streams.stats.tokens += 1
             row.written += 1
+            self._unread = True
             self._wrote.tokens[index].append(token)
             if row.written >= self.opening.span:
                 self._end(index, End.SPAN)
@@ -249,7 +251,7 @@ class Stream:
 
     def frames(self) -> bytes:
         """The frames that nobody has had yet."""
-        found, self._frames = bytes(self._frames), bytearray()
+        found, self._frames, self._unread = bytes(self._frames), bytearray(), False
         return found
 
     def control(self, control: Control) -> bool:
