@@ -30,14 +30,15 @@ _MADE_WITH = (
     "policy", "decoding", "temperature", "top_p", "uncertainty", "uncertainty_samples",
     "uncertainty_temperature", "audit_rate", "router_hidden", "router_projection",
 )  # fmt: skip
-_MADE_IN_SPANS = ("escalation", "llm_round_trip", "llm_pace", "slm_pace")
+_MADE_IN_SPANS = ("llm_round_trip", "llm_pace", "slm_pace")
 
 
 def made_with(settings: Settings) -> dict[str, Scalar]:
     """What must be equal for feedback, or a policy, to mean the same; by kebab-case key."""
     names = (*_MADE_WITH, *(_MADE_IN_SPANS if settings.streams else ()))
     values = {name.replace("_", "-"): getattr(settings, name) for name in names}
-    return {**values, "verification": settings.verifier}
+    how = {"escalation": "span"} if settings.streams else {}
+    return {**how, **values, "verification": settings.verifier}
 
 
 def difference(theirs: dict[str, Scalar], ours: dict[str, Scalar]) -> str:

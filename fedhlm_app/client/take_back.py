@@ -59,7 +59,7 @@ def _rule(settings: Settings, counts: tuple[float, ...]) -> TakeBack:
 
 
 def take_back(settings: Settings, counts: Sequence[float] = ()) -> TakeBack:
-    """The rule of a run with `escalation` = ``span``.
+    """The rule of a run whose escalations open streams.
 
     Parameters
     ----------

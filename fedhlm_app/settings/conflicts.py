@@ -28,7 +28,7 @@ def conflicts(settings: Settings) -> list[str]:
         *_evaluation(settings),
         *_clusters(settings),
         *_decoding(settings),
-        *_escalation(settings),
+        *(why_not_span(settings) if settings.escalation == "span" else []),
         *_learning(settings),
         *_privacy(settings),
         *_text(settings),
@@ -132,9 +132,8 @@ def _decoding(settings: Settings) -> list[str]:
     return []
 
 
-def _escalation(settings: Settings) -> list[str]:
-    if settings.escalation == "token":
-        return []
+def why_not_span(settings: Settings) -> list[str]:
+    """Why escalations cannot open streams; none: they can."""
     found = []
     if not VERIFIERS[settings.verifier].shared_draw:
         found.append(

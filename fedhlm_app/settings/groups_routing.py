@@ -48,16 +48,20 @@ class RoutingGroup(Group):
         "how an escalated draft is decided; auto: greedy, or coupled in sampled decoding; "
         + said(VERIFIERS),
     )
-    escalation: Literal["token", "span"] = setting(
-        "token",
+    escalation: Literal["auto", "token", "span"] = setting(
+        "auto",
         "what an uncertain draft asks for in generation; token: one token; span: the large model "
-        "goes on writing until the device takes the text back",
+        "goes on writing until the device takes the text back; auto: span, but token where "
+        "verification or learning need one at a time",
     )
     llm_pace: float = setting(
-        40.0, "time of the large model for a token, for escalation=span", unit="ms", above=0
+        40.0,
+        "time of the large model for a token, by which spans are taken back",
+        unit="ms",
+        above=0,
     )
     slm_pace: float = setting(
-        5.0, "time of a device for a draft, for escalation=span", unit="ms", at_least=0
+        5.0, "time of a device for a draft, by which spans are taken back", unit="ms", at_least=0
     )
     truncation_k: int = setting(
         0,

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError, field_validator, model_validator
 
 from fedhlm_app.learning.rules import GRADIENTS, GUARANTEE, LINE
-from fedhlm_app.settings.conflicts import conflicts
+from fedhlm_app.settings.conflicts import conflicts, why_not_span
 from fedhlm_app.settings.errors import SettingsError, from_validation
 from fedhlm_app.settings.field import kebab
 from fedhlm_app.settings.groups_job import DataGroup, JobGroup, ModelGroup
@@ -223,7 +223,9 @@ class Settings(
     @property
     def streams(self) -> bool:
         """Whether escalations open streams: given texts have their next token already."""
-        return self.escalation == "span" and self.workload == "generate"
+        if self.workload != "generate" or self.escalation == "token":
+            return False
+        return self.escalation == "span" or not why_not_span(self)
 
     @property
     def shared_draw(self) -> bool:

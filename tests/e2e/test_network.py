@@ -34,7 +34,7 @@ LOSSY = Link("10 Mbit/s 30 ms", 1e7, 0.030)
 LOSS = 0.05
 """Chance that a packet of `LOSSY` is lost."""
 
-GREEDY = {"tokens-per-round": 12, "tokens-per-prompt": 6}
+GREEDY = {"tokens-per-round": 12, "tokens-per-prompt": 6, "escalation": "token"}
 FULL = {**GREEDY, "decoding": "sampled", "verification": "full"}
 
 

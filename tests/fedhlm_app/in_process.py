@@ -27,6 +27,8 @@ DEFAULTS = {
     "tokens-per-round": 20,
     "tokens-per-prompt": 5,
     "evaluate-every": 0,
+    # Runs whose streams matter ask for them.
+    "escalation": "token",
 }
 
 

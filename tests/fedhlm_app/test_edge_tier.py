@@ -28,6 +28,7 @@ from hlm.verification import VERIFIERS
 
 def settings(**changes) -> Settings:
     given = {"clients": 4, "clusters": 1, "tokens-per-round": 60, "opportunistic": False}
+    given |= {"escalation": "token"}  # what tiers see of streams: tests/clients/decoding
     given.update({key.replace("_", "-"): value for key, value in changes.items()})
     return Settings.from_sources(given, {})
 

@@ -95,7 +95,7 @@ def test_tokens_are_those_of_the_router(llm, sampled):
     assert answer.stages == records.stage_counts()
     assert [t.uncertainty for t in shown] == records.uncertainty[records.present].tolist()
     for token in shown:
-        assert (token.uncertainty <= 0.5) == (token.stage == Stage.LOCAL)
+        assert token.uncertainty <= 0.5 or token.stage != Stage.LOCAL
 
 
 def test_a_pipe_gets_plain_text_and_the_account_goes_elsewhere(fedhlm):

@@ -84,7 +84,7 @@ def test_in_a_partial_run_config_every_value_was_typed() -> None:
         ),
         ({"escalation": "span", "learning": "paper"}, "'escalation' = 'span' and 'learning' = 'pa"),
         ({"escalation": "span", "policy": "u-hlm"}, "'escalation' = 'span' and 'learning' = 'lin"),
-        ({"escalation": "word"}, "setting 'escalation' = 'word' is not allowed: one of token"),
+        ({"escalation": "word"}, "setting 'escalation' = 'word' is not allowed: one of auto"),
         ({"llm-pace": 0}, "setting 'llm-pace' = 0 is not allowed: a number above 0"),
     ],
 )  # fmt: skip

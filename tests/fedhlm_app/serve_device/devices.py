@@ -15,7 +15,7 @@ from fedhlm_app.serve_device.service import DeviceService
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.transport import LinkDown
+from hlm.transport import Frames, LinkDown
 from hlm.wire import WireError
 from tests.served import serving_app
 
@@ -32,10 +32,14 @@ class Down:
     def exchange(self, payload: bytes) -> bytes:
         raise LinkDown("cut")
 
+    stream = exchange
+
 
 class Refusing:
     def exchange(self, payload: bytes) -> bytes:
         raise WireError("vocabulary 7: allowed is 4096")
+
+    stream = exchange
 
 
 class Slow(DirectTransport):
@@ -44,6 +48,11 @@ class Slow(DirectTransport):
     def exchange(self, payload: bytes) -> bytes:
         time.sleep(self.seconds)
         return super().exchange(payload)
+
+    def stream(self, payload: bytes) -> Frames:
+        for frames in super().stream(payload):
+            time.sleep(self.seconds)
+            yield frames
 
 
 def served(llm, folder=None, transport=None, **changes) -> ServedTexts:

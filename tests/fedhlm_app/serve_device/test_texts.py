@@ -25,7 +25,7 @@ from tests.fedhlm_app.serve_device.devices import PROMPT, Down, served, settings
 
 
 def test_answers_say_who_decided_each_token(llm):
-    answer = written(served(llm), PROMPT, 20)
+    answer = written(served(llm, escalation="token"), PROMPT, 20)
     assert 1 <= len(answer.tokens) <= 20
     assert answer.ended or len(answer.tokens) == 20
     assert sum(answer.stages.values()) == len(answer.tokens)
