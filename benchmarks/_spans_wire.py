@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
 
+from benchmarks._spans_recorded import CELL
 from benchmarks._teacher_forced import pair_name
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
@@ -186,6 +187,27 @@ def rows(
         }
 
 
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Cells of a wire as a table of speeds, the LLM streaming alone = 1, and who loses where."""
+    head = ("wire", *CELL, "token", "spans", "best", "kept", "decoded by the LLM")
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lost = []
+    for cell, group in groupby(found, lambda row: [row["wire"], *(row[name] for name in CELL)]):
+        of = {row["way"]: row for row in group}
+        spans, token = of["spans"], of["token"]
+        best = spans["speed"] / spans["to_best"]
+        name = " | ".join(part if isinstance(part, str) else f"{part:g}" for part in cell)
+        figures = token["speed"], spans["speed"], best, spans["kept"], spans["decoded"]
+        lines.append(f"| {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+        wrong = {
+            "slower than .98 of streaming": spans["speed"] < 0.98,
+            "slower than one token at a time": spans["speed"] < token["speed"],
+            "more than 1.05 tokens decoded": spans["decoded"] > 1.05,
+        }
+        lost += [f"{name}: {word}" for word, holds in wrong.items() if holds]
+    return "\n".join([*lines, "", *(lost or ["no cell loses"])])
+
+
 def over_channels(writers: Writers, cell: Cell, prompts: Sequence[IntArray], pace: float) -> Any:
     """A cell over `hlm.channels`, with an LLM in this process."""
     engine = Engine(writers.llm, 16, 128, pace=pace / 1000)
@@ -234,9 +256,7 @@ def in_real_time(
             yield from rows("channels", cell, over_channels(writers, cell, texts, pace), best)
         if kind is None:
             continue
-        # A server that repeats bit for bit writes each window to its end, whatever is stopped.
-        serving = "--batch", "--pace-ms", f"{pace:g}"
-        with two_namespaces(kind) as network, served_llm(network, *serving):
+        with two_namespaces(kind) as network, served_llm(network, "--pace-ms", f"{pace:g}"):
             for cell, texts, best in cells:
                 with network.joined(cell.link):
 

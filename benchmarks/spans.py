@@ -35,7 +35,7 @@ def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
 
 def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measured speeds over `hlm.channels` and a slow wire; a line as each is known."""
-    from benchmarks._spans_wire import in_real_time
+    from benchmarks._spans_wire import in_real_time, table
 
     _, prompts, found = recorded(options.texts, options.tokens)
     rows = []
@@ -45,6 +45,7 @@ def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         head = (row["wire"], *(f"{row[name]:g}" for name in CELL), row["way"])
         print(*head, *(f"{row[name]:.2f}" for name in columns), flush=True)
+    print(f"\n{table(rows)}\n")
     return rows
 
 

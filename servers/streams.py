@@ -51,6 +51,7 @@ class Streams:
         self.stats = StreamStats()
         self._service = service
         self._streams: dict[int, Stream] = {}
+        self._of: dict[int, list[Stream]] = {}  # by their devices
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -60,8 +61,8 @@ class Streams:
 
         Each keeps a session in use; beside others no device has more than half of them.
         """
-        own = sum(len(stream.rows) for stream in self._streams.values() if stream.caller == client)
-        others = sum(map(len, (stream.rows for stream in self._streams.values()))) - own
+        own = sum(len(stream.rows) for stream in self._of.get(client, ()))
+        others = sum(len(stream.rows) for stream in self._streams.values()) - own
         sessions = self._service.engine.max_sessions
         return min(sessions - others, max(1, sessions // 2) if others else sessions) - own
 
@@ -69,6 +70,8 @@ class Streams:
         """Know a stream by its key from now on; one opened again takes the place of the first."""
         if before := self._streams.get(stream.opening.key):
             before.end_all(End.STOPPED)
+            self.remove(before)
+        self._of.setdefault(stream.caller, []).append(stream)
         self._streams[stream.opening.key] = stream
         self.stats.opened += 1
 
@@ -76,12 +79,14 @@ class Streams:
         """Forget a stream that has ended."""
         if self._streams.get(stream.opening.key) is stream:
             del self._streams[stream.opening.key]
+            self._of[stream.caller].remove(stream)
+            if not self._of[stream.caller]:
+                del self._of[stream.caller]
 
     def end_texts(self, client: int, sessions: Collection[SessionKey]) -> None:
         """Write no more of texts about which their device has a later request."""
-        for stream in self._streams.values():
-            if stream.caller == client:
-                stream.end_texts(sessions)
+        for stream in list(self._of.get(client, ())):
+            stream.end_texts(sessions)
 
     def control(self, payload: bytes) -> bytes:
         """Do as a control says; its answer.

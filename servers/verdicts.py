@@ -114,6 +114,9 @@ class Verdicts:
         """
         logits = logits[:, : self.request.vocab]
         most = max(1, REDUCED_VALUES // self.request.vocab)
+        if len(logits) == 1 and places.asks[0] and places.token[0] < 0:
+            self._decide(places.owner, logits)
+            return
         for part in _some(np.flatnonzero(places.asks), most):
             chosen = torch.from_numpy(part).to(logits.device)
             self._decide(places.owner[part], logits[chosen])

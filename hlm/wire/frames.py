@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,6 +72,23 @@ def framed(body: bytes) -> bytes:
 
 def encode_frame(frame: Frame, vocab: int) -> bytes:
     """Bytes of ``frame``, its length first; the rows being written are those of its tokens."""
+    if len(frame.tokens) == 1 and not frame.ends and vocab > 1:
+        (tokens,) = frame.tokens.values()
+        if len(tokens) == 1:
+            length, first, shift = _of_one_token(vocab)
+            return (first + (int(tokens[0]) << shift)).to_bytes(length, "big")
+    return _encoded(frame, vocab)
+
+
+@lru_cache
+def _of_one_token(vocab: int) -> tuple[int, int, int]:
+    """Length of the commonest frame, its bits with token 0, and the token's place among them."""
+    zero, one = (_encoded(Frame({0: np.array([token])}), vocab) for token in (0, 1))
+    first = int.from_bytes(zero, "big")
+    return len(zero), first, (int.from_bytes(one, "big") - first).bit_length() - 1
+
+
+def _encoded(frame: Frame, vocab: int) -> bytes:
     writer = BitWriter()
     writer.flag(bool(frame.ends))
     if frame.ends:
