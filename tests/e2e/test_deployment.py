@@ -26,6 +26,8 @@ SMALL = {
     "evaluate-every": 0,
     "min-clients": CLIENTS,
     "seed": 3,
+    # The runs that are made here in one process ask for single tokens, too.
+    "escalation": "token",
     # Most tokens are asked about, so that the link has something to carry.
     "initial-threshold": 0.3,
 }

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SMALL = {
     "clients": 4, "rounds": 4, "clusters": 2, "tokens-per-round": 30, "tokens-per-prompt": 10,
-    "evaluate-every": 4, "learning": "balanced", "strategy": "scaffold",
+    "evaluate-every": 4, "learning": "balanced", "strategy": "scaffold", "escalation": "token",
     "personalisation": "local",
 }  # fmt: skip
 WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
