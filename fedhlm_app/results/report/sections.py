@@ -40,8 +40,18 @@ def cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             (size(traffic[key]), f"{words}, {traffic[key] / tokens:.2f} B per token")
             for key, words in (("uplink", "up"), ("downlink", "down"))
         ),
+        *_hierarchy(summary.get("hierarchy")),
         (f"{summary['seconds']['total']:.1f} s", "wall clock"),
         (_number(spent.get("epsilon")), f"epsilon {privacy_words(spent)}" if spent else ""),
+    ]
+
+
+def _hierarchy(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not found:
+        return []
+    return [
+        (size(found["device_edge"]), f"updates to edge servers, {found['updates']:,} of them"),
+        (size(found["edge_cloud"]), f"from there to the cloud, {found['saved']:.1%} fewer"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedhlm_app.results.report.rows import text_lines
+from fedhlm_app.results.report.sections import cards
 from fedhlm_app.settings import SettingsError
 from tests.fedhlm_app.in_process import LocalEdges, Runner, settings_of
 
@@ -57,6 +58,7 @@ def test_thresholds_are_those_of_a_cloud_that_sees_every_update(runner, tmp_path
         for name in ("device_edge", "edge_cloud"):
             assert sum(line["hierarchy"][name] for line in lines) == tiers[name]
         assert any("on to the cloud" in line for line in text_lines(summary))
+        assert "updates to edge servers" in " ".join(words for _, words in cards(summary))
     assert kept[0] == kept[1]
 
 
