@@ -41,14 +41,14 @@ from strategies.records import RoundRecord
 from strategies.sampling import Node
 from strategies.validation import Update
 
-__all__ = ["Replay", "Replayed"]
+__all__ = ["Here", "LocalUpdate", "Replay", "Replayed"]
 
 CHUNK = 20_000
 """Clients routed at a time: memory does not grow with the number of clients."""
 
 
 @dataclass(frozen=True)
-class _Update(Update):
+class LocalUpdate(Update):
     """What a replayed client sends: arrays that were never bytes."""
 
     sent: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -104,13 +104,14 @@ class _Texts:
     counted: BoolArray
 
 
-class _Here:
+class Here:
     """All clients are connected; node ids are client numbers."""
 
     def __init__(self, clients: int) -> None:
         self._ids = range(clients)
 
     def get_node_ids(self) -> Sequence[int]:
+        """Numbers of all clients."""
         return self._ids
 
 
@@ -167,7 +168,7 @@ class Replay:
         # It logs whom it asks in every round.
         getLogger("flwr").setLevel(WARNING)
         strategy.state.adopt(arrays, strategy.cluster_map.num_clusters)
-        here = cast(Grid, _Here(self.settings.clients))
+        here = cast(Grid, Here(self.settings.clients))
         for number in range(1, self.settings.rounds + 1):
             current = strategy.open_round(number, here)
             nodes, updates = list(current.asked.values()), []
@@ -343,7 +344,7 @@ class Replay:
                 metrics |= rule.sums(told[place])
             extras = {name: values[place] for name, values in steps.arrays.items()}
             extras["start"] = starts[place]
-            yield _Update(
+            yield LocalUpdate(
                 node.node_id,
                 node.client,
                 float(done[place]),
