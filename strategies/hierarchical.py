@@ -14,7 +14,7 @@ back: one ArrayRecord with the policy's arrays, and one MetricRecord with ``num-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import Any, Unpack
 
@@ -213,9 +213,9 @@ class Hierarchical(Strategy):
         sent = current.sent[node.cluster] if addition.policy is None else addition.policy
         return sent, *self._exchange.outbox.told(current, node, addition)
 
-    def take(self, current: Round, updates: list[Update]) -> RoundRecord:
+    def take(self, current: Round, updates: Sequence[Update]) -> RoundRecord:
         """End a round of `open_round` with what its clients learned."""
-        kept, refused = self._exchange.phase.inspect(current, updates)
+        kept, refused = self._exchange.phase.inspect(current, list(updates))
         return self._absorb(current, kept, refused, [])
 
     def _absorb(

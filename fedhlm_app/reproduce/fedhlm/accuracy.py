@@ -62,19 +62,17 @@ def table_6(inputs: Inputs) -> Finding:
     apart = [inputs.run(seed, **_LABELS) for seed in inputs.seeds]
     central = [inputs.run(seed, **_LABELS, **one) for seed in inputs.seeds]
     rows: list[tuple[Cell, ...]] = []
-    for number in ROUNDS_SHOWN:
-        both = [
+    for number in [number for number in ROUNDS_SHOWN if number <= len(apart[0]["rounds"])]:
+        cells = [
             Measured.of([_label(run["rounds"][number - 1]) for run in runs])
             for runs in (apart, central)
         ]
-        rows.append((f"round {number}, labels right %", *both, PAPER[number]))
-    for name, value in (
-        ("threshold at the end", lambda run: run["rounds"][-1]["threshold"]["global"]),
-        ("sent to the LLM %", lambda run: 100 * (1 - run["rounds"][-1]["trr"])),
-    ):
-        rows.append(
-            (name, *(Measured.of([value(run) for run in runs]) for runs in (apart, central)), "-")
-        )
+        rows.append((f"round {number}, labels right %", *cells, PAPER[number]))
+    both = (apart, central)
+    ends = [[run["rounds"][-1]["threshold"]["global"] for run in runs] for runs in both]
+    rows.append(("threshold at the end", *map(Measured.of, ends), "-"))
+    sent = [[100 * (1 - run["rounds"][-1]["trr"]) for run in runs] for runs in both]
+    rows.append(("sent to the LLM %", *map(Measured.of, sent), "-"))
     # A threshold is eight bytes either way; a token's uncertainty and beta are nine.
     rows.append(("bytes of learning", 16 * CLIENTS * ROUNDS, 9 * CLIENTS * ROUNDS * TOKENS, "-"))
     words = (

@@ -26,7 +26,8 @@ def _agreement(score: FloatArray, agrees: BoolArray, share: float) -> float:
 
 def frontier(inputs: Inputs) -> Finding:
     """Share sent against agreement of tokens and of labels."""
-    panels, rows = [], []
+    panels: list[Figure] = []
+    rows: list[tuple[Cell, ...]] = []
     grid = np.linspace(0, 1, 41)
     for workload, words in (("score", "next tokens"), ("classify", "labels")):
         trace = inputs.trace(workload)
