@@ -57,6 +57,8 @@ class CalibrationOptions:
     training_rounds : int
         First rounds, in which a model is trained as without calibration, >= 0; with tier
         ``global`` or ``cluster`` only. No sums are asked for. `privacy` is around the model then.
+    learned : bool
+        Those rounds train the threshold too: nothing above what they learned is certified.
     array : str
         Name of the policy's array that is the threshold, a single number.
     """
@@ -67,6 +69,7 @@ class CalibrationOptions:
     check: SumsCheck | None = None
     clients: int = 0
     training_rounds: int = 0
+    learned: bool = False
     array: str = "threshold"
 
     def __post_init__(self) -> None:
@@ -239,6 +242,25 @@ class Calibrating:
         elif tiers.reported.any():
             tiers.policy = tiers.clusters[tiers.reported].mean(axis=0)
 
+    @property
+    def learned(self) -> dict[int, float]:
+        """What each group had learned when its search began; nothing before that."""
+        groups = [0] if self.options.tier == "global" else range(self.state.tiers.num_clusters)
+        found = {group: self.rule.learned(group) for group in groups}
+        return {group: value for group, value in found.items() if value is not None}
+
+    @property
+    def waits(self) -> bool:
+        """Whether thresholds are still learned, so that there is nothing to certify."""
+        return self.options.learned and not self.learned
+
+    def begin(self) -> None:
+        """Have every group's search begin at what it has learned, unless it has begun."""
+        tiers, name = self.state.tiers, self.options.array
+        policies = {0: tiers.policy} if self.options.tier == "global" else enumerate(tiers.clusters)
+        for group, policy in dict(policies).items():
+            self.rule.begin(group, float(self.state.layout.part(policy, name)[0]))
+
     def hold(self) -> None:
         """Put all thresholds back to where the rule has them."""
         tiers = self.state.tiers
@@ -267,12 +289,15 @@ class Calibrating:
         if not without:
             return Shortfall(len(groups), certified, 0, 0, 0.0, False)
         last = min(without, key=lambda group: (self.rule.heard(group), group))
+        trial = self.rule.trial(last)
+        if self.waits:
+            trial = float(self.state.layout.part(self.state.tiers.policy, self.options.array)[0])
         return Shortfall(
             len(groups),
             certified,
             self.rule.heard(last),
             self.rule.lacking(last),
-            self.rule.trial(last),
+            trial,
             self.rule.active(last),
         )
 
@@ -318,9 +343,14 @@ class TrainingFirst:
         self.turns = calibrating.turns
         self.inspect = calibrating.inspect
         self.lengths = calibrating.lengths
-        self.client_values = calibrating.client_values
         self.state_dict = calibrating.state_dict
         self.load_state_dict = calibrating.load_state_dict
+
+    def client_values(self) -> dict[int, FloatArray]:
+        """See `Phase`."""
+        if self.calibrating.waits:
+            return dict(self.training.client_values())
+        return self.calibrating.client_values()
 
     def _trains(self, current: Round) -> bool:
         return current.number <= self.calibrating.options.training_rounds
@@ -329,6 +359,8 @@ class TrainingFirst:
         """No sums are wanted while the model is trained."""
         if self._trains(current):
             return Addition({"calibrate": False})
+        if self.calibrating.options.learned:
+            self.calibrating.begin()
         return self.calibrating.addition(current, node)
 
     def aggregate(self, current: Round, updates: list[Update]) -> BoolArray:

@@ -53,6 +53,14 @@ class Calibration(Protocol):
         """Threshold reached so far."""
         ...
 
+    def begin(self, group: int, learned: float) -> None:
+        """Look for the largest threshold not above a learned one; without effect once begun."""
+        ...
+
+    def learned(self, group: int) -> float | None:
+        """The one that `begin` was told."""
+        ...
+
     def heard(self, group: int) -> int:
         """Prompts behind what is being gathered."""
         ...
@@ -115,6 +123,10 @@ class Chain:
         Of this candidate's rounds.
     settled : bool
         No further candidate is tried.
+    learned : float or None
+        Largest threshold that may be tried; None: any.
+    surveys : bool
+        The candidate is not under test: its text only foretells where to begin.
     """
 
     certified: float
@@ -124,6 +136,8 @@ class Chain:
     prompts: Counter[int] = field(default_factory=Counter)
     attendance: Attendance = field(default_factory=Attendance)
     settled: bool = False
+    learned: float | None = None
+    surveys: bool = False
 
 
 class SequentialCalibration:
@@ -144,6 +158,15 @@ class SequentialCalibration:
     Which candidate comes next is chosen from the curve of the last one, which foretells the risk
     of thresholds above it because escalated tokens show their loss too. The choice uses past data
     only and each candidate is tested on new text, so the guarantee does not rest on the forecast.
+
+    Learn, then certify (`begin`): a threshold that gradients have learned is a limit of the same
+    search. The first round's text is made with it and foretells where to begin; it tests nothing.
+    Then candidates go up as ever, to the learned threshold itself if they get so far. What was
+    learned depends on the texts of the learning rounds, and the first candidate on those of the
+    first round after them, but every test begins with text drawn after its candidate was fixed:
+    given all that came before, its wealth is a supermartingale under the null. So the level is
+    kept whatever was learned, by whichever rule. Nothing is tested below a candidate that failed:
+    a sequence that went down would need a share of the level for each of its steps.
 
     Parameters
     ----------
@@ -189,6 +212,17 @@ class SequentialCalibration:
         """The last threshold that passed."""
         return self._chain(group).certified
 
+    def begin(self, group: int, learned: float) -> None:
+        """See `Calibration`."""
+        chain = self._chain(group)
+        if chain.learned is None:
+            chain.learned = chain.candidate = max(learned, self.careful)
+            chain.surveys = learned > self.careful
+
+    def learned(self, group: int) -> float | None:
+        """See `Calibration`."""
+        return self.chains[group].learned if group in self.chains else None
+
     def heard(self, group: int) -> int:
         """Prompts behind the present candidate's test."""
         return self._chain(group).prompts.total()
@@ -199,7 +233,8 @@ class SequentialCalibration:
         if chain.settled:
             return None
         # Text in which everything was escalated says nothing about a candidate.
-        terms = chain.terms if chain.candidate > self.careful else np.zeros_like(chain.terms)
+        tests = chain.candidate > self.careful and not chain.surveys
+        terms = chain.terms if tests else np.zeros_like(chain.terms)
         _, best = wealth_bounds(1, self.alpha, self.bound)
         return fewest(lambda more: log_wealth(terms + more * best) >= needed)
 
@@ -225,8 +260,10 @@ class SequentialCalibration:
         if not chain.curve[0] > 0:
             return
         before, needed = log_wealth(chain.terms), -math.log(self.delta)
-        if chain.candidate <= self.careful or (
-            before >= needed and self.wealth(chain, members) >= needed
+        if (
+            chain.surveys
+            or chain.candidate <= self.careful
+            or (before >= needed and self.wealth(chain, members) >= needed)
         ):
             self._move_on(chain)
         elif before <= -needed:
@@ -240,11 +277,13 @@ class SequentialCalibration:
         return log_wealth(chain.terms - log_imbalance(counts, self.alpha, self.bound))
 
     def _move_on(self, chain: Chain) -> None:
-        """Accept the candidate and choose the next by its curve."""
-        chain.certified = chain.candidate
+        """Accept the candidate, unless it only surveys, and choose the next by its curve."""
+        if not chain.surveys:
+            chain.certified = chain.candidate
+        chain.surveys = False
         curve = RiskSums.from_vector(chain.curve)
-        foretold = curve.risk / curve.prompts
-        above = self.grid > chain.certified
+        grid, foretold = self._up_to(chain.learned, curve.risk / curve.prompts)
+        above = grid > chain.certified
         now = float(foretold[~above][-1]) if (~above).any() else 0.0
         # Half of what is left: far from alpha a bet is won soon, close to it hardly ever.
         possible = above & (foretold <= NEAREST * self.alpha)
@@ -252,14 +291,24 @@ class SequentialCalibration:
             # With everything escalated nothing is under test, and looking again costs nothing: a
             # round of lost answers must not end the search.
             chain.settled = chain.certified > self.careful
+            chain.surveys = not chain.settled and chain.candidate > self.careful
             return
         half = possible & (foretold <= (now + self.alpha) / 2)
         # Where the grid is coarse, half may lie between two points.
         step = np.flatnonzero(half)[-1] if half.any() else np.flatnonzero(possible)[0]
-        chain.candidate = float(self.grid[step])
+        chain.candidate = float(grid[step])
         chain.terms = np.zeros_like(chain.terms)
         chain.curve = np.zeros_like(chain.curve)
         chain.prompts, chain.attendance = Counter(), Attendance()
+
+    def _up_to(self, learned: float | None, foretold: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Grid and forecast as far as they may be tried, the learned threshold as the last."""
+        if learned is None:
+            return self.grid, foretold
+        below = self.grid < learned
+        # Of the risk at a point between two of the grid the curve knows that it is no higher.
+        beyond = foretold[~below][0] if not below.all() else foretold[-1]
+        return np.append(self.grid[below], learned), np.append(foretold[below], beyond)
 
     def _chain(self, group: int) -> Chain:
         if group not in self.chains:
@@ -294,6 +343,8 @@ class SequentialCalibration:
                 Counter({int(client): int(n) for client, n in kept["prompts"].items()}),
                 Attendance.from_state(kept["attendance"]),
                 bool(kept["settled"]),
+                None if kept["learned"] is None else float(kept["learned"]),
+                bool(kept["surveys"]),
             )
             for group, kept in state.items()
         }

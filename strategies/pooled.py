@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,7 @@ class PooledCalibration:
         self.results: dict[int, float] = {}
         self.seen: dict[int, int] = {}
         self.gathered: dict[int, Gathered] = {}
+        self.caps: dict[int, float] = {}
 
     def lengths(self) -> Mapping[str, int]:
         """The one list metric."""
@@ -113,8 +115,20 @@ class PooledCalibration:
         return self.result(group)
 
     def result(self, group: int) -> float:
-        """Threshold of the sums so far."""
-        return self.results.get(group, self.initial)
+        """Threshold of the sums so far, or the learned one if that is lower.
+
+        The sums tell of all thresholds of given texts at once, and the risk rises with them: what
+        lies below a certified one is certified.
+        """
+        return min(self.results.get(group, self.initial), self.caps.get(group, math.inf))
+
+    def begin(self, group: int, learned: float) -> None:
+        """See `Calibration`."""
+        self.caps.setdefault(group, learned)
+
+    def learned(self, group: int) -> float | None:
+        """See `Calibration`."""
+        return self.caps.get(group)
 
     def heard(self, group: int) -> int:
         """Prompts (or tokens) that the threshold rests on."""
@@ -208,6 +222,7 @@ class PooledCalibration:
         return {
             "sums": {str(group): value.copy() for group, value in self.sums.items()},
             "results": {str(group): value for group, value in self.results.items()},
+            "caps": {str(group): value for group, value in self.caps.items()},
             "seen": {str(group): value for group, value in self.seen.items()},
             "gathered": {
                 str(group): {
@@ -224,6 +239,7 @@ class PooledCalibration:
         """Continue from `state_dict`'s value."""
         self.sums = {int(g): np.array(v, dtype=np.float64) for g, v in state["sums"].items()}
         self.results = {int(g): float(v) for g, v in state["results"].items()}
+        self.caps = {int(g): float(v) for g, v in state["caps"].items()}
         self.seen = {int(g): int(v) for g, v in state["seen"].items()}
         self.gathered = {
             int(group): Gathered(

@@ -11,6 +11,7 @@ a stricter one, because a neighbour that agrees with the draft is right far more
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -79,6 +80,12 @@ class TokenCache:
         See there.
     hidden_size : int or None
         Length of a context; None is that of an embedding.
+
+    Attributes
+    ----------
+    copies : int
+        Answers so far that came from a text with the same prompt: in a small corpus a prompt comes
+        again, and what its earlier text had says nothing about new prompts.
     """
 
     def __init__(
@@ -95,7 +102,9 @@ class TokenCache:
         self._keys = np.zeros((0, size), np.float32)
         self._tokens = np.zeros(0, np.int64)
         self._used = np.zeros(0, np.int64)
+        self._prompts = np.zeros(0, np.int64)
         self._clock = 0
+        self.copies = 0
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -106,7 +115,9 @@ class TokenCache:
         """Cached tokens int64 [entries]."""
         return self._tokens
 
-    def look_up(self, hidden: FloatArray | None, drafts: IntArray) -> IntArray:
+    def look_up(
+        self, hidden: FloatArray | None, drafts: IntArray, prompts: IntArray | None = None
+    ) -> IntArray:
         """What the cache would put in each place.
 
         Parameters
@@ -115,6 +126,8 @@ class TokenCache:
             Contexts; needed in `context` mode.
         drafts : ndarray of int64 [n]
             The device's own tokens.
+        prompts : ndarray of int64 [n], optional
+            A number >= 0 for the prompt of each text.
 
         Returns
         -------
@@ -136,33 +149,48 @@ class TokenCache:
             found = np.where(hit, found, -1)
         self._clock += 1
         self._used[nearest[hit]] = self._clock
+        if prompts is not None:
+            self.copies += int((self._prompts[nearest] == prompts)[hit].sum())
         return found
 
-    def add(self, hidden: FloatArray | None, tokens: IntArray) -> None:
-        """Remember tokens (int64 [n]) and, in `context` mode, contexts (float32 [n, size])."""
+    def add(
+        self, hidden: FloatArray | None, tokens: IntArray, prompts: IntArray | None = None
+    ) -> None:
+        """Remember tokens (int64 [n]) and, in `context` mode, contexts (float32 [n, size]).
+
+        `prompts` as in `look_up`.
+        """
         if not len(tokens):
             return
         keys, usable = self._queries(hidden, tokens)
-        keys, tokens = keys[usable], np.asarray(tokens)[usable]
+        origins = np.full(len(tokens), -1) if prompts is None else prompts
+        keys, tokens, origins = keys[usable], np.asarray(tokens)[usable], origins[usable]
         # Of equal contexts in one call the last counts.
         _, last = np.unique(keys[::-1], axis=0, return_index=True)
         kept = np.sort(len(keys) - 1 - last)[-self.config.capacity :]
-        keys, tokens = keys[kept], tokens[kept]
+        keys, tokens, origins = keys[kept], tokens[kept], origins[kept]
         self._clock += 1
         if len(self) and len(tokens):
             nearest, similarity = self._nearest(keys)
             known = similarity >= _SAME_CONTEXT
             self._tokens[nearest[known]] = tokens[known]
             self._used[nearest[known]] = self._clock
-            keys, tokens = keys[~known], tokens[~known]
+            self._prompts[nearest[known]] = origins[known]
+            keys, tokens, origins = keys[~known], tokens[~known], origins[~known]
         self._make_room(len(tokens))
         self._keys = np.concatenate([self._keys, keys])
         self._tokens = np.concatenate([self._tokens, tokens])
         self._used = np.concatenate([self._used, np.full(len(tokens), self._clock)])
+        self._prompts = np.concatenate([self._prompts, origins])
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All entries as arrays: ``keys`` float32 [n, size], ``tokens`` and ``used`` int64 [n]."""
-        return {"keys": self._keys, "tokens": self._tokens, "used": self._used}
+        """All entries as arrays: ``keys`` float32 [n, size], the others int64 [n]."""
+        return {
+            "keys": self._keys,
+            "tokens": self._tokens,
+            "used": self._used,
+            "prompts": self._prompts,
+        }
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take over entries from `state`, the most recently used if there are too many.
@@ -172,15 +200,17 @@ class TokenCache:
         ValueError
             If arrays are missing, differ in length or width, or hold tokens out of range.
         """
-        missing = {"keys", "tokens", "used"} - set(state)
+        missing = {"keys", "tokens", "used", "prompts"} - set(state)
         if missing:
             raise ValueError(f"cache state lacks {', '.join(sorted(missing))}")
         keys = np.asarray(state["keys"], np.float32)
         tokens, used = np.asarray(state["tokens"], np.int64), np.asarray(state["used"], np.int64)
-        if keys.shape != (len(tokens), self._keys.shape[1]) or used.shape != tokens.shape:
+        prompts = np.asarray(state["prompts"], np.int64)
+        shapes = {used.shape, tokens.shape, prompts.shape}
+        if keys.shape != (len(tokens), self._keys.shape[1]) or len(shapes) > 1:
             raise ValueError(
-                f"cache state has keys {keys.shape}, tokens {tokens.shape}, used {used.shape}; "
-                f"expected [n, {self._keys.shape[1]}], [n], [n]"
+                f"cache state has keys {keys.shape}, tokens {tokens.shape}, used {used.shape}, "
+                f"prompts {prompts.shape}; expected [n, {self._keys.shape[1]}], [n], [n], [n]"
             )
         vocab = len(self.embeddings)
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
@@ -189,6 +219,7 @@ class TokenCache:
             raise ValueError("cache state has keys that are not finite")
         newest = np.sort(np.argsort(used, kind="stable")[-self.config.capacity :])
         self._keys, self._tokens, self._used = keys[newest], tokens[newest], used[newest]
+        self._prompts = prompts[newest]
         self._clock = int(used.max(initial=0))
 
     def _queries(
@@ -220,7 +251,7 @@ class TokenCache:
         if leaving > 0:
             kept = np.sort(np.argsort(self._used, kind="stable")[leaving:])
             self._keys, self._tokens = self._keys[kept], self._tokens[kept]
-            self._used = self._used[kept]
+            self._used, self._prompts = self._used[kept], self._prompts[kept]
 
 
 class CacheResolver:
@@ -255,7 +286,8 @@ class CacheResolver:
 
     def resolve(self, escalation: Escalation) -> Resolution[None]:
         """Tokens the cache knows, apart from those that are audited."""
-        tokens = self.cache.look_up(_contexts(escalation), escalation.draft.tokens.cpu().numpy())
+        drafts = escalation.draft.tokens.cpu().numpy()
+        tokens = self.cache.look_up(_contexts(escalation), drafts, _prompts(escalation))
         if self.before_peers and self.tier.closed:
             tokens = np.where(self.tier.audited(escalation.keys), tokens, -1)
         withheld = self.tier.withheld(escalation, tokens)
@@ -273,13 +305,24 @@ class CacheResolver:
         if self.cache.config.mode == "paper":
             self.inferred(final.tokens)
         elif verified.any():
-            self.cache.add(_contexts(escalation.select(verified)), final.tokens[verified])
+            chosen = escalation.select(verified)
+            self.cache.add(_contexts(chosen), final.tokens[verified], _prompts(chosen))
         return Traffic()
 
     def inferred(self, tokens: IntArray) -> None:
         """See tokens (int64 [n]) that the device kept by itself; `paper` mode remembers them."""
         if self.cache.config.mode == "paper":
             self.cache.add(None, tokens)
+
+
+def _prompts(escalation: Escalation) -> IntArray:
+    """A number for the prompt of each row, int64 [n]: the same tokens, the same number."""
+    texts = escalation.texts
+    names = {
+        row: zlib.crc32(texts.tokens[row, : texts.prompt_lengths[row]].tobytes())
+        for row in set(escalation.rows.tolist())
+    }
+    return np.array([names[row] for row in escalation.rows.tolist()], np.int64)
 
 
 def _contexts(escalation: Escalation) -> FloatArray | None:

@@ -15,7 +15,7 @@ from fedhlm_app.client.routed import Routed
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.data.workload import BatchMaker, WorkloadBatch, correct
-from fedhlm_app.learning.rules import sums_rule
+from fedhlm_app.learning.rules import certifies, reads_kept
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.arrays import IntArray
@@ -95,13 +95,15 @@ class Device(RoutedModel):
         contribution : int
             See `RoundDraw`.
         """
-        rule, routed = sums_rule(self.settings), Routed([], Traffic())
-        reading = calibrate and rule is not None and rule.reads_kept_tokens
+        routed = Routed([], Traffic())
+        reading = reads_kept(self.settings, server_round, calibrate)
+        # What is certified is text made with the stock of cache and peers that there was: it stays.
+        learning = not certifies(self.settings, server_round)
         draw = RoundDraw(self.settings, self.client, self.train_rows, server_round, contribution)
         while draw.left > 0:
             rows, sessions, each = draw.batch(self.work.tokens_each)
             work = self.work.make(rows, sessions, each)
-            routed = self._route(policy, work, routed, rows, reading)
+            routed = self._route(policy, work, routed, rows, reading, learning)
             draw.left -= routed.records[-1].tokens
         return replace(routed, calibration=draw.calibration if calibrate else None)
 

@@ -173,7 +173,7 @@ class EdgeSide:
         return len(payload) * sent
 
     def figures(self) -> dict[str, int]:
-        """Hits audited since `join`, and those of them that the LLM decided otherwise."""
+        """Since `join`: hits audited, those of them that were wrong, and copies in the cache."""
         return {name: count - self._before.get(name, 0) for name, count in self._hits().items()}
 
     def _hits(self) -> dict[str, int]:
@@ -182,6 +182,8 @@ class EdgeSide:
             if tier is not None:
                 found[f"{name}-audited"] = int(tier.tier.false_hits.checked)
                 found[f"{name}-false"] = int(tier.tier.false_hits.wrong)
+        if self.cache is not None:
+            found["cache-copies"] = self.cache.cache.copies
         return found
 
 

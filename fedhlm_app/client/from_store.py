@@ -24,7 +24,7 @@ from fedhlm_app.client.feedback_folder import (
 from fedhlm_app.client.routed import RoundResult, Routed, figures
 from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.learning.router import escalates_all
-from fedhlm_app.learning.rules import sums_rule
+from fedhlm_app.learning.rules import reads_kept, sums_rule
 from hlm.arrays import FloatArray
 from hlm.risk import ESCALATE_ALL
 
@@ -155,7 +155,7 @@ def next_policy(
     if untested or (not last and escalates_all(settings, server_round + 1)):
         # A threshold that nobody will test any more has no guarantee to give.
         placed["threshold"] = np.array([ESCALATE_ALL])
-    read = rule is not None and not last and rule.reads_kept_tokens
+    read = not last and reads_kept(settings, server_round + 1, calibrating)
     made = made_with(settings)
     return ServedPolicy(
         placed, server_round, read, consumed, consumed_before, made, list(take_back)

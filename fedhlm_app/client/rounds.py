@@ -28,8 +28,8 @@ from fedhlm_app.client.routed import (
 )
 from fedhlm_app.client.take_back import learns_take_back, run_counts
 from fedhlm_app.client.token_columns import TOKENS, token_columns
-from fedhlm_app.learning.gradients import initial_policy, learn_locally, private_policy
-from fedhlm_app.learning.router import escalates_all, trains_router
+from fedhlm_app.learning.gradients import initial_policy, learn_locally, loss_of, private_policy
+from fedhlm_app.learning.router import escalates_all
 from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.learning.rules.sums import SumsRule
 from fedhlm_app.results.unresolved import lost_words
@@ -128,7 +128,7 @@ def _calibration(
     """What a rule of sums says of a round: its own count of tokens, and the sums if wanted."""
     found: Figures = {}
     settings = rule.settings
-    if not trains_router(settings, server_round):
+    if loss_of(settings, server_round) is None:
         # With noise on the device not even the number of tokens is told.
         hidden = settings.privacy == "local"
         found["num-examples"] = (

@@ -19,23 +19,24 @@ from fedhlm_app.learning.router import (
     router_rule,
     trains_router,
 )
-from fedhlm_app.learning.rules import RULES, rule_of
+from fedhlm_app.learning.rules import RULES, certifier, certifies, rule_of
 from fedhlm_app.learning.rules.base import GradientRule
 from fedhlm_app.settings import Settings
 from hlm.arrays import FloatArray, joined, parted
 from hlm.local_steps import LOCAL_METHODS, LocalResult, idle, local_steps
 from hlm.privacy import private_update
+from hlm.risk import ESCALATE_ALL
 
 ROUTER_STEP_SIZES = {"sgd": 0.05, "adam": 0.01}
 """First step of a router by optimizer, where the settings leave it to that."""
 
 
-def _loss_of(settings: Settings, server_round: int) -> GradientRule | RouterRule | None:
+def loss_of(settings: Settings, server_round: int) -> GradientRule | RouterRule | None:
     """What a client descends in a round (from 1); None where it takes no gradient steps."""
     rule = rule_of(settings)
     threshold = rule if isinstance(rule, GradientRule) else None
     if settings.policy != "router":
-        return threshold
+        return None if certifies(settings, server_round) else threshold
     if not trains_router(settings, server_round):
         return None
     waits = escalates_all(settings, server_round)
@@ -58,6 +59,8 @@ def policy_bounds(settings: Settings) -> tuple[FloatArray, FloatArray]:
         low, high = router_rule(settings, None).bounds
     own = len(rule.bounds[0])
     low[:own], high[:own] = rule.bounds
+    if certifier(settings) is not None:
+        low[0] = ESCALATE_ALL  # until something is certified
     # An initial threshold below 0 means "escalate everything"; it is no error to start there.
     return np.minimum(low, first), np.maximum(high, first)
 
@@ -132,7 +135,7 @@ def learn_locally(
         Unchanged parameters with 0 examples when there is nothing to learn from.
     """
     server_round = int(cast(int, config["round"]))
-    rule = _loss_of(settings, server_round)
+    rule = loss_of(settings, server_round)
     if settings.audit_rate == 0 and not rule_of(settings).counts_unknown:
         feedback = feedback.select(feedback.known)
     method = str(config.get("local-method", "fedavg"))
@@ -179,7 +182,7 @@ def private_policy(
     generator : numpy.random.Generator
         Unknown to the server.
     """
-    if settings.privacy != "local" or _loss_of(settings, server_round) is None:
+    if settings.privacy != "local" or loss_of(settings, server_round) is None:
         return policy
     noisy = private_update(policy, start, settings.privacy_clip, settings.privacy_noise, generator)
     if not isinstance(rule_of(settings), GradientRule):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.learning.rules import rule_of
+from fedhlm_app.learning.rules import sums_rule
 from fedhlm_app.learning.rules.certified import Certified
 from fedhlm_app.results.report.verdict import certified
 from fedhlm_app.results.runs import RunFolder
@@ -73,7 +73,7 @@ def learned_by(folder: RunFolder, settings: Settings, cluster: int | None = None
         if not 0 <= cluster < count:
             raise SettingsError(f"cluster = {cluster}: the run has clusters 0 .. {count - 1}")
         vector = tiers["clusters"][cluster]
-    arrays, rule, promise = parted(vector, initial_policy(settings)), rule_of(settings), ""
+    arrays, rule, promise = parted(vector, initial_policy(settings)), sums_rule(settings), ""
     # Thresholds of single clients are certified for each alone, and not for their cluster.
     if (
         isinstance(rule, Certified)

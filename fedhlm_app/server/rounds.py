@@ -18,7 +18,7 @@ from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.client.token_columns import LoggingGrid
 from fedhlm_app.data.items import Items
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.learning.rules import rule_of, sums_rule
+from fedhlm_app.learning.rules import certifies, rule_of, sums_rule
 from fedhlm_app.results.events import event_log
 from fedhlm_app.results.figures import accuracy, by_client, coverage, figures, hierarchy
 from fedhlm_app.results.report import write_report
@@ -228,7 +228,7 @@ class Federation:
             line["epsilon"] = self.epsilon
         if self.strategy.calibration is not None:
             line["calibration"] = self.strategy.calibration.stage(record)
-            line["guarantee"] = guarantee(self.settings, self.strategy.calibration)
+            line["guarantee"] = guarantee(self.settings, self.strategy.calibration, record.round)
         if self._tokens is not None:
             self._tokens.end_round(record.round)
         self.folder.append_metrics(line)
@@ -251,7 +251,8 @@ class Federation:
         if self.host is not None:
             self.host.ensure()
         if self.edges is not None:
-            self.edges.publish()
+            if not certifies(self.settings, record.round):
+                self.edges.publish()
             self.edges.ensure(self._cluster_of_clients())
 
     def _thresholds(self, clients: Mapping[int, float]) -> dict[str, Any]:
@@ -314,7 +315,7 @@ class Federation:
             "accuracy": right,
             "certificate": total["certificate"],
             "measured_tokens": total["measured_tokens"],
-            "guarantee": guarantee(settings, self.strategy.calibration),
+            "guarantee": guarantee(settings, self.strategy.calibration, self.strategy.rounds_done),
             "bytes": total["bytes"],
             "exchanges": total["exchanges"],
             "hierarchy": None if self.strategy.at_edge is None else hierarchy(totals),
@@ -330,6 +331,7 @@ class Federation:
             },
             "audited": int(totals["audited"]),
             "false_hits": total["false_hits"],
+            "copies": int(totals["cache-copies"]),
             "read": int(totals["read"]),
             "refused": dict(self.progress.refused),
             "failed": self.progress.failed,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.learning.gradients import policy_bounds
-from fedhlm_app.learning.rules import rule_of
+from fedhlm_app.learning.rules import rule_of, sums_rule
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.hierarchy import averages_at_edge
 from strategies.at_edge import EdgeServers
@@ -67,7 +67,7 @@ def build_of(
         "privacy": _central_privacy(settings),
         "proximal_mu": settings.proximal_mu,
         "server_learning_rate": settings.server_learning_rate,
-        **rule_of(settings).strategy_options(),
+        **(sums_rule(settings) or rule_of(settings)).strategy_options(),
     }
     return build_strategy(
         settings.strategy, settings.edge_rule, settings.cloud_rule, clusters, **options

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from fedhlm_app.learning.rules import RULES, named_rule
+from fedhlm_app.learning.rules import RULES, certifier, named_rule
 from fedhlm_app.settings.address import parse_address
 from fedhlm_app.settings.hierarchy import cloud_only
 from hlm.local_steps import LOCAL_METHODS
@@ -151,7 +151,7 @@ def why_not_span(settings: Settings) -> list[str]:
 def _learning(settings: Settings) -> list[str]:
     rule = named_rule(settings)
     if settings.policy != "router":
-        return rule.conflicts()
+        return rule.conflicts() + _certifying(settings)
     if not rule.sets_router:
         setters = [one.name for one in RULES.values() if one.learns and one.sets_router]
         return [
@@ -168,6 +168,29 @@ def _learning(settings: Settings) -> list[str]:
         found.append(
             f"settings 'router-optimizer' = 'adam' and 'strategy' = '{settings.strategy}': it "
             "corrects plain gradient steps; set router-optimizer=sgd or strategy=fedavg"
+        )
+    return found
+
+
+def _certifying(settings: Settings) -> list[str]:
+    """What cannot be certified after `learn-rounds`."""
+    if certifier(settings) is None:
+        return []
+    refused = (
+        ("privacy", settings.privacy, ("local", "central"), "sums would need noise of their own"),
+        ("personalisation", settings.personalisation, ("local", "shrunk"), "one client is too few"),
+    )
+    found = [
+        f"settings 'learn-rounds' = {settings.learn_rounds} and '{name}' = '{value}': what is "
+        f"learned is then certified, and {why}; set learn-rounds=0"
+        for name, value, bad, why in refused
+        if value in bad
+    ]
+    if settings.recluster_every and settings.personalisation == "cluster":
+        found.append(
+            f"settings 'learn-rounds' = {settings.learn_rounds} and 'recluster-every' = "
+            f"{settings.recluster_every}: what is certified of a cluster's clients says nothing "
+            "about others; set recluster-every=0 or personalisation=global"
         )
     return found
 

@@ -15,7 +15,8 @@ class LearningGroup(Group):
     learning: Annotated[str, OneOf("auto", *RULES)] = setting(
         "auto",
         "rule by which the policy learns; auto: certified-high-probability, or, where a setting "
-        "of gradients, privacy or the start asks for it, balanced (u-hlm: linear)",
+        "of gradients, privacy or the start asks for it, balanced (u-hlm: linear; learn-rounds: "
+        "primal-dual)",
     )
     reduction: Literal["mean", "sum"] = setting(
         "mean", "over a client's tokens; sum is the paper's letter and overshoots at once"
@@ -29,7 +30,8 @@ class LearningGroup(Group):
     )
     learning_rate: float = setting(
         0.0,
-        "step size of the first round; 0: the rule's own, our choice (paper .02, others .1)",
+        "step size of the first round; 0: the rule's own, our choice (paper .02, balanced .1, "
+        "primal-dual .5)",
         at_least=0,
         at_most=1e4,
     )
@@ -64,6 +66,14 @@ class LearningGroup(Group):
     )
     confidence: float = setting(
         0.05, "delta, the chance that certified-high-probability fails", above=0, below=1
+    )
+    learn_rounds: int = setting(
+        0,
+        "first rounds, in which gradients learn; the later ones certify what they have learned; "
+        "0: gradients learn in every round, and nothing is certified",
+        unit="rounds",
+        at_least=0,
+        at_most=1_000_000,
     )
     calibration_rounds: int = setting(
         5,

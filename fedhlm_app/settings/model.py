@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from fedhlm_app.learning.rules import GRADIENTS, GUARANTEE, LINE
+from fedhlm_app.learning.rules import BUDGETED, GRADIENTS, GUARANTEE, LINE
 from fedhlm_app.settings.conflicts import conflicts, why_not_span
 from fedhlm_app.settings.errors import SettingsError, from_validation
 from fedhlm_app.settings.field import kebab
@@ -40,6 +40,9 @@ def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> 
     """The learning rule that `auto` stands for, from the settings given by kebab-case key."""
     if given.get("policy") == "u-hlm":
         return LINE
+    costs = ("cost-transmit", "cost-error")
+    if str(given.get("learn-rounds", 0)) != "0" and given.get("policy", "threshold") == "threshold":
+        return GRADIENTS if any(name in given for name in costs) else BUDGETED
     wants_gradients = any(
         given.get(name, defaults[name]) != defaults[name] for name in GRADIENT_SETTINGS
     )

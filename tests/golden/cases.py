@@ -33,6 +33,7 @@ RUNS: dict[str, Changes] = {
     "primal-dual-score": {
         "learning": "primal-dual", "workload": "score", "audit_rate": 0.5, "free_feedback": False,
         "edge_rule": "fedmedian", "partition": "dirichlet",
+        "learning_rate": 0.1, "learning_rate_decay": 0.1,
     },
     "linear-u-hlm": {
         "learning": "linear", "policy": "u-hlm", "workload": "score", "rounds": 1,

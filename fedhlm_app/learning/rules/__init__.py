@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clients.policies import POLICIES
 from fedhlm_app.learning.rules.balanced import Balanced
-from fedhlm_app.learning.rules.base import LearningRule
+from fedhlm_app.learning.rules.base import GradientRule, LearningRule
 from fedhlm_app.learning.rules.certified import Certified, CertifiedHighProbability
 from fedhlm_app.learning.rules.linear import Linear
 from fedhlm_app.learning.rules.paper import Paper
@@ -30,6 +30,8 @@ RULES: dict[str, type[LearningRule]] = {
 }
 GUARANTEE, GRADIENTS, LINE = CertifiedHighProbability.name, Balanced.name, Linear.name
 """What `learning` = ``auto`` stands for: by itself, where gradients are wanted, and for U-HLM."""
+BUDGETED = PrimalDual.name
+"""What it stands for where what gradients learn will be certified: it learns towards the budget."""
 
 
 def named_rule(settings: Settings) -> LearningRule:
@@ -44,6 +46,31 @@ def rule_of(settings: Settings) -> LearningRule:
 
 
 def sums_rule(settings: Settings) -> SumsRule | None:
-    """That rule, if it sets thresholds by sums."""
+    """The rule that sets thresholds by sums: that one, or the one that certifies what it learns."""
     rule = rule_of(settings)
-    return rule if isinstance(rule, SumsRule) else None
+    return rule if isinstance(rule, SumsRule) else certifier(settings)
+
+
+def certifies(settings: Settings, server_round: int) -> bool:
+    """Whether a round (from 1) certifies what the rounds before it have learned."""
+    return certifier(settings) is not None and server_round > settings.learn_rounds
+
+
+def reads_kept(settings: Settings, server_round: int, calibrate: bool) -> bool:
+    """Whether the LLM reads a round's kept tokens for the device to learn from.
+
+    It does while sums are gathered, and while something is learned that will be certified: which
+    tokens free feedback tells of depends on what came later, and with caches there is little of it.
+    """
+    rule = sums_rule(settings)
+    learning = certifier(settings) is not None and server_round <= settings.learn_rounds
+    return rule is not None and rule.reads_kept_tokens and (calibrate or learning)
+
+
+def certifier(settings: Settings) -> Certified | None:
+    """The rule by which thresholds learned by gradients are certified after `learn-rounds`.
+
+    None where they are not, and for a router, whose threshold certified rules set by themselves.
+    """
+    learned = settings.policy == "threshold" and isinstance(rule_of(settings), GradientRule)
+    return CertifiedHighProbability(settings) if learned and settings.learn_rounds else None

@@ -32,7 +32,7 @@ class PrimalDual(GradientRule):
 
     name = "primal-dual"
     sets_router = False
-    steps = (0.1, 0.1)
+    steps = (0.5, 0.2)
 
     def initial(self) -> dict[str, FloatArray]:
         """Threshold and dual variable."""

@@ -136,13 +136,16 @@ class SumsRule(LearningRule):
         from strategies.calibrated import CalibrationOptions
 
         settings = self.settings
+        # Where settings name another rule, this one certifies what that has learned.
+        learning = 0 if settings.learning == self.name else settings.learn_rounds
         calibration = CalibrationOptions(
             self.calibration(),
             tier=settings.personalisation,
             pseudo=settings.shrinkage,
             check=self.problem,
             clients=settings.clients,
-            training_rounds=settings.router_rounds if settings.policy == "router" else 0,
+            training_rounds=settings.router_rounds if settings.policy == "router" else learning,
+            learned=learning > 0,
         )
         return {"calibration": calibration}
 

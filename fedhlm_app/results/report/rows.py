@@ -16,11 +16,16 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     rows: list[tuple[str, str, str] | None] = [
         ("tokens", f"{tokens:,}", f"{summary['clients']} clients, {summary['rounds']} rounds")
     ]
+    settings = summary.get("settings", {})
+    tiers = {"cache": "cache-mode", "peer": "peer-mode", "edge": "inter-cluster"}
+    on = {stage for stage, key in tiers.items() if settings.get(key, "off") not in ("off", False)}
     for stage, words in STAGE_WORDS.items():
         count = summary["resolution"][stage]
-        # Tiers that are switched off would only be noise.
-        if count or stage in ("local", "llm_accepted", "llm_resampled"):
+        # Tiers that are switched off would only be noise; where there are some, all are told.
+        if count or stage in on or (on if stage == "unresolved" else stage not in tiers):
             rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
+        if stage == "cache" and (copies := summary.get("copies")):
+            rows.append(("    of the same prompt", f"{copies:,}", "from when it came before"))
     accuracy = summary["accuracy"]
     rows += [
         None,
@@ -59,11 +64,11 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     if (preset := summary.get("settings", {}).get("preset")) is not None:
         changed = in_short(summary.get("changed", {}))
         rows.append(("preset", preset, f"changed: {changed}" if changed else "nothing changed"))
-    if tiers := summary.get("hierarchy"):
-        saved = f"{tiers['aggregates']:,} aggregates; {tiers['saved']:.1%} fewer than all updates"
+    if sent := summary.get("hierarchy"):
+        saved = f"{sent['aggregates']:,} aggregates; {sent['saved']:.1%} fewer than all updates"
         rows += [
-            ("updates to the edge", f"{tiers['device_edge']:,}", f"bytes of {tiers['updates']:,}"),
-            ("  on to the cloud", f"{tiers['edge_cloud']:,}", f"bytes of {saved}"),
+            ("updates to the edge", f"{sent['device_edge']:,}", f"bytes of {sent['updates']:,}"),
+            ("  on to the cloud", f"{sent['edge_cloud']:,}", f"bytes of {saved}"),
         ]
     rows.append(
         (
@@ -84,7 +89,10 @@ def _thresholds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if found is not None and found["certified"] < found["groups"]:
         share = f"{found['certified']} of {found['groups']}"
         rows += [("  certified", share, lacking(found)), ("", "", meanwhile(found))]
-    if any(other != value for other in clusters.values()):
+    for group, learned in ({} if found is None else found.get("learned", {})).items():
+        whose = "" if summary["settings"]["personalisation"] == "global" else f"cluster {group}: "
+        rows.append(("  learned", threshold(learned), f"{whose}by gradients, before certifying"))
+    if any(abs(other - value) > 1e-9 for other in clusters.values()):
         shown = "  ".join(f"{key}: {threshold(v)}" for key, v in list(clusters.items())[:8])
         more = f"  and {len(clusters) - 8} more" if len(clusters) > 8 else ""
         rows.append(("  by cluster", "", shown + more))

@@ -20,9 +20,20 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if not found["certified"]:
         return start + f"nothing is certified: {lacking(found)}"
     where = "under the certified threshold"
+    if len(learned := found.get("learned", {})) == 1:
+        shown = threshold(summary["threshold"]["global"])
+        where = f"learned {threshold(learned['0'])}, certified {shown}:"
     if found["groups"] > 1:
         where = f"under {found['certified']} of {found['groups']} thresholds, which are certified,"
-    return start + f"{where} {certified(found['budget'], found['sureness'])}"
+    return start + f"{where} {certified(found['budget'], found['sureness'])}" + _of_new(summary)
+
+
+def _of_new(summary: Mapping[str, Any]) -> str:
+    """What holds for prompts that nobody has seen, where those of the run came again."""
+    held_out = summary.get("evaluation", {})
+    if not summary.get("copies") or not held_out.get("tokens"):
+        return ""
+    return f"; of new prompts' tokens {percent(held_out['trr'])} were decided without the LLM"
 
 
 def certified(budget: float, sureness: float | None) -> str:

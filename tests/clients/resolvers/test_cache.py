@@ -159,6 +159,7 @@ def test_bad_states_are_refused():
         with pytest.raises(ValueError, match=message):
             store.restore(good | {name: value})
     one = {"keys": np.full((1, SIZE), np.nan), "tokens": np.array([1]), "used": np.array([1])}
+    one["prompts"] = np.array([1])
     with pytest.raises(ValueError, match="finite"):
         store.restore(one)
     with pytest.raises(ValueError, match="lacks"):
@@ -192,3 +193,17 @@ def test_paper_mode_holds_what_the_device_kept_and_what_anybody_decided():
         resolver.learn(escalation, final, None)
         resolver.inferred(np.array([3]))
         assert sorted(resolver.cache.tokens.tolist()) == expected
+
+
+def test_answers_from_the_same_prompt_are_counted_apart():
+    store, keys = cache(), contexts(3)
+    store.add(keys, np.arange(3), np.array([7, 7, 8]))
+    store.look_up(keys, np.zeros(3, np.int64), np.array([7, 9, 8]))
+    assert store.copies == 2
+    again = cache()
+    again.restore(store.state())
+    again.look_up(turned(keys, 0.5), np.zeros(3, np.int64), np.array([7, 7, 8]))
+    assert again.copies == 0  # no answer, no copy
+    again.add(keys[:1], np.array([5]), np.array([4]))  # the last who brought it counts
+    again.look_up(keys, np.zeros(3, np.int64), np.array([4, 7, 8]))
+    assert again.copies == 3
