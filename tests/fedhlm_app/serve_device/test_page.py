@@ -91,7 +91,9 @@ def test_the_slider_shows_what_another_threshold_would_keep(page, address):
     marked = page.run(f"[...{TOKENS}].map((one) => one.classList.contains('gain'))")
     assert marked == gains and any(gains)
     told = page.run("document.getElementById('change').innerText")
-    assert told.startswith(f"{sum(one <= 0.8 for one in sure)} of 30 tokens would be kept: ")
+    assert told.startswith(
+        f"{sum(one <= 0.8 for one in sure)} of 30 tokens would be sure enough to keep: "
+    )
     page.press("Home", code=36)
     losses = page.run(f"[...{TOKENS}].map((one) => one.classList.contains('loss'))")
     assert losses == [0 < one <= 0.6 for one in sure]
