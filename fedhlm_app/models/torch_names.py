@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fedhlm_app.settings.errors import SettingsError
+
 
 def torch_dtype(name: str) -> torch.dtype:
     """``float32`` and the like.
@@ -31,7 +33,7 @@ def torch_device(name: str, setting: str = "device") -> str:
 
     Raises
     ------
-    ValueError
+    SettingsError
         When this machine has no such device.
     """
     if name == "cpu":
@@ -44,7 +46,7 @@ def torch_device(name: str, setting: str = "device") -> str:
     if metal if kind == "mps" else int(index or 0) < count:
         return name
     here = ["cpu", "auto", *(f"cuda:{i}" for i in range(count)), *(["mps"] if metal else [])]
-    raise ValueError(
+    raise SettingsError(
         f"setting {setting!r} = {name!r}: PyTorch finds no such device here; allowed on this "
         f"machine: {', '.join(here)}"
     )
