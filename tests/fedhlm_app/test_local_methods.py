@@ -24,7 +24,9 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _settings(**changes: object) -> Settings:
     given = {"learning": "balanced", "clients": 4, "clusters": 2, "rounds": 4, **changes}
-    return Settings.from_sources({k.replace("_", "-"): v for k, v in given.items()}, {})
+    named = {k.replace("_", "-"): v for k, v in given.items()}
+    # The clients here count no drafts, which streams would ask of them.
+    return Settings.from_sources({"escalation": "token", **named}, {})
 
 
 class Grid:
