@@ -27,7 +27,7 @@ from flwr.supercore import log
 
 from hlm.arrays import FloatArray
 from strategies.at_edge import AtEdge
-from strategies.calibrated import Calibrating, in_turn
+from strategies.calibrated import Calibrating
 from strategies.cluster_map import ClusterMap, OneCluster
 from strategies.exchange import Exchange
 from strategies.local_methods import FedAvgSteps, LocalMethod
@@ -43,6 +43,7 @@ from strategies.sampling import Node, Participation
 from strategies.server_state import ServerState
 from strategies.tiers import TierRules
 from strategies.training import Training
+from strategies.turns import in_turn
 from strategies.validation import Refusal, ReplyLimits, Update
 
 

@@ -18,10 +18,7 @@ from flwr.serverapp import Grid
 
 from clients.learning.feedback import Feedback
 from clients.learning.owners import Owners
-from clients.policy import FixedPolicy, Policy, RandomPolicy, RoutingInput, ThresholdPolicy
 from clients.records import Stage, TokenRecords, Traffic
-from clients.resolvers.hits import AUDIT_KEPT, audit_draws
-from fedhlm_app.client.draws import RoundDraw
 from fedhlm_app.client.routed import Routed, feedback_of, figures
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.learning.gradients import initial_policy
@@ -33,9 +30,9 @@ from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace.file import Trace
+from fedhlm_app.trace.texts import Texts, drawn, routed
 from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.local_steps import starting_point
-from hlm.randomness import DrawKeys, session_keys
 from strategies.phases import Round
 from strategies.records import RoundRecord
 from strategies.sampling import Node
@@ -84,26 +81,6 @@ class Replayed:
     answered: IntArray
 
 
-@dataclass
-class _Texts:
-    """Texts of some clients in one round, in order of client and batch.
-
-    Attributes
-    ----------
-    client : int64 [t]
-        Place of the client among those of the chunk.
-    item, session, each : int64 [t]
-    counted : bool [t]
-        A calibration may count it.
-    """
-
-    client: IntArray
-    item: IntArray
-    session: IntArray
-    each: IntArray
-    counted: BoolArray
-
-
 class Here:
     """All clients are connected; node ids are client numbers."""
 
@@ -148,14 +125,14 @@ class Replay:
         for client in range(settings.clients):
             clusters.register(client, client)
         self.strategy = build_of(settings, clusters, lambda record: None)
-        self._tokens_each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
+        tokens_each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
         # Routed tokens of every item as a list, by the most that are wanted of it: a few small sums
         # for each client are most of what a replay of very many costs.
         self._lengths = {
             most: trace.places(np.arange(len(trace.labels)), settings.prompt_tokens, most)[
                 1
             ].tolist()
-            for most in range(1, self._tokens_each + 1)
+            for most in range(1, tokens_each + 1)
         }
         stages = (settings.clients, len(Stage))
         self._stages = np.zeros(stages, np.int64)
@@ -189,8 +166,8 @@ class Replay:
         clients = np.array([node.client for node in nodes], np.int64)
         starts, arrays, configs = self._told(current, nodes)
         calibrating = np.array([bool(config.get("calibrate")) for config in configs])
-        texts = self._drawn(clients, configs, number)
-        records, answers = self._routed(texts, clients, starts[:, 0])
+        texts = drawn(settings, self.train_rows, self._lengths, clients, configs, number)
+        records, answers = routed(self.trace, settings, texts, clients, starts[:, 0])
         rule = sums_rule(settings)
         reading = calibrating & (rule is not None and rule.reads_kept_tokens)
         told = reading[texts.client][:, None] & records.present & ~records.escalated
@@ -241,67 +218,6 @@ class Replay:
         }
         return starts, arrays, [config for _, _, config in told]
 
-    def _drawn(self, clients: IntArray, configs: list[dict[str, Any]], number: int) -> _Texts:
-        """Texts that clients route in a round."""
-        owner, items, sessions, each, counted = [], [], [], [], []
-        lengths = self._lengths
-        for place, client in enumerate(clients.tolist()):
-            contribution = int(configs[place].get("contribution", -1))
-            draw = RoundDraw(self.settings, client, self.train_rows[client], number, contribution)
-            first = True
-            while draw.left > 0:
-                rows, keys, most = draw.batch(self._tokens_each)
-                draw.left -= sum(map(lengths[most].__getitem__, rows.tolist()))
-                owner += [place] * len(rows)
-                each += [most] * len(rows)
-                items.append(rows)
-                sessions.append(keys)
-                marked = draw.calibration if first else None
-                counted.append(np.zeros(len(rows), np.bool_) if marked is None else marked)
-                first = False
-        return _Texts(
-            np.array(owner, np.int64),
-            np.concatenate(items),
-            np.concatenate(sessions),
-            np.array(each, np.int64),
-            np.concatenate(counted),
-        )
-
-    def _routed(
-        self, texts: _Texts, clients: IntArray, thresholds: FloatArray
-    ) -> tuple[TokenRecords, IntArray]:
-        """Records of all texts, after the report's own readings, and the right tokens."""
-        trace, settings = self.trace, self.settings
-        begin, counts = trace.places(texts.item, settings.prompt_tokens, texts.each)
-        records = TokenRecords(len(begin), int(counts.max()))
-        present = np.arange(records.token.shape[1]) < counts[:, None]
-        at = np.nonzero(present)
-        row = begin[at[0]] + at[1]
-        owner = texts.client[at[0]]
-        sessions = session_keys(clients[owner], texts.session[at[0]])
-        keys = DrawKeys(settings.seed + 1, sessions, trace.position[row])
-        uncertainty = trace.uncertainty[settings.uncertainty][row]
-        policy = _policy(settings, thresholds[owner])
-        kept = policy.keep(RoutingInput(uncertainty, keys))
-        audited = np.zeros(len(row), np.bool_)
-        if settings.audit_rate > 0 and kept.any():
-            audited = kept & (audit_draws(keys, AUDIT_KEPT) < settings.audit_rate)
-        local, agrees = kept & ~audited, trace.agrees[row]
-        records.present[at] = True
-        records.position[at], records.draft[at] = trace.position[row], trace.draft[row]
-        records.uncertainty[at], records.probability[at] = uncertainty, trace.probability[row]
-        records.sure[at] = records.kept[at] = kept
-        records.audited[at], records.escalated[at] = audited, ~local
-        records.token[at] = np.where(local, trace.draft[row], trace.token[row])
-        decided = np.where(agrees, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
-        records.stage[at] = np.where(local, Stage.LOCAL, decided)
-        records.log_prob[at], records.draft_choice[at] = trace.log_prob[row], agrees
-        records.choice[at] = np.where(local, agrees, 1)
-        records.measured_only[at] = local
-        answers = np.full(present.shape, -1, np.int64)
-        answers[at] = trace.answer[row]
-        return records, answers
-
     def _count(
         self, clients: IntArray, records: TokenRecords, right: BoolArray, hits: BoolArray
     ) -> None:
@@ -312,7 +228,7 @@ class Replay:
         np.add.at(self._correct, clients, hits.sum(axis=1))
 
     def _sums(
-        self, feedback: Feedback, owners: Owners, texts: _Texts, calibrating: BoolArray
+        self, feedback: Feedback, owners: Owners, texts: Texts, calibrating: BoolArray
     ) -> dict[int, Feedback]:
         """What rules of sums may count, by place of a client that is asked for sums."""
         ends, counted = np.cumsum(owners.sizes), texts.counted[feedback.prompt]
@@ -379,15 +295,6 @@ class Replay:
             "accuracy": accuracy(sums, self.settings.workload),
             **found,
         }
-
-
-def _policy(settings: Settings, thresholds: FloatArray) -> Policy:
-    """The routing policy, with each token's threshold."""
-    if settings.policy in ("always", "never"):
-        return FixedPolicy(kept=settings.policy == "always")
-    if settings.policy == "random":
-        return RandomPolicy(settings.random_share)
-    return ThresholdPolicy(thresholds, settings.policy)
 
 
 def _refuse(settings: Settings) -> None:

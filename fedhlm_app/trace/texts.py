@@ -1,0 +1,142 @@
+"""What replayed clients route in a round: which texts, and who decides their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clients.policy import FixedPolicy, Policy, RandomPolicy, RoutingInput, ThresholdPolicy
+from clients.records import Stage, TokenRecords
+from clients.resolvers.hits import AUDIT_KEPT, audit_draws
+from fedhlm_app.client.draws import RoundDraw
+from fedhlm_app.settings import Settings
+from fedhlm_app.trace.file import Trace
+from hlm.arrays import BoolArray, FloatArray, IntArray
+from hlm.randomness import DrawKeys, session_keys
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of some clients in one round, in order of client and batch.
+
+    Attributes
+    ----------
+    client : int64 [t]
+        Place of the client among those of the chunk.
+    item, session, each : int64 [t]
+    counted : bool [t]
+        A calibration may count it.
+    """
+
+    client: IntArray
+    item: IntArray
+    session: IntArray
+    each: IntArray
+    counted: BoolArray
+
+
+def drawn(
+    settings: Settings,
+    train_rows: Sequence[IntArray],
+    lengths: Mapping[int, Sequence[int]],
+    clients: IntArray,
+    configs: Sequence[Mapping[str, Any]],
+    number: int,
+) -> Texts:
+    """Texts that clients route in a round.
+
+    Parameters
+    ----------
+    settings : Settings
+    train_rows : sequence of int64 [n]
+        Items of each client that it routes.
+    lengths : mapping of int to sequence of int
+        Routed tokens of every item, by the most that are wanted of it.
+    clients : int64 [c]
+        Who is asked.
+    configs : sequence of mapping
+        What each of them is told.
+    number : int
+        Of the round.
+    """
+    tokens_each = max(lengths)
+    owner, items, sessions, each, counted = [], [], [], [], []
+    for place, client in enumerate(clients.tolist()):
+        contribution = int(configs[place].get("contribution", -1))
+        draw = RoundDraw(settings, client, train_rows[client], number, contribution)
+        first = True
+        while draw.left > 0:
+            rows, keys, most = draw.batch(tokens_each)
+            draw.left -= sum(map(lengths[most].__getitem__, rows.tolist()))
+            owner += [place] * len(rows)
+            each += [most] * len(rows)
+            items.append(rows)
+            sessions.append(keys)
+            marked = draw.calibration if first else None
+            counted.append(np.zeros(len(rows), np.bool_) if marked is None else marked)
+            first = False
+    return Texts(
+        np.array(owner, np.int64),
+        np.concatenate(items),
+        np.concatenate(sessions),
+        np.array(each, np.int64),
+        np.concatenate(counted),
+    )
+
+
+def routed(
+    trace: Trace, settings: Settings, texts: Texts, clients: IntArray, thresholds: FloatArray
+) -> tuple[TokenRecords, IntArray]:
+    """Records of all texts, after the report's own readings, and the right tokens.
+
+    Parameters
+    ----------
+    trace : Trace
+    settings : Settings
+    texts : Texts
+    clients : int64 [c]
+        Number of each client of the chunk.
+    thresholds : float64 [c]
+        At which each of them keeps.
+    """
+    begin, counts = trace.places(texts.item, settings.prompt_tokens, texts.each)
+    records = TokenRecords(len(begin), int(counts.max()))
+    present = np.arange(records.token.shape[1]) < counts[:, None]
+    at = np.nonzero(present)
+    row = begin[at[0]] + at[1]
+    owner = texts.client[at[0]]
+    sessions = session_keys(clients[owner], texts.session[at[0]])
+    keys = DrawKeys(settings.seed + 1, sessions, trace.position[row])
+    uncertainty = trace.uncertainty[settings.uncertainty][row]
+    policy = _policy(settings, thresholds[owner])
+    kept = policy.keep(RoutingInput(uncertainty, keys))
+    audited = np.zeros(len(row), np.bool_)
+    if settings.audit_rate > 0 and kept.any():
+        audited = kept & (audit_draws(keys, AUDIT_KEPT) < settings.audit_rate)
+    local, agrees = kept & ~audited, trace.agrees[row]
+    records.present[at] = True
+    records.position[at], records.draft[at] = trace.position[row], trace.draft[row]
+    records.uncertainty[at], records.probability[at] = uncertainty, trace.probability[row]
+    records.sure[at] = records.kept[at] = kept
+    records.audited[at], records.escalated[at] = audited, ~local
+    records.token[at] = np.where(local, trace.draft[row], trace.token[row])
+    decided = np.where(agrees, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
+    records.stage[at] = np.where(local, Stage.LOCAL, decided)
+    records.log_prob[at], records.draft_choice[at] = trace.log_prob[row], agrees
+    records.choice[at] = np.where(local, agrees, 1)
+    records.measured_only[at] = local
+    answers = np.full(present.shape, -1, np.int64)
+    answers[at] = trace.answer[row]
+    return records, answers
+
+
+def _policy(settings: Settings, thresholds: FloatArray) -> Policy:
+    """The routing policy, with each token's threshold."""
+    if settings.policy in ("always", "never"):
+        return FixedPolicy(kept=settings.policy == "always")
+    if settings.policy == "random":
+        return RandomPolicy(settings.random_share)
+    return ThresholdPolicy(thresholds, settings.policy)
