@@ -12,7 +12,7 @@ run: $(READY)
 
 # The whole suite, fast and slow, three at a time: whole runs mostly wait.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

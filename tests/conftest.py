@@ -15,6 +15,8 @@ from hypothesis import settings
 # A machine with other work must not make a property test red.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+# Ray gives its workers the lowest priority but four: beside busy tests one takes minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

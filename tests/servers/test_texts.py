@@ -20,6 +20,7 @@ from fedhlm_app.models.load import load_llm
 from fedhlm_app.serve_device.texts import ServedTexts
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.http_transport import HttpTransport
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.wire import Status, decode_reply, encode_request
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
@@ -312,5 +313,5 @@ def test_two_devices_of_one_number_at_a_real_server():
         process.kill()
         process.wait()
     engine = Engine(load_llm("builtin"), max_context=128)
-    own = [ServedTexts(settings, 0, Direct(LanguageModelService(engine))) for _ in prompts]
+    own = [ServedTexts(settings, 0, DirectTransport(LanguageModelService(engine))) for _ in prompts]
     assert found == [*map(answers, own, prompts)]
