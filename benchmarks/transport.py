@@ -41,7 +41,8 @@ def serve_http(port: int) -> None:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from servers.service import EXCHANGE, bounded, listen, make_server
+    from servers.http_server import bounded, listen, make_server
+    from servers.service import EXCHANGE
 
     async def exchange(request: Request) -> Response:
         return Response(b"".join([chunk async for chunk in bounded(request, 1 << 20)]))

@@ -19,37 +19,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from hlm.wire import WireError
 from servers.access import BearerToken
 from servers.actors import RequestBatcher
+from servers.http_server import BodyTooLarge, bounded
 from servers.llm import LanguageModelService
 
 EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
-MOST_CONNECTIONS = 8192
-"""Connections at a time, idle ones included; further ones are answered with 503."""
-
 CALLER_GONE = 499
 """Counted as the status of a request whose caller hung up; nobody reads it."""
-
-HEADER_SECONDS = 30.0
-"""Longest wait for a request's headers, from the connection or from their first byte on."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +84,6 @@ class ServiceOptions:
         for name in ("body_seconds", "answer_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0 s")
-
-
-class BodyTooLarge(Exception):
-    """The body is longer than allowed."""
 
 
 class ServedLanguageModel:
@@ -261,116 +249,5 @@ class ServedLanguageModel:
         )
 
 
-async def bounded(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body of a request in pieces, refused once it is known to be longer than `most` bytes."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > most:
-        raise BodyTooLarge
-    length = 0
-    async for chunk in request.stream():
-        length += len(chunk)
-        if length > most:
-            raise BodyTooLarge
-        yield chunk
-
-
 def _busy(why: str) -> Response:
     return PlainTextResponse(f"busy: {why}", 503, headers={"retry-after": "1"})
-
-
-class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Closes connections on which a request's headers are late, the first one's included.
-
-    uvicorn itself only closes those that are silent after an answer.
-    """
-
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._await_headers()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._await_headers()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_waiting()
-
-    def _await_headers(self) -> None:
-        """Wait for headers, but for as long as a request is in work."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-        elif self._late is None:
-            self._late = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-
-class _Server(uvicorn.Server):
-    """Says when it has begun to listen."""
-
-    on_ready: Callable[[], None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.on_ready is not None and self.started:
-            self.on_ready()
-
-
-def make_server(
-    app: Starlette,
-    on_ready: Callable[[], None] | None = None,
-    certificate: str = "",
-    key: str = "",
-) -> uvicorn.Server:
-    """The HTTP server of an application; ``run(sockets=[...])`` serves until it is told to stop.
-
-    SIGTERM, SIGINT or ``should_exit = True`` stop it: no new connections, and open requests get
-    ten seconds to be answered.
-
-    Parameters
-    ----------
-    app : Starlette
-        What is served.
-    on_ready : callable
-        Called once requests are accepted.
-    certificate, key : str
-        PEM files, with which it speaks TLS only; the key may be in the certificate's file. Without
-        a certificate it does not speak TLS.
-    """
-    config = uvicorn.Config(
-        app,
-        http=_ImpatientProtocol,
-        ssl_certfile=certificate or None,
-        ssl_keyfile=key or None,
-        log_level="warning",
-        access_log=False,
-        # A reply of ten bytes needs no hundred of headers.
-        server_header=False,
-        date_header=False,
-        # Devices think between requests; a handshake per token would cost them a round trip.
-        timeout_keep_alive=120,
-        timeout_graceful_shutdown=10,
-        limit_concurrency=MOST_CONNECTIONS,
-        lifespan="off",
-    )
-    server = _Server(config)
-    server.on_ready = on_ready
-    return server
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises
-    ------
-    OSError
-        When the address is taken or not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)

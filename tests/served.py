@@ -11,8 +11,9 @@ from starlette.applications import Starlette
 
 from hlm.wire import Limits, encode_request
 from servers.engine.engine import Engine
+from servers.http_server import listen, make_server
 from servers.llm import LanguageModelService
-from servers.service import ServedLanguageModel, ServiceOptions, listen, make_server
+from servers.service import ServedLanguageModel, ServiceOptions
 from tests.asking import request_of
 from tests.models import random_model
 from tests.wire_rows import Row

@@ -21,7 +21,13 @@ from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
-from fedhlm_app.cli.policy import Chosen, choose_policy
+from fedhlm_app.cli.policy import (
+    Chosen,
+    ClusterOption,
+    LlmAddressOption,
+    RunOption,
+    choose_policy,
+)
 from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
@@ -29,6 +35,7 @@ from hlm.wire import WireError
 
 if TYPE_CHECKING:
     from fedhlm_app.client.prompted import Ask, Continuation, PromptedModel
+    from hlm.arrays import IntArray
 
 generate_app = command_app(name="generate")
 
@@ -47,14 +54,8 @@ def generate(
         Path | None, typer.Option("--file", "-f", help="Prompts, one on each line.")
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", help="Most new tokens of a text.")] = 60,
-    run: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Take models, settings and policy of this run."),
-    ] = None,
-    cluster: Annotated[
-        int | None,
-        typer.Option(help="Whose policy, in a run whose clusters have their own; 0 by default."),
-    ] = None,
+    run: RunOption = None,
+    cluster: ClusterOption = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Keep drafts of at most this uncertainty, -1 to 1; 0.5 by default."),
@@ -68,10 +69,7 @@ def generate(
     decoding: Annotated[str | None, typer.Option(help="greedy (default) or sampled.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of sampled decoding.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampled decoding.")] = None,
-    llm_address: Annotated[
-        str | None,
-        typer.Option(help="host:port or URL of `fedhlm serve llm`, instead of an LLM in here."),
-    ] = None,
+    llm_address: LlmAddressOption = None,
     threads: Annotated[
         int, typer.Option(help="Processor threads of the models; 1 is fastest for small ones.")
     ] = 1,
@@ -121,30 +119,44 @@ def generate(
             model.read_prompt([{"role": "user", "content": one}] if chat else one, tokens)
             for one in prompts
         ]
-    from fedhlm_app.client.prompted import Ask
-
-    # Told once, below the text and not within it.
-    logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
     screen = None
     if not as_json:
         screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
         screen.legend(_possible_stages(chosen.settings))
-    answers: list[Continuation] = []
     begin = time.perf_counter()
+    answers = _write_all(model, chosen, screen, prompts, read, tokens, errors)
+    if not as_json:
+        if errors.is_terminal:
+            errors.print()
+        words = account(answers, time.perf_counter() - begin, chosen.words)
+        errors.print(words, markup=False, soft_wrap=True)
+
+
+def _write_all(
+    model: PromptedModel,
+    chosen: Chosen,
+    screen: ColouredText | None,
+    prompts: list[str],
+    read: list[IntArray],
+    tokens: int,
+    errors: Console,
+) -> list[Continuation]:
+    """Continue one prompt after the other, and say if the LLM was missed."""
+    from fedhlm_app.client.prompted import Ask
+
+    # Told once, below the text and not within it.
+    logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
+    answers: list[Continuation] = []
     try:
         with ends_with(FAILED, WireError):
             for number, (one, ids) in enumerate(zip(prompts, read, strict=True), 1):
                 answers.append(_write(model, chosen, screen, one, Ask(ids, tokens, number)))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    seconds = time.perf_counter() - begin
     if lost := sum(answer.stages["unresolved"] for answer in answers):
         why = model.uplink.link.problem or "some of its answers did not come"
         say(errors, f"the small model wrote {lost} tokens alone that the LLM was to decide: {why}")
-    if not as_json:
-        if errors.is_terminal:
-            errors.print()
-        errors.print(account(answers, seconds, chosen.words), markup=False, soft_wrap=True)
+    return answers
 
 
 def _write(

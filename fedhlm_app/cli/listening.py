@@ -37,7 +37,7 @@ def take_port(host: str, port: int) -> socket.socket:
     SettingsError
         The port is taken, or the address is not of this machine.
     """
-    from servers.service import listen
+    from servers.http_server import listen
 
     try:
         return listen(host, port)
@@ -86,7 +86,7 @@ def run_until_stopped(
     access : Access
         Its certificate.
     """
-    from servers.service import make_server
+    from servers.http_server import make_server
 
     def ready() -> None:
         name, number = listener.getsockname()[:2]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from clients.policies import POLICIES
 from fedhlm_app.cli.run import collect
@@ -11,6 +14,19 @@ from fedhlm_app.client.feedback_folder import ServedPolicy, difference, made_wit
 from fedhlm_app.results.report.verdict import threshold as shown
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
+
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="FOLDER", help="Take models, settings and policy of this run."),
+]
+ClusterOption = Annotated[
+    int | None,
+    typer.Option(help="Whose policy, in a run whose clusters have their own; 0 by default."),
+]
+LlmAddressOption = Annotated[
+    str | None,
+    typer.Option(help="host:port or URL of `fedhlm serve llm`, instead of an LLM in here."),
+]
 
 
 @dataclass(frozen=True)

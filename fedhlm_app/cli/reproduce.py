@@ -27,6 +27,7 @@ _Seeds = Annotated[
     int | None,
     typer.Option(min=1, help=f"Runs of everything; {SEEDS} by default, {QUICK_SEEDS} if quick."),
 ]
+_Overrides = Annotated[list[str] | None, set_option("Settings of all runs, as slm.")]
 
 
 @reproduce_app.callback()
@@ -43,7 +44,7 @@ def fedhlm(
     quick: _Quick = False,
     out: _Out = Path("results"),
     seeds: _Seeds = None,
-    overrides: Annotated[list[str] | None, set_option("Settings of all runs, as slm.")] = None,
+    overrides: _Overrides = None,
 ) -> None:
     """FedHLM (arXiv 2507.00082): 20 clients, 4 clusters, 30 rounds, 18,000 tokens a run.
 
@@ -62,7 +63,7 @@ def cu_hlm(
     quick: _Quick = False,
     out: _Out = Path("results"),
     seeds: _Seeds = None,
-    overrides: Annotated[list[str] | None, set_option("Settings of all runs, as slm.")] = None,
+    overrides: _Overrides = None,
 ) -> None:
     """CU-HLM (arXiv 2505.11788): U-HLM's line, k*, throughput over a Rayleigh channel.
 

@@ -12,7 +12,7 @@ from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped, take_port
-from fedhlm_app.cli.policy import choose_policy
+from fedhlm_app.cli.policy import ClusterOption, LlmAddressOption, RunOption, choose_policy
 from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
@@ -195,18 +195,9 @@ def serve(
 
 @serve_app.command()
 def device(
-    llm_address: Annotated[
-        str | None,
-        typer.Option(help="host:port or URL of `fedhlm serve llm`, instead of an LLM in here."),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Take models, settings and policy of this run."),
-    ] = None,
-    cluster: Annotated[
-        int | None,
-        typer.Option(help="Whose policy, in a run whose clusters have their own; 0 by default."),
-    ] = None,
+    llm_address: LlmAddressOption = None,
+    run: RunOption = None,
+    cluster: ClusterOption = None,
     store: _Store = None,
     client: _Client = 0,
     host: _Host = "127.0.0.1",

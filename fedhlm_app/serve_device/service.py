@@ -42,7 +42,8 @@ from fedhlm_app.serve_device.refused import Refused
 from fedhlm_app.serve_device.texts import ServedTexts
 from hlm.arrays import IntArray
 from hlm.wire import WireError
-from servers.service import CALLER_GONE, BodyTooLarge, bounded
+from servers.http_server import BodyTooLarge, bounded
+from servers.service import CALLER_GONE
 
 MOST_BYTES = 1 << 20
 BODY_SECONDS = 30.0

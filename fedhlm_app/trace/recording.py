@@ -17,7 +17,7 @@ from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.data.dataset import items_of
-from fedhlm_app.data.prompts import TEXT_TOKENS, prompts
+from fedhlm_app.data.prompts import TEXT_TOKENS, Prompt, prompts
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
@@ -62,6 +62,83 @@ class _Contexts:
         return Traffic()
 
 
+class _Reader:
+    """Both models and the router that takes texts past them, noting all that a trace holds.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the recording, with `_PLAIN`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.service = build_service(settings)
+        self.device = RoutedModel(settings, 0, DirectTransport(self.service))
+        self.measured: dict[str, list[FloatArray]] = {
+            name: [] for name, kind in MEASURES.items() if "uniforms" not in kind.takes
+        }
+        self.columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _NAMES}
+        self._contexts = _Contexts()
+        self._router = Router(
+            self.device.model,
+            replace(self.device.config, uncertainty=self._measure),
+            FixedPolicy(kept=False),
+            self.device.verifier,
+            [self._contexts, self.device.uplink],
+            learning=False,
+        )
+
+    def _measure(self, logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+        given = {"draft": draft, "temperature": self.settings.uncertainty_temperature}
+        for name, values in self.measured.items():
+            kind = MEASURES[name]
+            found = kind.load()(logits, **{one: given[one] for one in kind.takes})
+            values.append(found.numpy())
+        return found
+
+    def read(self, rows: NDArray[np.int64], made: list[Prompt]) -> None:
+        """Route texts and add what is found to the columns.
+
+        Parameters
+        ----------
+        rows : numpy.ndarray
+            int64 [texts], their numbers in the dataset.
+        made : list of Prompt
+            Their prompts.
+
+        Raises
+        ------
+        RuntimeError
+            When the LLM does not answer for all tokens.
+        """
+        scored = self.settings.workload == "score"
+        tokens, traffic = [prompt.tokens for prompt in made], Traffic()
+        texts = TextBatch(tokens, rows, room=0 if scored else 1, given=scored)
+        if scored:
+            records = self._router.score(texts, np.ones(len(rows), np.int64), traffic)
+            answers = np.concatenate([text[1:] for text in tokens])
+        else:
+            records = self._router.generate(texts, 1, traffic)
+            answers = np.array([prompt.answer for prompt in made])
+        if traffic.failures or (records.stage[records.present] == Stage.UNRESOLVED).any():
+            raise RuntimeError(f"items {rows[0]} to {rows[-1]}: the LLM did not answer for all")
+        at = np.nonzero(records.present)
+        found = (
+            rows[at[0]], records.position[at], records.draft[at], records.token[at], answers,
+            records.probability[at], records.log_prob[at], self._contexts.seen[-1],
+        )  # fmt: skip
+        for values, added in zip(self.columns.values(), found, strict=True):
+            values.append(added)
+
+    def pair(self) -> dict[str, str]:
+        """Checksums of both models."""
+        return {
+            "slm": checksum(self.device.model),
+            "llm": checksum(getattr(self.service.engine, "model", None)),
+        }
+
+
 def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b: None) -> Trace:
     """Read all items of the dataset with both models, here and now.
 
@@ -85,30 +162,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
         )
     asked, settings = settings, settings.model_copy(update=_PLAIN)
     items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
-    service = build_service(settings)
-    device = RoutedModel(settings, 0, DirectTransport(service))
-    measured: dict[str, list[FloatArray]] = {
-        name: [] for name, kind in MEASURES.items() if "uniforms" not in kind.takes
-    }
-
-    def measure(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
-        given: dict[str, Any] = {"draft": draft, "temperature": settings.uncertainty_temperature}
-        for name, values in measured.items():
-            kind = MEASURES[name]
-            found = kind.load()(logits, **{one: given[one] for one in kind.takes})
-            values.append(found.numpy())
-        return found
-
-    contexts = _Contexts()
-    router = Router(
-        device.model,
-        replace(device.config, uncertainty=measure),
-        FixedPolicy(kept=False),
-        device.verifier,
-        [contexts, device.uplink],
-        learning=False,
-    )
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in _NAMES}
+    reader = _Reader(settings)
     scored = settings.workload == "score"
     longest = settings.prompt_tokens + settings.tokens_per_prompt if scored else TEXT_TOKENS
     # As many texts at a time as a device has in a round: sums of floats depend on a batch's shape.
@@ -117,45 +171,22 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
     for begin in range(0, len(items), count):
         listen(begin, len(items))
         rows = np.arange(begin, min(begin + count, len(items)))
-        made = prompts(items, tokenizer, rows, settings.workload, 1, longest)
-        tokens, traffic = [prompt.tokens for prompt in made], Traffic()
-        texts = TextBatch(tokens, rows, room=0 if scored else 1, given=scored)
-        if scored:
-            records = router.score(texts, np.ones(len(rows), np.int64), traffic)
-        else:
-            records = router.generate(texts, 1, traffic)
-        if traffic.failures or (records.stage[records.present] == Stage.UNRESOLVED).any():
-            raise RuntimeError(f"items {begin} to {rows[-1]}: the LLM did not answer for all")
-        at = np.nonzero(records.present)
-        answers = (
-            np.concatenate([text[1:] for text in tokens])
-            if scored
-            else np.array([prompt.answer for prompt in made])
-        )
-        found = (
-            rows[at[0]], records.position[at], records.draft[at], records.token[at], answers,
-            records.probability[at], records.log_prob[at], contexts.seen[-1],
-        )  # fmt: skip
-        for name, values in zip(_NAMES, found, strict=True):
-            parts[name].append(values)
+        reader.read(rows, prompts(items, tokenizer, rows, settings.workload, 1, longest))
     listen(len(items), len(items))
     about = {
         "settings": asked.to_run_config(),
         "label-names": list(items.label_names),
         "lead": int(tokenizer.bos_token_id is not None),
-        "pair": {
-            "slm": checksum(device.model),
-            "llm": checksum(getattr(service.engine, "model", None)),
-        },
+        "pair": reader.pair(),
     }
-    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    joined = {name: np.concatenate(values) for name, values in reader.columns.items()}
     return Trace(
         joined["item"],
         joined["position"],
         joined["draft"],
         joined["token"],
         joined["answer"],
-        {name: np.concatenate(values) for name, values in measured.items()},
+        {name: np.concatenate(values) for name, values in reader.measured.items()},
         joined["probability"],
         joined["log_prob"],
         joined["context"],

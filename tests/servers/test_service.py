@@ -400,7 +400,7 @@ def test_the_command_serves_and_stops_when_told(stop):
         port = int(line.split()[3].rpartition(":")[2])
         assert asked(port, "GET", "/health")[0] == 200
         process.send_signal(stop)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert process.stdout.read() == ""
     finally:
         process.kill()
@@ -425,27 +425,3 @@ def test_the_command_refuses_what_it_cannot_do():
         refused = CliRunner().invoke(app, ["serve", "llm", *words])
         assert refused.exit_code == 2
         assert names in refused.stderr
-
-
-def test_connections_that_send_no_headers_are_closed(monkeypatch):
-    monkeypatch.setattr("servers.service.HEADER_SECONDS", 0.3)
-    whole = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
-    with serving(make_service()) as (port, _):
-        for answered, late in ((0, b""), (0, whole[:20]), (1, whole[:20])):
-            with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
-                for _ in range(answered):
-                    connection.sendall(whole)
-                    assert b"200 OK" in connection.recv(4096)
-                connection.sendall(late)
-                assert connection.makefile("rb").read().count(b"HTTP") == 0
-
-
-def test_an_answer_may_take_longer_than_headers(monkeypatch):
-    monkeypatch.setattr("servers.service.HEADER_SECONDS", 0.1)
-    service = StuckService()
-    with serving(service) as (port, _), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(HttpTransport(f"127.0.0.1:{port}", 120).exchange, payload())
-        assert service.reached.wait(120)
-        time.sleep(0.3)
-        service.go.set()
-        assert asked.result()

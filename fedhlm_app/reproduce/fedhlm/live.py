@@ -7,7 +7,7 @@ by calls in place of Flower's messages and Ray's actors. Clusters are assigned, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from logging import WARNING, getLogger
 from typing import Any, cast
 
@@ -30,8 +30,12 @@ from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import FloatArray
 from servers.edge.server import EdgeServer
 from servers.llm import LanguageModelService
+from strategies.sampling import Node
 
-__all__ = ["live"]
+Sums = dict[str, Any]
+
+COUNTS = ("correct", "answered", "uplink", "downlink", "edge", "uncertainty")
+"""Sums that are kept of each client, beside its tokens by stage."""
 
 
 class _ToEdge(DirectTransport):
@@ -66,92 +70,156 @@ def live(
     """
     # It logs whom it asks in every round.
     getLogger("flwr").setLevel(WARNING)
-    count, first = settings.clients, initial_policy(settings)
     clusters = Clusters(settings).map
-    for client in range(count):
+    for client in range(settings.clients):
         clusters.register(client, client)
     strategy = build_of(settings, clusters, lambda record: None)
-    assigned = clusters.clusters_of(range(count))
-    sizes = np.bincount(assigned, minlength=settings.clusters)
-    servers: list[EdgeServer] = []
-    if settings.peer_mode != "off":
-        for cluster in range(settings.clusters):
-            members = [client for client in range(count) if assigned[client] == cluster]
-            servers.append(build_edge(settings, 0, cluster, members, settings.clusters))
-            others = [other for other in range(settings.clusters) if other != cluster]
-            if settings.inter_cluster:
-                servers[-1].neighbours = [_ToEdge(servers, other) for other in others]
-    devices = [
-        Device(settings, client, DirectTransport(service), lambda c: _ToEdge(servers, c))
-        for client in range(count)
-    ]
-    states: list[Mapping[str, Any]] = [{} for _ in devices]
-    stages, told = np.zeros((count, len(Stage)), np.int64), np.zeros((count, 6))
-    lines, here = [], cast(Grid, Here(count))
-    strategy.state.adopt(
-        ArrayRecord({n: Array(a) for n, a in first.items()}), strategy.cluster_map.num_clusters
-    )
+    first = ArrayRecord({n: Array(a) for n, a in initial_policy(settings).items()})
+    strategy.state.adopt(first, strategy.cluster_map.num_clusters)
+    assigned = clusters.clusters_of(range(settings.clients))
+    servers = _edge_servers(settings, assigned)
+    clients = _Clients(settings, service, servers, assigned)
+    lines, here = [], cast(Grid, Here(settings.clients))
     for number in range(1, settings.rounds + 1):
         current, updates = strategy.open_round(number, here), []
-        sums: dict[str, Any] = {}
+        sums: Sums = {}
         for node in current.asked.values():
-            device, (policy, arrays, config) = devices[node.client], strategy.told(current, node)
-            if device.edge is not None:
-                device.edge.join(node.cluster, int(sizes[node.cluster]), states[node.client])
-            routed = device.train_round(device.policy(strategy.named(policy)), number)
-            hits = {}
-            if device.edge is not None:
-                states[node.client] = device.edge.finish(routed.traffic)
-                hits = device.edge.figures()
-            begin = time.perf_counter()
-            step = learn_locally(settings, policy, feedback_of(routed, settings), config, arrays)
-            learning = time.perf_counter() - begin
-            found = {**figures(routed, settings), **hits}
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0) + value
-            sums["seconds-learning"] = sums.get("seconds-learning", 0.0) + learning
-            for records in routed.records:
-                np.add.at(stages[node.client], records.stage[records.present], 1)
-            told[node.client] += _told(routed, found)
-            metrics = {"num-examples": step.examples, "loss-before": step.loss_before}
-            metrics["local-steps"] = max(1, step.result.steps)
-            updates.append(
-                LocalUpdate(
-                    node.node_id,
-                    node.client,
-                    float(step.examples),
-                    metrics,
-                    sent=step.result.policy,
-                    extras={**step.result.arrays, "start": policy},
-                )
-            )
+            policy, arrays, config = strategy.told(current, node)
+            routed = clients.route(node, strategy.named(policy), number, sums)
+            updates.append(clients.learn(node, routed, policy, arrays, config, sums))
         begin = time.perf_counter()
         record = strategy.take(current, updates)
         for server in servers:
             server.publish()
-        lines.append(
-            {
-                "round": number,
-                "threshold": {"global": float(strategy.named(strategy.policy)["threshold"][0])},
-                "loss": record.means.get("loss-before"),
-                "accuracy": accuracy(sums, settings.workload),
-                "seconds": {
-                    "slm": sums["seconds-slm"],
-                    "waited": sums["seconds-waited"],
-                    "learning": sums["seconds-learning"],
-                    "aggregation": time.perf_counter() - begin,
-                },
-                **shares(sums),
-            }
-        )
+        seconds = time.perf_counter() - begin
+        threshold = float(strategy.named(strategy.policy)["threshold"][0])
+        loss = record.means.get("loss-before")
+        lines.append(_line(settings, number, threshold, loss, seconds, sums))
         listen(number)
-    columns = ("correct", "answered", "uplink", "downlink", "edge", "uncertainty")
-    by_client = {name: told[:, i].tolist() for i, name in enumerate(columns)}
-    return {"rounds": lines, "clients": {"stages": stages.tolist(), **by_client}}
+    return {"rounds": lines, "clients": clients.told()}
 
 
-def _told(routed: Routed, found: Mapping[str, Any]) -> FloatArray:
-    """A client's own counts, float64 [6]."""
-    traffic = routed.traffic
-    told = routed.correct, routed.answered, traffic.uplink, traffic.downlink, traffic.edge
-    return np.array([*told, found["uncertainty"]])
+def _edge_servers(settings: Settings, assigned: Sequence[int]) -> list[EdgeServer]:
+    """An edge server for each cluster; none where there are no peers."""
+    servers: list[EdgeServer] = []
+    if settings.peer_mode == "off":
+        return servers
+    for cluster in range(settings.clusters):
+        members = [client for client, own in enumerate(assigned) if own == cluster]
+        servers.append(build_edge(settings, 0, cluster, members, settings.clusters))
+        others = [other for other in range(settings.clusters) if other != cluster]
+        if settings.inter_cluster:
+            servers[-1].neighbours = [_ToEdge(servers, other) for other in others]
+    return servers
+
+
+class _Clients:
+    """The devices of a run, and what has come of their tokens.
+
+    Parameters
+    ----------
+    settings : Settings
+    service : LanguageModelService
+    servers : list of EdgeServer
+        By cluster; none where there are no peers.
+    assigned : sequence of int
+        The cluster of each client.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        service: LanguageModelService,
+        servers: list[EdgeServer],
+        assigned: Sequence[int],
+    ) -> None:
+        self._settings = settings
+        self._devices = [
+            Device(settings, client, DirectTransport(service), lambda c: _ToEdge(servers, c))
+            for client in range(settings.clients)
+        ]
+        self._sizes = np.bincount(assigned, minlength=settings.clusters)
+        # What a client would keep between rounds in its Flower state.
+        self._states: list[Mapping[str, Any]] = [{} for _ in self._devices]
+        self._stages = np.zeros((settings.clients, len(Stage)), np.int64)
+        self._counts = np.zeros((settings.clients, len(COUNTS)))
+
+    def route(
+        self, node: Node, policy: Mapping[str, FloatArray], number: int, sums: Sums
+    ) -> Routed:
+        """A client's tokens of a round; their figures are added to the round's."""
+        device, client = self._devices[node.client], node.client
+        if device.edge is not None:
+            device.edge.join(node.cluster, int(self._sizes[node.cluster]), self._states[client])
+        routed = device.train_round(device.policy(policy), number)
+        edge: Mapping[str, Any] = {}
+        if device.edge is not None:
+            self._states[client] = device.edge.finish(routed.traffic)
+            edge = device.edge.figures()
+        found, traffic = figures(routed, self._settings), routed.traffic
+        counts = routed.correct, routed.answered, traffic.uplink, traffic.downlink, traffic.edge
+        self._counts[client] += [*counts, found["uncertainty"]]
+        _add(sums, {**found, **edge})
+        for records in routed.records:
+            np.add.at(self._stages[client], records.stage[records.present], 1)
+        return routed
+
+    def learn(
+        self,
+        node: Node,
+        routed: Routed,
+        policy: FloatArray,
+        arrays: Mapping[str, FloatArray],
+        config: Mapping[str, Any],
+        sums: Sums,
+    ) -> LocalUpdate:
+        """What the client sends after its round; the seconds it took are added to the round's."""
+        settings, begin = self._settings, time.perf_counter()
+        step = learn_locally(settings, policy, feedback_of(routed, settings), config, arrays)
+        _add(sums, {"seconds-learning": time.perf_counter() - begin})
+        return LocalUpdate(
+            node.node_id,
+            node.client,
+            float(step.examples),
+            {
+                "num-examples": step.examples,
+                "loss-before": step.loss_before,
+                "local-steps": max(1, step.result.steps),
+            },
+            sent=step.result.policy,
+            extras={**step.result.arrays, "start": policy},
+        )
+
+    def told(self) -> dict[str, list[Any]]:
+        """By client: tokens by stage, and `COUNTS`."""
+        counts = {name: self._counts[:, i].tolist() for i, name in enumerate(COUNTS)}
+        return {"stages": self._stages.tolist(), **counts}
+
+
+def _add(sums: Sums, found: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def _line(
+    settings: Settings,
+    number: int,
+    threshold: float,
+    loss: float | None,
+    aggregation: float,
+    sums: Sums,
+) -> dict[str, Any]:
+    """One round, as `metrics.jsonl` has it."""
+    return {
+        "round": number,
+        "threshold": {"global": threshold},
+        "loss": loss,
+        "accuracy": accuracy(sums, settings.workload),
+        "seconds": {
+            "slm": sums["seconds-slm"],
+            "waited": sums["seconds-waited"],
+            "learning": sums["seconds-learning"],
+            "aggregation": aggregation,
+        },
+        **shares(sums),
+    }
