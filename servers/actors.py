@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hlm.wire.stream import is_control
+from servers.origin import NOBODY, Origin
 
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
@@ -77,7 +78,7 @@ class RequestBatcher:
         self.most = most
         self.abandoned = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
-        self._arrived = deque[tuple[bytes, Asker]]()
+        self._arrived = deque[tuple[bytes, Asker, Origin]]()
         self._bell = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -91,7 +92,9 @@ class RequestBatcher:
         """
         return await self.submit(payload)
 
-    async def stream(self, payload: bytes, ahead: bool = True) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self, payload: bytes, ahead: bool = True, origin: Origin = NOBODY
+    ) -> AsyncGenerator[bytes, None]:
         """The frames of one stream; closing the generator drops what is left to do for it.
 
         Parameters
@@ -100,6 +103,8 @@ class RequestBatcher:
             The opening.
         ahead : bool
             Write before the frames are wanted, as far as the device's credit goes.
+        origin : Origin
+            Who asks.
 
         Raises
         ------
@@ -107,28 +112,28 @@ class RequestBatcher:
             When the bytes are no valid opening.
         """
         frames = _Frames(ahead)
-        self._put(payload, frames)
+        self._put(payload, frames, origin)
         try:
             while (found := await frames.arrived.get()) is not None:
                 if isinstance(found, Exception):
                     raise found
                 yield found
                 if not ahead and frames.arrived.empty():
-                    self._put(b"", frames)
+                    self._put(b"", frames, origin)
         finally:
             frames.gone = True
             self._bell.set()
 
-    def submit(self, payload: bytes) -> asyncio.Future[bytes]:
+    def submit(self, payload: bytes, origin: Origin = NOBODY) -> asyncio.Future[bytes]:
         """The reply to come; cancel it when nobody waits for it any more."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._put(payload, answer)
+        self._put(payload, answer, origin)
         return answer
 
-    def _put(self, payload: bytes, asker: Asker) -> None:
+    def _put(self, payload: bytes, asker: Asker, origin: Origin) -> None:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        self._arrived.append((payload, asker))
+        self._arrived.append((payload, asker, origin))
         self._bell.set()
 
     async def _work(self) -> None:
@@ -165,26 +170,27 @@ class RequestBatcher:
         self,
         schedule: Schedule,
         waiting: dict[Job | Stream, Asker],
-        fresh: list[tuple[bytes, Asker]],
+        fresh: list[tuple[bytes, Asker, Origin]],
     ) -> list[tuple[Asker, bytes | Exception | None]]:
         """Take in what has arrived, run one slice; what is answered now (None ends a stream)."""
         from servers.job import Job
 
         answers: list[tuple[Asker, bytes | Exception | None]] = []
-        for payload, asker in fresh:
+        for payload, asker, origin in fresh:
             try:
                 if isinstance(asker, _Frames) and asker.wanted:
                     # Where a device asks for each frame, it speaks before: nothing hangs on time.
                     wanted = None if asker.ahead else lambda frames=asker: frames.wanted
                     steady = asker.ahead and self.most == 1
-                    stream = self.service.open(payload, asker.done, steady, wanted)
+                    stream = self.service.open(payload, asker.done, steady, wanted, origin)
                     waiting[schedule.add(stream)] = asker
                 elif isinstance(asker, _Frames):
                     asker.wanted = True
                 elif is_control(payload):
-                    answers.append((asker, self.service.control(payload)))
+                    answers.append((asker, self.service.control(payload, origin)))
                 else:
-                    waiting[schedule.add(self.service.begin(payload, asker.done))] = asker
+                    begun = self.service.begin(payload, asker.done, origin)
+                    waiting[schedule.add(begun)] = asker
             except Exception as error:  # its caller must hear of it, and nobody else
                 answers.append((asker, error))
         finished = schedule.turn()

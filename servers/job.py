@@ -19,6 +19,7 @@ from hlm.arrays import IntArray
 from hlm.verifiers import Need
 from hlm.wire import NO_TOKEN, Reply, Request, Rows, Status
 from servers.backend import Backend, Feed
+from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey
 from servers.verdicts import Places, Verdicts
 
@@ -111,6 +112,8 @@ class Job:
         Valid, for this service's model.
     abandoned : callable, optional
         Whether nobody waits for the reply any more.
+    origin : Origin
+        Who asks.
 
     Attributes
     ----------
@@ -127,9 +130,11 @@ class Job:
         service: LanguageModelService,
         request: Request,
         abandoned: Callable[[], bool] = lambda: False,
+        origin: Origin = NOBODY,
     ) -> None:
         self.request = request
         self.abandoned = abandoned
+        self.origin = origin
         self.reply: Reply | None = None
         self.error: Exception | None = None
         self._service = service
@@ -144,9 +149,9 @@ class Job:
         self._planned: list[tuple[Reading, Feed]] = []
 
     @property
-    def caller(self) -> int:
+    def caller(self) -> Caller:
         """Who takes turns with others."""
-        return self.request.client
+        return self.origin.device, self.request.client
 
     @property
     def sessions(self) -> list[SessionKey | None]:
@@ -236,12 +241,13 @@ class Job:
         if self._known:
             return
         self._known, texts = True, self._service.texts
-        owner = texts.owner(self.request)
+        device = self.origin.device
+        owner, new = texts.owner(self.request, device), self.request.identity + device.encode()
         rows, client = self.request.rows, self.request.client
         for begin, _ in self._texts:
-            identity = owner if rows.starts[begin] else self.request.identity
-            if identity is not None:
-                self._sessions[begin] = client, int(rows.sessions[begin]), identity
+            whose = owner if rows.starts[begin] else new
+            if whose is not None:
+                self._sessions[begin] = client, int(rows.sessions[begin]), whose
         self._service.streams.end_texts(self.caller, set(self._sessions.values()))
 
     def _admit(self, begin: int, end: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from hlm.wire import (
 from hlm.wire.stream import decode_opening, is_control
 from servers.backend import Backend, check_served
 from servers.job import Job
+from servers.origin import NOBODY, Caller, Origin
 from servers.schedule import Schedule
 from servers.stream import Stream
 from servers.streams import Streams
@@ -46,7 +47,7 @@ class LanguageModelService:
         self.texts = HeldTexts(engine)
         self.streams = Streams(self)
         self.lock = threading.Lock()
-        self._schedules: dict[int, Schedule] = {}  # of streams that are written as they are read
+        self._schedules: dict[Caller, Schedule] = {}  # of streams that are written as they are read
 
     def handle(self, payload: bytes) -> bytes:
         """Answer one request.
@@ -122,6 +123,7 @@ class LanguageModelService:
         abandoned: Callable[[], bool] = lambda: False,
         steady: bool = False,
         wanted: Callable[[], bool] | None = None,
+        origin: Origin = NOBODY,
     ) -> Stream:
         """A stream, ready to take turns (see `Stream`).
 
@@ -132,9 +134,9 @@ class LanguageModelService:
         """
         opening = decode_opening(payload, self.limits)
         self._check(opening.request)
-        return Stream(self, opening, abandoned, steady, wanted)
+        return Stream(self, opening, abandoned, steady, wanted, origin)
 
-    def control(self, payload: bytes) -> bytes:
+    def control(self, payload: bytes, origin: Origin = NOBODY) -> bytes:
         """Do as a device says of its stream; the answer.
 
         Raises
@@ -143,9 +145,14 @@ class LanguageModelService:
             When the bytes are no valid control.
         """
         with self.lock:
-            return self.streams.control(payload)
+            return self.streams.control(payload, origin.device)
 
-    def begin(self, payload: bytes, abandoned: Callable[[], bool] = lambda: False) -> Job:
+    def begin(
+        self,
+        payload: bytes,
+        abandoned: Callable[[], bool] = lambda: False,
+        origin: Origin = NOBODY,
+    ) -> Job:
         """A request, ready to take turns; `abandoned` says when nobody waits for it any more.
 
         Raises
@@ -153,7 +160,7 @@ class LanguageModelService:
         WireError
             When the bytes are no valid request.
         """
-        return Job(self, self.read(payload), abandoned)
+        return Job(self, self.read(payload), abandoned, origin)
 
     def written(self, job: Job) -> bytes | Exception:
         """The bytes of a finished request's reply, or why there are none."""

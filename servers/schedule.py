@@ -1,6 +1,7 @@
 """Who is served next: requests take turns, one slice at a time, and devices share alike.
 
-A stream takes turns like a request; each writes a token of its rows. A pass of the engine reads at
+Who asks under many client numbers still gets the turns of one (`servers.origin`). A stream takes
+turns like a request; each writes a token of its rows. A pass of the engine reads at
 most `SLICE_TOKENS` tokens and yields logits at no more positions than `LOGIT_VALUES` allows,
 whatever the messages ask for. A long text is read over many turns, between which other devices get
 theirs; a request or stream whose caller has gone gets no further turn.
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from hlm.wire.frames import End
 from servers.job import Job
 from servers.next_tokens import write
+from servers.origin import Caller, Origin
 from servers.stream import Stream
 from servers.texts import TextName
 
@@ -34,6 +36,7 @@ LONGEST_PAUSE = 60.0
 """Seconds after which somebody looks whether devices have gone."""
 
 Anyone = TypeVar("Anyone", Job, Stream)
+Thing = TypeVar("Thing")
 
 
 class Schedule:
@@ -57,7 +60,9 @@ class Schedule:
         self.most = most
         self.abandoned = 0
         # Whose turn it is comes first.
-        self._callers: OrderedDict[int, deque[Job | Stream]] = OrderedDict()
+        self._callers: OrderedDict[Caller, deque[Job | Stream]] = OrderedDict()
+        self._turns = 0
+        self._served: dict[Origin, int] = {}  # the last turn of each that waits
 
     @property
     def busy(self) -> bool:
@@ -101,7 +106,9 @@ class Schedule:
             write([stream for stream in streams if not stream.finished])
             for stream in streams:
                 stream.settle()
+        self._turns += 1
         for job in jobs:
+            self._served[job.origin] = self._turns
             self._callers.move_to_end(job.caller)
             if isinstance(job, Stream):
                 # The device's other requests need not wait for its end.
@@ -137,14 +144,20 @@ class Schedule:
 
         Streams that ride with those come on top.
         """
-        free = [list(_without_conflict(jobs)) for jobs in self._callers.values()]
-        depth = max(map(len, free), default=0)
-        found = [jobs[level] for level in range(depth) for jobs in free if level < len(jobs)]
-        found = found[: self.most]
+        found = _alternating([_without_conflict(jobs) for jobs in self._in_turn()])[: self.most]
         for job in [job for job in found if isinstance(job, Stream) and job.rides]:
             beside = [one for one in self._callers[job.caller] if isinstance(one, Stream)]
             found += [one for one in beside if one.rides and one not in found]
         return found
+
+    def _in_turn(self) -> list[deque[Job | Stream]]:
+        """What each caller asks: a caller of every origin, then their second ones, and so on."""
+        of: dict[Origin, list[deque[Job | Stream]]] = {}
+        for jobs in self._callers.values():
+            of.setdefault(jobs[0].origin, []).append(jobs)
+        # Who comes anew is behind those that wait.
+        self._served = {origin: self._served.get(origin, self._turns) for origin in of}
+        return _alternating([of[origin] for origin in sorted(of, key=self._served.__getitem__)])
 
     def drop(self, job: Job | Stream) -> None:
         """Give no more turns to a request or stream, if it still gets any."""
@@ -170,6 +183,11 @@ class Schedule:
         if not jobs:
             del self._callers[job.caller]
         return True
+
+
+def _alternating(lists: Collection[Iterable[Thing]]) -> list[Thing]:
+    """The first of each list, then the second of each, and so on."""
+    return [one for level in zip_longest(*lists) for one in level if one is not None]
 
 
 def _without_conflict(jobs: Collection[Job | Stream]) -> Iterator[Job | Stream]:

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -33,10 +32,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from hlm.wire import WireError
-from servers.access import BearerToken
+from servers.access import WANTED, BearerToken, Tokens
 from servers.actors import RequestBatcher
 from servers.http_server import BodyTooLarge, bounded
 from servers.llm import LanguageModelService
+from servers.origin import Origin
 
 EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
@@ -97,8 +97,8 @@ class ServedLanguageModel:
         See there.
     model : str
         Name of the model, for ``/v1/stats``.
-    token : str
-        Bearer token that callers of ``/v1`` must bring; empty: none.
+    tokens : Tokens, optional
+        Those of which callers must bring one, but for ``/health``.
     tokenizer : str
         Fingerprint of the model's vocabulary, for ``/v1/stats``; empty: not told.
     """
@@ -108,7 +108,7 @@ class ServedLanguageModel:
         service: LanguageModelService,
         options: ServiceOptions,
         model: str = "",
-        token: str = "",
+        tokens: Tokens | None = None,
         tokenizer: str = "",
     ) -> None:
         self.service = service
@@ -120,7 +120,7 @@ class ServedLanguageModel:
         self.held = 0
         self._batcher = RequestBatcher(service, options.wait, options.most)
         self._began = time.monotonic()
-        count = partial(self.counts.update, ["401"])
+        guard = [Middleware(BearerToken, tokens, ("/health",), self._refuse)] if tokens else []
         self.app = Starlette(
             routes=[
                 Route(EXCHANGE, self._exchange, methods=["POST"]),
@@ -128,8 +128,12 @@ class ServedLanguageModel:
                 Route("/health", self._health),
                 Route("/v1/stats", self._stats),
             ],
-            middleware=[Middleware(BearerToken, token, count)] if token else [],
+            middleware=guard,
         )
+
+    def _refuse(self) -> Response:
+        self.counts["401"] += 1
+        return PlainTextResponse(WANTED)
 
     async def _exchange(self, request: Request) -> Response:
         response = await self._answer(request)
@@ -162,10 +166,11 @@ class ServedLanguageModel:
         if self.waiting >= self.options.queue:
             return _busy(f"{self.waiting} requests wait already")
         self.waiting += 1
-        frames = self._batcher.stream(payload) if request.url.path == STREAM else None
+        origin, streams = _origin(request), request.url.path == STREAM
+        frames = self._batcher.stream(payload, origin=origin) if streams else None
         try:
             if frames is None:
-                answer = await self._unless_gone(self._batcher.submit(payload), request)
+                answer = await self._unless_gone(self._batcher.submit(payload, origin), request)
             else:
                 answer = await self._unless_gone(asyncio.ensure_future(anext(frames)), request)
         except WireError as error:
@@ -247,6 +252,12 @@ class ServedLanguageModel:
                 },
             }
         )
+
+
+def _origin(request: Request) -> Origin:
+    if device := request.scope.get("device", ""):
+        return Origin(device)
+    return Origin(address=request.client.host if request.client else "")
 
 
 def _busy(why: str) -> Response:

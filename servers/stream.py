@@ -20,6 +20,7 @@ from hlm.wire.frames import End, Frame, encode_frame, framed
 from hlm.wire.stream import Control, Opening
 from servers.backend import Feed
 from servers.job import Job
+from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey, TextName
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Stream:
     wanted : callable, optional
         Whether its reader waits for the next frame, and nothing is written before; by default it
         is written ahead, as far as the credit goes.
+    origin : Origin
+        Who asks.
 
     Attributes
     ----------
@@ -92,15 +95,17 @@ class Stream:
         abandoned: Callable[[], bool] = lambda: False,
         steady: bool = False,
         wanted: Callable[[], bool] | None = None,
+        origin: Origin = NOBODY,
     ) -> None:
         self.opening = opening
+        self.origin = origin
         self.abandoned = abandoned
         self.rows: dict[int, WrittenRow] = {}
         self.error: Exception | None = None
         self._service = service
         self._steady = steady
         self._wanted = wanted
-        self._job: Job | None = Job(service, opening.request, abandoned)
+        self._job: Job | None = Job(service, opening.request, abandoned, origin)
         self._credit = opening.credit
         self._controls: deque[Control] = deque()
         self._frames = bytearray()
@@ -110,9 +115,9 @@ class Stream:
         self._deadline = float("inf")
 
     @property
-    def caller(self) -> int:
+    def caller(self) -> Caller:
         """Who takes turns with others."""
-        return self.opening.request.client
+        return self.origin.device, self.opening.request.client
 
     @property
     def names(self) -> frozenset[TextName]:

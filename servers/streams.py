@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hlm.wire.frames import End
 from hlm.wire.stream import Outcome, decode_control, encode_answer
+from servers.origin import Caller
 from servers.texts import SessionKey
 
 if TYPE_CHECKING:
@@ -50,46 +51,46 @@ class Streams:
     def __init__(self, service: LanguageModelService) -> None:
         self.stats = StreamStats()
         self._service = service
-        self._streams: dict[int, Stream] = {}
-        self._of: dict[int, list[Stream]] = {}  # by their devices
+        self._streams: dict[tuple[str, int], Stream] = {}
+        self._of: dict[Caller, list[Stream]] = {}  # by their devices
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def room(self, client: int) -> int:
+    def room(self, caller: Caller) -> int:
         """Rows that a device may have written beside those that are.
 
         Each keeps a session in use; beside others no device has more than half of them.
         """
-        own = sum(len(stream.rows) for stream in self._of.get(client, ()))
+        own = sum(len(stream.rows) for stream in self._of.get(caller, ()))
         others = sum(len(stream.rows) for stream in self._streams.values()) - own
         sessions = self._service.engine.max_sessions
         return min(sessions - others, max(1, sessions // 2) if others else sessions) - own
 
     def add(self, stream: Stream) -> None:
         """Know a stream by its key from now on; one opened again takes the place of the first."""
-        if before := self._streams.get(stream.opening.key):
+        if before := self._streams.get(_key(stream)):
             before.end_all(End.STOPPED)
             self.remove(before)
         self._of.setdefault(stream.caller, []).append(stream)
-        self._streams[stream.opening.key] = stream
+        self._streams[_key(stream)] = stream
         self.stats.opened += 1
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that has ended."""
-        if self._streams.get(stream.opening.key) is stream:
-            del self._streams[stream.opening.key]
+        if self._streams.get(_key(stream)) is stream:
+            del self._streams[_key(stream)]
             self._of[stream.caller].remove(stream)
             if not self._of[stream.caller]:
                 del self._of[stream.caller]
 
-    def end_texts(self, client: int, sessions: Collection[SessionKey]) -> None:
+    def end_texts(self, caller: Caller, sessions: Collection[SessionKey]) -> None:
         """Write no more of texts about which their device has a later request."""
-        for stream in list(self._of.get(client, ())):
+        for stream in list(self._of.get(caller, ())):
             stream.end_texts(sessions)
 
-    def control(self, payload: bytes) -> bytes:
-        """Do as a control says; its answer.
+    def control(self, payload: bytes, device: str) -> bytes:
+        """Do as a device says of a stream of its own; the answer.
 
         Raises
         ------
@@ -98,7 +99,7 @@ class Streams:
         """
         control = decode_control(payload, self._service.limits)
         self.stats.controls += 1
-        stream = self._streams.get(control.key)
+        stream = self._streams.get((device, control.key))
         if stream is None:
             self.stats.unknown += 1
             return encode_answer(Outcome.UNKNOWN)
@@ -108,3 +109,7 @@ class Streams:
             return encode_answer(Outcome.REFUSED)
         self.stats.late += late
         return encode_answer(Outcome.APPLIED)
+
+
+def _key(stream: Stream) -> tuple[str, int]:
+    return stream.origin.device, stream.opening.key

@@ -4,7 +4,7 @@ A text is known by its client, its number and the identity of the device process
 devices of one number, or two runs at once, never share one. Later messages name client and numbers
 and show a digest of the tokens they build on, keyed by the identity (`hlm.wire.prefix`), so rows
 are served from those tokens or not at all. Whoever shows none hears the same whether there is such
-a text or not.
+a text or not. Where a token proves who asks, no other device reaches a text even with its digest.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import numpy as np
 
 from hlm.wire import PrefixDigest, Request, joint_digest
+from hlm.wire.prefix import IDENTITY_BYTES
 from servers.backend import Backend, Feed
 
 TextName = tuple[int, int]
 """Client and number of its text, as a message says them."""
 SessionKey = tuple[int, int, bytes]
-"""The same, and the identity of the device."""
+"""The same, and whose it is: the identity of the device, then its name if a token proves one."""
 
 
 class HeldTexts:
@@ -39,15 +40,15 @@ class HeldTexts:
 
         Not before: names of texts that the engine does not hold are dropped now and then.
         """
-        name, identity = session[:2], session[2]
+        name, whose = session[:2], session[2]
         if self._count > 2 * self.engine.max_sessions:
             self._drop_evicted()
         known = self._texts.setdefault(name, {})
-        self._count += identity not in known
-        known[identity] = PrefixDigest(identity)
+        self._count += whose not in known
+        known[whose] = PrefixDigest(whose[:IDENTITY_BYTES])
 
-    def owner(self, request: Request) -> bytes | None:
-        """The identity under which all tokens that a request builds on are held, if there is one.
+    def owner(self, request: Request, device: str) -> bytes | None:
+        """Whose texts hold all tokens that a device's request builds on, if there are any.
 
         None also if the request builds on none.
         """
@@ -55,14 +56,17 @@ class HeldTexts:
         sessions, starts = rows.sessions[rows.builds].tolist(), rows.starts[rows.builds].tolist()
         if not starts:
             return None
-        for identity in self._texts.get((request.client, sessions[0]), {}):
+        for whose in self._texts.get((request.client, sessions[0]), {}):
+            if whose[IDENTITY_BYTES:] != device.encode():
+                continue
             prefixes = [
-                self._prefix((request.client, session, identity), start)
+                self._prefix((request.client, session, whose), start)
                 for session, start in zip(sessions, starts, strict=True)
             ]
             held = [prefix for prefix in prefixes if prefix is not None]
+            identity = whose[:IDENTITY_BYTES]
             if len(held) == len(starts) and joint_digest(identity, held) == request.digest:
-                return identity
+                return whose
         return None
 
     def cut(self, session: SessionKey, length: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from starlette.applications import Starlette
 
 from hlm.wire import Limits, encode_request
+from servers.access import Tokens
 from servers.engine.engine import Engine
 from servers.http_server import listen, make_server
 from servers.llm import LanguageModelService
@@ -55,13 +56,14 @@ def serving(
     service: LanguageModelService,
     port: int = 0,
     *,
-    token: str = "",
+    token: str | Tokens = "",
     certificate: str = "",
     key: str = "",
     **options,
 ) -> Iterator[tuple[int, ServedLanguageModel]]:
     """A server in a thread of this process, on its port; stopped at the end."""
-    served = ServedLanguageModel(service, ServiceOptions(**options), "random", token)
+    tokens = Tokens(token) if isinstance(token, str) and token else token or None
+    served = ServedLanguageModel(service, ServiceOptions(**options), "random", tokens)
     with serving_app(served.app, port, certificate, key) as found:
         yield found, served
 

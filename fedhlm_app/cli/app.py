@@ -41,6 +41,10 @@ class _Commands(LazyGroup):
             "fedhlm_app.cli.serve:serve_app",
             "Serve the large model to devices, or a device's text to programs.",
         ),
+        "keys": (
+            "fedhlm_app.cli.keys:keys_app",
+            "Make certificates for servers and keys for devices, and take them back.",
+        ),
     }
 
 

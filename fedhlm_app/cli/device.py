@@ -7,7 +7,7 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING
 
-from fedhlm_app.cli.listening import run_until_stopped
+from fedhlm_app.cli.listening import Access, run_until_stopped
 from fedhlm_app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -29,16 +29,18 @@ def allowed_hosts(host: str, names: list[str]) -> set[str]:
     Raises
     ------
     SettingsError
-        When others could reach it, and nobody has said so twice.
+        When it listens on every address, and nobody has said by which name it will be asked.
     """
     from fedhlm_app.serve_device.guard import LOOPBACK
 
-    if host not in LOOPBACK and not names:
+    everywhere = host in ("0.0.0.0", "::")
+    if everywhere and not names:
         raise SettingsError(
-            f"--host {host}: whoever reaches it spends the LLM's budget and teaches this device; "
-            "where that is wanted, say by which name it is asked, as in --allow-host my-device"
+            f"--host {host}: pages of other sites are told apart by the name they ask; say by "
+            "which name this device is asked, as in --allow-host my-device"
         )
-    return {*LOOPBACK, *(name.lower() for name in names)}
+    own = [] if everywhere else [host]
+    return {*LOOPBACK, *(name.lower() for name in [*own, *names])}
 
 
 def open_texts(
@@ -74,26 +76,30 @@ def serve_texts(
     queue: int,
     fail_without_llm: bool,
     hosts: Collection[str],
+    access: Access,
 ) -> None:
     """Serve texts until the process is asked to stop; see `DeviceService`."""
     from fedhlm_app.results.report.verdict import threshold
     from fedhlm_app.serve_device.service import DeviceService
 
-    service = DeviceService(texts, queue, needs_llm=fail_without_llm, hosts=hosts)
+    service = DeviceService(
+        texts, queue, needs_llm=fail_without_llm, hosts=hosts, tokens=access.tokens
+    )
     settings, folder, value = texts.settings, texts.folder, texts.threshold
     shown = "not used" if value is None else threshold(value)
     learns = "learns nothing: no --store" if folder is None else f"feedback in {folder.path}"
     llm = settings.llm_address or f"{settings.llm} in this process"
 
     def ready(at: str) -> None:
+        url = f"http{'s' if access.certificate else ''}://{at}"
         print(
             f"serving device {texts.device.client} at {at} (slm {settings.slm}, llm {llm}, "
             f"policy {settings.policy}, threshold {shown}; {learns})\n"
-            f"page: http://{at}/  API: http://{at}/v1",
+            f"page: {url}/  API: {url}/v1{', with a token' if access.tokens else ''}",
             flush=True,
         )
 
     try:
-        run_until_stopped(service.app, listener, ready)
+        run_until_stopped(service.app, listener, ready, access)
     finally:
         service.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhlm_app.cli.run import FAILED
@@ -15,6 +16,8 @@ from fedhlm_app.settings import SettingsError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from servers.access import Tokens
+
 
 @dataclass(frozen=True)
 class Access:
@@ -22,11 +25,7 @@ class Access:
 
     certificate: str = ""
     key: str = ""
-    token: str = field(default="", repr=False)
-
-
-OPEN = Access()
-"""Unencrypted, for whoever reaches the address."""
+    tokens: Tokens | None = None
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -49,29 +48,63 @@ def take_port(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def read_access(certificate: str, key: str, token_file: str) -> Access:
-    """Check the files of a server's certificate and token.
+def read_access(
+    host: str,
+    certificate: str,
+    key: str,
+    token_file: str,
+    *,
+    insecure: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Access:
+    """Check who may ask a server: the files of its certificate and tokens, and where it listens.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen on.
+    certificate, key, token_file : str
+        PEM files, and one that holds a token, or JSON with those of devices; empty: none.
+    insecure : bool
+        Others may reach it without.
+    environ : mapping
+        Where a token may be that is in no file; `os.environ` when None.
 
     Raises
     ------
     ValueError
         Naming the option and what is allowed.
     """
+    from fedhlm_app.settings.address import is_loopback
     from fedhlm_app.transport.llm_access import read_token
-    from servers.access import check_certificate
+    from servers.access import Tokens, check_certificate
 
     if key and not certificate:
         raise ValueError(f"--tls-key = {key!r}: needs the certificate too (--tls-cert)")
     if certificate:
         check_certificate(certificate, key)
-    return Access(certificate, key, read_token(token_file, "--token-file"))
+    tokens = None
+    if token_file.endswith(".json"):
+        tokens = Tokens(file=Path(token_file))
+    elif token := read_token(token_file, "--token-file", environ):
+        tokens = Tokens(token)
+    wanted = {"--tls-cert": certificate, "--token-file": tokens}
+    lacking = [name for name, given in wanted.items() if not given]
+    if lacking and not insecure and not is_loopback(host):
+        raise SettingsError(
+            f"--host {host}: whoever reaches it would be "
+            f"{'answered' if '--token-file' in lacking else 'able to listen in'}; give "
+            f"{' and '.join(lacking)} (`fedhlm keys` makes both), or say --insecure where the "
+            "network is trusted"
+        )
+    return Access(certificate, key, tokens)
 
 
 def run_until_stopped(
     app: Starlette,
     listener: socket.socket,
     on_ready: Callable[[str], None],
-    access: Access = OPEN,
+    access: Access,
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 

@@ -49,12 +49,24 @@ _Batching = Annotated[
         "wait together from shared forward passes, which is faster.",
     ),
 ]
+_Certificate = Annotated[
+    str, typer.Option(metavar="FILE", help="Speak TLS with this certificate chain (PEM).")
+]
+_Key = Annotated[
+    str, typer.Option(metavar="FILE", help="Its key (PEM), unless it is in the same file.")
+]
 _Token = Annotated[
     str,
     typer.Option(
         metavar="FILE",
-        help="Answer only who brings the bearer token in this file; without it, that of "
-        "FEDHLM_LLM_TOKEN, if there is one.",
+        help="Answer only who brings the bearer token in this file, or one of those that the "
+        "devices.json of `fedhlm keys` knows.",
+    ),
+]
+_Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Listen beyond this machine without --tls-cert or --token-file."
     ),
 ]
 _Store = Annotated[
@@ -95,27 +107,23 @@ def llm(
     ] = None,
     queue: _Queue = 256,
     threads: _Threads = 1,
-    tls_cert: Annotated[
-        str, typer.Option(metavar="FILE", help="Speak TLS with this certificate chain (PEM).")
-    ] = "",
-    tls_key: Annotated[
-        str, typer.Option(metavar="FILE", help="Its key (PEM), unless it is in the same file.")
-    ] = "",
+    tls_cert: _Certificate = "",
+    tls_key: _Key = "",
     token_file: _Token = "",
+    insecure: _Insecure = False,
     overrides: _Overrides = None,
 ) -> None:
     """Serve the large model over HTTP until SIGTERM or Ctrl-C.
 
     Prints one line when it is ready. Devices find it by the setting `llm-address`:
 
-    - `fedhlm serve llm --host 0.0.0.0 --port 8471`
+    - `fedhlm serve llm --host 10.0.0.5 --tls-cert llm.pem --tls-key llm.key --token-file token`
 
-    - `flwr run . my-superlink --run-config 'llm-address="10.0.0.5:8471"'`
+    - `flwr run . my-superlink --run-config 'llm-address="https://10.0.0.5:8471"'`
 
-    Serve one run at a time. Without --tls-cert nothing is encrypted, and without a token whoever
-    reaches the address is answered: listen on networks that you trust only. Exit status: 0 after a
-    stop, 1 when the model cannot be loaded, 2 when a setting, the certificate or the token is wrong
-    or the address cannot be listened on.
+    Without --token-file the token is that of FEDHLM_LLM_TOKEN, if there is one. Exit status: 0
+    after a stop, 1 when the model cannot be loaded, 2 when a setting, the certificate or the token
+    is wrong or the address cannot be listened on.
     """
     from fedhlm_app.hosting.backends import check_backend
     from fedhlm_app.models.vocabulary import check_folder
@@ -134,7 +142,7 @@ def llm(
         check_folder(settings.llm, "llm")
         preflight.check_devices(settings, simulated=False)
         check_backend(settings)
-        access = read_access(tls_cert, tls_key, token_file)
+        access = read_access(host, tls_cert, tls_key, token_file, insecure=insecure)
     with (
         ends_with(FAILED, OSError, ValueError),
         ends_with(BAD_SETTINGS, SettingsError, trace=True),
@@ -177,7 +185,7 @@ def serve(
     )
     service = build_service(settings)
     tokenizer = fingerprint(settings.llm)
-    served = ServedLanguageModel(service, options, settings.llm, access.token, tokenizer)
+    served = ServedLanguageModel(service, options, settings.llm, access.tokens, tokenizer)
     engine = served.service.engine
 
     def ready(at: str) -> None:
@@ -185,7 +193,7 @@ def serve(
         print(
             f"serving {settings.llm} at {where} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
-            f"{engine.max_sessions} sessions{', with a token' if access.token else ''}"
+            f"{engine.max_sessions} sessions{', with a token' if access.tokens else ''}"
             f"{f', slowly: {engine.reading}' if engine.slow else ''})",
             flush=True,
         )
@@ -206,8 +214,7 @@ def device(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Be asked under this name or address too; may be repeated. Without one, only "
-            "this machine can ask.",
+            help="Be asked under this name or address too; may be repeated.",
         ),
     ] = None,
     fail_without_llm: Annotated[
@@ -221,14 +228,18 @@ def device(
     slm: Annotated[str | None, _Model] = None,
     queue: _Queue = 64,
     threads: _Threads = 1,
+    tls_cert: _Certificate = "",
+    tls_key: _Key = "",
+    token_file: _Token = "",
+    insecure: _Insecure = False,
     overrides: _Overrides = None,
 ) -> None:
     """Serve this device's text to programs and people until SIGTERM or Ctrl-C.
 
-    Programs ask in the words of OpenAI's API (base URL http://127.0.0.1:8472/v1, any key), people
-    on the page at http://127.0.0.1:8472. The small model writes, tokens that it is not sure of are
-    asked of the large one. With --store, what came of each (uncertainty and whether it was right,
-    never text) waits in FOLDER for the next round.
+    Programs ask in the words of OpenAI's API (base URL http://127.0.0.1:8472/v1, as key the token
+    of --token-file, or any), people on the page at http://127.0.0.1:8472. The small model writes,
+    tokens that it is not sure of are asked of the large one. With --store, what came of each
+    (uncertainty and whether it was right, never text) waits in FOLDER for the next round.
 
     - `fedhlm serve device`
 
@@ -242,11 +253,13 @@ def device(
 
     The SuperNode then learns from these texts instead of a dataset's, and a new threshold is taken
     up without a restart. Settings of decoding, uncertainty, policy, verification and audits must
-    be those of the run. Whoever reaches the address is answered, pages of other sites in a browser
-    excepted: leave it on 127.0.0.1. Exit status: 0 after a stop, 1 when folder or model cannot be
-    used, 2 when a setting is wrong or the port is taken.
+    be those of the run. On 127.0.0.1 whoever asks is answered, pages of other sites in a browser
+    excepted. Exit status: 0 after a stop, 1 when folder or model cannot be used, 2 when a setting,
+    the certificate or the token is wrong or the port is taken.
     """  # noqa: E501
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
+        # FEDHLM_LLM_TOKEN is what this device brings to the LLM, not what it asks of others.
+        access = read_access(host, tls_cert, tls_key, token_file, insecure=insecure, environ={})
         hosts = allowed_hosts(host, allow_host or [])
         given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
         if store is not None and run is None and cluster is None:
@@ -264,4 +277,4 @@ def device(
         listener = take_port(host, port)
         link = reach_llm(settings, threads)
         texts = open_texts(settings, client, link, store, policy)
-        serve_texts(texts, listener, queue, fail_without_llm, hosts)
+        serve_texts(texts, listener, queue, fail_without_llm, hosts, access)

@@ -9,10 +9,11 @@
 ``GET /v1/stats``              policy in force, tokens by stage, bytes, as JSON
 =============================  ====================================================================
 
-Statuses: 400 the question is not understood, 403 it is asked under another name or by a page of
-another site, 404 no such model or address, 408 its body did not come, 413 it is too large, 415 it
-is no JSON, 500 the model failed, 502 the LLM server finds the device's requests invalid, 503 too
-many questions wait, or the LLM is away and nothing else was wanted. Errors have OpenAI's shape.
+Statuses: 400 the question is not understood, 401 without the token that is wanted, 403 it is asked
+under another name or by a page of another site, 404 no such model or address, 408 its body did not
+come, 413 it is too large, 415 it is no JSON, 500 the model failed, 502 the LLM server finds the
+device's requests invalid, 503 too many questions wait, or the LLM is away and nothing else was
+wanted. Errors have OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from fedhlm_app.serve_device.refused import Refused
 from fedhlm_app.serve_device.texts import ServedTexts
 from hlm.arrays import IntArray
 from hlm.wire import WireError
+from servers.access import WANTED, BearerToken, Tokens
 from servers.http_server import BodyTooLarge, bounded
 from servers.service import CALLER_GONE
 
@@ -65,6 +67,8 @@ class DeviceService:
         answered by the small model alone.
     hosts : collection of str
         Names and addresses under which it may be asked, see `OwnSite`.
+    tokens : Tokens, optional
+        Those of which callers must bring one, but for the page and ``/health``.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class DeviceService:
         *,
         needs_llm: bool = False,
         hosts: Collection[str] = LOOPBACK,
+        tokens: Tokens | None = None,
     ) -> None:
         if queue < 1:
             raise ValueError(f"queue = {queue}: must be at least 1")
@@ -82,6 +87,8 @@ class DeviceService:
         self.statuses: Counter[str] = Counter()
         self._began = time.monotonic()
         self._lockstep = Lockstep(texts, TOGETHER, needs_llm)
+        open_paths = ("/", "/health")
+        guard = [Middleware(BearerToken, tokens, open_paths, self._no_token)] if tokens else []
         self.app = Starlette(
             routes=[
                 Route("/", page),
@@ -92,7 +99,7 @@ class DeviceService:
                 Route("/health", self._health),
                 Route("/v1/stats", self._stats),
             ],
-            middleware=[Middleware(OwnSite, hosts)],
+            middleware=[Middleware(OwnSite, hosts), *guard],
             exception_handlers={Refused: self._refuse, HTTPException: _no_such_address},
         )
 
@@ -100,6 +107,10 @@ class DeviceService:
         """Wait for the texts in work, then close the store."""
         self._lockstep.close()
         self.texts.close()
+
+    def _no_token(self) -> Response:
+        self.statuses["401"] += 1
+        return JSONResponse(Refused(401, WANTED, None, "invalid_api_key").as_json())
 
     async def _refuse(self, request: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)

@@ -165,7 +165,7 @@ def served_llm(network: Network, *options: str) -> Iterator[None]:
         [
             "ip", "netns", "exec", network.far,
             sys.executable, "-m", "fedhlm_app", "serve", "llm",
-            "--host", "0.0.0.0", "--port", str(PORT), *options,
+            "--host", "0.0.0.0", "--insecure", "--port", str(PORT), *options,
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -14,6 +14,7 @@ from hlm.wire import Limits, Status, decode_reply, encode_request
 from servers import schedule, verdicts
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
+from servers.origin import Origin
 from servers.schedule import fair_shares
 from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
@@ -55,6 +56,27 @@ def watched(service):
 @pytest.fixture
 def small_slices(monkeypatch):
     monkeypatch.setattr(schedule, "SLICE_TOKENS", 16)
+
+
+@pytest.mark.parametrize("most", [1, 8])
+def test_who_asks_under_many_numbers_gets_the_turns_of_one(most):
+    service = make_service()
+    turns = schedule.Schedule(service, most)
+
+    def ask(origin, client):
+        return turns.add(service.begin(payload(client=client), origin=Origin(address=origin)))
+
+    for client in range(40):
+        ask("flood", client)
+    served = []
+    for number in range(5):
+        honest = ask("honest", 50)
+        while not honest.finished:
+            # Who floods has more to ask each time.
+            ask("flood", 100 + len(served))
+            served += [job.origin.address for job in turns.turn()]
+        assert served.count("honest") == number + 1
+    assert served.count("flood") <= 5 * (2 * most - 1)
 
 
 @pytest.mark.parametrize("count", [3, 30, 300])

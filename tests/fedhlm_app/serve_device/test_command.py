@@ -38,7 +38,7 @@ def test_a_run_or_the_settings_say_what_is_kept(serve, tmp_path):
     assert texts.threshold == 0.4 and texts.folder.path == store
     texts.close()
     # Without a store nobody learns: the settings' threshold, not one that waits to be certified.
-    _, texts, _, queue, fails, hosts = serve("-s", "initial-threshold=0.7", "--fail-without-llm")
+    _, texts, _, queue, fails, hosts, _ = serve("-s", "initial-threshold=0.7", "--fail-without-llm")
     assert (texts.threshold, texts.stored_tokens(), queue, fails) == (0.7, None, 64, True)
     assert hosts == {"127.0.0.1", "localhost", "::1"}
 
@@ -46,7 +46,8 @@ def test_a_run_or_the_settings_say_what_is_kept(serve, tmp_path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0: whoever reaches it spends the LLM's budget"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: whoever reaches it would be answered"),
+        (["--host", "0.0.0.0", "--insecure"], "as in --allow-host my-device"),
         (["--run", "missing"], "missing"),
         (["--cluster", "1"], "--cluster 1: is about a run"),
         (["-s", "peer-mode=context"], "'peer-mode' = 'context'"),
@@ -61,6 +62,18 @@ def test_what_is_wrong_is_said_in_one_line(serve, words, why):
 
 
 def test_another_address_is_served_when_it_is_said_twice(serve):
-    done, *_, hosts = serve("--host", "0.0.0.0", "--allow-host", "My-Device")
+    done, *_, hosts, access = serve("--host", "0.0.0.0", "--insecure", "--allow-host", "My-Device")
     assert done.exit_code == 0, done.output
     assert hosts == {"127.0.0.1", "localhost", "::1", "my-device"}
+    assert access.tokens is None
+    done, *_, hosts, _ = serve("--host", "127.0.0.2")
+    assert done.exit_code == 0 and "127.0.0.2" in hosts
+
+
+def test_the_llms_token_does_not_open_the_device(serve, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDHLM_LLM_TOKEN", "that-of-the-llm-0123456789")
+    *_, access = serve()
+    assert access.tokens is None
+    (tmp_path / "token").write_text("that-of-the-device-0123456789")
+    *_, access = serve("--token-file", str(tmp_path / "token"))
+    assert access.tokens.device("that-of-the-device-0123456789") == ""

@@ -16,6 +16,7 @@ from fedhlm_app.serve_device.questions import Question
 from fedhlm_app.serve_device.refused import Refused
 from fedhlm_app.serve_device.service import MOST_BYTES
 from fedhlm_app.serve_device.stops import StopSequences
+from servers.access import Tokens
 from tests.fedhlm_app.serve_device.devices import PROMPT, Down, ask, served, serving, settings
 
 ADDRESS = "/v1/completions"
@@ -67,6 +68,17 @@ def test_a_browser_that_asks_whether_it_may_is_not_told_so(device):
     answer = connection.getresponse()
     assert answer.status == 403
     assert not [name for name, _ in answer.getheaders() if name.startswith("access-control")]
+
+
+def test_with_a_token_only_the_page_is_open(llm, tmp_path):
+    token = "a-token-of-a-test-0123456789"
+    with serving(served(llm), tokens=Tokens(token)) as port:
+        for wrong in ({}, {"authorization": "Bearer none"}):
+            found, told = ask(port, ADDRESS, ASKED, wrong)
+            assert (found, told["error"]["code"]) == (401, "invalid_api_key")
+            assert ask(port, "/v1/stats", None, wrong)[0] == 401
+        assert ask(port, ADDRESS, ASKED, {"authorization": f"Bearer {token}"})[0] == 200
+        assert ask(port, "/")[0] == ask(port, "/health")[0] == 200
 
 
 def test_errors_have_one_shape(device):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
+import re
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,17 @@ from typer.testing import CliRunner
 
 from clients.policy import FixedPolicy
 from fedhlm_app.cli import app
+from fedhlm_app.cli.listening import read_access
 from fedhlm_app.client.rounds import _device
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import Address, parse_address
 from fedhlm_app.transport.llm_access import check_llm, llm_link, read_token, require_access
 from hlm.transport import LinkDown, LinkRefused
+from servers.access import Tokens
 from servers.llm import LanguageModelService
 from servers.service import ServedLanguageModel, ServiceOptions
-from tests.certificates import NOW, Authority
+from tests.certificates import Authority
 from tests.models import VOCAB, random_model
 from tests.routed import build, make_prompts
 from tests.served import make_service, payload, serving, serving_app
@@ -57,9 +57,9 @@ def settings(address, ca="", token_file="", **others):
 
 
 @contextmanager
-def secured(authority, *hosts, until=NOW + timedelta(days=1), token=TOKEN):
+def secured(authority, *hosts, expired=False, token=TOKEN):
     """A server that speaks TLS, and wants a token."""
-    certificate, key = authority.issue(*(hosts or ("127.0.0.1", "localhost")), until=until)
+    certificate, key = authority.issue(*(hosts or ("127.0.0.1", "localhost")), expired=expired)
     with serving(make_service(), token=token, certificate=certificate, key=key) as (port, served):
         yield port, served
 
@@ -169,7 +169,7 @@ WRONG = {
 @contextmanager
 def misconfigured(name, authority, token_file, tmp_path):
     """Settings that cannot reach a server which is there."""
-    ca, hosts, until = authority.file, (), NOW + timedelta(days=1)
+    ca, hosts, expired = authority.file, (), False
     host = "127.0.0.1"
     if name == "unknown authority":
         ca = Authority(tmp_path / "other").file
@@ -178,7 +178,7 @@ def misconfigured(name, authority, token_file, tmp_path):
     elif name == "other name":
         host, hosts = "localhost", ("127.0.0.1", "llm.example")
     elif name == "expired":
-        until = NOW - timedelta(days=2)
+        expired = True
     elif name == "no token":
         token_file = ""
     elif name == "wrong token":
@@ -188,7 +188,7 @@ def misconfigured(name, authority, token_file, tmp_path):
         with serving(make_service(), token=TOKEN) as (port, served):
             yield settings(f"https://127.0.0.1:{port}", ca, token_file), served
         return
-    with secured(authority, *hosts, until=until) as (port, served):
+    with secured(authority, *hosts, expired=expired) as (port, served):
         yield settings(f"https://{host}:{port}", ca, token_file), served
 
 
@@ -278,20 +278,70 @@ def test_no_file_of_a_run_holds_the_token(authority, token_file, tmp_path, monke
         assert TOKEN not in text and OTHER not in text
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_the_commands_of_the_docs_make_files_that_work(tmp_path):
+def test_the_commands_of_the_docs_make_files_that_work(tmp_path, monkeypatch):
     text = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text("utf-8")
     block = text.partition("## Encryption and access")[2].split("```")[1]
-    commands = [line for line in block.splitlines() if "openssl" in line or "names" in line]
-    assert len(commands) == 5
-    script = "\n".join(commands).replace("10.0.0.5", "127.0.0.1")
-    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, capture_output=True)
-    token = (tmp_path / "token").read_text().strip()
-    assert (tmp_path / "token").stat().st_mode & 0o077 == 0
-    files = {"certificate": str(tmp_path / "llm.pem"), "key": str(tmp_path / "llm.key")}
-    with serving(make_service(), token=token, **files) as (port, _):
-        address = f"https://127.0.0.1:{port}"
-        check_llm(settings(address, tmp_path / "ca.pem", str(tmp_path / "token")))
+    *commands, serve = block.strip().splitlines()
+    monkeypatch.chdir(tmp_path)
+    for line in commands:
+        done = CliRunner().invoke(app, line.replace("10.0.0.5", "127.0.0.2").split()[1:])
+        assert done.exit_code == 0, done.output
+    given = dict(zip(*[iter(serve.split()[3:])] * 2, strict=True))
+    files = {"certificate": given["--tls-cert"], "key": given["--tls-key"]}
+    own = tmp_path / "keys" / "devices" / "tablet"
+    secret = [*own.glob("*.key"), own / "token", tmp_path / "keys" / "ca.key", Path(files["key"])]
+    assert len(secret) == 4 and not [one for one in secret if one.stat().st_mode & 0o077]
+    tokens = Tokens(file=Path(given["--token-file"]))
+    with serving(make_service(), token=tokens, **files) as (port, _):
+        access = (own / "ca.pem", str(own / "token"))
+        check_llm(settings(f"https://127.0.0.1:{port}", *access))
+        # Renewed by the same authority, nothing new is needed on devices.
+        CliRunner().invoke(app, ["keys", "create", "keys"])
+        check_llm(settings(f"https://localhost:{port}", *access))
+        assert "tablet" in CliRunner().invoke(app, ["keys", "list", "-f", "keys"]).output
+        done = CliRunner().invoke(app, ["keys", "revoke", "tablet", "-f", "keys"])
+        assert done.exit_code == 0, done.output
+        with pytest.raises(SettingsError, match="refuses the bearer token"):
+            check_llm(settings(f"https://127.0.0.1:{port}", *access))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["issue", "phone"], "ca.pem: not there; `fedhlm keys create` makes it"),
+        (["list"], "ca.pem: not there"),
+        (["revoke", "phone"], "device 'phone' has no token; devices that have: none"),
+        (["create", "-n", "bücher"], "'bücher' is no name of a server"),
+        (["create", "file"], "file"),
+    ],
+)
+def test_keys_that_cannot_be_made_are_refused_in_one_line(words, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["keys", *words])
+    assert done.exit_code == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert re.search(why, line), line
+
+
+@pytest.mark.parametrize("command", ["llm", "device"])
+def test_others_are_let_in_by_certificate_and_token_or_when_it_is_said_twice(command):
+    done = CliRunner().invoke(app, ["serve", command, "--host", "10.0.0.5"])
+    assert done.exit_code == 2
+    assert "--host 10.0.0.5: whoever reaches it would be answered" in done.stderr
+    assert "--tls-cert and --token-file" in done.stderr
+
+
+def test_loopback_needs_neither(authority, token_file):
+    certificate, key = authority.issue("localhost")
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.0.1"):
+        assert read_access(host, "", "", "", environ={}).tokens is None
+    with pytest.raises(SettingsError, match="able to listen in; give --tls-cert"):
+        read_access("0.0.0.0", "", "", token_file)
+    assert read_access("0.0.0.0", "", "", "", insecure=True, environ={}).tokens is None
+    found = read_access("0.0.0.0", certificate, key, token_file)
+    assert found.tokens is not None and found.tokens.device(TOKEN) == ""
+    assert TOKEN not in repr(found)
 
 
 def test_a_device_that_waits_no_longer_than_its_server_is_refused(tmp_path):
