@@ -6,10 +6,17 @@ PyTorch and Transformers would only hold it up for seconds.
 
 from __future__ import annotations
 
+from logging import WARN
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
+
+from fedhlm_app.foreign import foreign_packages
 
 app = ClientApp()
+for line in foreign_packages():
+    log(WARN, line)
 
 
 @app.train()

@@ -7,13 +7,14 @@ needs neither.
 
 from __future__ import annotations
 
-from logging import INFO
+from logging import INFO, WARN
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedhlm_app.foreign import foreign_packages
 from fedhlm_app.models.trying import try_models
 from fedhlm_app.results.report import write_report
 from fedhlm_app.results.run_log import log_result
@@ -33,6 +34,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Check everything, start the LLM, run the rounds, write the run folder."""
+    for line in foreign_packages():
+        log(WARN, line)
     settings = Settings.from_run_config(context.run_config, runs=runs_base())
     # Real devices are other machines, and reach the LLM by its address.
     simulated = not settings.llm_address

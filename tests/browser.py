@@ -16,12 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 """None on a machine without one: tests of pages are skipped there."""
 
 PATIENCE = 120.0
+
+AXE = os.environ.get("AXE", "")
+"""File of axe-core, as `.ci/axe` fetches it."""
+
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+needs_axe = pytest.mark.skipif(not AXE, reason='needs axe-core: export AXE="$(.ci/axe)"')
 
 
 class Page:
@@ -102,6 +109,12 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Serious faults that axe-core finds in what it shows, each with its places."""
+        self.run(Path(AXE).read_text("utf-8") + "; true")
+        found = self.run("axe.run().then((told) => told.violations)")
+        return [one for one in found if one["impact"] in ("serious", "critical")]
 
     def picture(self, path: Path) -> None:
         """Write what it shows as a PNG."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.lazy import LazyGroup, command_app
+from fedhlm_app.foreign import foreign_packages
 
 
 class _Commands(LazyGroup):
@@ -251,4 +253,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if "_FEDHLM_COMPLETE" not in os.environ:  # a shell that completes a word shows nothing else
+        for line in foreign_packages():
+            typer.secho(f"fedhlm: {line}", fg="yellow", err=True)
     app()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from clients.policies import POLICIES
 from fedhlm_app.cli.run import collect
@@ -51,6 +53,23 @@ class Chosen:
     promise: str = ""
 
 
+def collect_alone(
+    given: Mapping[str, object],
+    pairs: list[str],
+    base: Mapping[str, bool | int | float | str] | None = None,
+) -> Settings:
+    """`collect` for a device outside of a run; where it would ask peers, say that it does not."""
+    asked = collect(given, pairs, base)
+    settings = collect(given, pairs, {**(base or {}), "peer-mode": "off", "average-at": "auto"})
+    if asked.peer_mode != settings.peer_mode:
+        Console(stderr=True, highlight=False).print(
+            "fedhlm: peers answer in a run only; here the LLM decides what they would have decided",
+            style="yellow",
+            soft_wrap=True,
+        )
+    return settings
+
+
 def choose_policy(
     given: dict[str, object], pairs: list[str], run: Path | None, cluster: int | None
 ) -> Chosen:
@@ -76,7 +95,7 @@ def choose_policy(
     if run is None:
         if cluster is not None:
             raise SettingsError(f"--cluster {cluster}: is about a run; give --run as well")
-        settings = collect(given, pairs, {"learning": "none", "peer-mode": "off"})
+        settings = collect_alone(given, pairs, {"learning": "none"})
         own = settings.initial_threshold == settings.defaults()["initial-threshold"]
         words = f"threshold {settings.initial_threshold:g}"
         if threshold is None and own:
@@ -92,7 +111,7 @@ def choose_policy(
         raise SettingsError(f"--run and --threshold {threshold}: give one of them")
     folder = RunFolder.existing(run)
     kept = folder.config()["settings"]
-    settings, theirs = collect(given, pairs, kept), Settings.from_sources(kept, {})
+    settings, theirs = collect_alone(given, pairs, kept), Settings.from_sources(kept, {})
     there, here = ({**made_with(one), "slm": one.slm, "llm": one.llm} for one in (theirs, settings))
     if differs := difference(there, here):
         raise SettingsError(f"--run '{run}': it has learned for {differs}")

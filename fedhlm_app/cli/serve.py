@@ -12,7 +12,13 @@ from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.listening import Access, read_access, run_until_stopped, take_port
-from fedhlm_app.cli.policy import ClusterOption, LlmAddressOption, RunOption, choose_policy
+from fedhlm_app.cli.policy import (
+    ClusterOption,
+    LlmAddressOption,
+    RunOption,
+    choose_policy,
+    collect_alone,
+)
 from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.settings import Settings, SettingsError
@@ -263,7 +269,7 @@ def device(
         hosts = allowed_hosts(host, allow_host or [])
         given: dict[str, object] = {"llm-address": llm_address, "slm": slm}
         if store is not None and run is None and cluster is None:
-            settings, policy = collect(given, overrides or []), None
+            settings, policy = collect_alone(given, overrides or []), None
         else:
             # Nobody learns from what is written without a store: what is learned comes from a run.
             given["initial-threshold"] = None

@@ -85,12 +85,15 @@ class Ask:
         Number of the text; of two texts with one number draws and caches would be the same.
     on_token : callable
         Called with each token once it is decided; True ends the text behind it.
+    on_end : callable
+        Called with the text where it ends before others of the same call.
     """
 
     prompt: IntArray
     most: int
     session: int
     on_token: Callable[[Token], bool | None] = lambda token: None
+    on_end: Callable[[Continuation], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ class PromptedModel(RoutedModel):
         found: list[list[Token]] = [[] for _ in asks]
         shares = [Traffic() for _ in asks]
         streams = [TextStream(self.tokenizer, ask.prompt.tolist()) for ask in asks]
-        counted = Traffic()
+        counted, running = Traffic(), set(range(len(asks)))
+        threshold, ends = self.threshold(policy), self.config.end_tokens
 
         def share(rows: IntArray, traffic: Traffic) -> list[Traffic]:
             parts = traffic.since(counted).split(len(rows))
@@ -252,19 +256,25 @@ class PromptedModel(RoutedModel):
             counted.include(traffic.since(counted))
             return parts
 
+        def whole(row: int, records: TokenRecords, read: int = 0) -> Continuation:
+            routed = Routed([records.select(np.array([row]))], shares[row], read=read)
+            at_end = int(records.token[row, records.present[row]][-1]) in ends
+            return Continuation(found[row], policy, threshold, at_end, routed)
+
         def decided(
             records: TokenRecords, rows: IntArray, steps: IntArray, traffic: Traffic
         ) -> None:
             asked = rows[records.escalated[rows, steps]]
             caused = asked if len(asked) else rows
             parts = dict(zip(caused.tolist(), share(caused, traffic), strict=True))
+            ended = []
             for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
                 ask, at, part = asks[row], (row, step), parts.get(row, Traffic())
                 number, stage = int(records.token[at]), Stage(records.stage[at])
                 full = len(found[row]) + 1 == ask.most
                 known = number == records.draft[at]
                 token = Token(
-                    streams[row].add(number, last=full or number in self.config.end_tokens),
+                    streams[row].add(number, last=full or number in ends),
                     stage,
                     float(records.uncertainty[at]),
                     float(records.probability[at]) if known else None,
@@ -273,6 +283,13 @@ class PromptedModel(RoutedModel):
                 )
                 found[row].append(token)
                 texts.stopped[row] = ask.on_token(token) or full
+                if texts.stopped[row] or number in ends:
+                    running.discard(row)
+                    ended.append(row)
+            # Where kept tokens are read, no text is whole before all are.
+            if running and not policy.read:
+                for row in ended:
+                    asks[row].on_end(whole(row, records))
 
         sessions = np.array([ask.session % SESSIONS for ask in asks])
         most = max(ask.most for ask in asks)
@@ -287,17 +304,7 @@ class PromptedModel(RoutedModel):
             on_step=decided,
         )
         share(np.arange(len(asks)), traffic)
-        threshold, ends = self.threshold(policy), self.config.end_tokens
-        return [
-            Continuation(
-                tokens,
-                policy,
-                threshold,
-                int(texts.text(row)[-1]) in ends,
-                Routed([records.select(np.array([row]))], shares[row], read=int(read[row])),
-            )
-            for row, tokens in enumerate(found)
-        ]
+        return [whole(row, records, int(read[row])) for row in range(len(asks))]
 
 
 def _no_edge(cluster: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""One thread owns the model; texts that wait together are written together."""
+"""Texts that come together are written in lockstep, later ones at once beside them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from hlm.arrays import IntArray
 from hlm.wire import WireError
 
 logger = logging.getLogger(__name__)
+
+TOGETHER_SECONDS = 0.01
+"""Texts that come this soon after each other are written in lockstep."""
 
 Event = list[Token] | Continuation | Exception
 """Further tokens, then the whole text, or what went wrong."""
@@ -60,6 +63,7 @@ class Job:
         self.prompt, self.most, self.seed = prompt, most, seed
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.left = self.stopped = False
+        self._ended = False
         self._stop = StopSequences(stop)
         self._loop = asyncio.get_running_loop()
 
@@ -71,7 +75,10 @@ class Job:
         return self.stopped or self.left
 
     def end(self, text: Continuation) -> None:
-        """Tell of the whole text."""
+        """Tell of the whole text, once."""
+        if self._ended:
+            return
+        self._ended = True
         if rest := self._stop.rest():
             self.tell(rest)
         self.tell(text)
@@ -84,14 +91,14 @@ class Job:
 
 
 class Lockstep:
-    """Writes the texts of jobs, all that wait at a time.
+    """Writes the texts of jobs, each batch in a thread of its own.
 
     Parameters
     ----------
     texts : ServedTexts
-        Used by one thread only.
+        Writes them.
     most : int
-        Most texts at a time, >= 1.
+        Most texts at a time, of all batches, >= 1; further ones wait.
     needs_llm : bool
         A text ends with `LlmAway` at the first token that the LLM should have decided and did not.
     """
@@ -101,14 +108,15 @@ class Lockstep:
         self.most = most
         self.needs_llm = needs_llm
         self.open = 0
-        self._lock = threading.Lock()
+        self._running = 0
+        self._changed = threading.Condition()
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="texts")
+        self._thread = threading.Thread(target=self._run, name="batches")
         self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Have a text written."""
-        with self._lock:
+        with self._changed:
             self.open += 1
         self._waiting.put(job)
 
@@ -120,24 +128,48 @@ class Lockstep:
     def _run(self) -> None:
         held: list[Job] = []
         while True:
+            room = self._room()
             jobs: list[Job | None] = [*held] or [self._waiting.get()]
             with suppress(queue.Empty):
-                while len(jobs) < self.most:
-                    jobs.append(self._waiting.get_nowait())
+                while len(jobs) < room:
+                    jobs.append(self._waiting.get(timeout=TOGETHER_SECONDS))
             if None in jobs:
-                return
+                break
             batch, held = _together([job for job in jobs if job is not None])
-            self._write(batch)
-            with self._lock:
-                self.open -= len(batch)
+            with self._changed:
+                self._running += len(batch)
+            threading.Thread(target=self._write, args=(batch,), name="texts").start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+
+    def _room(self) -> int:
+        """How many texts may be begun, once that is any."""
+        # What one text has put into a cache, the next one finds there.
+        most = 1 if self.texts.in_turn else self.most
+        with self._changed:
+            self._changed.wait_for(lambda: self._running < most)
+            return self.most - self._running
 
     def _write(self, batch: list[Job]) -> None:
-        jobs = [job for job in batch if not job.left]
-        if not jobs:
-            return
+        try:
+            if jobs := [job for job in batch if not job.left]:
+                self._answer(jobs)
+        finally:
+            with self._changed:
+                self.open -= len(batch)
+                self._running -= len(batch)
+                self._changed.notify()
+
+    def _answer(self, jobs: list[Job]) -> None:
         try:
             asks = [
-                Ask(job.prompt, job.most, self.texts.session(job.seed), self._listener(job))
+                Ask(
+                    job.prompt,
+                    job.most,
+                    self.texts.session(job.seed),
+                    self._listener(job),
+                    job.end,
+                )
                 for job in jobs
             ]
             for job, text in zip(jobs, self.texts.answer(asks), strict=True):
@@ -153,7 +185,7 @@ class Lockstep:
     def _listener(self, job: Job) -> Callable[[Token], bool]:
         def listen(token: Token) -> bool:
             if self.needs_llm and token.stage == Stage.UNRESOLVED:
-                why = self.texts.device.uplink.link.problem or "it did not decide a token"
+                why = self.texts.link.problem or "it did not decide a token"
                 job.tell(LlmAway(f"the LLM is not there: {why}"))
                 return True
             return job.take(token)
@@ -162,7 +194,7 @@ class Lockstep:
 
 
 def _together(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-    """Jobs of different seeds, and the others: two texts of one seed would be one to the LLM."""
+    """Jobs of different seeds, and the others: in one batch their texts would be one to the LLM."""
     batch, held, seeds = list[Job](), list[Job](), set[int]()
     for job in jobs:
         (held if job.seed in seeds else batch).append(job)

@@ -50,7 +50,7 @@ from servers.service import CALLER_GONE
 MOST_BYTES = 1 << 20
 BODY_SECONDS = 30.0
 TOGETHER = 16
-"""Most texts that are written in lockstep; further ones wait until these are done."""
+"""Most texts that are written at a time; further ones wait until some are done."""
 
 
 class DeviceService:
@@ -59,7 +59,7 @@ class DeviceService:
     Parameters
     ----------
     texts : ServedTexts
-        Answers; used by one thread only.
+        Answers.
     queue : int
         Questions that may wait or be answered at a time, >= 1; further ones get 503.
     needs_llm : bool
@@ -176,7 +176,7 @@ class DeviceService:
         return JSONResponse(model)
 
     async def _health(self, request: Request) -> Response:
-        link = self.texts.device.uplink.link
+        link = self.texts.link
         if not link.asleep:
             return JSONResponse({"status": "ok", "llm": "ok"})
         return JSONResponse({"status": "ok", "llm": "not reached", "why": link.problem})

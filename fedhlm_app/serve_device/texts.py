@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from logging import getLogger
 
 from clients.learning.feedback_store import FeedbackStore
 from clients.records import Stage
+from clients.resolvers.link import Link
 from fedhlm_app.client.feedback_folder import (
     FeedbackFolder,
     ServedPolicy,
@@ -36,7 +38,8 @@ _SEEDED = 1 << 31
 class ServedTexts:
     """Continues prompts with the router of the federation, and keeps what it was told.
 
-    Not to be called from two threads at once.
+    Several threads may have a batch written at once: each has a link, and what the LLM holds of
+    its texts, to itself.
 
     Parameters
     ----------
@@ -68,6 +71,10 @@ class ServedTexts:
         self.settings = settings
         self.folder = folder
         self.device = PromptedModel(settings, client, transport)
+        self._transport = transport
+        self._devices = [self.device]
+        self._free = [self.device]
+        self._lock = threading.RLock()
         self.counts: Counter[str] = Counter()
         self.policy_problem = self.store_problem = ""
         self._made = made_with(settings)
@@ -80,6 +87,17 @@ class ServedTexts:
         self.take_up_policy()
 
     @property
+    def in_turn(self) -> bool:
+        """Whether batches wait for each other, since what they find cached depends on them."""
+        return self.device.edge is not None
+
+    @property
+    def link(self) -> Link:
+        """A way to the LLM that is down, where any is."""
+        links = [device.uplink.link for device in self._devices]
+        return next((link for link in links if link.problem), links[0])
+
+    @property
     def threshold(self) -> float | None:
         """What uncertainties are compared with at present."""
         return self.device.threshold(self.policy)
@@ -88,8 +106,9 @@ class ServedTexts:
         """The number of a further text; of one seed it is always the same."""
         if seed is not None:
             return _SEEDED + seed % _SEEDED
-        self._session += 1
-        return self._session % _SEEDED
+        with self._lock:
+            self._session += 1
+            return self._session % _SEEDED
 
     def answer(self, asks: Sequence[Ask]) -> list[Continuation]:
         """Continue prompts in lockstep, each with a number from `session`.
@@ -99,17 +118,35 @@ class ServedTexts:
         WireError
             See `PromptedModel.continued`.
         """
-        self.take_up_policy()
-        answers = self.device.continued(asks, self.policy)
-        for answer in answers:
-            self._keep(answer)
-            stages, traffic = answer.stages, answer.routed.traffic
-            self.counts.update(stages)
-            if lost := stages[Stage.UNRESOLVED.key]:
-                words = "%d of %d tokens of a text stayed unresolved: the LLM did not decide them"
-                logger.warning(words, lost, len(answer.tokens))
-            self.counts.update(texts=1, uplink=traffic.uplink, downlink=traffic.downlink)
+        with self._lock:
+            self.take_up_policy()
+            policy = self.policy
+            device = self._free.pop() if self._free else self._further()
+        try:
+            answers = device.continued(asks, policy)
+        finally:
+            with self._lock:
+                self._free.append(device)
+        with self._lock:
+            for answer in answers:
+                self._account(answer)
         return answers
+
+    def _further(self) -> PromptedModel:
+        """The same device for a further batch: the model is shared, a link that is down as well."""
+        device = PromptedModel(self.settings, self.device.client, self._transport)
+        device.uplink.link.back_off = self.device.uplink.link.back_off
+        self._devices.append(device)
+        return device
+
+    def _account(self, answer: Continuation) -> None:
+        self._keep(answer)
+        stages, traffic = answer.stages, answer.routed.traffic
+        self.counts.update(stages)
+        if lost := stages[Stage.UNRESOLVED.key]:
+            words = "%d of %d tokens of a text stayed unresolved: the LLM did not decide them"
+            logger.warning(words, lost, len(answer.tokens))
+        self.counts.update(texts=1, uplink=traffic.uplink, downlink=traffic.downlink)
 
     def _keep(self, answer: Continuation) -> None:
         """Write what was told of a text to the store: numbers, and no token of it."""

@@ -93,8 +93,9 @@ class HttpTransport:
 
     def post(self, payload: bytes) -> None:
         """Send a message (see `hlm.transport.Transport`)."""
-        if self._posting is None:
-            self._posting = ThreadPoolExecutor(1, thread_name_prefix="post")
+        with self._lock:
+            if self._posting is None:
+                self._posting = ThreadPoolExecutor(1, thread_name_prefix="post")
         self._posting.submit(self.exchange, payload)
 
     def stream(self, payload: bytes) -> Frames:

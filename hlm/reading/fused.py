@@ -104,7 +104,7 @@ class FusedDecoder:
         self._norm = body.norm.weight.detach()
         self._head = make(*joined([model.lm_head]))
         self._rotary = body.rotary_emb
-        self._cos = self._sin = torch.empty(0)
+        self._tables = torch.empty(0), torch.empty(0)
         self._layers = []
         for layer in body.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -166,14 +166,16 @@ class FusedDecoder:
 
     def _rotation(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [n, 1, size] of the places; the sines' first half is negated."""
-        if longest > len(self._cos):
-            every = torch.arange(max(longest, 2 * len(self._cos)))[None]
+        cosines, sines = self._tables
+        if longest > len(cosines):
+            every = torch.arange(max(longest, 2 * len(cosines)))[None]
             cos, sin = (table[0] for table in self._rotary(self._embeddings, every))
             half = self.shape.size // 2
-            self._cos = cos.contiguous()
             # Rotation takes (a, b) to (-b, a): with the sign here, halves need only change places.
-            self._sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=1)
-        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+            cosines, sines = cos.contiguous(), torch.cat([-sin[:, :half], sin[:, half:]], dim=1)
+            # Both at once: another thread may be reading with the same model.
+            self._tables = cosines, sines
+        cos, sin = cosines.index_select(0, positions), sines.index_select(0, positions)
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
 

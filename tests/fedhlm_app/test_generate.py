@@ -31,6 +31,7 @@ from fedhlm_app.results.summary import STAGES
 from fedhlm_app.server import checkpoint
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
+from hlm.arrays import joined
 from tests.fedhlm_app.in_process import Runner
 from tests.served import serving
 
@@ -73,8 +74,13 @@ def certified_run(
     folder: Path, threshold: float, counts: Sequence[float] = (), **changes: object
 ) -> RunFolder:
     given = {"run-dir": str(folder), **{k.replace("_", "-"): v for k, v in changes.items()}}
-    made = RunFolder.create(Settings.from_sources(given, {}), {})
-    tiers = {"policy": np.array([threshold]), "clusters": np.array([[0.2], [threshold]])}
+    settings = Settings.from_sources(given, {})
+    made = RunFolder.create(settings, {})
+    other, policy = (
+        joined({**initial_policy(settings), "threshold": np.array([value])})
+        for value in (0.2, threshold)
+    )
+    tiers = {"policy": policy, "clusters": np.array([other, policy])}
     progress = checkpoint.Progress(take_back=list(counts))
     checkpoint.save(made.path, {"round": 7, "tiers": tiers}, {}, progress)
     return made

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import itertools
-import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,6 +22,7 @@ from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.results.stages import PALETTE, STAGE_COLOURS
 from fedhlm_app.results.token_log import TokenLog
 from fedhlm_app.settings import Settings
+from tests.browser import browser, needs_axe, needs_browser
 from tests.fedhlm_app.launch_apps import summary
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -262,43 +259,40 @@ def test_runs_stand_side_by_side(fedhlm: Any, folder: RunFolder, tmp_path: Path)
     assert f"{folder.path.name}, round 2: 0.52" in text
 
 
-IN_A_FRAME = """
-<iframe id="f" style="width:360px;height:800px"></iframe><pre id="said"></pre><script>
-const frame = document.getElementById("f"); const said = {};
-frame.onload = () => {
-  const page = frame.contentDocument, window_ = frame.contentWindow;
-  said.wide = page.documentElement.scrollWidth;
-  const box = page.querySelector(".sorts"), body = box.querySelector("tbody");
+SORTED_AND_FILTERED = """(() => {
+  const box = document.querySelector(".sorts"), body = box.querySelector("tbody");
   const names = () => [...body.rows].filter(r => !r.hidden).map(r => r.cells[0].textContent);
   const head = box.querySelectorAll("th[scope=col]")[0];
   head.firstElementChild.click(); head.firstElementChild.click();
-  said.sorted = [names(), head.getAttribute("aria-sort")];
+  const sorted = [names(), head.getAttribute("aria-sort")];
   const input = box.querySelector("input"); input.value = "10";
-  input.dispatchEvent(new window_.Event("input"));
-  said.filtered = [names(), box.querySelector("[role=status]").textContent];
-  document.getElementById("said").textContent = JSON.stringify(said);
-};
-frame.srcdoc = PAGE;
-</script>
-"""
+  input.dispatchEvent(new Event("input"));
+  return [sorted, [names(), box.querySelector("[role=status]").textContent]];
+})()"""
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@needs_browser
 def test_a_browser_sorts_filters_and_fits_a_phone(folder: RunFolder, tmp_path: Path) -> None:
-    page = json.dumps(write_report(folder).read_text("utf-8")).replace("</", "<\\/")
-    (tmp_path / "frame.html").write_text(IN_A_FRAME.replace("PAGE", page))
-    done = subprocess.run(
-        [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-            "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}",
-            (tmp_path / "frame.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=240, check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
-    assert found is not None and found[1], done.stderr[-2000:]
-    said = json.loads(html.unescape(found[1]))
-    assert said["wide"] <= 360
+    address = write_report(folder).as_uri()
+    with browser(tmp_path / "profile") as page:
+        for dark in (False, True):
+            page.look(width=360, dark=dark)
+            page.open(address)
+            assert page.run("document.documentElement.scrollWidth") <= 360
+        by_number, filtered = page.run(SORTED_AND_FILTERED)
+        assert set(page.requests) <= {address} and page.complaints == []
     # By number, not by letter; a second click turns the order round.
-    assert said["sorted"] == [["10", "1", "0"], "descending"]
-    assert said["filtered"][1] == "1 of 3 rows" and said["filtered"][0] == ["10"]
+    assert by_number == [["10", "1", "0"], "descending"]
+    assert filtered == [["10"], "1 of 3 rows"]
+
+
+@needs_browser
+@needs_axe
+def test_axe_finds_no_serious_fault(folder: RunFolder, tmp_path: Path) -> None:
+    address = write_report(folder).as_uri()
+    with browser(tmp_path / "profile") as page:
+        for width, dark in ((360, False), (360, True), (900, False), (900, True)):
+            page.look(width=width, dark=dark)
+            page.open(address)
+            page.run("for (const one of document.querySelectorAll('details')) one.open = true")
+            assert page.faults() == []

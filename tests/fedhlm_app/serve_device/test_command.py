@@ -43,6 +43,15 @@ def test_a_run_or_the_settings_say_what_is_kept(serve, tmp_path):
     assert hosts == {"127.0.0.1", "localhost", "::1"}
 
 
+def test_a_run_with_peers_is_served_without_them(serve, tmp_path):
+    run = certified_run(tmp_path, 0.4, preset="fedhlm")
+    for words in (["--run", str(run.path)], ["--store", str(tmp_path), "-s", "preset=fedhlm"]):
+        done, texts, *_ = serve(*words)
+        assert done.exit_code == 0 and texts.settings.peer_mode == "off", done.output
+        assert done.stderr.startswith("fedhlm: peers answer in a run only; here the LLM decides")
+        texts.close()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import pytest
 
 from clients.learning.feedback_store import FeedbackStore
 from fedhlm_app.client.feedback_folder import FeedbackFolder
+from fedhlm_app.serve_device import lockstep, service
 from tests.fedhlm_app.serve_device.devices import (
     PROMPT,
     Down,
     Refusing,
-    ask,
     chatting,
     served,
     serving,
@@ -183,32 +182,30 @@ def test_wrong_questions_are_named(client):
     assert refused.value.status_code == 413
 
 
-def test_questions_at_the_same_time_are_answered_together_and_as_alone(
-    client, texts, alone, store, monkeypatch
+@pytest.mark.parametrize("together", [True, False])
+def test_questions_at_the_same_time_are_answered_as_alone(
+    llm, alone, tmp_path, monkeypatch, together
 ):
+    monkeypatch.setattr(lockstep, "TOGETHER_SECONDS", 120 if together else 0)
+    monkeypatch.setattr(service, "TOGETHER", 8)
     prompts = [f"{PROMPT} in {place}" for place in ("Paris", "London", "Rome", "Oslo") * 2]
     expected = [written(alone, prompt, 6 + at).text for at, prompt in enumerate(prompts)]
-    sizes, answer = [], texts.answer
+    store = FeedbackFolder(tmp_path)
+    texts, sizes = served(llm, store), []
+    answer = texts.answer
+    monkeypatch.setattr(texts, "answer", lambda asks: sizes.append(len(asks)) or answer(asks))
+    with serving(texts) as port:
+        client = client_of(port)
 
-    def once_all_wait(asks):
-        while not sizes and ask(client.base_url.port, "/v1/stats")[1]["waiting"] < len(prompts):
-            time.sleep(0.01)
-        sizes.append(len(asks))
-        return answer(asks)
+        def question(at: int) -> str:
+            found = client.completions.create(model=MODEL, prompt=prompts[at], max_tokens=6 + at)
+            return found.choices[0].text
 
-    monkeypatch.setattr(texts, "answer", once_all_wait)
-    with FeedbackStore(store.store_file) as before:
-        stored = len(before.read()[1])
-
-    def question(at: int) -> str:
-        found = client.completions.create(model=MODEL, prompt=prompts[at], max_tokens=6 + at)
-        return found.choices[0].text
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(question, range(8))) == expected
-    assert sum(sizes) == 8 and len(sizes) == 2
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(question, range(8))) == expected
+    assert sizes == [8] if together else sum(sizes) == 8
     with FeedbackStore(store.store_file) as after:
-        assert len(after.read()[1]) == stored + 8
+        assert len(after.read()[1]) == 8
 
 
 def test_a_seed_repeats_a_text(llm):
@@ -220,7 +217,6 @@ def test_a_seed_repeats_a_text(llm):
             return found.choices[0].text
 
         with ThreadPoolExecutor(3) as pool:
-            # Two texts of one seed wait for each other.
             first, again, other = pool.map(text, (7, 7, 8))
         assert first == again == text(7) != other
         assert text(None) != text(None)

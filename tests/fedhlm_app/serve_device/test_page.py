@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import PROGRAM, Page, browser
+from tests.browser import Page, browser, needs_axe, needs_browser
 from tests.fedhlm_app.serve_device.devices import Down, Slow, served, serving
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(PROGRAM is None, reason="needs Chromium"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), needs_browser]
 
 ENDED = "document.getElementById('go').disabled === false"
 TEXT = "document.getElementById('text').innerText"
@@ -147,13 +143,20 @@ def test_it_fits_a_phone_and_has_names_for_everything(page, address, dark):
         assert named[role], role
     light = page.run("getComputedStyle(document.body).backgroundColor")
     assert (light == "rgb(20, 23, 26)") == dark
-    if axe := os.environ.get("AXE"):
-        page.run(Path(axe).read_text("utf-8") + "; true")
-        found = page.run("axe.run().then((told) => told.violations)")
-        serious = [one for one in found if one["impact"] in ("serious", "critical")]
-        assert serious == [], serious
     if pictures := os.environ.get("PICTURES"):
         page.picture(Path(pictures) / f"phone-{'dark' if dark else 'light'}.png")
         page.look(dark=dark)
         page.picture(Path(pictures) / f"wide-{'dark' if dark else 'light'}.png")
     calm(page, address)
+
+
+@needs_axe
+def test_axe_finds_no_serious_fault(page, address):
+    for width, dark in ((360, False), (360, True), (900, False), (900, True)):
+        page.look(width=width, dark=dark)
+        page.open(address)
+        assert page.faults() == []
+        write(page)
+        page.until(f"{ENDED} && {TOKENS}.length")
+        page.run("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert page.faults() == []

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
 import pytest
@@ -205,6 +206,30 @@ def test_too_many_questions(monkeypatch):
         go_on.set()
         waiting.join()
         assert ask(port, ADDRESS, ASKED)[0] == 200
+
+
+def test_who_comes_later_does_not_wait_unless_for_the_cache(llm, monkeypatch):
+    for texts in (served(llm), served(llm, cache_mode="context")):
+        entered, go_on, answer = threading.Event(), threading.Event(), texts.answer
+
+        def first_slowly(asks, entered=entered, go_on=go_on, answer=answer):
+            if not entered.is_set():
+                entered.set()
+                assert go_on.wait(120)
+            return answer(asks)
+
+        monkeypatch.setattr(texts, "answer", first_slowly)
+        with serving(texts) as port, ThreadPoolExecutor(2) as pool:
+            first = pool.submit(ask, port, ADDRESS, ASKED)
+            assert entered.wait(120)
+            later = pool.submit(ask, port, ADDRESS, ASKED)
+            if not texts.in_turn:
+                assert later.result()[0] == 200 and not first.done()
+            while ask(port, "/v1/stats")[1]["waiting"] < 1 + texts.in_turn:
+                time.sleep(0.01)
+            go_on.set()
+            answers = [one.result()[1]["choices"][0]["text"] for one in (first, later)]
+            assert answers[0] == answers[1]
 
 
 def test_a_model_that_fails_says_so_and_goes_on(monkeypatch):

@@ -46,6 +46,20 @@ def test_a_device_that_keeps_nothing_writes_what_the_llm_writes(llm):
     assert written(served(llm, policy="never"), PROMPT, 12).text == escalating.text != alone.text
 
 
+def test_a_text_that_ends_is_told_while_others_go_on(llm):
+    texts, told = served(llm), []
+    prompt = texts.device.read_prompt(PROMPT, 8)
+    asks = [
+        Ask(prompt, most, at, lambda token, most=most: told.append(most), told.append)
+        for at, most in enumerate((8, 2))
+    ]
+    longer, shorter = texts.answer(asks)
+    early = next(one for one in told if not isinstance(one, int))
+    assert (early.tokens, early.ended) == (shorter.tokens, False)
+    assert told[told.index(early) :].count(8) == 6
+    assert longer.text.startswith(shorter.text)
+
+
 def test_without_the_llm_text_goes_on_and_says_so():
     texts = served(None, transport=Down())
     answer = written(texts, PROMPT, 12)
