@@ -60,7 +60,7 @@ app = command_app(
         "Federated hybrid language models: devices keep the tokens they are sure of, a large "
         "model decides the rest, and together they learn where sure begins.\n\n"
         "**Start here:** `fedhlm run` runs 20 devices for 30 rounds, offline, on the built-in "
-        "models and texts. `fedhlm settings` shows everything that can be changed."
+        "models and texts. `fedhlm settings` shows what can be changed."
     ),
 )
 
@@ -122,7 +122,7 @@ def run(
 
     - `FEDHLM_SEED=7 fedhlm run --json`: settings from the environment too, result as JSON
 
-    `fedhlm settings` lists every key of `--set`.
+    `fedhlm settings --all` lists every key of `--set`.
 
     A run that is resumed keeps its settings. May change: `rounds`, `workers`, `token-log`,
     `token-texts`, `trackers`, `checkpoint`, `device`, `llm-backend`, `llm-device`, `llm-address`,
@@ -164,10 +164,15 @@ def settings(
     word: Annotated[
         str, typer.Argument(help="Show only settings with this in name or meaning.")
     ] = "",
-    markdown: Annotated[bool, typer.Option(help="Print the table in Markdown.")] = False,
-    toml: Annotated[bool, typer.Option(help="Print pyproject.toml's run-config block.")] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also the rare ones.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of all in Markdown.")
+    ] = False,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Print pyproject.toml's run-config block.")
+    ] = False,
 ) -> None:
-    """Show every setting with its default, unit, range and meaning.
+    """Show presets and usual settings with default, unit, range and meaning; --all: every setting.
 
     A setting is given as `--set key=value`, as `--run-config "key=value"` to `flwr run`, or as
     FEDHLM_KEY in the environment, the first two before the third, and all three before what a
@@ -175,7 +180,7 @@ def settings(
     """
     from fedhlm_app.cli.show import show_settings
 
-    raise typer.Exit(show_settings(word, markdown=markdown, toml=toml))
+    raise typer.Exit(show_settings(word, everything=everything, markdown=markdown, toml=toml))
 
 
 @app.command()

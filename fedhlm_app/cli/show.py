@@ -14,18 +14,24 @@ from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
 
 
-def show_settings(word: str, *, markdown: bool, toml: bool) -> int:
+def show_settings(word: str, *, everything: bool, markdown: bool, toml: bool) -> int:
     """Print settings and return the exit status: a table, Markdown, or the block of pyproject.toml.
 
-    The table has those alone that have `word` in their name, their values' names or their meaning.
+    The table has those with `word` in their name, their values' names or their meaning; without a
+    word the usual ones, below the presets, or `everything`.
     """
     from fedhlm_app.settings import markdown_table, rows, toml_block
+    from fedhlm_app.settings.table import USUAL
 
     if markdown or toml:
         print(markdown_table() if markdown else toml_block(), end="")
         return COMPLETED
     sought = word.lower()
-    found = [r for r in rows() if sought in f"{r.name} {r.allowed} {r.description}".lower()]
+    known = rows()
+    found = [r for r in known if sought in f"{r.name} {r.allowed} {r.description}".lower()]
+    if not (word or everything):
+        found = [r for r in known if r.name in USUAL]
+        show_presets(briefly=True)
     if not found:
         say(Console(stderr=True, highlight=False), f"no setting has {word!r} in name or meaning")
         return BAD_SETTINGS
@@ -43,11 +49,14 @@ def show_settings(word: str, *, markdown: bool, toml: bool) -> int:
         meaning = f"{row.description} [dim]({limits})[/]" if limits else row.description
         table.add_row(row.name, row.default or '""', meaning)
     console.print(table)
+    if not (word or everything):
+        more = len(known) - len(found)
+        console.print(f"{more} more: fedhlm settings --all, or fedhlm settings WORD to search them")
     return COMPLETED
 
 
-def show_presets() -> None:
-    """Print every preset: its name, what it is, and what it sets."""
+def show_presets(*, briefly: bool = False) -> None:
+    """Print every preset: its name, what it is and, unless briefly, what it sets."""
     from fedhlm_app.presets import DEFAULT, PRESETS
     from fedhlm_app.settings.words import in_short
 
@@ -55,10 +64,12 @@ def show_presets() -> None:
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("preset", style="bold cyan", no_wrap=True)
     table.add_column("what it is", overflow="fold", ratio=2)
-    table.add_column("sets", style="dim", overflow="fold", ratio=3)
+    if not briefly:
+        table.add_column("sets", style="dim", overflow="fold", ratio=3)
     for name, preset in PRESETS.items():
         words = f"{preset.words} (the default)" if name == DEFAULT else preset.words
-        table.add_row(name, words, in_short(preset.settings) or "nothing")
+        sets = [] if briefly else [in_short(preset.settings) or "nothing"]
+        table.add_row(name, words, *sets)
     console.print(table)
 
 

@@ -24,7 +24,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 def unknown_setting(name: str, known: Iterable[str]) -> str:
     """Say that a setting does not exist, with the nearest name that does."""
     near = closest(name.replace("_", "-"), known)
-    hint = f"; did you mean {near!r}?" if near else "; `fedhlm settings` lists them all"
+    hint = f"; did you mean {near!r}?" if near else "; `fedhlm settings --all` lists them"
     return f"unknown setting {name!r}{hint}"
 
 

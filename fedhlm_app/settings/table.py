@@ -33,6 +33,21 @@ class SettingRow(NamedTuple):
     description: str
 
 
+USUAL = frozenset(
+    (
+        "preset", "name", "seed", "clients", "clusters", "cluster-by", "rounds",
+        "tokens-per-round", "tokens-per-prompt", "token-log", "token-texts", "trackers",
+        "slm", "llm", "llm-device", "llm-dtype", "llm-address",
+        "dataset", "text-columns", "label-column", "partition", "workload",
+        "decoding", "temperature", "uncertainty", "policy", "initial-threshold", "verification",
+        "escalation", "cache-mode", "peer-mode",
+        "learning", "fidelity-budget", "confidence", "learn-rounds", "personalisation", "privacy",
+        "strategy", "edge-rule", "cloud-rule",
+    )
+)  # fmt: skip
+"""Settings that many look for; the others are shown when they are asked for."""
+
+
 def rows() -> list[SettingRow]:
     """Return every setting in the order of declaration."""
     return [

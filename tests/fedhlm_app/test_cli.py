@@ -22,6 +22,7 @@ from fedhlm_app.launch import Interrupted, LaunchError, RunResult
 from fedhlm_app.results.report.rows import figures
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.table import USUAL
 from tests.fedhlm_app.launch_apps import summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,8 +184,13 @@ def test_overrides_keep_what_follows_the_first_equals_sign() -> None:
 
 
 def test_settings_are_listed_in_three_forms(fedhlm: Any) -> None:
-    table = fedhlm("settings").stdout
+    table = fedhlm("settings", "--all").stdout
     assert all(name in table for name in Settings.defaults())
+    assert USUAL < Settings.defaults().keys()
+    usual = fedhlm("settings").stdout
+    assert all(name in usual for name in USUAL) and "sketch-words" not in usual
+    assert usual.index("cu-hlm") < usual.index("tokens-per-round")
+    assert f"{len(Settings.defaults()) - len(USUAL)} more: fedhlm settings --all" in usual
     assert fedhlm("settings", "--markdown").stdout.count("\n| `") == len(Settings.defaults())
     assert fedhlm("settings", "--toml").stdout in (ROOT / "pyproject.toml").read_text("utf-8")
 
