@@ -14,6 +14,7 @@ from fedhlm_app.cli.interrupting import INTERRUPTED, interruptible
 from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import show_result
 from fedhlm_app.launch import Interrupted, LaunchError, RunResult, launch
+from fedhlm_app.presets import DEFAULT, PLAIN
 from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
@@ -46,6 +47,7 @@ def collect(
     options: Mapping[str, object],
     pairs: list[str],
     base: Mapping[str, bool | int | float | str] | None = None,
+    preset: str = PLAIN,
 ) -> Settings:
     """Build the settings of a command line; raises `SettingsError` naming what is wrong.
 
@@ -57,6 +59,8 @@ def collect(
         Words of `--set`.
     base : mapping, optional
         Settings of a run, which hold unless these say otherwise.
+    preset : str
+        What to start from where none is named.
     """
     given: dict[str, bool | int | float | str] = dict(parse_overrides(pairs))
     for key, value in options.items():
@@ -66,7 +70,7 @@ def collect(
             raise SettingsError(f"setting {key!r} is given twice: {value!r} and {given[key]!r}")
         assert isinstance(value, int | float | str)
         given[key] = value
-    settings = Settings.from_sources(dict(base or {}) | _resumed(given) | given)
+    settings = Settings.from_sources(dict(base or {}) | _resumed(given) | given, preset=preset)
     settings.check_paths()
     return settings
 
@@ -107,7 +111,7 @@ def _run_job(
     errors: Console, options: Mapping[str, object], pairs: list[str], *, as_json: bool
 ) -> int:
     try:
-        settings = collect(options, pairs)
+        settings = collect(options, pairs, preset=DEFAULT)
         if (result := _finished(settings)) is None:
             _check_before_start(settings)
             _announce(errors, settings)

@@ -67,7 +67,7 @@ def show_presets(*, briefly: bool = False) -> None:
     if not briefly:
         table.add_column("sets", style="dim", overflow="fold", ratio=3)
     for name, preset in PRESETS.items():
-        words = f"{preset.words} (the default)" if name == DEFAULT else preset.words
+        words = f"{preset.words} (the default of a run)" if name == DEFAULT else preset.words
         sets = [] if briefly else [in_short(preset.settings) or "nothing"]
         table.add_row(name, words, *sets)
     console.print(table)

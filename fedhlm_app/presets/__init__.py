@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["DEFAULT", "PRESETS", "Preset", "preset_settings"]
+__all__ = ["DEFAULT", "PLAIN", "PRESETS", "Preset", "preset_settings"]
 
 
 class Preset(NamedTuple):
@@ -33,8 +33,11 @@ def _read(name: str) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {name: _read(name) for name in _ORDER}
-DEFAULT = "certified"
-"""The preset of whoever names none."""
+DEFAULT = "fedhlm"
+"""The preset of `fedhlm run` where none is named."""
+PLAIN = "certified"
+"""The preset that sets nothing. All else starts with it: real devices, which plain `flwr run` may
+mean, and those that serve outside of a run reach no edge server."""
 
 
 def preset_settings(name: str) -> dict[str, bool | int | float | str]:

@@ -14,7 +14,7 @@ class JobGroup(Group):
     """How large the run is and where it is written."""
 
     preset: Annotated[str, OneOf(*presets.PRESETS)] = setting(
-        presets.DEFAULT, "named settings to start from, which all others given overrule"
+        presets.PLAIN, "named settings to start from, which all others given overrule"
     )
     name: str = setting("fedhlm", "name of the run, part of its folder's name")
     run_dir: str = setting(

@@ -70,7 +70,7 @@ class LearningGroup(Group):
     learn_rounds: int = setting(
         0,
         "first rounds, in which gradients learn; the later ones certify what they have learned; "
-        "0: gradients learn in every round, and nothing is certified",
+        "0: gradients learn in every round, and nothing is certified; auto: two fifths of all",
         unit="rounds",
         at_least=0,
         at_most=1_000_000,

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError, field_validator, model_validator
 
 from fedhlm_app.learning.rules import BUDGETED, GRADIENTS, GUARANTEE, LINE
+from fedhlm_app.presets import PLAIN
 from fedhlm_app.settings.conflicts import conflicts, why_not_span
 from fedhlm_app.settings.errors import SettingsError, from_validation
 from fedhlm_app.settings.field import kebab
@@ -54,6 +55,17 @@ def chosen_rule(given: Mapping[str, object], defaults: Mapping[str, Scalar]) -> 
     return GUARANTEE
 
 
+def chosen_learn_rounds(given: Mapping[str, object]) -> int:
+    """The rounds that ``learn-rounds=auto`` stands for: two fifths of all.
+
+    None where what is learned could not be certified (see `conflicts`), or no round would be left.
+    """
+    alone = given["personalisation"] in ("local", "shrunk") or given["privacy"] != "none"
+    moving = str(given["recluster-every"]) != "0" and given["personalisation"] == "cluster"
+    rounds = str(given["rounds"])
+    return 0 if alone or moving or not rounds.isdigit() else int(rounds) * 2 // 5
+
+
 # pydantic collects fields from the last base to the first.
 class Settings(
     FederationGroup, LearningGroup, EdgeGroup, RoutingGroup, DataGroup, ModelGroup, JobGroup
@@ -87,6 +99,17 @@ class Settings(
             return given
         rest = {key: value for key, value in given.items() if kebab(str(key)) != "learning"}
         return {**rest, "learning": chosen_rule(named, cls.defaults())}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_learn_rounds(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        named = {kebab(str(key)): value for key, value in given.items()}
+        if named.get("learn-rounds") != "auto":
+            return given
+        rest = {key: value for key, value in given.items() if kebab(str(key)) != "learn-rounds"}
+        return {**rest, "learn-rounds": chosen_learn_rounds({**cls.defaults(), **named})}
 
     @model_validator(mode="before")
     @classmethod
@@ -148,12 +171,15 @@ class Settings(
         environ: Mapping[str, str] | None = None,
         base: Path | None = None,
         runs: Path | None = None,
+        preset: str = PLAIN,
     ) -> Self:
         """Build the settings of a command line: every override wins over the environment.
 
-        Parameters, errors and precedence are those of `from_run_config`.
+        Parameters, errors and precedence are those of `from_run_config`; `preset` is the one to
+        start from where none is named.
         """
-        given = with_preset(overrides, os.environ if environ is None else environ, cls.defaults())
+        environ = os.environ if environ is None else environ
+        given = with_preset(overrides, environ, cls.defaults(), preset)
         try:
             settings = cls.model_validate(given)
         except ValidationError as error:

@@ -52,9 +52,14 @@ def from_environment(environ: Mapping[str, str], keys: Collection[str]) -> dict[
 
 
 def with_preset(
-    overrides: Mapping[str, Scalar], environ: Mapping[str, str], keys: Collection[str]
+    overrides: Mapping[str, Scalar],
+    environ: Mapping[str, str],
+    keys: Collection[str],
+    preset: str = presets.PLAIN,
 ) -> dict[str, Scalar]:
     """Return what preset, environment and overrides say, by kebab-case key, the last first.
+
+    `preset` is what they start from where they name none.
 
     Raises
     ------
@@ -63,7 +68,7 @@ def with_preset(
     """
     # `populate_by_name` would take snake_case keys too; outside there is one spelling.
     given = from_environment(environ, keys) | {kebab(k): value for k, value in overrides.items()}
-    name = str(given.get("preset", presets.DEFAULT))
+    name = str(given.setdefault("preset", preset))
     if name not in presets.PRESETS:
         near = closest(name, presets.PRESETS)
         hint = f"did you mean {near!r}?" if near else f"one of {', '.join(presets.PRESETS)}"

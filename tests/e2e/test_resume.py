@@ -19,7 +19,8 @@ from tests.golden.recording import one_thread
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SMALL = {
-    "clients": 4, "rounds": 4, "clusters": 2, "tokens-per-round": 30, "tokens-per-prompt": 10,
+    "preset": "certified", "clients": 4, "rounds": 4, "clusters": 2, "tokens-per-round": 30,
+    "tokens-per-prompt": 10,
     "evaluate-every": 4, "learning": "balanced", "strategy": "scaffold", "escalation": "token",
     "personalisation": "local",
 }  # fmt: skip

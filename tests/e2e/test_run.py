@@ -21,7 +21,7 @@ from tests.golden.recording import one_thread
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(800)]
 
 SMALL = [
-    "--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2",
+    "--preset", "certified", "--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2",
 ]  # fmt: skip
 
 IN_PROCESS = {"tokens-per-round": 30, "tokens-per-prompt": 10, "evaluate-every": 2}

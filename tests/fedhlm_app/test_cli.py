@@ -177,6 +177,20 @@ def test_the_environment_is_read(fedhlm: Any, ending: Any, monkeypatch: pytest.M
     assert (seen[0].rounds, seen[0].seed) == (30, 5)
 
 
+def test_a_run_has_the_whole_system_unless_told_otherwise(
+    fedhlm: Any, ending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = ending()
+    assert fedhlm("run").exit_code == 0
+    assert (seen[0].preset, seen[0].peer_mode, seen[0].learn_rounds) == ("fedhlm", "context", 12)
+    assert fedhlm("run", "--preset", "certified").exit_code == 0
+    assert fedhlm("run", "--set", "preset=certified").exit_code == 0
+    monkeypatch.setenv("FEDHLM_PRESET", "certified")
+    assert fedhlm("run").exit_code == 0
+    assert [one.preset for one in seen[1:]] == ["certified"] * 3
+    assert {one.peer_mode for one in seen[1:]} == {"off"}
+
+
 def test_overrides_keep_what_follows_the_first_equals_sign() -> None:
     assert parse_overrides(["dataset=a=b", " seed =1"]) == {"dataset": "a=b", "seed": "1"}
     with pytest.raises(SettingsError, match="key=value"):

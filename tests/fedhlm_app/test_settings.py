@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedhlm_app.presets import PRESETS, preset_settings
+from fedhlm_app.presets import DEFAULT, PRESETS, preset_settings
 from fedhlm_app.settings import Settings, SettingsError, markdown_table, rows
 from fedhlm_app.settings.sources import environment_name, looks_like_path, without_settings
 
@@ -192,8 +192,30 @@ def test_every_preset_is_one_that_may_run_and_says_what_it_changes(name: str) ->
     settings = Settings.from_sources({"preset": name}, {})
     assert settings.preset == name and settings.changed() == {}
     defaults, wanted = Settings.defaults(), preset_settings(name)
+    if wanted.get("learn-rounds") == "auto":
+        wanted["learn-rounds"] = 12
     assert all(type(defaults[key]) is type(value) for key, value in wanted.items())
     assert wanted.items() <= settings.to_run_config().items()
+
+
+@pytest.mark.parametrize(
+    ("given", "rounds"),
+    [
+        ({}, 12),
+        ({"rounds": "5"}, 2),
+        ({"rounds": 1}, 0),
+        ({"learn-rounds": 3}, 3),
+        ({"privacy": "local"}, 0),
+        ({"personalisation": "shrunk", "learning": "balanced"}, 0),
+        ({"personalisation": "cluster"}, 12),
+        ({"personalisation": "cluster", "recluster-every": 2}, 0),
+    ],
+)
+def test_rounds_that_learn_are_two_fifths_where_what_they_learn_can_be_certified(
+    given: dict[str, int | str], rounds: int
+) -> None:
+    settings = Settings.from_sources(given, {}, preset=DEFAULT)
+    assert settings.preset == DEFAULT and settings.learn_rounds == rounds
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
