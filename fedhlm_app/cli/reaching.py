@@ -28,7 +28,8 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     import torch
 
     from fedhlm_app.hosting.backends import build_backend, check_backend
-    from fedhlm_app.models.vocabulary import check_folder, check_same_tokenizer
+    from fedhlm_app.models.sources import check_folder
+    from fedhlm_app.models.vocabulary import check_same_tokenizer
     from fedhlm_app.server.preflight import check_devices
     from fedhlm_app.transport.llm_access import require_access
     from fedhlm_app.transport.transports import DirectTransport

@@ -40,7 +40,7 @@ _Host = Annotated[
     str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
 ]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
-_Model = typer.Option(help="builtin, a hub name or a folder.")
+_Model = typer.Option(help="builtin, smollm2, a folder, a .gguf file or a hub name.")
 _Queue = Annotated[
     int, typer.Option(min=1, help="Requests that may wait; further ones get status 503.")
 ]
@@ -132,7 +132,7 @@ def llm(
     is wrong or the address cannot be listened on.
     """
     from fedhlm_app.hosting.backends import check_backend
-    from fedhlm_app.models.vocabulary import check_folder
+    from fedhlm_app.models.sources import check_folder
     from fedhlm_app.server import preflight
 
     given: dict[str, object] = {

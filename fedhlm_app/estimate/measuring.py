@@ -16,10 +16,10 @@ from fedhlm_app.estimate.sums import Estimate
 from fedhlm_app.estimate.terms import Terms, message_bytes
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.sources import check_folder
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import (
     check_context,
-    check_folder,
     check_same_tokenizer,
     load_tokenizer,
 )

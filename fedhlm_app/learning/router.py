@@ -21,7 +21,7 @@ from clients.learning.feedback import Feedback
 from clients.learning.router_model import RouterLearning, RouterModel, rescored
 from fedhlm_app.learning.rules import rule_of, sums_rule
 from fedhlm_app.learning.rules.base import GradientRule
-from fedhlm_app.models.vocabulary import BUILTIN
+from fedhlm_app.models.sources import BUILTIN
 from fedhlm_assets import asset_path
 from hlm.arrays import FloatArray, IntArray
 

@@ -21,13 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.packing import PACKED_FORMAT, read_packed
-from fedhlm_app.models.vocabulary import (
-    BUILTIN,
-    check_same_tokenizer,
-    from_transformers,
-    load_tokenizer,
-)
+from fedhlm_app.models.sources import BUILTIN, from_transformers
+from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_assets import asset_path
 
 
@@ -45,7 +42,7 @@ def load_pair(slm: str = BUILTIN, llm: str = BUILTIN) -> ModelPair:
     Parameters
     ----------
     slm, llm : str
-        ``"builtin"``, a folder, or a hub name.
+        ``"builtin"``, ``"smollm2"``, a GGUF file, a folder, or a hub name.
 
     Returns
     -------
@@ -93,7 +90,8 @@ def _cached_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreT
         state = read_packed(folder / "model.safetensors")
         model = architecture.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     else:
-        model = from_transformers(AutoModelForCausalLM, name, f"model {name!r}", dtype=dtype)
+        source, what = unpacked(name), f"model {name!r}"
+        model = from_transformers(AutoModelForCausalLM, source, what, dtype=dtype)
     model.to(torch.device(device))  # type: ignore[arg-type]
     model.train(False)
     return model

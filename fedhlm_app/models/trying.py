@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.models.context_length import longest_context
-from fedhlm_app.models.vocabulary import BUILTIN, PairError
+from fedhlm_app.models.gguf import unpacked
+from fedhlm_app.models.sources import BUILTIN, PairError, cache_folder
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings import Settings
 
@@ -62,8 +62,7 @@ def _remembered(role: str, name: str, dtype: str, device: str, longest: int) -> 
     key = [role, _identity(name), dtype, device, longest]
     key += [version(package) for package in ("fedhlm", "torch", "transformers")]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    file = base / "fedhlm" / "models" / f"{digest}.json"
+    file = cache_folder() / f"{digest}.json"
     if file.is_file():
         found: str = json.loads(file.read_text("utf-8"))["refused"]
         return found
@@ -78,7 +77,7 @@ def _remembered(role: str, name: str, dtype: str, device: str, longest: int) -> 
 
 def _identity(name: str) -> Any:
     """What tells one state of a model from another."""
-    folder = Path(name)
+    folder = Path(unpacked(name))
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file())
         stats = [(file.name, file.stat()) for file in files]

@@ -9,16 +9,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedhlm_app.models.gguf import unpacked
+from fedhlm_app.models.sources import BUILTIN, PairError, from_transformers
 from fedhlm_assets import asset_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BUILTIN = "builtin"
-"""Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
 
 BUILTIN_LABELS = ("world", "sports", "business", "scitech")
 """Label names of the built-in corpus and of AG News, in AG News' order."""
@@ -29,10 +27,6 @@ TOPIC_PROMPT = " Topic:"
 _TOPIC_TOKEN = "<|topic|>"
 
 
-class PairError(ValueError):
-    """Two models cannot work as a pair, or one cannot be loaded as asked."""
-
-
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
@@ -40,7 +34,7 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     Parameters
     ----------
     name : str
-        ``"builtin"``, a folder, or a hub name.
+        ``"builtin"``, ``"smollm2"``, a GGUF file, a folder, or a hub name.
 
     Raises
     ------
@@ -49,7 +43,7 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    source = str(asset_path("pair")) if name == BUILTIN else name
+    source = str(asset_path("pair")) if name == BUILTIN else unpacked(name)
     tokenizer: PreTrainedTokenizerBase = from_transformers(
         AutoTokenizer, source, f"tokenizer of {name!r}"
     )
@@ -126,46 +120,6 @@ def check_context(name: str, longest: int, role: str = "llm") -> None:
         )
 
 
-def check_folder(name: str, role: str, *, weights: bool = True) -> None:
-    """Refuse a local folder that is no model's; says nothing about ``"builtin"`` and hub names.
-
-    Parameters
-    ----------
-    name : str
-        ``"builtin"``, a folder, or a hub name.
-    role : str
-        ``"slm"`` or ``"llm"``: the setting.
-    weights : bool
-        Its weights are needed here.
-
-    Raises
-    ------
-    PairError
-        Naming what is missing.
-    """
-    folder = Path(name)
-    if name == BUILTIN or not folder.exists():
-        return
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise PairError(
-            f"setting {role!r} = {name!r} is an adapter (adapter_config.json) without its model: "
-            "merge the two (peft's merge_and_unload) and save model and tokenizer in one folder"
-        )
-    wanted = {"config": ("config.json",), "tokenizer": ("tokenizer*", "vocab*", "*.model")}
-    if weights:
-        wanted["weights"] = ("*.safetensors", "*.bin")
-    missing = [
-        f"{what} ({' or '.join(patterns)})"
-        for what, patterns in wanted.items()
-        if not any(any(folder.glob(pattern)) for pattern in patterns)
-    ]
-    if missing:
-        raise PairError(
-            f"setting {role!r} = {name!r} is no model: it has no {', no '.join(missing)}; "
-            "allowed are 'builtin', a folder written by save_pretrained, or a hub name"
-        )
-
-
 def vocabulary_size(name: str) -> int | None:
     """Token ids a model has logits for, from its config; None where that does not say."""
     return _config_value(name, "llm", "vocab_size")
@@ -179,7 +133,8 @@ def _config_value(name: str, role: str, key: str) -> int | None:
         return int(config[key])
     from transformers import AutoConfig
 
-    found = from_transformers(AutoConfig, name, f"config of {role} {name!r}").get_text_config()
+    found = from_transformers(AutoConfig, unpacked(name), f"config of {role} {name!r}")
+    found = found.get_text_config()
     value: int | None = getattr(found, key, None)
     return value
 
@@ -236,33 +191,3 @@ def label_tokens(
                 )
         found[name] = int(special)
     return found
-
-
-def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
-    """Call ``kind.from_pretrained`` and name what was asked for when it fails.
-
-    Parameters
-    ----------
-    kind : type
-        An auto class of Transformers.
-    source : str
-        Folder or hub name.
-    what : str
-        What is loaded, in the words of the message.
-    **options
-        Passed on.
-
-    Raises
-    ------
-    PairError
-        If it cannot be loaded.
-    """
-    try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        # Transformers explains itself over several lines.
-        reason = " ".join(str(error).split())
-        raise PairError(
-            f"cannot load the {what}: {reason}; allowed are 'builtin', a folder written by "
-            f"save_pretrained, or a hub name"
-        ) from error

@@ -1,4 +1,4 @@
-"""``fedhlm pair``: train, distil, evaluate and pack a model pair."""
+"""``fedhlm pair``: train, carve, distil, evaluate and pack a model pair."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class _Commands(TyperGroup):
 
 pair_app = command_app(
     cls=_Commands,
-    help="Train, distil, evaluate and pack a model pair. Exit status: 2 when data, a model or an "
-    "option cannot be used.",
+    help="Train, carve, distil, evaluate and pack a model pair. Exit status: 2 when data, a model "
+    "or an option cannot be used.",
     no_args_is_help=True,
 )
 
@@ -57,6 +57,11 @@ _Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
 _Half = Annotated[bool, typer.Option(help="In bfloat16; slow where the processor lacks it.")]
 _Parts = Annotated[
     int, typer.Option(min=1, help="Parts that a step's batch is cut into: less memory.")
+]
+_Batch = Annotated[int, typer.Option(min=1, help="Articles a step; fewer need less memory.")]
+_Rows = Annotated[int, typer.Option("--rows", min=0, help="Rows to measure on; 0: all.")]
+_Model = Annotated[
+    str, typer.Option(help="builtin, smollm2, a .gguf file, a folder, or a hub name.")
 ]
 _Tracker = Annotated[str, typer.Option(help="Tracker of Transformers, such as tensorboard.")]
 
@@ -94,13 +99,35 @@ def train(
 
 
 @pair_app.command()
+def carve(
+    llm: _Model,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    layers: Annotated[int, typer.Option(help="Layers to keep.")] = 4,
+    keep: Annotated[
+        str, typer.Option(help="Which: first, ends, even, or numbers such as 0,1,2,29.")
+    ] = "first",
+) -> None:
+    """Make an SLM of some of an LLM's layers, with its tokenizer; `distil` teaches it to be one.
+
+    - `fedhlm pair carve --llm smollm2 --layers 4 --out slm`
+    """
+    from fedhlm_app.pair.carving import carve as carved
+
+    model, kept = carved(llm, keep, layers, out)
+    typer.echo(f"{out}: layers {', '.join(map(str, kept))}; {model.num_parameters():,} weights")
+
+
+@pair_app.command()
 def distil(
     ctx: typer.Context,
-    slm: Annotated[str, typer.Option(help="Folder or hub name of the SLM to go on from.")],
-    llm: Annotated[str, typer.Option(help="Folder or hub name of the LLM to learn from.")],
+    slm: _Model,
+    llm: _Model,
     dataset: _Dataset,
     out: _Out,
     steps: _Steps = 2400,
+    tokens: Annotated[int, typer.Option(min=0, help="In place of --steps; 0: as those say.")] = 0,
+    batch: _Batch = 64,
+    validation_rows: _Rows = 0,
     peak_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
     weight: _Weight = 0.8,
     text_column: _Text = "",
@@ -113,25 +140,32 @@ def distil(
     accumulate: _Parts = 1,
     report_to: _Tracker = "",
 ) -> None:
-    """Go on training an SLM towards an LLM; resumes by itself."""
+    """Go on training an SLM towards an LLM; resumes by itself.
+
+    - `fedhlm pair distil --slm slm --llm smollm2 --dataset news.csv --tokens 500000 --out d`
+
+    Steps and losses are on standard error, figures of the end on standard output. --out has the SLM
+    in `slm`, its card and `report.json`.
+    """
     from fedhlm_app.pair.pipeline import distil_pair
 
     settings = _settings(ctx)
     recipe = dataclasses.replace(
-        settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight
+        settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight, batch=batch
     )
-    _print_report(distil_pair(slm, llm, dataclasses.replace(settings, distil=recipe)).folder)
+    settings = dataclasses.replace(settings, distil=recipe)
+    _print_report(distil_pair(slm, llm, settings, tokens).folder)
 
 
 @pair_app.command()
 def evaluate(
     dataset: _Dataset,
-    slm: Annotated[str, typer.Option(help="builtin, a folder, or a hub name.")] = "builtin",
-    llm: Annotated[str, typer.Option(help="builtin, a folder, or a hub name.")] = "builtin",
+    slm: _Model = "builtin",
+    llm: _Model = "builtin",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     text_column: _Text = "",
     label_column: _Label = "",
-    rows: Annotated[int, typer.Option(min=0, help="First rows to measure on; 0: all.")] = 0,
+    rows: _Rows = 0,
     threads: _Threads = 0,
 ) -> None:
     """Print a pair's figures on held-out articles as JSON."""

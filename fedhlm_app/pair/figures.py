@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedhlm_app.data.items import Items
-from fedhlm_app.models.vocabulary import PairError, label_tokens
+from fedhlm_app.models.sources import PairError
+from fedhlm_app.models.vocabulary import label_tokens
 from fedhlm_app.pair.sequences import Batch, batch_of, batches_by_length, encode_articles
 
 _BATCH = 50

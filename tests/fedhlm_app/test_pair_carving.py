@@ -1,0 +1,76 @@
+"""Small models out of large ones' layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from fedhlm_app.models.load import load_llm, load_pair
+from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.pair.cli import pair_app
+
+
+@pytest.mark.parametrize(
+    ("keep", "layers", "kept"),
+    [
+        ("first", 4, "0, 1, 2, 3"),
+        ("ends", 3, "0, 1, 5"),
+        ("ends", 1, "0"),
+        ("even", 3, "0, 2, 5"),
+        ("even", 1, "0"),
+        ("0,4,5", 1, "0, 4, 5"),
+    ],
+)
+def test_the_layers_that_were_asked_for_are_in_it(keep, layers, kept, tmp_path):
+    out = tmp_path / "slm"
+    arguments = ["carve", "--llm", "builtin", "--keep", keep, "--layers", str(layers)]
+    told = CliRunner().invoke(pair_app, [*arguments, "--out", str(out)])
+    assert told.exit_code == 0, told.output
+    assert f"layers {kept};" in told.output
+    pair = load_pair(str(out), "builtin")
+    wanted = [load_llm().model.layers[int(number)] for number in kept.split(",")]
+    assert len(pair.slm.model.layers) == pair.slm.config.num_hidden_layers == len(wanted)
+    for there, here in zip(wanted, pair.slm.model.layers, strict=True):
+        assert torch.allclose(there.mlp.up_proj.weight, here.mlp.up_proj.weight, atol=1e-3)
+    assert len(load_llm().model.layers) == 6  # the LLM itself is as it was
+
+
+def test_layers_that_differ_keep_their_kind(tmp_path):
+    config = AutoConfig.for_model(
+        "gemma3_text",
+        vocab_size=4096,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
+    load_tokenizer().save_pretrained(tmp_path / "llm")
+    arguments = ["carve", "--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "slm")]
+    told = CliRunner().invoke(pair_app, [*arguments, "--keep", "0,3"])
+    assert told.exit_code == 0, told.output
+    carved = AutoConfig.from_pretrained(tmp_path / "slm")
+    assert carved.layer_types == ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--layers", "6"], "--layers 6: allowed are 1 to 5, since the LLM has 6"),
+        (["--keep", "last"], "--keep last: allowed are first, ends, even, or rising numbers"),
+        (["--keep", "2,1"], "--keep 2,1: allowed are"),
+        (["--keep", "0,6"], "from 0 to 5, such as 0,1,5"),
+        (["--llm", "nowhere.gguf"], "nowhere.gguf"),
+    ],
+)
+def test_what_cannot_be_carved_is_refused(options, words, tmp_path):
+    arguments = ["carve", "--llm", "builtin", "--out", str(tmp_path / "slm")]
+    told = CliRunner().invoke(pair_app, [*arguments, *options])
+    assert told.exit_code == 2
+    assert words in told.output
+    assert not (tmp_path / "slm").exists()
