@@ -93,17 +93,21 @@ def _tokenizer(name: str, file: Path) -> PreTrainedTokenizerBase:
 
     source, what = str(file.parent), f"tokenizer of {name!r}"
     try:
-        tokenizer: Any = from_transformers(AutoTokenizer, source, what, gguf_file=file.name)
+        tokenizer: PreTrainedTokenizerBase = from_transformers(
+            AutoTokenizer, source, what, gguf_file=file.name
+        )
     except PairError:
         if not (file.parent / "tokenizer.json").is_file():
             raise
-        return from_transformers(AutoTokenizer, source, what)
+        beside: PreTrainedTokenizerBase = from_transformers(AutoTokenizer, source, what)
+        return beside
     fields = GGUFReader(file).fields
     told = {key: fields[key].contents() for key in (_SPLITS, _STARTS) if key in fields}
     if told.get(_SPLITS) in _DIGIT_BY_DIGIT:
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        backend: Any = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
     if told.get(_STARTS) is False:

@@ -210,7 +210,8 @@ def _settings(ctx: typer.Context) -> PairTraining:
     """Settings of a training, of those options of the command that are named like them."""
     from fedhlm_app.pair.recipe import PairTraining
 
-    names = {field.name for field in dataclasses.fields(PairTraining)}
+    # Options that name models are none of the fields of that name, which are recipes.
+    names = {field.name for field in dataclasses.fields(PairTraining)} - {"slm", "llm"}
     given = {name: value for name, value in ctx.params.items() if name in names}
     return PairTraining(**given | {"out": str(given["out"])})
 

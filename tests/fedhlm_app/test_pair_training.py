@@ -16,7 +16,7 @@ from fedhlm_app.models.load import load_pair
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 from fedhlm_app.pair import pipeline
 from fedhlm_app.pair.cli import pair_app
-from fedhlm_app.pair.pipeline import distil_pair, train_pair
+from fedhlm_app.pair.pipeline import train_pair
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
 from fedhlm_app.pair.sequences import OrderByLength, batch_of, batches_by_length
 from fedhlm_app.pair.training import new_model, run_stage, token_losses
@@ -318,11 +318,15 @@ def test_distilling_alone_leaves_the_llm_as_it_is(dataset, tmp_path):
     train_pair(dataclasses.replace(settings, distil=StageRecipe(steps=0, peak_rate=1.0)))
     folder = tmp_path / "pair"
     before = (folder / "llm" / "model.safetensors").read_bytes()
-    elsewhere = dataclasses.replace(settings, out=str(tmp_path / "d"))
-    report = distil_pair(str(folder / "slm"), str(folder / "llm"), elsewhere)
+    models = ["--slm", str(folder / "slm"), "--llm", str(folder / "llm"), "--batch", "8"]
+    arguments = ["distil", "--dataset", dataset, "--out", str(tmp_path / "d"), *models]
+    told = CliRunner().invoke(pair_app, [*arguments, "--tokens", "300", "--rows", "4"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["articles"] == 4
     assert (folder / "llm" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "d" / "slm" / "config.json").exists()
-    assert report.stages["distil"]["steps"] == 5
+    done = json.loads((tmp_path / "d" / "report.json").read_text())["stages"]["distil"]
+    assert 200 < done["tokens"] < 450  # 300, but for articles not all being of one length
 
 
 def test_commands_evaluate_and_pack(dataset, tmp_path):
