@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby, product
 from typing import Any
 
@@ -96,13 +95,11 @@ def cells(
         sure = tested.uncertainty <= threshold
         for llm_ms, round_trip_ms in product(PACES_MS, ROUND_TRIPS_MS):
             costs = SpanCosts(llm_ms, slm_ms, round_trip_ms, window)
-            one = spent(token_course(sure), replace(costs, window=1))
-            sides = {"token": one, "best": spent(best_course(sure, costs), costs)}
+            ways = {"token": token_course(sure), "best": best_course(sure, costs)}
             rules: dict[str, TakeBack] = {"certain": certain(costs, max(AHEAD))}
             rules |= {f"learned-{n}": learned(counts, costs, tokens, n) for n in AHEAD}
-            for name, rule in rules.items():
-                followed = course(sure, rule)
-                sides[name] = spent(followed, costs)
+            ways |= {name: course(sure, rule) for name, rule in rules.items()}
+            sides = {name: spent(way, costs) for name, way in ways.items()}
             for name, side in sides.items():
                 yield {
                     "budget": budget,

@@ -3,19 +3,35 @@
 Over recorded uncertainties of 500 articles (AG News, or the built-in corpus): thresholds and the
 take-back rule are fitted on one half and judged on the other, in each cell of LLM pace and round
 trip. Speeds are against the LLM streaming its own text. Takes seconds, after half a minute of
-recording the first time. With ``--wire`` a few texts are also decoded in real time, over
-`hlm.channels` and over a slow wire between two network namespaces (root, Linux).
+recording the first time. With ``--wire`` a few texts are also decoded, over `hlm.channels` and, in
+real time, over a slow wire between two network namespaces (root, Linux): some seven minutes, cell
+by cell; a run that was broken off goes on with the cells that it lacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from itertools import product
 from typing import Any
 
 import torch
 
 from benchmarks._report import write_report
-from benchmarks._spans_recorded import AHEAD, CELL, cells, markdown, recorded, verdict
+from benchmarks._spans_recorded import (
+    AHEAD,
+    BUDGETS,
+    CELL,
+    ROUND_TRIPS_MS,
+    cells,
+    markdown,
+    recorded,
+    verdict,
+)
+from benchmarks._teacher_forced import CACHE
+
+CELLS = tuple(product((80.0, 40.0, 20.0, 0.0), ROUND_TRIPS_MS, BUDGETS))
+"""LLM paces and round trips in ms, 0 being the built-in LLM's own pace, and budgets."""
 
 
 def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
@@ -33,16 +49,30 @@ def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
     return {"data": name, "texts": texts, "cells": rows, "verdicts": verdicts}
 
 
+def cell(text: str) -> tuple[float, ...]:
+    """One of `CELLS` as it is written on the command line."""
+    found = tuple(map(float, text.split("/")))
+    if found not in CELLS:
+        raise ValueError
+    return found
+
+
 def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measured speeds over `hlm.channels` and a slow wire; a line as each is known."""
     from benchmarks._spans_wire import in_real_time, table
 
     _, prompts, found = recorded(options.texts, options.tokens)
-    rows = []
+    path = CACHE / f"spans-wire-{options.wire_prompts}x{options.wire_tokens}.jsonl"
+    if options.anew:
+        path.unlink(missing_ok=True)
+    rows = [json.loads(line) for line in path.open()] if path.exists() else []
     columns = ("tokens_per_second", "speed", "to_best", "kept", "decoded", "bytes", "messages")
     print("wire, budget, LLM ms, round trip ms, way:", *columns)
-    for row in in_real_time(found, prompts, options):
+    known = {(row["wire"], *(row[name] for name in CELL)) for row in rows}
+    for row in in_real_time(found, prompts, options, known):
         rows.append(row)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         head = (row["wire"], *(f"{row[name]:g}" for name in CELL), row["way"])
         print(*head, *(f"{row[name]:.2f}" for name in columns), flush=True)
     print(f"\n{table(rows)}\n")
@@ -55,12 +85,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--slm-ms", type=float, default=5.0, help="time of a draft")
     parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--wire", action="store_true", help="also in real time: ten minutes")
-    parser.add_argument("--wire-prompts", type=int, default=3)
+    parser.add_argument("--wire", action="store_true", help="also in real time: seven minutes")
+    parser.add_argument("--wire-prompts", type=int, default=2)
     parser.add_argument("--wire-tokens", type=int, default=30)
-    parser.add_argument("--paces", type=float, nargs="+", default=[0, 20, 40, 80], help="0: own")
-    parser.add_argument("--round-trips", type=float, nargs="+", default=[5, 30, 60])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.10, 0.05])
+    parser.add_argument(
+        "--cells",
+        type=cell,
+        nargs="+",
+        default=CELLS,
+        metavar="LLM/TRIP/BUDGET",
+        help="of --wire, as 80/5/0.1: ms of the LLM (0: its own) and of a round trip; all cells",
+    )
+    parser.add_argument("--anew", action="store_true", help="forget cells of --wire that were run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {"options": vars(options), "recorded": recorded_part(options)}

@@ -47,7 +47,8 @@ class Times:
     """When what happens in one process would have happened over links, each by itself.
 
     Nothing waits here: the device's compute, exchanges and frames of streams are told as they
-    happen, with the seconds that they took.
+    happen, with the seconds that they took. A step in which the server hears of a stop
+    goes on to its end.
 
     Parameters
     ----------
@@ -60,6 +61,8 @@ class Times:
         Seconds since the beginning.
     overshoot : float64 [links]
         Tokens that the LLM would have written in vain after stops.
+    busy : float64 [links]
+        Seconds since the beginning until which the last of these steps goes on.
     """
 
     def __init__(self, links: Sequence[Link]) -> None:
@@ -67,6 +70,7 @@ class Times:
         self._byte = np.array([8 / link.rate_bits_per_s for link in links])
         self.now = np.zeros(len(links))
         self.overshoot = np.zeros(len(links))
+        self.busy = np.zeros(len(links))
 
     def compute(self, seconds: float) -> None:
         """The device works, and waits for nobody."""
@@ -74,7 +78,8 @@ class Times:
 
     def exchange(self, up: int, down: int, seconds: float) -> None:
         """A request of `up` bytes and its reply of `down`, which took the server `seconds`."""
-        self.now += self.trip + self.carried(up + down) + seconds
+        arrived = self.now + self.trip / 2 + self.carried(up)
+        self.now = np.maximum(arrived, self.busy) + seconds + self.trip / 2 + self.carried(down)
 
     def carried(self, size: int) -> FloatArray:
         """Seconds that bytes take, float64 [links]."""
@@ -121,4 +126,6 @@ class StreamTimes:
         """The device takes the text back; `credit`: tokens that the server might write in all."""
         late = self._times.now + self._times.trip / 2 - self._written
         tokens = np.ceil(late / max(self._seconds, 1e-9))
-        self._times.overshoot += np.clip(tokens, 0, max(0, credit - self._frames))
+        tokens = np.clip(tokens, 0, max(0, credit - self._frames))
+        self._times.overshoot += tokens
+        self._times.busy = self._written + tokens * self._seconds

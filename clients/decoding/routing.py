@@ -56,7 +56,7 @@ class Router:
     learning : bool
         The resolvers may remember what was decided.
     spans : SpanRouting, optional
-        Escalations open streams, while texts are generated.
+        Escalations open streams, while texts are generated, if its rule has any.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Router:
         self.resolvers = resolvers
         self.on_step = on_step
         self.learning = learning
-        self.spans = spans
+        self.spans = spans if spans is not None and spans.rule.streams else None
 
     @property
     def _hidden(self) -> bool:

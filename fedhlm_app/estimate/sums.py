@@ -21,7 +21,6 @@ PAYS = 0.01
 """Share saved against the LLM alone from which spans are said to pay."""
 LEAST_MS, MOST_MS = 0.01, 100_000.0
 """Round trips and paces between which a break-even is looked for."""
-WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Estimate:
             one = token_course(judged.uncertainty <= threshold, judged.lengths)
             spans = self._spans(threshold, self.terms)
             head = {"risk": risk, "threshold": threshold}
-            found.append(head | self._figures("one token at a time", one, window=1))
+            found.append(head | self._figures("one token at a time", one))
             found.append(head | self._figures("spans", spans) | self._break_even(threshold))
         return found
 
@@ -88,11 +87,11 @@ class Estimate:
         rule = learned(counts, self._costs(terms), sure.shape[1])
         return course(self.judged.uncertainty <= threshold, rule, self.judged.lengths)
 
-    def _taken(self, way: Course, terms: Terms, window: int = WINDOW) -> Taken:
-        return terms.taken(way, replace(self._costs(terms), window=window), self.judged.prompts)
+    def _taken(self, way: Course, terms: Terms) -> Taken:
+        return terms.taken(way, self._costs(terms), self.judged.prompts)
 
-    def _figures(self, name: str, way: Course, window: int = WINDOW) -> dict[str, Any]:
-        taken = self._taken(way, self.terms, window)
+    def _figures(self, name: str, way: Course) -> dict[str, Any]:
+        taken = self._taken(way, self.terms)
         alone = self._taken(self._plain, self.terms)
         kept = way.writer == KEPT
         wrong = (kept & self.judged.wrong).sum(axis=1)

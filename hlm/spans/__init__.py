@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from hlm.spans.costs import SpanCosts
 from hlm.spans.courses import Spent, best_course, course, plain_course, spent, token_course
-from hlm.spans.rules import AT_ONCE, NEVER, TakeBack, certain, learned
+from hlm.spans.rules import AT_ONCE, NEVER, ONE_BY_ONE, TakeBack, certain, learned
 from hlm.spans.runs import checked_counts, count_runs
 
 __all__ = [
     "AT_ONCE",
     "NEVER",
+    "ONE_BY_ONE",
     "SpanCosts",
     "Spent",
     "TakeBack",

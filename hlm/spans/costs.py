@@ -104,6 +104,25 @@ class SpanCosts:
         late = np.ceil((self.round_trip_ms + np.multiply(drafts, self.slm_ms)) / self.llm_ms)
         return np.minimum(np.minimum(late, self.window - 1), remaining).astype(np.int64)
 
+    def held_up_ms(
+        self, kept: ArrayLike, remaining: ArrayLike, drafts: ArrayLike = 1
+    ) -> NDArray[np.float64]:
+        """How long the next request waits for what is decoded in vain, of their common shape.
+
+        A step that has begun is not broken off. Where the round trip is short against it, the
+        device is back before its end.
+
+        Parameters
+        ----------
+        kept
+            Tokens that the device keeps until it asks again.
+        remaining, drafts
+            At the take-back; see `overshoot`.
+        """
+        begun = self.llm_ms * self.overshoot(remaining, drafts)
+        asked = self.round_trip_ms + np.multiply(np.add(kept, 1), self.slm_ms)
+        return np.asarray(np.maximum(begun - asked, 0.0))
+
     @property
     def break_even(self) -> float:
         """Kept tokens that pay for one return to the LLM; infinite where none do.

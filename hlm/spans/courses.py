@@ -7,7 +7,7 @@ time, tokens and requests, and not what another text would have been.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,13 @@ class Course:
         `KEPT`, `OPENED`, `STREAMED`, or `ABSENT` behind a text's end.
     drafts : int64 [texts, positions]
         Drafts the device makes at the position.
+    foreseen : bool
+        The LLM is told beforehand where it will be taken back, and decodes nothing in vain.
     """
 
     writer: NDArray[np.int8]
     drafts: Ints
+    foreseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def course(sure: Bools, rule: TakeBack, lengths: Ints | None = None) -> Course:
     """The course of a device that follows `rule`.
 
     Local, it keeps sure drafts and opens a stream at the first unsure one; in the stream it takes
-    back where the rule says so. A rule that never does needs no drafts: `plain_course`.
+    back where the rule says so. A rule that never does needs no drafts: `plain_course`. One without
+    streams is `token_course`.
 
     Parameters
     ----------
@@ -86,6 +90,8 @@ def course(sure: Bools, rule: TakeBack, lengths: Ints | None = None) -> Course:
     texts, positions = sure.shape
     if not rule.reads_along:
         return plain_course(texts, positions, lengths)
+    if not rule.streams:
+        return token_course(sure, lengths)
     # A run that reaches the text's end has no end.
     padded = np.pad(sure, ((0, 0), (0, rule.ahead)), constant_values=True)
     writer = np.empty((texts, positions), np.int8)
@@ -108,15 +114,16 @@ def plain_course(texts: int, positions: int, lengths: Ints | None = None) -> Cou
 
 
 def token_course(sure: Bools, lengths: Ints | None = None) -> Course:
-    """A round trip for each unsure token: to be costed with a window of 1."""
+    """A round trip for each unsure token."""
     writer = np.where(sure, KEPT, OPENED).astype(np.int8)
-    return _cut(Course(writer, np.ones(sure.shape, np.int64)), lengths)
+    return _cut(Course(writer, np.ones(sure.shape, np.int64), foreseen=True), lengths)
 
 
 def best_course(sure: Bools, costs: SpanCosts, lengths: Ints | None = None) -> Course:
     """The cheapest course of a device that knows all drafts beforehand: what rules are held to.
 
-    Dynamic programme over two states, with backtracking. The stream may be opened with the prompt.
+    Dynamic programme over two states, with backtracking. The stream may be opened with the prompt,
+    and the LLM is told how far to write.
 
     Parameters
     ----------
@@ -132,8 +139,7 @@ def best_course(sure: Bools, costs: SpanCosts, lengths: Ints | None = None) -> C
     stream = np.full(texts, np.inf)
     from_stream = np.empty((positions, 2, texts), np.bool_)
     for at in range(positions):
-        in_vain = costs.output_price * costs.overshoot(ends - at)
-        ways_local = (local, stream + in_vain)
+        ways_local = (local, stream)
         go_on = stream + float(costs.streamed()) if at else np.full(texts, costs.asked)
         ways_stream = (local + costs.opened, go_on)
         from_stream[at] = [ways_local[1] < ways_local[0], ways_stream[1] < ways_stream[0]]
@@ -148,25 +154,30 @@ def best_course(sure: Bools, costs: SpanCosts, lengths: Ints | None = None) -> C
         before = from_stream[at, streaming.astype(np.int64), rows]
         writer[:, at] = np.where(streaming, np.where(before, STREAMED, OPENED), KEPT)
         streaming = np.where(at < ends, before, streaming)
-    return _cut(Course(writer, np.ones(sure.shape, np.int64)), lengths)
+    return _cut(Course(writer, np.ones(sure.shape, np.int64), foreseen=True), lengths)
 
 
 def spent(course: Course, costs: SpanCosts) -> Spent:
     """Time, tokens and requests of every text of a course.
 
-    Overshoot is as much as `SpanCosts.overshoot` says, with the true end of each text.
+    Overshoot is as much as `SpanCosts.overshoot` says, with the true end of each text, and holds up
+    the request behind it (`SpanCosts.held_up_ms`).
     """
     writer = course.writer
     kept, opened, streamed = (writer == kind for kind in (KEPT, OPENED, STREAMED))
     remaining = np.cumsum((writer != ABSENT)[:, ::-1], axis=1)[:, ::-1]
     by_llm = opened | streamed
     stop = np.column_stack([np.zeros(len(writer), np.bool_), kept[:, 1:] & by_llm[:, :-1]])
-    overshoot = np.where(stop, costs.overshoot(remaining, course.drafts), 0).sum(axis=1)
+    in_vain = stop & (not course.foreseen)
+    overshoot = np.where(in_vain, costs.overshoot(remaining, course.drafts), 0).sum(axis=1)
     requests = opened.sum(axis=1) + streamed[:, 0]
     decoded = by_llm.sum(axis=1) + overshoot
     ms = (costs.round_trip_ms + costs.llm_ms) * requests
     ms = ms + costs.slm_ms * (kept | opened).sum(axis=1)
     ms = ms + np.where(streamed, costs.streamed_ms(course.drafts), 0.0)[:, 1:].sum(axis=1)
+    rows, returns, stops = _returns(opened, in_vain)
+    held_up = costs.held_up_ms(returns - stops, remaining[rows, stops], course.drafts[rows, stops])
+    np.add.at(ms, rows, held_up)
     money = costs.input_price * kept.sum(axis=1) + costs.output_price * decoded
     money = money + costs.request_price * requests
     return Spent(
@@ -181,9 +192,17 @@ def spent(course: Course, costs: SpanCosts) -> Spent:
     )
 
 
+def _returns(opened: Bools, stop: Bools) -> tuple[Ints, Ints, Ints]:
+    """Texts and positions of requests behind a take-back, and positions of that; all int64 [n]."""
+    places = np.arange(opened.shape[1])
+    last = np.maximum.accumulate(np.where(stop, places, -1), axis=1)
+    rows, returns = np.nonzero(opened & (last >= 0))
+    return rows, returns, last[rows, returns]
+
+
 def _cut(whole: Course, lengths: Ints | None) -> Course:
     if lengths is None:
         return whole
     there = np.arange(whole.writer.shape[1]) < lengths[:, None]
     writer = np.where(there, whole.writer, ABSENT).astype(np.int8)
-    return Course(writer, np.where(there, whole.drafts, 0))
+    return replace(whole, writer=writer, drafts=np.where(there, whole.drafts, 0))

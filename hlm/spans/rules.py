@@ -12,7 +12,7 @@ A rule looks at drafts and positions alone, never at a clock: the same text at a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,14 @@ class TakeBack:
         drafts ahead.
     reads_along : bool
         False: the LLM writes the whole text from its first token on, and the device does not draft.
+    streams : bool
+        False: each token is asked for alone, and the LLM writes no further until it is asked again.
     """
 
     ahead: int
     table: Bools = field(repr=False)
     reads_along: bool = True
+    streams: bool = True
 
     def take_back(self, sure_ahead: Ints, remaining: Ints) -> Bools:
         """Rows, now in a stream, whose next token the device writes, bool [n]; only sure ones.
@@ -62,6 +65,9 @@ class TakeBack:
 AT_ONCE = TakeBack(1, np.array([[False, True]]))
 """Keeps every sure draft: the text of one token per escalation."""
 
+ONE_BY_ONE = replace(AT_ONCE, streams=False)
+"""The same text, and nothing is ever decoded in vain: for round trips far below the LLM's pace."""
+
 NEVER = TakeBack(1, np.array([[False, False]]), reads_along=False)
 """The LLM streams its own text."""
 
@@ -70,12 +76,17 @@ def certain(costs: SpanCosts, ahead: int = 4) -> TakeBack:
     """Take back where the sure drafts already made pay for the return; needs no counts.
 
     `NEVER` where that takes more than `ahead` >= 1 drafts, or longer than the LLM's token.
+    `ONE_BY_ONE` where one draft is enough, and a request behind it would wait longer for the LLM's
+    step than it takes itself: a stream saves that if its next draft is unsure, say every other.
     """
     if not costs.break_even <= ahead:
         return NEVER
     fewest = max(math.ceil(costs.break_even), 1)
     if costs.streamed_ms(fewest) > costs.streamed_ms(0):
         return NEVER
+    held_up = costs.per_ms * float(costs.held_up_ms(1, math.inf))
+    if fewest == 1 and held_up > costs.opened - costs.streamed():
+        return ONE_BY_ONE
     return TakeBack(fewest, np.arange(fewest + 1)[None] == fewest)
 
 
@@ -84,8 +95,8 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
 
     `NEVER` where even the best take-backs would cost more than the LLM alone: with one token to
     write, unless ``p >= tS / (R + tL)`` for sure drafts of share p, which is eq. 13 of the paper
-    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. `certain` where
-    nothing was counted.
+    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. `ONE_BY_ONE` where
+    that costs least, `certain` where nothing was counted.
 
     Parameters
     ----------
@@ -112,7 +123,19 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
         cost, other = planned(counts, costs, tokens, further)
         if cost < 0.99 * least:
             least, rule = cost, other
+    if (alone := _one_by_one(counts, costs, tokens)) < least:
+        least, rule = alone, ONE_BY_ONE
     return rule if least <= costs.plain(tokens) else NEVER
+
+
+def _one_by_one(counts: Floats, costs: SpanCosts, tokens: int) -> float:
+    """Expected cost of a text whose unsure tokens are asked for one at a time."""
+    sure, after_unsure, after_sure = chances_of(counts)
+    cost = 0.0
+    for _ in range(tokens):
+        cost += sure * costs.kept + (1 - sure) * costs.opened
+        sure = sure * after_sure + (1 - sure) * after_unsure
+    return float(cost)
 
 
 def planned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int) -> tuple[float, TakeBack]:
@@ -140,12 +163,18 @@ def planned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int) -> tuple[
     moves[ahead, ahead - 1 :] = 1 - after_sure, after_sure
     drafts = np.minimum(runs + 1, ahead)
     streamed = costs.streamed(drafts)
+    # Chance of the number of drafts that a run has in all, by state.
+    lengths = np.eye(ahead + 1, max(tokens, ahead) + 1)
+    lengths[ahead, ahead:] = (1 - after_sure) * after_sure ** np.arange(lengths.shape[1] - ahead)
     # Least cost of the tokens that remain, by state: while local, and in a stream.
     local, stream = np.zeros(ahead + 1), np.zeros(ahead + 1)
     table = np.zeros((tokens + 1, ahead + 1), np.bool_)
     for remaining in range(1, tokens + 1):
         keep, stay = costs.kept + moves @ local, streamed + moves @ stream
+        # A run that reaches the text's end is followed by no request.
+        held_up = costs.held_up_ms(np.arange(remaining), remaining, drafts[:, None])
         taken = keep + costs.output_price * costs.overshoot(remaining, drafts)
+        taken += costs.per_ms * (lengths[:, :remaining] * held_up).sum(axis=1)
         local = np.where(runs, keep, costs.opened + moves @ stream)
         table[remaining] = (runs > 0) & (taken < stay)
         stream = np.where(table[remaining], taken, stay)

@@ -37,5 +37,10 @@ def test_a_stream_pays_its_round_trip_once_and_then_the_slower_of_server_and_dev
     # It has written for .5 s less .1, and for the way of two messages, when it hears of the stop.
     stream.stop(credit=50)
     assert times.overshoot.tolist() == [5]
+    # The next request is answered after the step that had begun.
+    assert times.busy == pytest.approx(times.now + 0.030, abs=0.1)
+    begin = times.busy[0]
+    times.exchange(0, 0, 0.2)
+    assert times.now[0] == pytest.approx(begin + 0.2 + 0.030)
     stream.stop(credit=3)
     assert times.overshoot.tolist() == [6]

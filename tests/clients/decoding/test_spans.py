@@ -17,7 +17,7 @@ from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from fedhlm_app.client.edge import token_embeddings
 from fedhlm_app.transport.http_transport import HttpTransport
-from hlm.spans import AT_ONCE, NEVER, SpanCosts, TakeBack, certain, learned
+from hlm.spans import AT_ONCE, NEVER, ONE_BY_ONE, SpanCosts, TakeBack, certain, learned
 from hlm.uncertainty import closed_form
 from hlm.wire.frames import Frame, encode_frame
 from hlm.wire.stream import decode_opening
@@ -78,6 +78,9 @@ def test_taking_back_at_once_is_the_text_of_one_token_per_escalation(sampling, r
         assert np.array_equal(getattr(records, name), getattr(plain, name)), name
     assert traffic.streams <= before.messages
     assert before.decoded == records.escalated.sum() and before.overshot == 0
+    alone, _, asked, _ = made(ONE_BY_ONE, sampling, rows)
+    assert alone == expected
+    assert (asked.uplink, asked.messages) == (before.uplink, before.messages)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "coupled"])

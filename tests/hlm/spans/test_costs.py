@@ -52,6 +52,13 @@ def test_overshoot_is_a_round_trip_of_decoding_within_window_and_text() -> None:
     assert SpanCosts(8.5, 5, 60, window=4).overshoot(50) == 3
 
 
+def test_a_step_in_vain_holds_up_who_is_back_before_its_end() -> None:
+    slow = SpanCosts(llm_ms=80, slm_ms=5, round_trip_ms=5)
+    # 80 ms, less a round trip, the kept drafts and the unsure one.
+    assert slow.held_up_ms([1, 2, 13, 14, 99], 100).tolist() == [65, 60, 5, 0, 0]
+    assert SpanCosts(80, 5, 5, window=1).held_up_ms(1, 100) == 0
+
+
 def test_prices_are_added_to_what_time_is_worth() -> None:
     costs = SpanCosts(40, 5, 60, per_ms=2, input_price=3, output_price=7, request_price=11)
     assert costs.kept == 2 * 5 + 3

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hlm.spans import AT_ONCE, NEVER, SpanCosts, TakeBack, learned
+from hlm.spans import AT_ONCE, NEVER, ONE_BY_ONE, SpanCosts, TakeBack, certain, learned
 from hlm.spans.courses import course, spent
 from hlm.spans.rules import planned
 from hlm.spans.runs import COUNTS, chances_of
@@ -18,6 +18,7 @@ TEXTS = np.array(list(product((False, True), repeat=TOKENS)))
 COSTS = SpanCosts(llm_ms=40, slm_ms=5, round_trip_ms=30)
 PRICED = SpanCosts(9, 5, 10, per_ms=0.5, input_price=0.2, output_price=3, request_price=8)
 SLOW = SpanCosts(llm_ms=8.5, slm_ms=5, round_trip_ms=4)
+NEAR = SpanCosts(llm_ms=80, slm_ms=5, round_trip_ms=5)
 
 LASTING = np.array([[10.0, 0.0], [10.0, 10.0], [1.0, 99.0]])
 EVEN = np.array([[0.0, 10.0], [10.0, 10.0], [5.0, 5.0]])
@@ -32,7 +33,7 @@ def expected_cost(rule: TakeBack, counts: np.ndarray, costs: SpanCosts) -> float
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 3])
-@pytest.mark.parametrize("costs", [COSTS, PRICED, SLOW])
+@pytest.mark.parametrize("costs", [COSTS, PRICED, SLOW, NEAR])
 def test_the_plan_costs_what_it_says_and_no_other_decision_costs_less(
     ahead: int, costs: SpanCosts
 ) -> None:
@@ -75,6 +76,28 @@ def test_without_counts_only_drafts_already_made_count() -> None:
     assert rule.take_back(runs, np.full(4, 50)).tolist() == [False, False, False, True]
     assert learned(np.zeros(COUNTS), SpanCosts(20, 5, 60), 60) is NEVER  # five drafts
     assert learned(np.zeros(COUNTS), SpanCosts(8.5, 5, 5), 60) is NEVER  # three, in 15 ms
+
+
+def test_near_a_slow_llm_nothing_is_decoded_in_vain() -> None:
+    assert learned(EVEN, NEAR, 60) is ONE_BY_ONE
+    assert certain(NEAR) is ONE_BY_ONE
+    # After an unsure draft hardly ever a sure one: a stream saves many round trips.
+    assert learned(np.array([[9.0, 1.0], [95.0, 5.0], [5.0, 5.0]]), NEAR, 60).streams
+    assert certain(SpanCosts(20, 5, 5)).streams
+
+
+@pytest.mark.parametrize("llm_ms", [8.5, 20, 40, 80])
+@pytest.mark.parametrize("round_trip_ms", [5, 30, 60])
+def test_no_rule_is_slower_than_one_token_at_a_time_or_the_llm_alone(
+    llm_ms: float, round_trip_ms: float
+) -> None:
+    costs = SpanCosts(llm_ms, 5, round_trip_ms)
+    for seed in range(20):
+        counts = 20 * np.random.default_rng(seed).random(COUNTS)
+        rule = learned(counts, costs, TOKENS, 2)
+        least = expected_cost(rule, counts, costs)
+        assert least <= expected_cost(ONE_BY_ONE, counts, costs) + 1e-9
+        assert least <= expected_cost(NEVER, counts, costs) + 1e-9
 
 
 @pytest.mark.parametrize(("rule", "taken"), [(AT_ONCE, [False, True]), (NEVER, [False, False])])
