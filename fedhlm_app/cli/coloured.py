@@ -37,10 +37,12 @@ class ColouredText:
         Plain text where it has no colours.
     uncertainty : bool
         Write each token's behind it.
+    chat : bool
+        What is written answers the prompt, on a line of its own.
     """
 
-    def __init__(self, console: Console, *, uncertainty: bool = False) -> None:
-        self.console, self.uncertainty = console, uncertainty
+    def __init__(self, console: Console, *, uncertainty: bool = False, chat: bool = False) -> None:
+        self.console, self.uncertainty, self.chat = console, uncertainty, chat
         self.plain = console.color_system is None or console.no_color
 
     def legend(self, stages: Sequence[str]) -> None:
@@ -53,7 +55,7 @@ class ColouredText:
 
     def prompt(self, prompt: str) -> None:
         """Write what is continued."""
-        self._write(Text(prompt.translate(CONTROLS), "dim"))
+        self._write(Text(prompt.translate(CONTROLS) + "\n" * self.chat, "dim"))
 
     def token(self, token: Token) -> None:
         """Write a new token."""
@@ -94,5 +96,5 @@ def account(answers: Sequence[Continuation], seconds: float, policy: str) -> str
     )
     return (
         f"{tokens} tokens: {', '.join(decided)}; {up:,} bytes up, {down:,} down; "
-        f"{1000 * seconds:,.0f} ms; {policy}"
+        f"{1000 * seconds:,.0f} ms, {tokens / seconds:.0f} tokens/s; {policy}"
     )

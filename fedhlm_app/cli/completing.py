@@ -16,6 +16,11 @@ def set_option(words: str) -> Any:
     )
 
 
+def model_option() -> Any:
+    """An option that names a model."""
+    return typer.Option(help="builtin, smollm2, a folder, a .gguf file or a hub name.")
+
+
 def preset_option() -> Any:
     """``--preset NAME``, completed with their names."""
     return typer.Option(

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from fedhlm_app.cli.coloured import ColouredText, account
-from fedhlm_app.cli.completing import preset_option, set_option
+from fedhlm_app.cli.completing import model_option, preset_option, set_option
 from fedhlm_app.cli.error_log import ends_with, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
@@ -54,6 +54,8 @@ def generate(
         Path | None, typer.Option("--file", "-f", help="Prompts, one on each line.")
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", help="Most new tokens of a text.")] = 60,
+    slm: Annotated[str | None, model_option()] = None,
+    llm: Annotated[str | None, model_option()] = None,
     run: RunOption = None,
     cluster: ClusterOption = None,
     threshold: Annotated[
@@ -89,7 +91,7 @@ def generate(
 
     - `fedhlm generate --run runs/2026-... --file prompts.txt --json`
 
-    - `fedhlm generate "Once upon a time" --set slm=./small --set llm=./large`
+    - `fedhlm generate "Once upon a time" --slm ./small --llm ./large`
 
     Colours say who decided each token; where output is no terminal, or NO_COLOR is set, it is plain
     text. Where the LLM at `--llm-address` does not answer, the small model goes on alone and says
@@ -98,6 +100,8 @@ def generate(
     """
     errors = Console(stderr=True, highlight=False)
     given: dict[str, object] = {
+        "slm": slm,
+        "llm": llm,
         "decoding": decoding,
         "temperature": temperature,
         "seed": seed,
@@ -121,7 +125,7 @@ def generate(
         ]
     screen = None
     if not as_json:
-        screen = ColouredText(Console(highlight=False), uncertainty=uncertainty)
+        screen = ColouredText(Console(highlight=False), uncertainty=uncertainty, chat=chat)
         screen.legend(_possible_stages(chosen.settings))
     begin = time.perf_counter()
     answers = _write_all(model, chosen, screen, prompts, read, tokens, errors)

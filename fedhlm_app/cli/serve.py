@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import model_option, set_option
 from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
@@ -40,7 +40,7 @@ _Host = Annotated[
     str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
 ]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
-_Model = typer.Option(help="builtin, smollm2, a folder, a .gguf file or a hub name.")
+_Model = model_option()
 _Queue = Annotated[
     int, typer.Option(min=1, help="Requests that may wait; further ones get status 503.")
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fedhlm_app.cli.completing import model_option
 from fedhlm_app.cli.lazy import command_app
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ _Parts = Annotated[
 ]
 _Batch = Annotated[int, typer.Option(min=1, help="Articles a step; fewer need less memory.")]
 _Rows = Annotated[int, typer.Option("--rows", min=0, help="Rows to measure on; 0: all.")]
-_Model = Annotated[
-    str, typer.Option(help="builtin, smollm2, a .gguf file, a folder, or a hub name.")
-]
+_Model = Annotated[str, model_option()]
 _Tracker = Annotated[str, typer.Option(help="Tracker of Transformers, such as tensorboard.")]
 
 
@@ -127,6 +126,7 @@ def distil(
     steps: _Steps = 2400,
     tokens: Annotated[int, typer.Option(min=0, help="In place of --steps; 0: as those say.")] = 0,
     batch: _Batch = 64,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rate rises.")] = 100,
     validation_rows: _Rows = 0,
     peak_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
     weight: _Weight = 0.8,
@@ -148,11 +148,10 @@ def distil(
     in `slm`, its card and `report.json`.
     """
     from fedhlm_app.pair.pipeline import distil_pair
+    from fedhlm_app.pair.recipe import StageRecipe
 
     settings = _settings(ctx)
-    recipe = dataclasses.replace(
-        settings.distil, steps=steps, peak_rate=peak_rate, distillation=weight, batch=batch
-    )
+    recipe = StageRecipe(steps, peak_rate, warmup, batch=batch, distillation=weight)
     settings = dataclasses.replace(settings, distil=recipe)
     _print_report(distil_pair(slm, llm, settings, tokens).folder)
 

@@ -133,9 +133,7 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     sequences = encode_articles(items, tokenizer, settings.text_tokens)
     if tokens:
         a_step = settings.distil.batch * sum(map(len, sequences)) / len(sequences)
-        steps = math.ceil(tokens / a_step)
-        warmup = min(settings.distil.warmup, steps // 10)
-        recipe = dataclasses.replace(settings.distil, steps=steps, warmup=warmup)
+        recipe = dataclasses.replace(settings.distil, steps=math.ceil(tokens / a_step))
         settings = dataclasses.replace(settings, distil=recipe)
     # Loaded models are kept for others: this one is changed.
     student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)

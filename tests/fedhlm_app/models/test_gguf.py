@@ -122,7 +122,7 @@ def test_it_is_carved_and_both_answer_a_chat(made, tmp_path):
     assert torch.allclose(small.model.layers[2].mlp.up_proj.weight, theirs, atol=1e-3)
     assert small.generation_config.eos_token_id == [0, 2]
     asked = ["generate", "the cat", "--chat", "--json", "-n", "8", "--threshold", "-1"]
-    models = ["--set", f"slm={folder}", "--set", f"llm={made.name}", "--set", "llm-context=64"]
+    models = ["--slm", str(folder), "--llm", made.name, "--set", "llm-context=64"]
     told = CliRunner().invoke(app, [*asked, *models])
     assert told.exit_code == 0, told.output
     prompt = load_tokenizer(made.name)("<|im_start|>the cat<|im_end|><|im_start|>")["input_ids"]
