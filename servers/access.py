@@ -133,7 +133,7 @@ class DeviceTokens:
 class BearerToken:
     """Answers requests that do not bring a token with 401, before their body is read.
 
-    Others find the name of their device under ``device`` in the scope.
+    Stands behind `servers.metrics.Watch`, to which it tells the device's name.
 
     Parameters
     ----------
@@ -167,8 +167,10 @@ class BearerToken:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         device = self._tokens.device(given.strip()) if scheme.lower() == "bearer" else None
         if device is not None:
-            await self.app({**scope, "device": device}, receive, send)
+            scope["about"]["device"] = device
+            await self.app(scope, receive, send)
             return
+        scope["about"]["refused"] = "token"
         response = self._refuse()
         response.status_code = 401
         response.headers["www-authenticate"] = "Bearer"

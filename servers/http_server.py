@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-MOST_CONNECTIONS = 8192
-"""Connections at a time, idle ones included; further ones are answered with 503."""
+from servers.connections import EACH_ADDRESS, Connections
 
 HEADER_SECONDS = 30.0
 """Longest wait for a request's headers, from the connection or from their first byte on."""
@@ -42,6 +41,7 @@ class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """
 
     _late: asyncio.TimerHandle | None = None
+    on_lost: Callable[[], None]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -54,6 +54,7 @@ class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_waiting()
+        self.on_lost()
 
     def _await_headers(self) -> None:
         """Wait for headers, but for as long as a request is in work."""
@@ -69,14 +70,38 @@ class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class _Server(uvicorn.Server):
-    """Says when it has begun to listen."""
+    """Takes connections itself, some from each address, and says when it has begun to."""
 
-    on_ready: Callable[[], None] | None = None
+    def __init__(
+        self, config: uvicorn.Config, connections: Connections, on_ready: Callable[[], None] | None
+    ) -> None:
+        super().__init__(config)
+        self._connections, self._on_ready = connections, on_ready
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.on_ready is not None and self.started:
-            self.on_ready()
+        await self.lifespan.startup()
+        self.servers = []
+        self._accepting = [
+            asyncio.create_task(self._connections.accept(one, self._protocol, self.config.ssl))
+            for one in sockets or ()
+        ]
+        self.started = True
+        if self._on_ready is not None:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _protocol(self, on_lost: Callable[[], None]) -> _ImpatientProtocol:
+        made = _ImpatientProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        made.on_lost = on_lost
+        return made
 
 
 def make_server(
@@ -84,6 +109,7 @@ def make_server(
     on_ready: Callable[[], None] | None = None,
     certificate: str = "",
     key: str = "",
+    per_address: int = EACH_ADDRESS,
 ) -> uvicorn.Server:
     """The HTTP server of an application; ``run(sockets=[...])`` serves until it is told to stop.
 
@@ -99,12 +125,15 @@ def make_server(
     certificate, key : str
         PEM files, with which it speaks TLS only; the key may be in the certificate's file. Without
         a certificate it does not speak TLS.
+    per_address : int
+        Most connections from one address, >= 1; the application finds all in its state.
     """
     config = uvicorn.Config(
         app,
         http=_ImpatientProtocol,
         ssl_certfile=certificate or None,
         ssl_keyfile=key or None,
+        log_config=None,
         log_level="warning",
         access_log=False,
         # A reply of ten bytes needs no hundred of headers.
@@ -113,12 +142,10 @@ def make_server(
         # Devices think between requests; a handshake per token would cost them a round trip.
         timeout_keep_alive=120,
         timeout_graceful_shutdown=10,
-        limit_concurrency=MOST_CONNECTIONS,
         lifespan="off",
     )
-    server = _Server(config)
-    server.on_ready = on_ready
-    return server
+    app.state.connections = Connections(per_address)
+    return _Server(config, app.state.connections, on_ready)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -284,3 +284,4 @@ class Job:
                 if tokens[row] != NO_TOKEN and engine.held(session) == ends[row]:
                     engine.append(session, tokens[row])
         self.reply = self._verdicts.reply()
+        self._service.verdicts += int((self.reply.served & self.request.rows.drafted).sum())

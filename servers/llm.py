@@ -23,6 +23,7 @@ from hlm.wire import (
 from hlm.wire.stream import decode_opening, is_control
 from servers.backend import Backend, check_served
 from servers.job import Job
+from servers.metrics import SIZES, Histogram
 from servers.origin import NOBODY, Caller, Origin
 from servers.schedule import Schedule
 from servers.stream import Stream
@@ -39,6 +40,13 @@ class LanguageModelService:
         The large model.
     limits : Limits
         Largest message that is read.
+
+    Attributes
+    ----------
+    verdicts : int
+        Drafts decided.
+    batches : Histogram
+        Of requests that shared a turn.
     """
 
     def __init__(self, engine: Backend, limits: Limits | None = None) -> None:
@@ -47,6 +55,8 @@ class LanguageModelService:
         self.texts = HeldTexts(engine)
         self.streams = Streams(self)
         self.lock = threading.Lock()
+        self.verdicts = 0
+        self.batches = Histogram(SIZES)
         self._schedules: dict[Caller, Schedule] = {}  # of streams that are written as they are read
 
     def handle(self, payload: bytes) -> bytes:

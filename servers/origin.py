@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 
@@ -22,6 +23,57 @@ class Origin(NamedTuple):
 
 NOBODY = Origin()
 """Within a process, where all trust each other."""
+
+
+class Full(Exception):
+    """There is no more of something.
+
+    Attributes
+    ----------
+    share : bool
+        The origin has its share of it; others would still get some.
+    """
+
+    def __init__(self, share: bool) -> None:
+        super().__init__()
+        self.share = share
+
+
+class Shared:
+    """Something bounded, of which no origin gets more than half.
+
+    Parameters
+    ----------
+    most : int
+        What there is, >= 1.
+
+    Attributes
+    ----------
+    taken : int
+        What all have of it together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken = most, 0
+        self._of: Counter[Origin] = Counter()
+
+    def take(self, origin: Origin, amount: int) -> None:
+        """Give some of it to an origin; negative: back from it.
+
+        Raises
+        ------
+        Full
+            When there is no more; nothing is changed then.
+        """
+        if amount > 0 and self.taken + amount > self.most:
+            raise Full(share=False)
+        if amount > 0 and self._of[origin] + amount > max(1, self.most // 2):
+            raise Full(share=True)
+        self.taken += amount
+        self._of[origin] += amount
+        if not self._of[origin]:
+            del self._of[origin]
+
 
 Caller = tuple[str, int]
 """A device's name, if its token proves one, and the client number that it gives itself."""

@@ -107,6 +107,8 @@ class Schedule:
             for stream in streams:
                 stream.settle()
         self._turns += 1
+        if jobs:
+            self.service.batches.observe(len(jobs))
         for job in jobs:
             self._served[job.origin] = self._turns
             self._callers.move_to_end(job.caller)

@@ -6,13 +6,16 @@ a status and a sentence, and costs no more memory than the bound on its body.
 ========================  =========================================================================
 ``POST /v1/exchange``     a request's bytes up, the reply's bytes down; also controls of streams
 ``POST /v1/stream``       an opening's bytes up, frames down as they are written
-``GET /health``           200 once the model is loaded
+``GET /healthz``          200 once the model is loaded; ``/health`` is the same
+``GET /readyz``           200 while requests are taken and answered, else 503
 ``GET /v1/stats``         model, limits and counters as JSON
+``GET /metrics``          counters for Prometheus
 ========================  =========================================================================
 
 Statuses of the first two: 400 no valid request, 401 without the token that is wanted, 408 the
 body did not come, 413 body too large, 500 the engine failed, 503 too many requests wait
-(``Retry-After`` says for how long to stay away).
+(``Retry-After`` says for how long to stay away). No origin (`servers.origin`) has more than half of
+the queue and of the memory for bodies; one that wants more hears so after a second.
 """
 
 from __future__ import annotations
@@ -33,15 +36,24 @@ from starlette.routing import Route
 
 from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
+from servers.account import metrics, stats
 from servers.actors import RequestBatcher
+from servers.connections import place_of
 from servers.http_server import BodyTooLarge, bounded
 from servers.llm import LanguageModelService
-from servers.origin import Origin
+from servers.metrics import PAGE_TYPE, Seen, Watch
+from servers.origin import Full, Origin, Shared
 
 EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
 CALLER_GONE = 499
 """Counted as the status of a request whose caller hung up; nobody reads it."""
+
+OPEN_PATHS = ("/health", "/healthz", "/readyz")
+"""What load balancers ask without a token."""
+
+SHARE_SECONDS = 1.0
+"""How long an origin that has its share waits to hear so: who floods shall not be the faster."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +82,7 @@ class ServiceOptions:
 
     wait: float = 0.002
     most: int = 64
-    queue: int = 256
+    queue: int = 512
     memory_bytes: int = 1 << 26
     body_seconds: float = 30.0
     answer_seconds: float = 54.0
@@ -116,19 +128,24 @@ class ServedLanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
-        self.waiting = 0
-        self.held = 0
-        self._batcher = RequestBatcher(service, options.wait, options.most)
-        self._began = time.monotonic()
-        guard = [Middleware(BearerToken, tokens, ("/health",), self._refuse)] if tokens else []
+        self.waiting = Shared(options.queue)
+        self.held = Shared(options.memory_bytes)
+        self._failure = ""
+        self.seen = Seen((EXCHANGE, STREAM, "/v1/stats", *OPEN_PATHS))
+        self.batcher = RequestBatcher(service, options.wait, options.most)
+        self.began = time.monotonic()
+        guard = [Middleware(BearerToken, tokens, OPEN_PATHS, self._refuse)] if tokens else []
         self.app = Starlette(
             routes=[
                 Route(EXCHANGE, self._exchange, methods=["POST"]),
                 Route(STREAM, self._exchange, methods=["POST"]),
                 Route("/health", self._health),
+                Route("/healthz", self._health),
+                Route("/readyz", self._ready),
                 Route("/v1/stats", self._stats),
+                Route("/metrics", self._metrics),
             ],
-            middleware=guard,
+            middleware=[Middleware(Watch, self.seen), *guard],
         )
 
     def _refuse(self) -> Response:
@@ -141,49 +158,62 @@ class ServedLanguageModel:
         return response
 
     async def _answer(self, request: Request) -> Response:
-        most, body = self.service.limits.max_bytes, bytearray()
+        most, body, origin = self.service.limits.max_bytes, bytearray(), _origin(request)
+        about = request.scope["about"]
         try:
             async with asyncio.timeout(self.options.body_seconds):
                 async for chunk in bounded(request, most):
+                    self.held.take(origin, len(chunk))
                     body += chunk
-                    self.held += len(chunk)
-                    if self.held > self.options.memory_bytes:
-                        return _busy("the bodies of other requests fill the memory for them")
-            return await self._decide(bytes(body), request)
+            return await self._decide(bytes(body), request, origin)
         except BodyTooLarge:
+            about["refused"] = "body-size"
             return PlainTextResponse(f"body: at most {most} bytes are read", 413)
         except TimeoutError:
+            about["refused"] = "body-time"
             seconds = self.options.body_seconds
             # What is still to come of the body must not be taken for a request.
             headers = {"connection": "close"}
             return PlainTextResponse(f"body: not here within {seconds:g} s", 408, headers)
         except ClientDisconnect:
+            about["refused"] = "body-cut"
             return PlainTextResponse("body: the connection was cut", 400)
+        except Full as full:
+            about["refused"] = "memory-share" if full.share else "memory"
+            return await _full(full, "the bodies of other requests fill the memory for them")
         finally:
-            self.held -= len(body)
+            self.held.take(origin, -len(body))
 
-    async def _decide(self, payload: bytes, request: Request) -> Response:
-        if self.waiting >= self.options.queue:
-            return _busy(f"{self.waiting} requests wait already")
-        self.waiting += 1
-        origin, streams = _origin(request), request.url.path == STREAM
-        frames = self._batcher.stream(payload, origin=origin) if streams else None
+    async def _decide(self, payload: bytes, request: Request, origin: Origin) -> Response:
+        about, streams = request.scope["about"], request.url.path == STREAM
+        try:
+            self.waiting.take(origin, 1)
+        except Full as full:
+            about["refused"] = "queue-share" if full.share else "queue"
+            return await _full(full, f"{self.waiting.taken} requests wait already")
+        frames = self.batcher.stream(payload, origin=origin) if streams else None
         try:
             if frames is None:
-                answer = await self._unless_gone(self._batcher.submit(payload, origin), request)
+                answer = await self._unless_gone(self.batcher.submit(payload, origin), request)
             else:
                 answer = await self._unless_gone(asyncio.ensure_future(anext(frames)), request)
         except WireError as error:
+            about["refused"] = "invalid"
             return PlainTextResponse(str(error), 400)
         except TimeoutError:
+            about["refused"] = "answer-time"
             return _busy(f"no answer within {self.options.answer_seconds:g} s")
         except ClientDisconnect:
+            about["refused"] = "caller-gone"
             return PlainTextResponse("the caller has gone", CALLER_GONE)
         except Exception as error:  # one caller's failure must not end the service for all
             logger.exception("the engine failed")
-            return PlainTextResponse(f"the engine failed: {type(error).__name__}: {error}", 500)
+            about["refused"] = "engine"
+            self._failure = f"the engine failed: {type(error).__name__}: {error}"
+            return PlainTextResponse(self._failure, 500)
         finally:
-            self.waiting -= 1
+            self.waiting.take(origin, -1)
+        self._failure = ""
         self.counts["bytes-uplink"] += len(payload)
         self.counts["bytes-downlink"] += len(answer)
         if frames is None:
@@ -226,38 +256,32 @@ class ServedLanguageModel:
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    async def _ready(self, request: Request) -> Response:
+        full = self.waiting.taken >= self.options.queue
+        problem = self._failure or (f"{self.waiting.taken} requests wait" if full else "")
+        if problem:
+            return JSONResponse({"status": "not ready", "why": problem}, 503)
+        return JSONResponse({"status": "ready"})
+
     async def _stats(self, request: Request) -> Response:
-        engine = self.service.engine
-        answers = {key: count for key, count in self.counts.items() if key.isdigit()}
-        return JSONResponse(
-            {
-                **self.service.describe(),
-                "model": self.model,
-                "tokenizer": self.tokenizer,
-                "max_sessions": engine.max_sessions,
-                "max_bytes": self.service.limits.max_bytes,
-                "answer_seconds": self.options.answer_seconds,
-                "uptime_s": time.monotonic() - self._began,
-                "waiting": self.waiting,
-                "abandoned": self._batcher.abandoned,
-                "answers": answers,
-                "bytes": {
-                    "uplink": self.counts["bytes-uplink"],
-                    "downlink": self.counts["bytes-downlink"],
-                },
-                "engine": dict(vars(engine.stats)),
-                "streams": {
-                    "open": len(self.service.streams),
-                    **vars(self.service.streams.stats),
-                },
-            }
-        )
+        return JSONResponse(stats(self))
+
+    async def _metrics(self, request: Request) -> Response:
+        page = metrics(self, request.app.state.connections)
+        return PlainTextResponse(page, media_type=PAGE_TYPE)
 
 
 def _origin(request: Request) -> Origin:
-    if device := request.scope.get("device", ""):
+    if device := request.scope["about"].get("device"):
         return Origin(device)
-    return Origin(address=request.client.host if request.client else "")
+    return Origin(address=place_of(request.client.host) if request.client else "")
+
+
+async def _full(full: Full, why: str) -> Response:
+    if not full.share:
+        return _busy(why)
+    await asyncio.sleep(SHARE_SECONDS)
+    return _busy("half of what there is for requests is taken by yours")
 
 
 def _busy(why: str) -> Response:

@@ -35,6 +35,9 @@ class HeldTexts:
         self._texts: dict[TextName, dict[bytes, PrefixDigest]] = {}
         self._count = 0
 
+    def __len__(self) -> int:
+        return self._count
+
     def begin(self, session: SessionKey) -> None:
         """Know a text by its name from now on, once the engine has read its first tokens.
 

@@ -59,23 +59,24 @@ def serving(
     token: str | Tokens = "",
     certificate: str = "",
     key: str = "",
+    per_address: int = 256,
     **options,
 ) -> Iterator[tuple[int, ServedLanguageModel]]:
     """A server in a thread of this process, on its port; stopped at the end."""
     tokens = Tokens(token) if isinstance(token, str) and token else token or None
     served = ServedLanguageModel(service, ServiceOptions(**options), "random", tokens)
-    with serving_app(served.app, port, certificate, key) as found:
+    with serving_app(served.app, port, certificate, key, per_address) as found:
         yield found, served
 
 
 @contextmanager
 def serving_app(
-    app: Starlette, port: int = 0, certificate: str = "", key: str = ""
+    app: Starlette, port: int = 0, certificate: str = "", key: str = "", per_address: int = 256
 ) -> Iterator[int]:
     """The same of any web application; yields the port."""
     listener = listen("127.0.0.1", port)
     ready = threading.Event()
-    server = make_server(app, ready.set, certificate, key)
+    server = make_server(app, ready.set, certificate, key, per_address)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

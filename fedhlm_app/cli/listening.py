@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -100,11 +101,22 @@ def read_access(
     return Access(certificate, key, tokens)
 
 
+def log_as_json() -> None:
+    """Log a line of JSON for every event, requests included, on standard error."""
+    from servers import metrics
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(metrics.JsonLines())
+    logging.basicConfig(handlers=[handler], force=True)
+    metrics.logger.setLevel(logging.INFO)
+
+
 def run_until_stopped(
     app: Starlette,
     listener: socket.socket,
     on_ready: Callable[[str], None],
     access: Access,
+    per_address: int = 256,
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 
@@ -118,6 +130,8 @@ def run_until_stopped(
         Called with host and port once requests are accepted.
     access : Access
         Its certificate.
+    per_address : int
+        Most connections from one address at a time, >= 1.
     """
     from servers.http_server import make_server
 
@@ -128,7 +142,7 @@ def run_until_stopped(
     # The server raises the signal that stopped it once more: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = make_server(app, ready, access.certificate, access.key)
+    server = make_server(app, ready, access.certificate, access.key, per_address)
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(FAILED)

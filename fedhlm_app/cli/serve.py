@@ -11,7 +11,7 @@ from fedhlm_app.cli.completing import model_option, set_option
 from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
-from fedhlm_app.cli.listening import Access, read_access, run_until_stopped, take_port
+from fedhlm_app.cli.listening import Access, log_as_json, read_access, run_until_stopped, take_port
 from fedhlm_app.cli.policy import (
     ClusterOption,
     LlmAddressOption,
@@ -75,6 +75,12 @@ _Insecure = Annotated[
         "--insecure", help="Listen beyond this machine without --tls-cert or --token-file."
     ),
 ]
+_Log = Annotated[
+    bool,
+    typer.Option(
+        "--json-log", help="Log each request as a line of JSON on standard error; never a text."
+    ),
+]
 _Store = Annotated[
     Path | None,
     typer.Option(
@@ -111,12 +117,20 @@ def llm(
         float | None,
         typer.Option(help="Least time of a forward pass: stands in for a larger model."),
     ] = None,
-    queue: _Queue = 256,
+    queue: _Queue = 512,
+    per_address: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Connections from one address at a time; more for devices behind one proxy.",
+        ),
+    ] = 256,
     threads: _Threads = 1,
     tls_cert: _Certificate = "",
     tls_key: _Key = "",
     token_file: _Token = "",
     insecure: _Insecure = False,
+    json_log: _Log = False,
     overrides: _Overrides = None,
 ) -> None:
     """Serve the large model over HTTP until SIGTERM or Ctrl-C.
@@ -153,7 +167,9 @@ def llm(
         ends_with(FAILED, OSError, ValueError),
         ends_with(BAD_SETTINGS, SettingsError, trace=True),
     ):
-        serve(settings, host, port, queue, threads, access)
+        if json_log:
+            log_as_json()
+        serve(settings, host, port, queue, per_address, threads, access)
 
 
 def serve(
@@ -161,6 +177,7 @@ def serve(
     host: str,
     port: int,
     queue: int,
+    per_address: int,
     threads: int,
     access: Access,
 ) -> None:
@@ -204,7 +221,7 @@ def serve(
             flush=True,
         )
 
-    run_until_stopped(served.app, listener, ready, access)
+    run_until_stopped(served.app, listener, ready, access, per_address)
 
 
 @serve_app.command()
@@ -238,6 +255,7 @@ def device(
     tls_key: _Key = "",
     token_file: _Token = "",
     insecure: _Insecure = False,
+    json_log: _Log = False,
     overrides: _Overrides = None,
 ) -> None:
     """Serve this device's text to programs and people until SIGTERM or Ctrl-C.
@@ -279,6 +297,8 @@ def device(
         ends_with(FAILED, OSError, ValueError),
         ends_with(BAD_SETTINGS, SettingsError, trace=True),
     ):
+        if json_log:
+            log_as_json()
         # Taken before a model is loaded: a port in use is told at once.
         listener = take_port(host, port)
         link = reach_llm(settings, threads)

@@ -39,6 +39,7 @@ class OwnSite:
         if refused is None:
             await self.app(scope, receive, send)
             return
+        scope["about"]["refused"] = refused.code
         # What is still to come of the body must not be taken for a request.
         response = JSONResponse(refused.as_json(), refused.status, {"connection": "close"})
         await response(scope, receive, send)

@@ -5,8 +5,10 @@
 ``POST /v1/completions``       text to continue, as OpenAI's API has it
 ``POST /v1/chat/completions``  a chat, for models with a chat template
 ``GET /v1/models``             the one model there is
-``GET /health``                200 once the model is loaded; whether the LLM was reached last
+``GET /healthz``               200 once the model is loaded, and whether the LLM was reached last
+``GET /readyz``                200 while questions are taken and answered, else 503
 ``GET /v1/stats``              policy in force, tokens by stage, bytes, as JSON
+``GET /metrics``               counters for Prometheus
 =============================  ====================================================================
 
 Statuses: 400 the question is not understood, 401 without the token that is wanted, 403 it is asked
@@ -32,8 +34,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from clients.records import Stage
 from fedhlm_app.client.prompted import BadPrompt, Continuation, Token
+from fedhlm_app.serve_device.account import metrics, stats
 from fedhlm_app.serve_device.answers import Answer, event
 from fedhlm_app.serve_device.guard import LOOPBACK, OwnSite
 from fedhlm_app.serve_device.lockstep import Event, Job, LlmAway, Lockstep
@@ -44,7 +46,9 @@ from fedhlm_app.serve_device.texts import ServedTexts
 from hlm.arrays import IntArray
 from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
+from servers.connections import Connections
 from servers.http_server import BodyTooLarge, bounded
+from servers.metrics import PAGE_TYPE, Seen, Watch
 from servers.service import CALLER_GONE
 
 MOST_BYTES = 1 << 20
@@ -85,9 +89,11 @@ class DeviceService:
         self.texts = texts
         self.queue = queue
         self.statuses: Counter[str] = Counter()
-        self._began = time.monotonic()
-        self._lockstep = Lockstep(texts, TOGETHER, needs_llm)
-        open_paths = ("/", "/health")
+        self.began = time.monotonic()
+        self.lockstep = Lockstep(texts, TOGETHER, needs_llm)
+        paths = [f"/v1/{name}" for name in ("completions", "chat/completions", "models", "stats")]
+        self.seen = Seen(["/", *paths])
+        open_paths = ("/", "/health", "/healthz", "/readyz")
         guard = [Middleware(BearerToken, tokens, open_paths, self._no_token)] if tokens else []
         self.app = Starlette(
             routes=[
@@ -97,15 +103,18 @@ class DeviceService:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name}", self._models),
                 Route("/health", self._health),
+                Route("/healthz", self._health),
+                Route("/readyz", self._ready),
+                Route("/metrics", self._metrics),
                 Route("/v1/stats", self._stats),
             ],
-            middleware=[Middleware(OwnSite, hosts), *guard],
+            middleware=[Middleware(Watch, self.seen), Middleware(OwnSite, hosts), *guard],
             exception_handlers={Refused: self._refuse, HTTPException: _no_such_address},
         )
 
     def close(self) -> None:
         """Wait for the texts in work, then close the store."""
-        self._lockstep.close()
+        self.lockstep.close()
         self.texts.close()
 
     def _no_token(self) -> Response:
@@ -115,6 +124,7 @@ class DeviceService:
     async def _refuse(self, request: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
         self.statuses[str(refused.status)] += 1
+        request.scope["about"]["refused"] = refused.code or str(refused.status)
         headers = {503: {"retry-after": "1"}, 408: {"connection": "close"}}.get(refused.status)
         return JSONResponse(refused.as_json(), refused.status, headers)
 
@@ -122,12 +132,12 @@ class DeviceService:
         chat = request.url.path.endswith("/chat/completions")
         question = Question(await _body(request), chat, self.texts.settings)
         prompt, most = await asyncio.to_thread(self._read, question)
-        if self._lockstep.open >= self.queue:
-            message = f"busy: {self._lockstep.open} questions wait already"
+        if self.lockstep.open >= self.queue:
+            message = f"busy: {self.lockstep.open} questions wait already"
             raise Refused(503, message, None, "busy")
         job = Job(prompt, most, question.seed, question.stop)
         answer = Answer(question, len(prompt))
-        self._lockstep.submit(job)
+        self.lockstep.submit(job)
         handed_on = False
         # After the whole body, the next message of a connection is that it was closed.
         gone = asyncio.ensure_future(request.receive())
@@ -181,34 +191,24 @@ class DeviceService:
             return JSONResponse({"status": "ok", "llm": "ok"})
         return JSONResponse({"status": "ok", "llm": "not reached", "why": link.problem})
 
+    async def _ready(self, request: Request) -> Response:
+        link, problem = self.texts.device.uplink.link, ""
+        if self.lockstep.open >= self.queue:
+            problem = f"{self.lockstep.open} questions wait"
+        elif self.lockstep.needs_llm and link.asleep:
+            problem = f"the LLM is not there: {link.problem}"
+        if problem:
+            return JSONResponse({"status": "not ready", "why": problem}, 503)
+        return JSONResponse({"status": "ready"})
+
+    async def _metrics(self, request: Request) -> Response:
+        connections: Connections = request.app.state.connections
+        return Response(metrics(self, connections), media_type=PAGE_TYPE)
+
     async def _stats(self, request: Request) -> Response:
-        texts, counts = self.texts, self.texts.counts
         # The store has a lock of its own: no need to wait for the texts in work.
-        stored = await asyncio.to_thread(texts.stored_tokens)
-        return JSONResponse(
-            {
-                "model": texts.settings.slm,
-                "client": texts.device.client,
-                "context": texts.device.context,
-                "policy": {
-                    "kind": texts.settings.policy,
-                    "threshold": texts.threshold,
-                    "round": texts.policy.server_round,
-                    "problem": texts.policy_problem,
-                },
-                "texts": counts["texts"],
-                "stages": {stage.key: counts[stage.key] for stage in Stage},
-                "bytes": {"uplink": counts["uplink"], "downlink": counts["downlink"]},
-                "store": {
-                    "tokens": stored,
-                    "texts_lost": counts["not-stored"],
-                    "problem": texts.store_problem,
-                },
-                "waiting": self._lockstep.open,
-                "answers": dict(self.statuses),
-                "uptime_s": time.monotonic() - self._began,
-            }
-        )
+        stored = await asyncio.to_thread(self.texts.stored_tokens)
+        return JSONResponse(stats(self, stored))
 
 
 class _Stream(StreamingResponse):

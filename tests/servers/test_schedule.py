@@ -228,12 +228,12 @@ def test_what_abandoned_callers_asked_costs_nobody_a_pass(most):
         first = pool.submit(link.exchange, payload(client=0))
         assert service.reached.wait(120)
         callers = [hung_up(port, payload(client=client)) for client in range(1, 11)]
-        wait_until(lambda: served.waiting == 11)
+        wait_until(lambda: served.waiting.taken == 11)
         honest = pool.submit(link.exchange, payload(client=99))
-        wait_until(lambda: served.waiting == 12)
+        wait_until(lambda: served.waiting.taken == 12)
         for caller in callers:
             caller.close()
-        wait_until(lambda: served.waiting == 2)
+        wait_until(lambda: served.waiting.taken == 2)
         service.go.set()
         assert first.result(120) and honest.result(120)
         wait_until(lambda: served.counts["499"] == 10)
@@ -247,7 +247,7 @@ def test_a_long_request_whose_caller_hangs_up_is_read_no_further(small_slices):
         caller = hung_up(port, encode_request(texts(4, 60)))
         assert service.reached.wait(120)
         caller.close()
-        wait_until(lambda: served.waiting == 0)
+        wait_until(lambda: served.waiting.taken == 0)
         service.go.set()
         link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         link.exchange(payload(client=5))
@@ -261,7 +261,7 @@ def test_after_its_limit_a_request_is_given_up_and_done_no_more(small_slices):
     with serving(service, answer_seconds=0.2) as (port, served):
         caller = hung_up(port, encode_request(texts(4, 60)))
         assert caller.recv(64).startswith(b"HTTP/1.1 503")
-        assert served.waiting == 0
+        assert served.waiting.taken == 0
         service.go.set()
         wait_until(lambda: len(service.passes) == 1)
         caller.close()

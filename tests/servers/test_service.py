@@ -141,7 +141,7 @@ def test_a_full_queue_answers_busy_and_recovers():
         service.go.set()
         assert answer.result(120) == make_service().handle(payload())
         assert second.exchange(payload(1)) == make_service().handle(payload(1))
-        assert served.waiting == 0
+        assert served.waiting.taken == 0
         assert served.counts["503"] == 1
         first.close()
         second.close()
@@ -149,19 +149,19 @@ def test_a_full_queue_answers_busy_and_recovers():
 
 def test_bodies_that_trickle_in_share_one_memory():
     head = b"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n"
-    with serving(make_service(), memory_bytes=10_000) as (port, served), ExitStack() as stack:
+    with serving(make_service(), memory_bytes=20_000) as (port, served), ExitStack() as stack:
         callers = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
             for _ in range(4)
         ]
         for caller in callers[:3]:
             caller.sendall(head + bytes(3000))
-        wait_until(lambda: served.held == 9000)
+        wait_until(lambda: served.held.taken == 9000)
         callers[3].sendall(head + bytes(3000))
         assert callers[3].recv(64).startswith(b"HTTP/1.1 503")
         for caller in callers:
             caller.close()
-        wait_until(lambda: served.held == 0)
+        wait_until(lambda: served.held.taken == 0)
         assert asked(port, "POST", "/v1/exchange", payload())[0] == 200
 
 

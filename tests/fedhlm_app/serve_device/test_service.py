@@ -19,6 +19,7 @@ from fedhlm_app.serve_device.service import MOST_BYTES
 from fedhlm_app.serve_device.stops import StopSequences
 from servers.access import Tokens
 from tests.fedhlm_app.serve_device.devices import PROMPT, Down, ask, served, serving, settings
+from tests.servers.test_metrics import parsed
 
 ADDRESS = "/v1/completions"
 ASKED = {"prompt": PROMPT, "max_tokens": 2}
@@ -80,6 +81,22 @@ def test_with_a_token_only_the_page_is_open(llm, tmp_path):
             assert ask(port, "/v1/stats", None, wrong)[0] == 401
         assert ask(port, ADDRESS, ASKED, {"authorization": f"Bearer {token}"})[0] == 200
         assert ask(port, "/")[0] == ask(port, "/health")[0] == 200
+
+
+def test_who_watches_sees_tokens_and_whether_the_llm_is_there(llm):
+    with serving(served(llm)) as port:
+        ask(port, ADDRESS, ASKED)
+        ask(port, ADDRESS, {"prompt": 3})
+        found = parsed(ask(port, "/metrics")[1])
+        assert ask(port, "/readyz") == (200, {"status": "ready"})
+    tokens = [value for name, value in found.items() if name.startswith("fedhlm_tokens_total")]
+    assert sum(tokens) == 2 and found["fedhlm_texts_total"] == found["fedhlm_llm_reached"] == 1
+    assert found['fedhlm_refused_total{reason="invalid_value"}'] == 1
+    with serving(served(llm, transport=Down(), initial_threshold=0.0), needs_llm=True) as port:
+        assert ask(port, ADDRESS, ASKED)[0] == 503
+        status, told = ask(port, "/readyz")
+        assert status == 503 and "the LLM is not there: cut" in told["why"]
+        assert parsed(ask(port, "/metrics")[1])["fedhlm_llm_reached"] == 0
 
 
 def test_errors_have_one_shape(device):
