@@ -4,15 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint lowest latest bench clean
+.PHONY: run test test-slow lint lowest latest bench clean
 
 # Twenty clients on the built-in models and texts, 30 rounds, offline.
 run: $(READY)
 	$(BIN)/fedhlm run
 
-# The whole suite, fast and slow, three at a time: whole runs mostly wait.
+# Every part is tested in `test`, with a real run of each kind; `test-slow` has the long variants.
+# Three at a time, one thread each. Compiled files are kept whatever the environment says: dozens of
+# processes import the project.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Only files with a slow test are imported.
+test-slow: $(READY)
+	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ many at once would make each other late.
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -46,3 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         del others[:count]
         left -= len(share)
     items[:] = [item for share in shares for item in share]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of the collections of garbage that some tests ask for."""
+    gc.freeze()

@@ -108,7 +108,7 @@ def deployment() -> Iterator[Deployment]:
     finally:
         end_all(deployed.launch)
         left = marked(deployed.launch)
-        guard.communicate(timeout=60)
+        guard.communicate(timeout=PATIENCE)
     assert left == []
 
 

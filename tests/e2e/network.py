@@ -178,6 +178,6 @@ def served_llm(network: Network, *options: str) -> Iterator[None]:
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(20)
+            server.wait(120)
         finally:
             server.kill()

@@ -14,7 +14,7 @@ from tests.e2e.deployed import deployment, run_on, start_flower, start_llm
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 CLIENTS = 3
 SMALL = {

@@ -37,7 +37,6 @@ def run(superlink: PrivateSuperLink, app: Path) -> str:
     return log
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_stock_apps_run_with_one_import_changed(tmp_path: Path) -> None:

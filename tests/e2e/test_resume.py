@@ -16,7 +16,7 @@ from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, latest_run
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SMALL = {
     "preset": "certified", "clients": 4, "rounds": 4, "clusters": 2, "tokens-per-round": 30,
@@ -83,7 +83,7 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
     cut = kill_after(2, tmp_path / "cut")
     wait_for_the_guard(cut)
     assert cut.summary() is None
-    finish("--resume", str(cut.path))
+    finish("--resume", str(cut.path), "--set", "workers=1")
     first, second = whole.summary(), cut.summary()
     for key in ("tokens", "resolution", "threshold", "bytes", "rounds", "coverage"):
         assert first[key] == second[key], key

@@ -15,10 +15,11 @@ import pytest
 from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
 from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.results.summary import check_summary
+from tests.checkout import checkout
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(800)]
 
 SMALL = [
     "--preset", "certified", "--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2",
@@ -44,12 +45,12 @@ def comparable(folder: RunFolder) -> dict:
 
 def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
     """`flwr run .` in a checkout, with a SuperLink of the test's own."""
-    root = Path(__file__).resolve().parents[2]
     folder.mkdir()
+    app = checkout(folder / "fedhlm")
     with PrivateSuperLink(folder / "superlink.log", dict(os.environ)) as superlink:
         done = subprocess.run(
             [
-                program("flwr"), "run", str(root), CONNECTION, "--stream",
+                program("flwr"), "run", str(app), CONNECTION, "--stream",
                 "--run-config", f'{settings} run-dir="{folder}"',
                 "--federation-config",
                 "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2",
@@ -123,6 +124,7 @@ def ray_processes(root: int, title: str) -> list[psutil.Process]:
     return [process for process in launched if title in " ".join(process.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_llm_and_a_client(tmp_path):
     killed = []
 

@@ -18,7 +18,7 @@ from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 from flwr.supercore.utils import simulation_config_from_json
 
-from fedhlm_app.launch import Components, LaunchError, RunResult, launch, write_app
+from fedhlm_app.launch import Components, RunResult, launch, write_app
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.launcher import _federation, _result, _run_id
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, marked, start_guard
@@ -124,7 +124,7 @@ def test_only_marked_processes_are_ended() -> None:
     try:
         assert [process.pid for process in marked(launch_number)] == [mine.pid]
         assert end_all(launch_number) == 1
-        mine.wait(timeout=50)
+        mine.wait(timeout=120)
         assert not psutil.pid_exists(mine.pid)
         assert other.poll() is None
     finally:
@@ -189,6 +189,7 @@ def run(folder: Path, name: str, seen: list[Progress | str] | None = None) -> Ru
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_a_run_that_goes_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress | str] = []
     made: list[Path] = []
@@ -215,6 +216,7 @@ def test_a_run_that_goes_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) -> None:
     result = run(tmp_path, "raise")
     assert not result.ok and result.status == "finished:failed"
@@ -224,8 +226,8 @@ def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_command_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.timeout(900)
+def test_an_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
     program = (
         # A shell that starts tests in the background has them ignore SIGINT.
         "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -239,41 +241,12 @@ def test_a_stopped_command_leaves_no_process(tmp_path: Path, number: signal.Sign
     try:
         folder = _wait_for_last_round(tmp_path, command)
         assert len(_processes_of(folder)) > 3
-        command.send_signal(number)
+        command.send_signal(signal.SIGINT)
         command.wait(timeout=200)
     finally:
         command.kill()
-    if number == signal.SIGINT:
-        assert command.returncode == 130
-        assert _processes_of(folder) == []
-    # Nobody cleans up after SIGKILL: the SuperLink gets word of it and the rest follows.
-    deadline = time.monotonic() + 200
-    while (left := _processes_of(folder)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
-
-
-@pytest.mark.slow
-@pytest.mark.e2e
-def test_a_dead_superlink_is_noticed(tmp_path: Path) -> None:
-    def kill_superlink(progress: Progress | str) -> None:
-        if isinstance(progress, str):
-            return
-        folder = latest_run(tmp_path)
-        assert folder is not None
-        for process in _processes_of(folder.path):
-            if any("flower-superlink" in word for word in process.cmdline()):
-                process.kill()
-
-    with pytest.raises(LaunchError, match="SuperLink died with status -9"):
-        launch(
-            small(tmp_path, "hang"),
-            on_progress=kill_superlink,
-            components=APPS,
-            environ=environment(),
-        )
-    folder = latest_run(tmp_path)
-    assert folder is not None and _processes_of(folder.path) == []
+    assert command.returncode == 130
+    assert _processes_of(folder) == []
 
 
 def _wait_for_last_round(directory: Path, command: subprocess.Popen[bytes]) -> Path:

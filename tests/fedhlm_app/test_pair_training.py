@@ -343,6 +343,7 @@ def test_commands_evaluate_and_pack(dataset, tmp_path):
     assert json.loads(measured.output)["articles"] == 10
 
 
+@pytest.mark.slow
 def test_a_command_prints_its_figures_and_a_tracker_sees_the_steps(dataset, tmp_path):
     out = tmp_path / "pair"
     arguments = ["train", "--dataset", dataset, "--out", str(out), "--report-to", "tensorboard"]

@@ -25,7 +25,7 @@ from tests.asking import request_of
 from tests.streaming import Device, asked, make_service, own_text
 from tests.wire_rows import Row
 
-STREAMS, DEVICES, TEXTS, SPAN = 2_048, 128, 3, 2
+DEVICES, TEXTS, SPAN = 128, 3, 2
 WAYS = (
     "read", "stopped", "gone", "stop lost", "unheard", "opened twice", "mangled", "foreign stop",
 )  # fmt: skip
@@ -65,7 +65,7 @@ async def stream_once(batcher, client: int, number: int, way: str, counts: Count
     counts.update(ends.values())
 
 
-@pytest.mark.parametrize("streams", [STREAMS])
+@pytest.mark.parametrize("streams", [512, pytest.param(2_048, marks=pytest.mark.slow)])
 def test_many_streams_leave_nothing_behind(streams, monkeypatch):
     monkeypatch.setattr(stream, "CREDIT_SECONDS", 0.01)
     service, counts = make_service(sessions=256), Counter()
