@@ -38,6 +38,10 @@ class _Commands(LazyGroup):
             "fedhlm_app.cli.reproduce:reproduce_app",
             "Make the papers' tables and figures, ours beside theirs.",
         ),
+        "pipeline": (
+            "fedhlm_app.cli.pipeline:pipeline_app",
+            "Run as a Kubeflow pipeline, or write one for a cluster.",
+        ),
         "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
         "serve": (
             "fedhlm_app.cli.serve:serve_app",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,9 +19,6 @@ from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, collect, parse_overrides
 from fedhlm_app.results.runs import write_atomically
-
-if TYPE_CHECKING:
-    from fedhlm_app.trace.replaying import Replayed
 
 trace_app = command_app(name="trace")
 replay_app = command_app(name="replay")
@@ -97,7 +95,7 @@ def replay(
             raise typer.Exit(INTERRUPTED) from None
     if json_file is not None:
         write_atomically(json_file, json.dumps(made.rounds, indent=1) + "\n")
-    Console().print(_table(made))
+    Console().print(rounds_table(made.rounds))
     print(
         f"{settings.clients:,} clients, {settings.rounds} rounds, {time.monotonic() - begin:.1f} s"
     )
@@ -108,12 +106,13 @@ def _base(recorded: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recorded.items() if key not in {"preset", *said}}
 
 
-def _table(made: Replayed) -> Table:
+def rounds_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Some of the rounds of a run, the first and the last among them."""
     table = Table(box=None, pad_edge=False)
     for heading in ("round", "threshold", "tokens", "stay", "agree", "kept and wrong", "right"):
         table.add_column(heading, justify="right")
-    last = len(made.rounds)
-    for line in made.rounds:
+    last = len(lines)
+    for line in lines:
         if last > 12 and line["round"] not in (1, last) and line["round"] % (last // 10):
             continue
         right = next((value for value in line["accuracy"].values() if value is not None), None)

@@ -10,7 +10,7 @@ import numpy as np
 from clients.learning.feedback import Feedback
 from clients.learning.owners import Owners
 from fedhlm_app.learning.gradients import step_size
-from fedhlm_app.learning.rules import rule_of
+from fedhlm_app.learning.rules import certifies, rule_of
 from fedhlm_app.learning.rules.base import GradientRule
 from fedhlm_app.settings import Settings
 from hlm.arrays import FloatArray, IntArray
@@ -74,7 +74,7 @@ def learn_together(
         feedback, owners = feedback.select(feedback.known), owners.select(feedback.known)
     zero, resting = np.zeros(count), idle(policies, method)
     examples = np.zeros(count, np.int64)
-    if isinstance(rule, GradientRule):
+    if isinstance(rule, GradientRule) and not certifies(settings, server_round):
         examples = owners.select(rule.counts(feedback)).sizes
     learning = examples > 0
     if not isinstance(rule, GradientRule) or not learning.any():

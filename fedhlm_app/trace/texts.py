@@ -111,11 +111,7 @@ def routed(
     sessions = session_keys(clients[owner], texts.session[at[0]])
     keys = DrawKeys(settings.seed + 1, sessions, trace.position[row])
     uncertainty = trace.uncertainty[settings.uncertainty][row]
-    policy = _policy(settings, thresholds[owner])
-    kept = policy.keep(RoutingInput(uncertainty, keys))
-    audited = np.zeros(len(row), np.bool_)
-    if settings.audit_rate > 0 and kept.any():
-        audited = kept & (audit_draws(keys, AUDIT_KEPT) < settings.audit_rate)
+    kept, audited = routes(settings, thresholds[owner], uncertainty, keys)
     local, agrees = kept & ~audited, trace.agrees[row]
     records.present[at] = True
     records.position[at], records.draft[at] = trace.position[row], trace.draft[row]
@@ -131,6 +127,26 @@ def routed(
     answers = np.full(present.shape, -1, np.int64)
     answers[at] = trace.answer[row]
     return records, answers
+
+
+def routes(
+    settings: Settings, thresholds: FloatArray, uncertainty: FloatArray, keys: DrawKeys
+) -> tuple[BoolArray, BoolArray]:
+    """Which tokens their clients keep, and which of these are audited, bool [n] each.
+
+    Parameters
+    ----------
+    settings : Settings
+    thresholds, uncertainty : float64 [n]
+        Each token's own.
+    keys : DrawKeys
+        What the random numbers of these tokens are keyed by.
+    """
+    kept = _policy(settings, thresholds).keep(RoutingInput(uncertainty, keys))
+    audited = np.zeros(len(kept), np.bool_)
+    if settings.audit_rate > 0 and kept.any():
+        audited = kept & (audit_draws(keys, AUDIT_KEPT) < settings.audit_rate)
+    return kept, audited
 
 
 def _policy(settings: Settings, thresholds: FloatArray) -> Policy:

@@ -37,8 +37,8 @@ BASE = _requirements(PROJECT["dependencies"])
 EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
-# Large, and tested with a module in their place, or where they are: `dev` does without.
-NOT_IN_DEV = {"mlflow", "wandb", "gguf", "smollm"}
+# Large, and tested with a module in their place, where they are, or at odds with the pins.
+NOT_IN_DEV = {"mlflow", "wandb", "gguf", "smollm", "pipeline"}
 # Type checkers bring it; nothing imports it at run time.
 TYPES_ALONE = {"_typeshed"}
 # What Transformers imports where it is there, and what is a file alone.

@@ -63,6 +63,7 @@ def traces(few, tmp_path_factory):
         {"workload": "score", "personalisation": "shrunk", "audit-rate": 0.3},
         {"workload": "score", "policy": "random", "fraction-train": 0.5},
         {"workload": "score", "learning": "certified", "fidelity-budget": 0.4},
+        {"workload": "score", "learn-rounds": 2, "fidelity-budget": 0.4},
         {"workload": "classify", "learning": "primal-dual", "strategy": "fednova", **SMALL},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),

@@ -25,7 +25,7 @@ from fedhlm_app.results.figures import figures as shares
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings
-from fedhlm_app.trace.replaying import Here, LocalUpdate
+from fedhlm_app.trace.rounds import Here, LocalUpdate
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import FloatArray
 from servers.edge.server import EdgeServer
