@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from hlm.arrays import FloatArray, IntArray
 from strategies.at_edge import AtEdge
@@ -99,7 +101,7 @@ class Exchange:
         Raises
         ------
         RoundFailed
-            When none can be used.
+            When none of a training can be used.
         """
         schema = self.outbox.schema(current)
         if self.edges is not None:
@@ -114,9 +116,11 @@ class Exchange:
             updates, unnamed = self._learn_clusters(current, updates)
             refused += odd + unnamed
         log_replies(f"aggregate_{current.leg}", updates, refused, failed)
+        if not updates and current.leg == "train":
+            raise RoundFailed(why_failed("training", current.number, refused, failed))
         if not updates:
-            what = "training" if current.leg == "train" else "evaluation"
-            raise RoundFailed(why_failed(what, current.number, refused, failed))
+            words = why_failed("evaluation", current.number, refused, failed)
+            log(WARNING, "%s. The run goes on without its figures", words)
         return updates, refused, failed
 
     def _learn_clusters(

@@ -246,10 +246,7 @@ class Hierarchical(Strategy):
     ) -> MetricRecord | None:
         """Sums and weighted means of the metrics; then the round is over.
 
-        Raises
-        ------
-        RoundFailed
-            When clients were asked and no reply could be used.
+        An evaluation of which no reply can be used leaves a warning in the log, and no figures.
         """
         metrics, current = None, self._exchange.current
         record = self.history[-1] if self.history else None
@@ -257,7 +254,7 @@ class Hierarchical(Strategy):
             record = None
         if current is not None:
             updates, refused, failed = self._exchange.sort(current, replies)
-            metrics = self.records.summed_up(updates, train=False)
+            metrics = self.records.summed_up(updates, train=False) if updates else None
             if record is not None:
                 record.add_evaluation(updates, refused, failed)
         if self.on_round is not None and record is not None:

@@ -55,14 +55,12 @@ def reproduce(
     missing = [p for p in experiment.pieces if not (folder / f"{p.name}.json").is_file()]
     if len(missing) < len(experiment.pieces):
         tell(f"{len(experiment.pieces) - len(missing)} pieces are there already")
-    inputs, began = None, time.monotonic()
+    inputs = experiment.open(options, folder, tell) if missing else None
+    began = time.monotonic()
     for done, piece in enumerate(missing):
         spent = time.monotonic() - began
         left = f", about {spent / done * (len(missing) - done) / 60:.0f} min left" if done else ""
-        place = f"{done + 1}/{len(missing)} {piece.name}{left}"
-        tell(place)
-        if inputs is None:
-            inputs = experiment.open(options, folder, tell)
+        tell(f"{done + 1}/{len(missing)} {piece.name}{left}")
         _write(folder, piece.name, piece.make(inputs))
     path = out / "results.md"
     write_atomically(path, page(out, experiments))

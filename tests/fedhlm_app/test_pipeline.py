@@ -23,6 +23,9 @@ needs_kfp = pytest.mark.skipif(
 )
 BASE = {"clients": 3, "clusters": 2, "rounds": 2, "tokens-per-round": 10, "evaluate-every": 0}
 
+COUNTS = ("tokens", "resolution", "trr", "measured_tokens", "audited", "read", "weights")
+MEANS = ("llm_agreement", "certificate", "mean_uncertainty", "mean_ratio_beta", "loss")
+
 
 def settings(**changes) -> Settings:
     return settings_of(**{**BASE, **changes})
@@ -51,8 +54,12 @@ def rounds(how: Settings, folder) -> list[steps.Line]:
     [
         {"workload": "score", "learning": "balanced", "tokens-per-round": 15, "audit-rate": 0.3},
         {"workload": "score", "learning": "certified", "fidelity-budget": 0.4},
-        {"workload": "classify", "learning": "primal-dual", "tokens-per-round": 6,
-         "initial-threshold": 0.01},
+        {
+            "workload": "classify",
+            "learning": "paper",
+            "tokens-per-round": 8,
+            "initial-threshold": 0.02,
+        },
     ],
     ids=lambda changes: changes["learning"],
 )
@@ -62,17 +69,9 @@ def test_steps_end_with_what_the_run_ends_with(changes, tmp_path, monkeypatch):
     assert len(made) == BASE["rounds"]
     for live, ours in zip(folder.metrics(), made, strict=True):
         assert ours["threshold"] == live["threshold"]
-        for name in (
-            "tokens",
-            "resolution",
-            "trr",
-            "measured_tokens",
-            "audited",
-            "read",
-            "weights",
-        ):
+        for name in COUNTS:
             assert ours[name] == live[name], name
-        for name in ("llm_agreement", "certificate", "mean_uncertainty", "mean_ratio_beta", "loss"):
+        for name in MEANS:
             assert ours[name] == pytest.approx(live[name], rel=1e-12), name
     tokens = load(str(tmp_path / "decided"))
     sent = tokens.records.escalated[tokens.records.present]

@@ -247,14 +247,24 @@ def test_when_all_clients_fail_the_run_fails() -> None:
         Hierarchical().start(grid, initial(0.5), 2)  # type: ignore[arg-type]
 
 
-def test_when_all_evaluations_fail_the_run_fails() -> None:
+def test_when_all_evaluations_fail_the_run_goes_on_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def client(message: Message) -> Message:
         if message.metadata.message_type == "train":
             return answer(message, [0.4], client=0)
-        return fail(message)
+        return fail(message, "no disk")
 
-    with pytest.raises(RoundFailed, match="evaluation of round 1"):
-        Hierarchical().start(FakeGrid({10: client}), initial(0.5), 2)  # type: ignore[arg-type]
+    rounds: list[int] = []
+    strategy = Hierarchical(on_round=lambda record: rounds.append(record.round))
+    with caplog.at_level("WARNING", logger="flwr"):
+        result = strategy.start(FakeGrid({10: client}), initial(0.5), 2)  # type: ignore[arg-type]
+    assert rounds == [1, 2] and strategy.policy == pytest.approx(0.4)
+    assert not result.evaluate_metrics_clientapp
+    assert [one.reason for one in strategy.history[1].evaluation_failed] == ["no disk"]
+    assert not strategy.history[1].evaluation_sums
+    told = [line for line in caplog.messages if line.startswith("evaluation of round 1: no usable")]
+    assert len(told) == 1 and "no disk" in told[0] and "goes on without its figures" in told[0]
 
 
 def test_too_few_replies_leave_the_policy_alone() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
+from fedhlm_app.reproduce import runner
 from fedhlm_app.reproduce.page import table_json, table_of, written
 from fedhlm_app.reproduce.pieces import (
     Experiment,
@@ -17,6 +19,7 @@ from fedhlm_app.reproduce.pieces import (
     Piece,
     SumsError,
     Table,
+    Tell,
 )
 from fedhlm_app.reproduce.runner import reproduce
 
@@ -57,6 +60,27 @@ def test_a_broken_off_reproduction_goes_on_and_its_page_has_every_piece(tmp_path
     assert drawn.startswith("<?xml") and "#009e73" in drawn
     with pytest.raises(ValueError, match="quick = False, not True"):
         reproduce(experiment, Options(quick=True), tmp_path, {"ours": experiment})
+
+
+def test_time_left_does_not_count_what_comes_before_the_first_piece(tmp_path, monkeypatch):
+    experiment, now, told = Counting().experiment(), [0.0], []
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+
+    def opened(options: Options, folder: Path, tell: Tell) -> str:
+        now[0] += 600
+        return "in"
+
+    def slow(make):
+        def made(inputs: str) -> Finding:
+            now[0] += 120
+            return make(inputs)
+
+        return made
+
+    pieces = [replace(piece, make=slow(piece.make)) for piece in experiment.pieces]
+    experiment = replace(experiment, open=opened, pieces=pieces)
+    reproduce(experiment, Options(), tmp_path, {"ours": experiment}, told.append)
+    assert told == ["1/2 first", "2/2 second, about 2 min left"]
 
 
 def test_parts_that_do_not_add_up_are_no_table():
