@@ -91,7 +91,8 @@ def run(
 ) -> None:
     """Run the pipeline on this machine, each step a process, and show its rounds.
 
-    Ends with what `fedhlm run` with these settings ends with. A step takes seconds to start.
+    Ends with what `fedhlm run --preset certified` with these settings ends with. A step takes
+    seconds to start.
 
     Example: `fedhlm pipeline run --clients 4 --rounds 2`
     """
