@@ -256,6 +256,34 @@ def env() -> None:
     show_environment()
 
 
+@app.command()
+def doctor(
+    overrides: Annotated[
+        list[str] | None, set_option("Settings of what is to work, as llm-address.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Look at certificates and keys in here.")
+    ] = None,
+    superlink: Annotated[
+        str, typer.Option(metavar="URL", help="Ask this SuperLink, as https://10.0.0.6:8100.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
+) -> None:
+    """Look for what is wrong here, and say what to do: models, servers, certificates, disk, ports.
+
+    - `fedhlm doctor`
+
+    - `fedhlm doctor -s llm-address=https://10.0.0.5:8471 -s llm-ca-file=ca.pem`
+
+    - `fedhlm doctor --keys keys --superlink https://10.0.0.6:8100`
+
+    Exit status: 0, 1 when something is wrong, 2 when a setting is.
+    """
+    from fedhlm_app.cli.doctor import show_checkup
+
+    raise typer.Exit(show_checkup(overrides or [], keys, superlink, as_json=as_json))
+
+
 def main() -> None:
     """Run the command line."""
     # Figures and tables hold characters that a C locale could not print.
