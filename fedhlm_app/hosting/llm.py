@@ -40,11 +40,11 @@ def wait_for_ray() -> None:
     """
     import ray
 
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 120.0
     while not ray.is_initialized():
         if time.monotonic() > deadline:
             raise RuntimeError(
-                "no Ray after 60 s: outside a simulation the LLM must be served "
+                "no Ray after 120 s: outside a simulation the LLM must be served "
                 "(`fedhlm serve llm`) and named by the setting llm-address = 'host:port'"
             )
         time.sleep(0.05)

@@ -211,7 +211,7 @@ def _run_id(text: str) -> str | None:
     return None
 
 
-def _status(superlink: PrivateSuperLink, run_id: str, patience: float = 60.0) -> tuple[str, str]:
+def _status(superlink: PrivateSuperLink, run_id: str, patience: float = 180.0) -> tuple[str, str]:
     """Return Flower's own word on the run, as `flwr list` gives it: status and details.
 
     `flwr run` exits 0 whatever happened, so this is the only truth.

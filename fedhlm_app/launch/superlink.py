@@ -25,7 +25,7 @@ from fedhlm_app.settings.sources import without_settings
 CONNECTION = "private"
 """Name of the SuperLink in its own Flower configuration."""
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _RAY_TOKEN = "ray-token"
 
 
@@ -90,7 +90,7 @@ class PrivateSuperLink:
         try:
             if self._process is not None:
                 end_all(self.launch)
-                self._process.wait(timeout=10)
+                self._process.wait(timeout=60)
         finally:
             if self._handle is not None:
                 self._handle.close()

@@ -205,7 +205,6 @@ def stage_counts(service, few_texts, **changes):
         ({"cache_mode": "off"}, [Stage.CACHE]),
         ({"peer_mode": "off"}, [Stage.PEER, Stage.EDGE]),
         ({"inter_cluster": False}, [Stage.EDGE]),
-        ({"cache_mode": "off", "peer_mode": "off"}, [Stage.CACHE, Stage.PEER, Stage.EDGE]),
     ],
 )
 def test_each_stage_is_switched_off_alone(service, few_texts, off, gone):

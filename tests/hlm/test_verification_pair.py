@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 CORPUS = Path(__file__).resolve().parents[2] / "fedhlm_assets" / "corpus"
 SAMPLING = Sampling("sampled", temperature=0.8, top_p=0.95)
-DRAWS, BATCH, FALSE_ALARM = 4_000, 500, 1e-6
+DRAWS, BATCH, FALSE_ALARM = 2_000, 500, 1e-6
 EXACT = sorted({name for name, cls in VERIFIERS.items() if cls.exact} - {"greedy"})
 
 
