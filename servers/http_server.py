@@ -13,6 +13,9 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from servers.connections import EACH_ADDRESS, Connections
 
+OPEN_PATHS = ("/health", "/healthz", "/readyz")
+"""What load balancers ask without a token."""
+
 HEADER_SECONDS = 30.0
 """Longest wait for a request's headers, from the connection or from their first byte on."""
 

@@ -39,7 +39,7 @@ from servers.access import WANTED, BearerToken, Tokens
 from servers.account import metrics, stats
 from servers.actors import RequestBatcher
 from servers.connections import place_of
-from servers.http_server import BodyTooLarge, bounded
+from servers.http_server import OPEN_PATHS, BodyTooLarge, bounded
 from servers.llm import LanguageModelService
 from servers.metrics import PAGE_TYPE, Seen, Watch
 from servers.origin import Full, Origin, Shared
@@ -48,9 +48,6 @@ EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
 CALLER_GONE = 499
 """Counted as the status of a request whose caller hung up; nobody reads it."""
-
-OPEN_PATHS = ("/health", "/healthz", "/readyz")
-"""What load balancers ask without a token."""
 
 SHARE_SECONDS = 1.0
 """How long an origin that has its share waits to hear so: who floods shall not be the faster."""

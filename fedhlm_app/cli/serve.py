@@ -9,6 +9,7 @@ import typer
 
 from fedhlm_app.cli.completing import model_option, set_option
 from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
+from fedhlm_app.cli.edge import open_upstream, serve_edge
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.listening import Access, log_as_json, read_access, run_until_stopped, take_port
@@ -25,6 +26,7 @@ from fedhlm_app.settings import Settings, SettingsError
 
 DEFAULT_PORT = 8471
 DEVICE_PORT = 8472
+EDGE_PORT = 8473
 
 ANSWERED_WITHIN = 0.9
 """Share of `llm-timeout` after which the server gives up an answer."""
@@ -222,6 +224,50 @@ def serve(
         )
 
     run_until_stopped(served.app, listener, ready, access, per_address)
+
+
+@serve_app.command()
+def edge(
+    host: _Host = "127.0.0.1",
+    port: _Port = EDGE_PORT,
+    upstream: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Pass on what devices ask of the LLM at this address, so that they need no other.",
+        ),
+    ] = "",
+    upstream_ca: Annotated[
+        str, typer.Option(metavar="FILE", help="PEM file of the authorities trusted there.")
+    ] = "",
+    slm: Annotated[str, _Model] = "",
+    tls_cert: _Certificate = "",
+    tls_key: _Key = "",
+    token_file: _Token = "",
+    insecure: _Insecure = False,
+    json_log: _Log = False,
+) -> None:
+    """Serve a cluster's edge server until SIGTERM or Ctrl-C: its peers' tokens, and eq. 7.
+
+    Which cluster, which devices and which rules, the ServerApp of a run says when it begins. It
+    finds edge servers by the setting `edge-addresses`, one for each cluster:
+
+    - `fedhlm serve edge --port 8473 --upstream 127.0.0.1:8471`
+
+    - `flwr run . my-superlink --run-config 'preset="fedhlm" clusters=2 edge-addresses="127.0.0.1:8473,127.0.0.1:8474" llm-address="127.0.0.1:8471"'`
+
+    With --slm the devices' small model, whose token embeddings it compares, is called otherwise
+    here than in the run. A token of a device (`fedhlm keys`) lets it ask; orders of a run take the
+    one issued for `cloud`, or one that is nobody's. Exit status: 0 after a stop, 2 when an option is wrong or the port is
+    taken.
+    """  # noqa: E501
+    with ends_with(BAD_SETTINGS, ValueError, OSError, trace=True):
+        access = read_access(host, tls_cert, tls_key, token_file, insecure=insecure)
+        onward = open_upstream(upstream, upstream_ca) if upstream else None
+        listener = take_port(host, port)
+        if json_log:
+            log_as_json()
+    serve_edge(slm, onward, listener, access)
 
 
 @serve_app.command()

@@ -35,7 +35,8 @@ from fedhlm_app.learning.rules.sums import SumsRule
 from fedhlm_app.results.unresolved import lost_words
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.hierarchy import averages_at_edge
-from fedhlm_app.transport.actor_names import edge_actor_name, llm_actor_name
+from fedhlm_app.transport.actor_names import llm_actor_name
+from fedhlm_app.transport.edge_access import edge_link
 from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import RayTransport
 from hlm.arrays import FloatArray, joined, parted
@@ -242,7 +243,7 @@ def _device(settings: Settings, client: int, run: int) -> Device:
         settings,
         client,
         transport,
-        lambda cluster: RayTransport(edge_actor_name(run, cluster), EDGE_TIMEOUT),
+        edge_link(settings, run, EDGE_TIMEOUT),
     )
 
 

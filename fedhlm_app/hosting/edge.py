@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from logging import WARNING
 from typing import Any
@@ -18,13 +18,14 @@ from fedhlm_app.models.torch_names import torch_dtype
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
-from fedhlm_app.transport.transports import RayTransport
+from fedhlm_app.transport.edge_access import edge_link
 from hlm.arrays import FloatArray
 from servers.actors import EdgeActor, start_actor
 from servers.edge.averaging import Averaging, UpdateLimits
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
 
+NEIGHBOUR_SECONDS = 5.0
 READY_SECONDS = 120.0
 """Longest wait for an edge server that is still loading when a round begins."""
 
@@ -37,7 +38,7 @@ def build_edge(
     neighbours = []
     if settings.inter_cluster:
         others = [other for other in range(clusters) if other != cluster]
-        neighbours = [RayTransport(edge_actor_name(run, other), 5.0) for other in others]
+        neighbours = [edge_link(settings, run, NEIGHBOUR_SECONDS)(other) for other in others]
     averaging = Averaging(update_limits(settings)) if averages_at_edge(settings) else None
     config = EdgeConfig(
         mode=settings.peer_mode,
@@ -63,6 +64,32 @@ def update_limits(settings: Settings) -> UpdateLimits:
         return rule.problem(dict(zip(lengths, np.split(sums, ends), strict=True)))
 
     return UpdateLimits(low, high, settings.tokens_per_round, sum(lengths.values()), check)
+
+
+def edge_of_order(run: str, said: Mapping[str, Any], slm: str = "") -> EdgeServer:
+    """The edge server that the cloud's ``begin`` asks for.
+
+    Parameters
+    ----------
+    run : str
+        Flower's number of it.
+    said : mapping
+        ``settings`` (`Settings.handed_on`), ``cluster`` and ``members``.
+    slm : str
+        The devices' small model as it is named here; empty: as the run names it.
+
+    Raises
+    ------
+    ValueError, KeyError
+        When the order is none, or the model cannot be had.
+    """
+    settings = Settings.from_run_config(said["settings"], {})
+    if slm:
+        settings = settings.model_copy(update={"slm": slm})
+    cluster = int(said["cluster"])
+    if not 0 <= cluster < settings.clusters:
+        raise ValueError(f"cluster {cluster}: the run has 0 to {settings.clusters - 1}")
+    return build_edge(settings, int(run), cluster, said["members"], settings.clusters)
 
 
 class EdgeHost:

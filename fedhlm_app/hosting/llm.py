@@ -45,7 +45,8 @@ def wait_for_ray() -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(
                 "no Ray after 120 s: outside a simulation the LLM must be served "
-                "(`fedhlm serve llm`) and named by the setting llm-address = 'host:port'"
+                "(`fedhlm serve llm`) and named by the setting llm-address = 'host:port', and edge "
+                "servers, with peer-mode, by edge-addresses (`fedhlm serve edge`)"
             )
         time.sleep(0.05)
     if os.environ.get("RAY_AUTH_MODE") != "token":

@@ -37,7 +37,7 @@ DEFAULT = "fedhlm"
 """The preset of `fedhlm run` where none is named."""
 PLAIN = "certified"
 """The preset that sets nothing. All else starts with it: real devices, which plain `flwr run` may
-mean, and those that serve outside of a run reach no edge server."""
+mean, have edge servers only where some are served, and those outside of a run have none."""
 
 
 def preset_settings(name: str) -> dict[str, bool | int | float | str]:

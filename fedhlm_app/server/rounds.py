@@ -40,6 +40,7 @@ from strategies.records import RoundRecord
 if TYPE_CHECKING:
     from fedhlm_app.hosting.edge import EdgeHost
     from fedhlm_app.hosting.llm import LanguageModelHost
+    from fedhlm_app.server.served_edges import ServedEdges
 
 
 class Federation:
@@ -55,8 +56,8 @@ class Federation:
         Where the run is written down.
     host : LanguageModelHost or None
         The LLM actor; None where the LLM is served elsewhere.
-    edges : EdgeHost or None
-        The edge servers' actors; None without the edge tier.
+    edges : EdgeHost, ServedEdges or None
+        The edge servers; None without peers.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Federation:
         items: Items,
         folder: RunFolder,
         host: LanguageModelHost | None,
-        edges: EdgeHost | None = None,
+        edges: EdgeHost | ServedEdges | None = None,
     ) -> None:
         self.settings = settings
         self.items = items

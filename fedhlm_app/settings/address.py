@@ -51,8 +51,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def parse_address(address: str) -> Address:
-    """Take the value of `llm-address` apart.
+def parse_address(address: str, name: str = "llm-address") -> Address:
+    """Take the value of the setting `name` apart.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def parse_address(address: str) -> Address:
     whole = address if "://" in address else f"http://{address}"
     if "@" in whole.partition("://")[2].partition("/")[0]:
         raise ValueError(
-            "setting 'llm-address' holds credentials (user:password@host), which config.json and "
+            f"setting {name!r} holds credentials (user:password@host), which config.json and "
             f"logs would show: leave them out, and give the server's bearer token in a file "
             f"(llm-token-file) or in the environment ({TOKEN_VARIABLE})"
         )
@@ -71,21 +71,21 @@ def parse_address(address: str) -> Address:
         parts = urlsplit(whole)
         port = parts.port
     except ValueError:
-        raise _not_allowed(address) from None
+        raise _not_allowed(address, name) from None
     if parts.query or parts.fragment:
         # A token in the query would end up in config.json and in the logs of proxies.
         shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
-        raise ValueError(f"setting 'llm-address' = {shown!r} has a query: allowed is {_ALLOWED}")
+        raise ValueError(f"setting {name!r} = {shown!r} has a query: allowed is {_ALLOWED}")
     secure = parts.scheme == "https"
     if port is None and "://" in address:
         port = 443 if secure else 80
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or not port:
-        raise _not_allowed(address)
+        raise _not_allowed(address, name)
     if re.search(r"[^\x21-\x7e]", parts.path):
-        raise _not_allowed(address)
+        raise _not_allowed(address, name)
     return Address(secure, host, port, parts.path.rstrip("/"))
 
 
-def _not_allowed(address: str) -> ValueError:
-    return ValueError(f"setting 'llm-address' = {address!r} is not allowed: {_ALLOWED}")
+def _not_allowed(address: str, name: str) -> ValueError:
+    return ValueError(f"setting {name!r} = {address!r} is not allowed: {_ALLOWED}")

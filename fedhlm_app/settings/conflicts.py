@@ -248,7 +248,7 @@ def _address(settings: Settings) -> list[str]:
             secure = parse_address(settings.llm_address).secure
         except ValueError as error:
             return [str(error)]
-    found = []
+    found = _edge_addresses(settings)
     if settings.llm_ca_file and not secure:
         found.append(
             f"settings 'llm-ca-file' = {settings.llm_ca_file!r} and 'llm-address' = "
@@ -259,4 +259,26 @@ def _address(settings: Settings) -> list[str]:
             f"settings 'llm-token-file' = {settings.llm_token_file!r} and 'llm-address' = '': "
             "there is no server to give the token to"
         )
+    return found
+
+
+def _edge_addresses(settings: Settings) -> list[str]:
+    if not settings.edge_addresses:
+        return []
+    found = []
+    if settings.peer_mode == "off":
+        found.append(
+            f"settings 'edge-addresses' = {settings.edge_addresses!r} and 'peer-mode' = 'off': "
+            "nobody asks an edge server; set peer-mode=context"
+        )
+    if len(settings.edges) != settings.clusters:
+        found.append(
+            f"settings 'edge-addresses' = {settings.edge_addresses!r} and 'clusters' = "
+            f"{settings.clusters}: {len(settings.edges)} addresses; each cluster has one"
+        )
+    for address in settings.edges:
+        try:
+            parse_address(address, "edge-addresses")
+        except ValueError as error:
+            found.append(str(error))
     return found

@@ -107,6 +107,11 @@ class EdgeGroup(Group):
         at_least=1,
         at_most=16,
     )
+    edge_addresses: str = setting(
+        "",
+        "host:port or http(s) URL of each cluster's served edge server, in the clusters' order, "
+        "with commas; empty: actors inside the simulation",
+    )
     inter_cluster: bool = setting(False, "ask neighbouring clusters before the large model")
     opportunistic: bool = setting(True, "ask peers only where the expected saving pays (eq. 13)")
     cost_unit: Literal["ms", "bytes"] = setting("ms", "unit of the costs that eq. 13 compares")

@@ -243,6 +243,11 @@ class Settings(
         }
 
     @property
+    def edges(self) -> list[str]:
+        """Addresses of the served edge servers, one a cluster; empty in a simulation."""
+        return [one.strip() for one in self.edge_addresses.split(",") if one.strip()]
+
+    @property
     def verifier(self) -> str:
         """Name of the verification method, `auto` resolved by the decoding."""
         if self.verification != "auto":

@@ -1,4 +1,4 @@
-"""A served LLM at a network address: http or https, with a bearer token where it wants one."""
+"""A server at a network address: http or https, with a bearer token where it wants one."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class HttpTransport:
         PEM file of the authorities whose certificates are trusted; empty: the system's.
     token : str
         Bearer token, sent with every request; empty: none. It is in no message of an error.
+    named, setting : str
+        What errors call the server, and the setting that says where it is.
 
     Raises
     ------
@@ -63,10 +65,20 @@ class HttpTransport:
         When `ca_file` cannot be read or holds no certificates.
     """
 
-    def __init__(self, address: str, timeout: float, *, ca_file: str = "", token: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: float,
+        *,
+        ca_file: str = "",
+        token: str = "",
+        named: str = "LLM server",
+        setting: str = "llm-address",
+    ) -> None:
         self.address = address
         self.timeout = timeout
-        self._at = parse_address(address)
+        self._who, self._setting = f"the {named} {address}", setting
+        self._at = parse_address(address, setting)
         self._trusted = (
             ssl.create_default_context(cafile=ca_file or None) if self._at.secure else None
         )
@@ -89,7 +101,7 @@ class HttpTransport:
         """
         if not payload:
             raise WireError("an empty request")
-        return self._ask("POST", EXCHANGE, payload)
+        return self.ask("POST", EXCHANGE, payload)
 
     def post(self, payload: bytes) -> None:
         """Send a message (see `hlm.transport.Transport`)."""
@@ -137,7 +149,7 @@ class HttpTransport:
             As `exchange`; `LinkDown` also when what answers is no LLM server.
         """
         try:
-            found = json.loads(self._ask("GET", STATS, b""))
+            found = json.loads(self.ask("GET", STATS, b""))
         except (ValueError, WireError):
             found = None
         if not isinstance(found, dict):
@@ -151,7 +163,14 @@ class HttpTransport:
         for connection in idle:
             connection.close()
 
-    def _ask(self, method: str, path: str, payload: bytes) -> bytes:
+    def ask(self, method: str, path: str, payload: bytes = b"") -> bytes:
+        """Send a request to any path of the server, return the body of its answer.
+
+        Raises
+        ------
+        LinkRefused, LinkDown, WireError
+            As `exchange`.
+        """
         connection, (status, body) = self._reached(method, path, payload, _whole)
         self._keep(connection)
         if status == HTTPStatus.OK:
@@ -168,11 +187,11 @@ class HttpTransport:
                 else f"wants a bearer token (status {status}): give it in a file "
                 f"(llm-token-file) or in the environment ({TOKEN_VARIABLE})"
             )
-            return LinkRefused(f"the LLM server {self.address} {what}", cause="token")
+            return LinkRefused(f"{self._who} {what}", cause="token")
         text = body.decode("utf-8", errors="replace").strip()[:200]
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
-            return WireError(f"the LLM server {self.address} refused a request: {text}")
-        return LinkDown(f"the LLM server {self.address} answered {status}: {text}")
+            return WireError(f"{self._who} refused a request: {text}")
+        return LinkDown(f"{self._who} answered {status}: {text}")
 
     def _reached(
         self, method: str, path: str, payload: bytes, read: Callable[[HTTPResponse], Answer]
@@ -208,13 +227,13 @@ class HttpTransport:
         if isinstance(error, ssl.SSLCertVerificationError):
             why = certificate_problem(error, self._at.host)
         elif isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            why = "it does not speak TLS, as llm-address = https://... says"
+            why = f"it does not speak TLS, as {self._setting} = https://... says"
         else:
             reason = str(error) or type(error).__name__
             if isinstance(error, RemoteDisconnected) and not self._at.secure:
-                reason += " (if it speaks TLS, llm-address must begin with https://)"
-            return LinkDown(f"no answer from the LLM server {self.address}: {reason}")
-        return LinkRefused(f"no trust in the LLM server {self.address}: {why}", cause="certificate")
+                reason += f" (if it speaks TLS, {self._setting} must begin with https://)"
+            return LinkDown(f"no answer from {self._who}: {reason}")
+        return LinkRefused(f"no trust in {self._who}: {why}", cause="certificate")
 
     def _open(self) -> _Connection:
         if self._trusted is None:

@@ -81,20 +81,43 @@ def llm_link(settings: Settings, timeout: float | None = None) -> HttpTransport:
     SettingsError
         When the CA file or the token cannot be used, or a token would travel in the clear.
     """
-    address = parse_address(settings.llm_address)
+    wait = settings.llm_timeout if timeout is None else timeout
+    return link_to(settings, "llm-address", settings.llm_address, wait)
+
+
+def link_to(settings: Settings, name: str, address: str, timeout: float) -> HttpTransport:
+    """The link to a server of the run, with the run's authorities and token.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    name, address : str
+        The setting that names the server, and what it says.
+    timeout : float
+        Seconds to wait for an answer.
+
+    Raises
+    ------
+    SettingsError
+        When the CA file or the token cannot be used, or a token would travel in the clear.
+    """
+    parsed = parse_address(address, name)
     token = read_token(settings.llm_token_file, "setting 'llm-token-file'")
-    if token and not (address.secure or address.loopback):
+    if token and not (parsed.secure or parsed.loopback):
         raise SettingsError(
-            f"setting 'llm-address' = {settings.llm_address!r}: the bearer token would travel "
+            f"setting {name!r} = {address!r}: the bearer token would travel "
             "unencrypted; use an https:// address, or leave the token out (llm-token-file, "
             f"{TOKEN_VARIABLE})"
         )
     try:
         return HttpTransport(
-            settings.llm_address,
-            settings.llm_timeout if timeout is None else timeout,
+            address,
+            timeout,
             ca_file=settings.llm_ca_file,
             token=token,
+            named="LLM server" if name == "llm-address" else "edge server",
+            setting=name,
         )
     except OSError as error:
         raise SettingsError(

@@ -132,6 +132,19 @@ def start_llm(deployed: Deployment, *words: str) -> Callable[[], str]:
     return address
 
 
+def start_edge(deployed: Deployment, *words: str) -> Callable[[], str]:
+    """Start an edge server; what waits until it is ready and tells its address."""
+    log = deployed.start(
+        "edge", sys.executable, "-m", "fedhlm_app", "serve", "edge", "--port", "0", *words
+    )
+
+    def address() -> str:
+        deployed.wait_for(lambda: b"serving an edge at" in log.read_bytes(), "edge")
+        return log.read_text().partition("serving an edge at ")[2].split()[0].rstrip(",")
+
+    return address
+
+
 def start_device(deployed: Deployment, llm_address: str, *words: str) -> Callable[[], str]:
     """Start a serving device; what waits until it is ready and tells its address."""
     log = deployed.start(

@@ -1,4 +1,4 @@
-"""A federation of separate processes: SuperLink, three SuperNodes and a served LLM on loopback."""
+"""A federation of separate processes: SuperLink, SuperNodes, edge server and LLM on loopback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.settings import Settings
 from tests.certificates import Authority
-from tests.e2e.deployed import deployment, run_on, start_flower, start_llm
+from tests.e2e.deployed import deployment, run_on, start_edge, start_flower, start_llm
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
 
@@ -30,6 +30,11 @@ SMALL = {
     "escalation": "token",
     # Most tokens are asked about, so that the link has something to carry.
     "initial-threshold": 0.3,
+    # Peers answer in the edge server's process, and eq. 7 runs there.
+    "peer-mode": "context",
+    "opportunistic": False,
+    "context-gate": 0.9,
+    "reuse-gate": 0.9,
 }
 
 
@@ -38,7 +43,16 @@ def learned(folder: RunFolder | None) -> dict:
     assert folder is not None
     summary = folder.summary()
     assert summary is not None
-    kept = ("tokens", "resolution", "threshold", "trr", "llm_agreement", "certificate", "rounds")
+    kept = (
+        "tokens",
+        "resolution",
+        "hierarchy",
+        "threshold",
+        "trr",
+        "llm_agreement",
+        "certificate",
+        "rounds",
+    )
     return {key: summary[key] for key in kept} | {
         "rounds": [line["threshold"] for line in folder.metrics()]
     }
@@ -62,7 +76,15 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path, monkeypat
         )
         address = llm_address()
         assert address.startswith("https://127.0.0.1:")
-        served = {"llm-address": address, "llm-ca-file": str(authority.file)}
+        edge = start_edge(
+            deployed, "--upstream", address, "--upstream-ca", str(authority.file),
+            "--tls-cert", certificate, "--tls-key", key,
+            "--token-file", str(tmp_path / "token"),
+        )()  # fmt: skip
+        # The edge server's is the one address that devices know.
+        served = {
+            "llm-address": edge, "edge-addresses": edge, "llm-ca-file": str(authority.file),
+        }  # fmt: skip
         settings = Settings.from_sources(
             {**SMALL, "run-dir": str(tmp_path / "deployed"), **served}, environ={}
         )

@@ -15,7 +15,9 @@ from fedhlm_app.hosting import edge as edge_hosting
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server.rounds import Federation
+from fedhlm_app.server.served_edges import ServedEdges
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport import edge_access
 from fedhlm_app.transport.actor_names import edge_actor_name
 from fedhlm_app.transport.transports import DirectTransport
 from servers.edge.server import EdgeServer
@@ -116,11 +118,9 @@ class Runner:
     def __init__(self, monkeypatch) -> None:
         self.service = build_service(settings_of())
         self.devices: dict[tuple[Settings, int], Device] = {}
-        self.edges: LocalEdges | None = None
+        self.edges: LocalEdges | ServedEdges | None = None
         monkeypatch.setattr(client_rounds, "_device", self._device)
-        monkeypatch.setattr(
-            edge_hosting, "RayTransport", lambda name, _: EdgeLink(self.edges, name)
-        )
+        monkeypatch.setattr(edge_access, "RayTransport", lambda name, _: EdgeLink(self.edges, name))
         # Flower's Message wants to know who writes it.
         for name in ("_task_id", "_run_id", "_node_id"):
             monkeypatch.setattr(TaskIdentity, name, 1)
@@ -132,7 +132,7 @@ class Runner:
                 settings,
                 client,
                 DirectTransport(self.service),
-                lambda cluster: EdgeLink(self.edges, edge_actor_name(run, cluster)),
+                edge_access.edge_link(settings, run, 120.0),
             )
         return self.devices[key]
 
@@ -142,7 +142,10 @@ class Runner:
             settings = settings.model_copy(update={"run_dir": str(folder)})
         run_folder = RunFolder.create(settings, {})
         grid = LocalGrid(settings, self.service, stop_after)
-        self.edges = LocalEdges(settings) if settings.peer_mode != "off" else None
+        if settings.edges:
+            self.edges = ServedEdges(settings, 1)
+        else:
+            self.edges = LocalEdges(settings) if settings.peer_mode != "off" else None
         federation = Federation(settings, None, run_folder, None, self.edges)
         federation.run(grid)
         return federation, run_folder, grid
