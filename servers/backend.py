@@ -37,6 +37,8 @@ class Feed:
     asked : numpy.ndarray
         int64 [k, 2], wanted positions and tokens whose log-probabilities there will be read;
         empty for a backend that offers distributions.
+    follow : int
+        How many tokens after the one behind it a stream may ask for, one by one.
     """
 
     session: Hashable
@@ -44,6 +46,11 @@ class Feed:
     tokens: IntArray
     wanted: IntArray
     asked: IntArray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    follow: int = 0
+
+
+class Unreadable(Exception):
+    """Why a backend cannot be asked about one text, or what it said of it is unusable."""
 
 
 @dataclass
@@ -100,7 +107,7 @@ class Backend(Protocol):
         """Add a decided token to a held session; it is read with the next feed."""
         ...
 
-    def score(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
+    def score(self, feeds: Sequence[Feed]) -> Sequence[torch.Tensor | Unreadable | None]:
         """Take in new tokens and predict at the wanted positions.
 
         Parameters
@@ -110,11 +117,17 @@ class Backend(Protocol):
 
         Returns
         -------
-        list of torch.Tensor or None
+        sequence of torch.Tensor, Unreadable or None
             float32 [m, vocab] logits for each feed. Of a backend that does not offer whole
             distributions only the largest of a row (lowest id on ties), and the log-probabilities
             of the asked tokens, mean anything. None where the session lost its place to others of
-            the same call: its tokens are then needed from the start.
+            the same call: its tokens are then needed from the start. `Unreadable` where nothing
+            can be said of this text, whoever asks again.
+
+        Raises
+        ------
+        LinkDown
+            When a model that runs elsewhere does not answer.
         """
         ...
 

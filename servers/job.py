@@ -6,6 +6,7 @@ held for. Between slices the engine is free for others, whatever the length of a
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,13 +19,16 @@ import torch
 from hlm.arrays import IntArray
 from hlm.verifiers import Need
 from hlm.wire import NO_TOKEN, Reply, Request, Rows, Status
-from servers.backend import Backend, Feed
+from servers.backend import Backend, Feed, Unreadable
 from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey
 from servers.verdicts import Places, Verdicts
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService
+
+
+logger = logging.getLogger(__name__)
 
 
 class Reading:
@@ -210,12 +214,16 @@ class Job:
         """What the slice that is planned feeds."""
         return [feed for _, feed in self._planned]
 
-    def take(self, found: Sequence[torch.Tensor | None]) -> None:
+    def take(self, found: Sequence[torch.Tensor | Unreadable | None]) -> None:
         """Take in what the planned slice found (logits a feed); the last one makes the reply."""
         places, logits = [], []
         for (reading, feed), result in zip(self._planned, found, strict=True):
             if result is None:
                 self._lost(reading)
+                continue
+            if isinstance(result, Unreadable):
+                logger.info("tokens of client %d are not decided: %s", self.request.client, result)
+                self._give_up(reading, Status.REFUSED)
                 continue
             if not feed.start and reading.session is not None:
                 self._service.texts.begin(reading.session)
@@ -266,7 +274,10 @@ class Job:
 
     def _lost(self, reading: Reading) -> None:
         """The engine gave the text's place to another: what is not answered must be asked again."""
-        self._verdicts.statuses[reading.rows] = Status.PREFIX_NEEDED
+        self._give_up(reading, Status.PREFIX_NEEDED)
+
+    def _give_up(self, reading: Reading, status: Status) -> None:
+        self._verdicts.statuses[reading.rows] = status
         if self._reading is reading:
             self._reading = None
 

@@ -13,9 +13,10 @@ a status and a sentence, and costs no more memory than the bound on its body.
 ========================  =========================================================================
 
 Statuses of the first two: 400 no valid request, 401 without the token that is wanted, 408 the
-body did not come, 413 body too large, 500 the engine failed, 503 too many requests wait
-(``Retry-After`` says for how long to stay away). No origin (`servers.origin`) has more than half of
-the queue and of the memory for bodies; one that wants more hears so after a second.
+body did not come, 413 body too large, 500 the engine failed, 502 the model runs elsewhere and does
+not answer, 503 too many requests wait (``Retry-After`` says for how long to stay away). No origin
+(`servers.origin`) has more than half of the queue and of the memory for bodies; one that wants more
+hears so after a second.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from hlm.transport import LinkDown
 from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
 from servers.account import metrics, stats
@@ -203,6 +205,10 @@ class ServedLanguageModel:
         except ClientDisconnect:
             about["refused"] = "caller-gone"
             return PlainTextResponse("the caller has gone", CALLER_GONE)
+        except LinkDown as error:
+            about["refused"] = "llm-server"
+            self._failure = str(error)
+            return PlainTextResponse(self._failure, 502)
         except Exception as error:  # one caller's failure must not end the service for all
             logger.exception("the engine failed")
             about["refused"] = "engine"

@@ -18,7 +18,7 @@ import torch
 from hlm.wire import NO_TOKEN, encode_reply
 from hlm.wire.frames import End, Frame, encode_frame, framed
 from hlm.wire.stream import Control, Opening
-from servers.backend import Feed
+from servers.backend import Feed, Unreadable
 from servers.job import Job
 from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey, TextName
@@ -187,7 +187,9 @@ class Stream:
             # Tokens that were only taken in are read first, some a turn.
             upto = min(row.end, engine.computed(row.session) + tokens)
             tokens -= max(1, upto - engine.computed(row.session))
-            self._planned.append((index, Feed(row.session, row.end, _NOTHING, np.array([upto]))))
+            follow = self.opening.span - row.written - 1
+            feed = Feed(row.session, row.end, _NOTHING, np.array([upto]), follow=follow)
+            self._planned.append((index, feed))
             if tokens <= 0:
                 break
 
@@ -196,7 +198,7 @@ class Stream:
         """What the turn that is planned feeds."""
         return self._job.feeds if self._job is not None else [feed for _, feed in self._planned]
 
-    def take(self, found: Sequence[torch.Tensor | None]) -> None:
+    def take(self, found: Sequence[torch.Tensor | Unreadable | None]) -> None:
         """Take in what the planned turn found (logits a feed)."""
         if self._job is not None:
             self._job.take(found)
@@ -204,9 +206,10 @@ class Stream:
             return
         for (index, feed), logits in zip(self._planned, found, strict=True):
             row = self.rows[index]
-            if logits is None:
+            if logits is None or isinstance(logits, Unreadable):
                 self._end(index, End.LOST)
-            elif int(feed.wanted[0]) == row.end:
+                continue
+            if int(feed.wanted[0]) == row.end:
                 row.logits = logits
             # Others come first in the next turn, where not all fit into one.
             self.rows[index] = self.rows.pop(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.address import speaks_openai
 
 if TYPE_CHECKING:
     from hlm.transport import Transport
@@ -16,7 +17,8 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     Parameters
     ----------
     settings : Settings
-        Both models are checked.
+        Both models are checked. An `llm-address` whose path ends in ``/v1`` is a server that speaks
+        OpenAI's API.
     threads : int
         Processor threads of all models of this process, >= 1.
 
@@ -38,9 +40,14 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     torch.set_num_threads(threads)
     check_devices(settings)
     check_folder(settings.slm, "slm")
-    if settings.llm_address:
+    if settings.llm_address and not speaks_openai(settings.llm_address):
         return require_access(settings)
+    if settings.llm_address:
+        # Both models have one tokenizer, and the device's is here.
+        backend = f"openai:{settings.llm_address}"
+        update = {"llm_backend": backend, "llm_address": "", "llm": settings.slm}
+        settings = settings.model_copy(update=update)
     check_backend(settings)
-    check_folder(settings.llm, "llm")
+    check_folder(settings.llm, "llm", weights=settings.loads_llm)
     check_same_tokenizer(settings.slm, settings.llm)
     return DirectTransport(LanguageModelService(build_backend(settings)))

@@ -119,6 +119,19 @@ def llm(
         float | None,
         typer.Option(help="Least time of a forward pass: stands in for a larger model."),
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What runs the model: engine (default), or openai at --url.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="A server that speaks OpenAI's API, as http://127.0.0.1:8000/v1; --llm is then "
+            "its tokenizer, and FEDHLM_LLM_KEY its key, if it wants one."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model at --url; its only one where none is given.")
+    ] = None,
     queue: _Queue = 512,
     per_address: Annotated[
         int,
@@ -143,6 +156,8 @@ def llm(
 
     - `flwr run . my-superlink --run-config 'llm-address="https://10.0.0.5:8471"'`
 
+    - `fedhlm serve llm --backend openai --url http://127.0.0.1:8000/v1 --llm ./tokenizer`
+
     Without --token-file the token is that of FEDHLM_LLM_TOKEN, if there is one. Exit status: 0
     after a stop, 1 when the model cannot be loaded, 2 when a setting, the certificate or the token
     is wrong or the address cannot be listened on.
@@ -157,11 +172,11 @@ def llm(
         "llm-context": context,
         "llm-batch-wait-ms": batch_wait_ms,
         "reproducible": reproducible,
-        "llm-backend": None if pace_ms is None else f"engine:{pace_ms:g}",
     }
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
+        given["llm-backend"] = _backend(backend, pace_ms, url, model)
         settings = collect(given, overrides or [])
-        check_folder(settings.llm, "llm")
+        check_folder(settings.llm, "llm", weights=settings.loads_llm)
         preflight.check_devices(settings, simulated=False)
         check_backend(settings)
         access = read_access(host, tls_cert, tls_key, token_file, insecure=insecure)
@@ -172,6 +187,21 @@ def llm(
         if json_log:
             log_as_json()
         serve(settings, host, port, queue, per_address, threads, access)
+
+
+def _backend(
+    name: str | None, pace_ms: float | None, url: str | None, model: str | None
+) -> str | None:
+    """The setting `llm-backend` that options stand for; None where none was given."""
+    if url is None and name == "openai":
+        raise SettingsError("--backend openai: give the server's URL too (--url)")
+    if url is None and model is not None:
+        raise SettingsError(f"--model {model}: names a model at --url; a model to load is --llm")
+    if url is not None and (pace_ms is not None or name not in (None, "openai")):
+        raise SettingsError(f"--url {url}: goes with --backend openai alone, without --pace-ms")
+    if url is not None:
+        return f"openai:{url}" + (f"#{model}" if model else "")
+    return name if pace_ms is None else f"engine:{pace_ms:g}"
 
 
 def serve(
@@ -203,7 +233,8 @@ def serve(
     torch.set_num_threads(threads)
     options = ServiceOptions(
         wait=settings.llm_batch_wait_ms / 1000,
-        most=1 if settings.reproducible else 64,
+        # A server elsewhere puts its passes together by itself.
+        most=1 if settings.reproducible and settings.loads_llm else 64,
         queue=queue,
         # What a device no longer waits for need not be answered.
         answer_seconds=ANSWERED_WITHIN * settings.llm_timeout,
@@ -219,6 +250,7 @@ def serve(
             f"serving {settings.llm} at {where} "
             f"(vocabulary {engine.vocab}, context {engine.max_context}, "
             f"{engine.max_sessions} sessions{', with a token' if access.tokens else ''}"
+            f"{'' if settings.loads_llm else f', by {engine.reading}'}"
             f"{f', slowly: {engine.reading}' if engine.slow else ''})",
             flush=True,
         )

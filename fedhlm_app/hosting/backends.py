@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.address import parse_address
 from hlm.verifiers import VERIFIERS, Need, served_verifiers
 
 if TYPE_CHECKING:
     from servers.backend import Backend
+
+
+HEARD_WITHIN = 0.8
+"""Share of `llm-timeout` after which a server elsewhere is given up, so that devices hear why."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,54 @@ def build_engine(settings: Settings, argument: str) -> Backend:
     return Engine(model, settings.llm_sessions, context, pace=pace_of(argument))
 
 
+def openai_server(argument: str) -> tuple[str, str]:
+    """URL and model, which may be empty, from what stands behind ``openai:``, ``URL#MODEL``."""
+    url, _, model = argument.partition("#")
+    try:
+        if "://" not in url:
+            raise ValueError
+        parse_address(url)
+    except ValueError:
+        raise ValueError(
+            "openai:URL or openai:URL#MODEL with an http(s) URL, for example "
+            "openai:http://127.0.0.1:8000/v1; a key belongs into FEDHLM_LLM_KEY"
+        ) from None
+    return url, model
+
+
+def build_openai(settings: Settings, argument: str) -> Backend:
+    """Any server that speaks OpenAI's API, whose model has the tokenizer that `llm` names."""
+    from fedhlm_app.models.vocabulary import load_tokenizer, vocabulary_size
+    from servers.openai.backend import OpenAIBackend
+    from servers.openai.client import KEY_VARIABLE, Client
+    from servers.openai.dialect import choose_model, find_dialect
+    from servers.openai.words import Words
+
+    url, model = openai_server(argument)
+    key, address = os.environ.get(KEY_VARIABLE, "").strip(), parse_address(url)
+    if key and not (address.secure or address.loopback):
+        raise SettingsError(
+            f"{url}: the key would travel unencrypted; give an https:// URL, or leave the key out "
+            f"({KEY_VARIABLE})"
+        )
+    client = Client(
+        url,
+        HEARD_WITHIN * settings.llm_timeout,
+        key,
+        settings.llm_ca_file,
+        proxies=not address.loopback,
+    )
+    words = Words(load_tokenizer(settings.llm))
+    name, longest = choose_model(client, model)
+    dialect = find_dialect(client, name, words, settings.llm)
+    context = min(settings.llm_context, longest or settings.llm_context)
+    vocab = max(vocabulary_size(settings.llm) or 0, words.size)
+    return OpenAIBackend(client, name, words, dialect, vocab, settings.llm_sessions, context)
+
+
 BACKENDS = {
     "engine": BackendKind(Need.PROBS, build_engine, pace_of),
+    "openai": BackendKind(Need.TOP, build_openai, openai_server),
 }
 
 
@@ -82,7 +134,9 @@ def check_backend(settings: Settings) -> None:
         BACKENDS[name].check(argument)
     except ValueError as error:
         raise SettingsError(
-            f"setting 'llm-backend' = {settings.llm_backend!r} is not allowed: {error}"
+            # A password is not repeated.
+            f"setting 'llm-backend' = '{name}:{'...' if '@' in argument else argument}' is not "
+            f"allowed: {error}"
         ) from None
     offers = BACKENDS[name].offers
     if VERIFIERS[settings.verifier].needs > offers:

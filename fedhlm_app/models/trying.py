@@ -47,8 +47,7 @@ def try_models(settings: Settings, *, simulated: bool = True) -> None:
     wanted = []
     if simulated and settings.slm != BUILTIN:
         wanted.append(("slm", settings.slm, settings.dtype, settings.device))
-    own = not settings.llm_address and settings.llm_backend.partition(":")[0] == "engine"
-    if own and settings.llm != BUILTIN:
+    if settings.loads_llm and settings.llm != BUILTIN:
         wanted.append(("llm", settings.llm, settings.llm_dtype, settings.llm_device))
     for role, name, dtype, device in wanted:
         longest = longest_context(settings) if role == "slm" else settings.llm_context

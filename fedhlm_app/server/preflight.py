@@ -60,7 +60,7 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
     if not settings.llm_address:
         check_backend(settings)
     check_folder(settings.slm, "slm")
-    check_folder(settings.llm, "llm", weights=not settings.llm_address)
+    check_folder(settings.llm, "llm", weights=settings.loads_llm)
     items = items_of(settings)
     partition(items, settings.clients, settings.partition, settings.dirichlet_alpha, settings.seed)
     check_same_tokenizer(settings.slm, settings.llm)

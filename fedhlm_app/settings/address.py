@@ -87,5 +87,10 @@ def parse_address(address: str, name: str = "llm-address") -> Address:
     return Address(secure, host, port, parts.path.rstrip("/"))
 
 
+def speaks_openai(address: str) -> bool:
+    """Whether an address is one of OpenAI's API, whose URLs end in ``/v1``, and not of ours."""
+    return address.rstrip("/").endswith("/v1")
+
+
 def _not_allowed(address: str, name: str) -> ValueError:
     return ValueError(f"setting {name!r} = {address!r} is not allowed: {_ALLOWED}")

@@ -91,8 +91,8 @@ class ModelGroup(Group):
     dtype: Dtype = setting("float32", "number format of the small model")
     llm_backend: str = setting(
         "engine",
-        "what runs the large model: engine, engine:40 for passes of at least 40 ms as of a larger "
-        "one, or another that is registered",
+        "what runs the large model: engine; engine:40 for passes of at least 40 ms as of a larger "
+        "one; openai:URL#MODEL for a server that speaks OpenAI's API",
     )
     llm_device: str = setting("cpu", "where the large model runs: cpu, cuda, cuda:N, mps or auto")
     llm_dtype: Dtype = setting("float32", "number format of the large model")

@@ -255,6 +255,11 @@ class Settings(
         return plain_verifier(self.decoding)
 
     @property
+    def loads_llm(self) -> bool:
+        """Whether the weights of `llm` are read here: it is not served, nor run by another."""
+        return not self.llm_address and self.llm_backend.partition(":")[0] == "engine"
+
+    @property
     def streams(self) -> bool:
         """Whether escalations open streams: given texts have their next token already."""
         if self.workload != "generate" or self.escalation == "token":

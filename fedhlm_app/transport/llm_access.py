@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address
+from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address, speaks_openai
 from fedhlm_app.transport.http_transport import HttpTransport
 from hlm.transport import LinkDown, LinkRefused
 
@@ -81,6 +81,12 @@ def llm_link(settings: Settings, timeout: float | None = None) -> HttpTransport:
     SettingsError
         When the CA file or the token cannot be used, or a token would travel in the clear.
     """
+    if speaks_openai(settings.llm_address):
+        raise SettingsError(
+            f"setting 'llm-address' = {settings.llm_address!r}: speaks OpenAI's API, not this "
+            "project's; devices of a run reach it behind `fedhlm serve llm --backend openai --url "
+            f"{settings.llm_address}`, those of a simulation by llm-backend=openai:URL"
+        )
     wait = settings.llm_timeout if timeout is None else timeout
     return link_to(settings, "llm-address", settings.llm_address, wait)
 

@@ -1,0 +1,297 @@
+"""The large model behind OpenAI's API: a draft is verified by the next token of its prefix.
+
+Texts are kept here as tokens. The server keeps what it has read of them in its own prefix cache, so
+a question is the whole text and costs it the new part.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from math import log
+
+import numpy as np
+import torch
+
+from hlm.arrays import IntArray
+from hlm.verifiers import Need
+from servers.backend import BackendStats, Feed, Unreadable
+from servers.openai.answers import (
+    BadAnswer,
+    Told,
+    Unnamed,
+    choices_of,
+    token_of_text,
+    tokens_of,
+    used,
+)
+from servers.openai.client import Client
+from servers.openai.dialect import COMPLETIONS, Dialect
+from servers.openai.words import Words, whole
+
+PROMPTS = 64
+"""Most prompts of a request."""
+REQUESTS = 8
+"""Most requests at a time to a server that takes one prompt each."""
+PARTS = 6
+"""Most tokens that one character is made of."""
+_NEXT_BEST = 1e-3
+"""Nats by which the server's choice is put above the others where they tie."""
+
+logger = logging.getLogger(__name__)
+
+Answer = Told | Unreadable
+
+
+@dataclass
+class _Ahead:
+    """What the server has said, or is saying, of a text's next tokens."""
+
+    base: int
+    """Tokens of the text when it was asked."""
+    source: Iterator[Told]
+    told: list[int] = field(default_factory=list)
+
+    def next(self, tokens: IntArray) -> Told | None:
+        """The next token, if the text went on as told so far; None where nothing is known."""
+        if tokens[self.base :].tolist() != self.told:
+            return None
+        found = next(self.source, None)
+        if found is not None:
+            self.told.append(found.token)
+        return found
+
+
+@dataclass
+class _Text:
+    tokens: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    asked: int = 0
+    ahead: _Ahead | None = None
+
+    def take(self, start: int, tokens: IntArray) -> None:
+        """Go on with `tokens` from `start` on; what was written ahead of it is stopped."""
+        if self.ahead is not None and start < self.ahead.base + len(self.ahead.told):
+            self.stop()
+        self.tokens = np.concatenate([self.tokens[:start], tokens])
+        self.asked = min(self.asked, start)
+
+    def stop(self) -> None:
+        """Read no more of what is written ahead."""
+        if self.ahead is not None and isinstance(self.ahead.source, Generator):
+            self.ahead.source.close()
+        self.ahead = None
+
+
+class OpenAIBackend:
+    """Next tokens of an OpenAI-compatible server, greedily (see `servers.backend.Backend`).
+
+    Parameters
+    ----------
+    client : Client
+        Reaches it.
+    model : str
+        As the server names it.
+    words : Words
+        The tokenizer of its model.
+    dialect : Dialect
+        How it is asked.
+    vocab : int
+        Tokens of the vocabulary, at least those of the tokenizer.
+    max_sessions, max_context : int
+        Texts kept, and the longest of them in tokens; both >= 1.
+    """
+
+    offers = Need.TOP
+    slow = False
+
+    def __init__(
+        self,
+        client: Client,
+        model: str,
+        words: Words,
+        dialect: Dialect,
+        vocab: int,
+        max_sessions: int,
+        max_context: int,
+    ) -> None:
+        self.vocab, self.max_sessions, self.max_context = vocab, max_sessions, max_context
+        self.reading = f"{model or 'a model'} at {client.url} ({dialect})"
+        self.stats = BackendStats()
+        self._client, self._model, self._words, self._dialect = client, model, words, dialect
+        self._texts: OrderedDict[Hashable, _Text] = OrderedDict()
+        self._pool = ThreadPoolExecutor(max(REQUESTS, PROMPTS), thread_name_prefix="openai")
+
+    def held(self, session: Hashable) -> int:
+        """Tokens held for a session (0 when unknown or evicted)."""
+        known = self._texts.get(session)
+        return 0 if known is None else len(known.tokens)
+
+    def computed(self, session: Hashable) -> int:
+        """Tokens of a session that the server was asked about, and so has in its cache."""
+        known = self._texts.get(session)
+        return 0 if known is None else known.asked
+
+    def tokens(self, session: Hashable) -> IntArray:
+        """The tokens of a held session, int64 [held]; not to be changed."""
+        return self._texts[session].tokens
+
+    def append(self, session: Hashable, token: int) -> None:
+        """Add a decided token to a held session."""
+        known = self._texts[session]
+        if len(known.tokens) < self.max_context:
+            known.tokens = np.append(known.tokens, np.int64(token))
+
+    def score(self, feeds: Sequence[Feed]) -> list[torch.Tensor | Unreadable | None]:
+        """Take in new tokens and ask for the next ones (see `servers.backend.Backend`).
+
+        Raises
+        ------
+        LinkDown
+            When the server does not answer, or with what is unusable.
+        """
+        begin = time.perf_counter()
+        texts = [self._taken(feed) for feed in feeds]
+        wanted = [
+            (text, place, feed.follow)
+            for text, feed in zip(texts, feeds, strict=True)
+            if text is not None
+            for place in feed.wanted.tolist()
+        ]
+        told = iter(self._told(wanted))
+        if wanted:
+            self.stats.passes += 1
+            self.stats.seconds += time.perf_counter() - begin
+        found: list[torch.Tensor | Unreadable | None] = []
+        for text, feed in zip(texts, feeds, strict=True):
+            if text is None:
+                found.append(None)
+                continue
+            answers = [next(told) for _ in feed.wanted]
+            bad = next((one for one in answers if isinstance(one, Unreadable)), None)
+            found.append(bad or self._rows([one for one in answers if isinstance(one, Told)]))
+            upto = int(feed.wanted[-1]) if len(feed.wanted) else 0
+            self.stats.tokens += max(0, upto - text.asked)
+            text.asked = max(text.asked, upto)
+        return found
+
+    def _taken(self, feed: Feed) -> _Text | None:
+        """The text of a feed, with its tokens; None where it builds on what is not held."""
+        if feed.start > self.held(feed.session):
+            return None
+        text = self._texts.setdefault(feed.session, _Text())
+        text.take(feed.start, feed.tokens)
+        self._texts.move_to_end(feed.session)
+        while len(self._texts) > self.max_sessions:
+            self._texts.popitem(last=False)[1].stop()
+            self.stats.evictions += 1
+        return text
+
+    def _told(self, wanted: Sequence[tuple[_Text, int, int]]) -> list[Answer]:
+        """What the server says of places of texts, of which a stream may go on with so many."""
+        streamed = [
+            index
+            for index, (text, place, follow) in enumerate(wanted)
+            if place == len(text.tokens) and (text.ahead or (follow and self._dialect.streams))
+        ]
+        # All of them are written at the same time, so they are waited for together.
+        ahead = self._pool.map(lambda index: self._foretold(*wanted[index]), streamed)
+        found = {index: told for index, told in zip(streamed, ahead, strict=True) if told}
+        left = [index for index in range(len(wanted)) if index not in found]
+        prompts = [wanted[index][0].tokens[: wanted[index][1]].tolist() for index in left]
+        answers: dict[int, Answer] = dict(zip(left, self._next(prompts), strict=True))
+        for index, told in answers.items():
+            text, place, _ = wanted[index]
+            if isinstance(told, Told) and told.more and place == len(text.tokens):
+                text.ahead = _Ahead(place, map(Told, told.more), [told.token])
+        return [answers.get(index) or found[index] for index in range(len(wanted))]
+
+    def _foretold(self, text: _Text, place: int, follow: int) -> Told | None:
+        """The token at a text's end by its stream, or by an earlier answer."""
+        if text.ahead is None:
+            text.ahead = _Ahead(place, self._stream(text.tokens.tolist(), follow + 1))
+        try:
+            found = text.ahead.next(text.tokens)
+        except BadAnswer as error:
+            logger.warning("a stream of %s ended: %s", self._client.url, error)
+            found = None
+        if found is None:
+            text.stop()
+        return found
+
+    def _stream(self, ids: list[int], most: int) -> Generator[Told, None, None]:
+        """The tokens after a text as they are written; ends where they are not all named."""
+        body = self._dialect.body(self._model, self._dialect.prompt(ids, self._words), most)
+        with closing(self._client.stream(COMPLETIONS, body)) as events:
+            for event in events:
+                if not event.get("choices"):
+                    continue
+                (choice,) = choices_of(event, 1)
+                try:
+                    yield from tokens_of(choice, self._words)
+                except Unnamed:
+                    if choice["text"] or choice.get("finish_reason"):
+                        return
+
+    def _next(self, texts: Sequence[list[int]]) -> list[Answer]:
+        """The token after each text."""
+        if not self._dialect.lists or len(texts) < 2:
+            return list(
+                self._pool.map(self._next_alone, texts)
+                if len(texts) > 1
+                else map(self._next_alone, texts)
+            )
+        found: list[Answer] = []
+        for begin in range(0, len(texts), PROMPTS):
+            part = texts[begin : begin + PROMPTS]
+            answer = self._client.ask(COMPLETIONS, self._dialect.body(self._model, part, 1))
+            for ids, choice in zip(part, choices_of(answer, len(part)), strict=True):
+                try:
+                    found.append(tokens_of(choice, self._words)[0])
+                except Unnamed:
+                    found.append(self._next_alone(ids))
+        return found
+
+    def _next_alone(self, ids: list[int]) -> Answer:
+        prompt = self._dialect.prompt(ids, self._words)
+        if prompt is None:
+            return Unreadable("no text is read as just these tokens")
+        text = ""
+        # A part of a character has no text; its tokens are told by the whole character.
+        for most in range(1, PARTS + 1):
+            answer = self._client.ask(COMPLETIONS, self._dialect.body(self._model, prompt, most))
+            (choice,) = choices_of(answer, 1)
+            if not self._dialect.ids and used(answer, "prompt") not in (None, len(ids)):
+                return Unreadable("the server reads the text as other tokens")
+            if most == 1 and self._dialect.named:
+                try:
+                    return tokens_of(choice, self._words)[0]
+                except Unnamed:
+                    pass  # its text is left
+            text, count = choice["text"], used(answer, "completion")
+            if whole(text) or choice.get("finish_reason") == "stop":
+                break
+        if most == 1:
+            told = (
+                token_of_text(choice, self._words) if count in (None, 1, int(bool(text))) else None
+            )
+            return told or Unreadable(f"no token, or several, that stand for {text!r}")
+        first, *more = self._words.encode(text) or [-1]
+        if not whole(text) or count != 1 + len(more):
+            return Unreadable("a character whose tokens the server does not tell")
+        return Told(first, more=tuple(more))
+
+    def _rows(self, told: Sequence[Told]) -> torch.Tensor:
+        """float32 [n, vocab], log-probabilities: those told, and what is left spread evenly."""
+        rows = torch.empty(len(told), self.vocab)
+        for row, one in zip(rows, told, strict=True):
+            known = dict(one.log_probs) or {one.token: 0.0}
+            left = max(1.0 - sum(map(np.exp, known.values())), 1e-12) / self.vocab
+            row.fill_(min(log(left), *known.values()))
+            row[list(known)] = torch.tensor(list(known.values()))
+            row[one.token] = max(known.values()) + _NEXT_BEST
+        return rows
