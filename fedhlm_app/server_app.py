@@ -22,7 +22,7 @@ from fedhlm_app.results.runs import RunFolder, runs_base
 from fedhlm_app.results.unresolved import RunFailed
 from fedhlm_app.server import preflight, resuming
 from fedhlm_app.server.rounds import Federation
-from fedhlm_app.server.served_edges import ServedEdges, check_edges
+from fedhlm_app.server.served_edges import ServedEdges
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.actor_names import llm_actor_name
 
@@ -41,8 +41,6 @@ def main(grid: Grid, context: Context) -> None:
     # Real devices are other machines, and reach the LLM by its address.
     simulated = not settings.llm_address
     items = preflight.check(settings, simulated=simulated)
-    if settings.edges:
-        check_edges(settings)
     if settings.resume and (done := resuming.finished(settings)) is not None:
         log_result(done, settings.resume)
         if done.get("error"):

@@ -33,7 +33,10 @@ def open_upstream(address: str, ca_file: str) -> httpx.AsyncClient:
     """
     import httpx
 
-    parsed = parse_address(address, "--upstream")
+    try:
+        parsed = parse_address(address)
+    except ValueError as error:
+        raise ValueError(str(error).replace("setting 'llm-address'", "--upstream")) from None
     scheme = "https" if parsed.secure else "http"
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     try:

@@ -71,6 +71,10 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
         label_tokens(load_tokenizer(settings.llm), items.label_names)
     elif settings.llm != BUILTIN:
         load_tokenizer(settings.llm)
+    if settings.edges:
+        from fedhlm_app.server.served_edges import check_edges  # takes Flower's second to load
+
+        check_edges(settings)
     if settings.llm_address and needs_llm(settings):
         require_model(settings, check_llm(settings))
     return items
