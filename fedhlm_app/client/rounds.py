@@ -278,7 +278,7 @@ def _route_round(
         feedback_of(routed, settings),
         calibration_feedback(routed, settings),
         {**figures(routed, settings), **hits, **counts},
-        token_columns(routed, settings, device.work.tokenizer) if settings.token_log else {},
+        token_columns(routed, settings, device.work) if settings.token_log else {},
     )
 
 

@@ -17,7 +17,7 @@ from fedhlm_app.results.token_log import TokenLog
 from fedhlm_app.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from fedhlm_app.data.workload import BatchMaker
 
 TOKENS = "tokens"
 """Name of the ConfigRecord that carries the columns."""
@@ -25,12 +25,14 @@ TOKENS = "tokens"
 _WIRE = {"prompt": "<i8", "position": "<i4", "stage": "|i1", "uncertainty": "<f4", "beta": "<f4"}
 
 
-def token_columns(
-    routed: Routed, settings: Settings, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, bytes]:
+_TEXTS = ("text", "before")
+
+
+def token_columns(routed: Routed, settings: Settings, work: BatchMaker) -> dict[str, bytes]:
     """Columns over a round's tokens as little-endian bytes; NaN where beta is unknown.
 
-    With `token-texts` a JSON list of texts too, under ``text``.
+    With `token-texts` JSON lists of texts too: ``text``, what each token adds, and ``before``, at
+    a text's first token what stood before it.
     """
     parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in _WIRE}
     for records, rows in zip(routed.records, routed.rows, strict=True):
@@ -44,21 +46,28 @@ def token_columns(
         name: np.concatenate(values).astype(_WIRE[name]).tobytes() for name, values in parts.items()
     }
     if settings.token_texts:
-        columns["text"] = json.dumps(list(_texts(routed, tokenizer))).encode()
+        made = list(_texts(routed, work))
+        for part, name in enumerate(_TEXTS):
+            columns[name] = json.dumps([told[part] for told in made]).encode()
     return columns
 
 
-def _texts(routed: Routed, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """What each token adds to its text, in the order of the columns."""
-    for records in routed.records:
-        for tokens, present in zip(records.token, records.present, strict=True):
-            stream, made = TextStream(tokenizer, []), tokens[present].tolist()
+def _texts(routed: Routed, work: BatchMaker) -> Iterator[tuple[str, str | None]]:
+    """What each token adds to its text and, for a first one, what is before it."""
+    for records, rows in zip(routed.records, routed.rows, strict=True):
+        given = work.make(rows, np.zeros(len(rows), np.int64))
+        for row, first in enumerate(given.first.tolist()):
+            prompt = given.texts.tokens[row, :first].tolist()
+            made = records.token[row, records.present[row]].tolist()
+            stream = TextStream(work.tokenizer, prompt)
+            before: str | None = str(work.tokenizer.decode(prompt, skip_special_tokens=True))
             for place, token in enumerate(made, 1):
-                yield stream.add(token, last=place == len(made))
+                yield stream.add(token, last=place == len(made)), before
+                before = None
 
 
 def read_columns(sent: Mapping[str, object]) -> dict[str, Any]:
-    """What `token_columns` made, as arrays of one length, and `text` as a list, None without.
+    """What `token_columns` made, as arrays of one length; texts as lists, None without.
 
     Raises
     ------
@@ -75,11 +84,12 @@ def read_columns(sent: Mapping[str, object]) -> dict[str, Any]:
         raise ValueError("token columns differ in length")
     if not np.isin(found["stage"], [stage.value for stage in Stage]).all():
         raise ValueError("token column 'stage': unknown stage")
-    found["text"] = None
-    if isinstance(texts := sent.get("text"), bytes):
-        found["text"] = json.loads(texts)
-        if len(found["text"]) != len(found["stage"]):
-            raise ValueError("token column 'text': of another length than the others")
+    for name in _TEXTS:
+        found[name] = None
+        if isinstance(texts := sent.get(name), bytes):
+            found[name] = json.loads(texts)
+            if len(found[name]) != len(found["stage"]):
+                raise ValueError(f"token column {name!r}: of another length than the others")
     return found
 
 
@@ -131,6 +141,6 @@ class LoggingGrid:
                 "stage": [Stage(int(stage)).key for stage in columns["stage"]],
                 "uncertainty": columns["uncertainty"].tolist(),
                 "beta": [None if np.isnan(value) else float(value) for value in beta],
-                "text": columns["text"] or [None] * count,
+                **{name: columns[name] or [None] * count for name in _TEXTS},
             }
         )

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("uncertainty", pa.float32(), nullable=False),  # in [0, 1]
         pa.field("beta", pa.float32()),  # rejection probability; null where nobody measured it
         pa.field("text", pa.string()),  # what it adds to its text; null without `token-texts`
+        pa.field("before", pa.string()),  # the prompt, at a text's first token; null elsewhere
     ]
 )
 

@@ -66,7 +66,8 @@ class JobGroup(Group):
     )
     token_log: bool = setting(False, "write tokens.parquet, one row per routed token")
     token_texts: bool = setting(
-        False, "the token log holds each token's text too, which leaves the device for it"
+        False,
+        "the token log holds each token's text and prompts too, which leave the device for it",
     )
     trackers: str = setting(
         "",

@@ -140,6 +140,9 @@ class Runner:
         settings = settings_of(**changes)
         if not settings.resume:
             settings = settings.model_copy(update={"run_dir": str(folder)})
+        return self.start(settings, stop_after)
+
+    def start(self, settings: Settings, stop_after: int | None = None):
         run_folder = RunFolder.create(settings, {})
         grid = LocalGrid(settings, self.service, stop_after)
         if settings.edges:

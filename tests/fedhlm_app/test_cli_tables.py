@@ -50,6 +50,7 @@ def run(tmp_path: Path) -> RunFolder:
                     "stage": ["local", "edge", "llm_resampled"],
                     "uncertainty": [0.25, 0.75, 0.5], "beta": [None, 1.0, 0.5],
                     "text": [" it", "\x1b[31m\nred", "supercalifragilisticexpialidocious"],
+                    "before": [None] * 3,
                 }
             )  # fmt: skip
             log.end_round(number)

@@ -159,6 +159,7 @@ def examples(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             **{key: text[0][key] for key in ("round", "client", "prompt")},
+            "before": text[0].get("before") or "",
             "tokens": [_token(row) for row in text],
         }
         for text in chosen[:_EXAMPLES]

@@ -105,12 +105,14 @@ _PAGE = """\
 {{ section("Clients", clients_note, sorted_table("Clients", client_headings, clients)) }}
 {% endif %}
 {% if examples %}<section><h2>Examples</h2>
-<p class="dim">Texts of round {{ examples[0].round }}, kept because token-texts = true. A token's
-colour says who decided it; the pointer shows its uncertainty.</p>
+<p class="dim">Texts of round {{ examples[0].round }}, kept because token-texts = true. What has
+no colour is the prompt; a token's colour says who decided it, and the pointer shows its
+uncertainty.</p>
 <input type="checkbox" id="told"> <label for="told">Write every token's uncertainty</label>
 {{ examples_legend }}
 {% for text in examples %}
 <div class="example"><span class="dim">client {{ text.client }}, item {{ text.prompt }}: </span>
+{{- text.before }}
 {%- for token in text.tokens %}<span class="token" style="--stage:{{ token.colour }}"
  title="{{ token.title }}" data-told="{{ token.told }}">{{ token.text }}</span>{% endfor %}</div>
 {% endfor %}</section>

@@ -235,10 +235,12 @@ def test_texts_are_shown_where_the_log_has_them(folder: RunFolder) -> None:
     }  # fmt: skip
     for texts in ([None] * 3, [" <b>", " ship", " sea"]):
         with TokenLog(folder) as log:
-            log.append({**rows, "text": texts})
+            before = [texts[0] and "Two <i>ships", None, None]
+            log.append({**rows, "text": texts, "before": before})
         page = write_report(folder).read_text("utf-8")
         assert ("<h2>Examples</h2>" in page) == (texts[0] is not None)
     assert 'title="LLM: draft replaced, uncertainty 0.75, rejection probability 1.00"' in page
+    assert "item 7: </span>Two &lt;i&gt;ships<span" in page
     assert "&lt;b&gt;</span>" in page and "token-texts = true" in page
     # The text with more stages is first.
     assert page.index("client 1, item 7") < page.index("client 2, item 8")

@@ -175,7 +175,8 @@ def test_there_is_no_rate_of_nothing() -> None:
 def token_rows(**changes: Any) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [1, 2] for name in SCHEMA.names}
     return columns | {"stage": ["local", "llm_accepted"], "uncertainty": [0.5, 0.25],
-                      "beta": [None, 1.0], "text": [None, " it"]} | changes  # fmt: skip
+                      "beta": [None, 1.0], "text": [None, " it"],
+                      "before": ["Ships", None]} | changes  # fmt: skip
 
 
 def test_the_token_log_is_a_parquet_file_with_a_row_per_token(folder: RunFolder) -> None:

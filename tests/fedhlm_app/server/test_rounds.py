@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedhlm_app.data.items import load_items
 from fedhlm_app.results.events import EVENTS
 from fedhlm_app.results.runs import TOKENS, RunFolder
 from fedhlm_app.results.summary import check_summary
@@ -200,6 +201,12 @@ def test_the_token_log_holds_every_token_and_no_text_unless_asked(runner, tmp_pa
     assert not {"draft", "token"} & set(table.column_names)
     kept = table.column("text").to_pylist()
     assert len("".join(kept).split()) > 10 if texts else set(kept) == {None}
+    before, position = (table.column(name).to_pylist() for name in ("before", "position"))
+    assert [one is not None for one in before] == [texts and at == 0 for at in position]
+    if texts:
+        items = load_items("builtin")
+        for number, prompt in zip(table.column("prompt").to_pylist(), before, strict=True):
+            assert prompt is None or items.texts([number])[0].startswith(prompt.strip())
     for line in folder.metrics():
         by_client = [Counter(one["resolution"]) for one in line["by_client"].values()]
         assert sum(by_client, Counter()) == +Counter(line["resolution"])
