@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from math import log
 
 import numpy as np
@@ -32,12 +31,13 @@ from servers.openai.answers import (
 )
 from servers.openai.client import Client
 from servers.openai.dialect import COMPLETIONS, Dialect
+from servers.openai.texts import Ahead, Text
 from servers.openai.words import Words, whole
 
 PROMPTS = 64
 """Most prompts of a request."""
-REQUESTS = 8
-"""Most requests at a time to a server that takes one prompt each."""
+REQUESTS = 16
+"""Most requests at a time, but for streams: to a server that takes one prompt each, say."""
 PARTS = 6
 """Most tokens that one character is made of."""
 _NEXT_BEST = 1e-3
@@ -46,45 +46,6 @@ _NEXT_BEST = 1e-3
 logger = logging.getLogger(__name__)
 
 Answer = Told | Unreadable
-
-
-@dataclass
-class _Ahead:
-    """What the server has said, or is saying, of a text's next tokens."""
-
-    base: int
-    """Tokens of the text when it was asked."""
-    source: Iterator[Told]
-    told: list[int] = field(default_factory=list)
-
-    def next(self, tokens: IntArray) -> Told | None:
-        """The next token, if the text went on as told so far; None where nothing is known."""
-        if tokens[self.base :].tolist() != self.told:
-            return None
-        found = next(self.source, None)
-        if found is not None:
-            self.told.append(found.token)
-        return found
-
-
-@dataclass
-class _Text:
-    tokens: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-    asked: int = 0
-    ahead: _Ahead | None = None
-
-    def take(self, start: int, tokens: IntArray) -> None:
-        """Go on with `tokens` from `start` on; what was written ahead of it is stopped."""
-        if self.ahead is not None and start < self.ahead.base + len(self.ahead.told):
-            self.stop()
-        self.tokens = np.concatenate([self.tokens[:start], tokens])
-        self.asked = min(self.asked, start)
-
-    def stop(self) -> None:
-        """Read no more of what is written ahead."""
-        if self.ahead is not None and isinstance(self.ahead.source, Generator):
-            self.ahead.source.close()
-        self.ahead = None
 
 
 class OpenAIBackend:
@@ -123,8 +84,8 @@ class OpenAIBackend:
         self.reading = f"{model or 'a model'} at {client.url} ({dialect})"
         self.stats = BackendStats()
         self._client, self._model, self._words, self._dialect = client, model, words, dialect
-        self._texts: OrderedDict[Hashable, _Text] = OrderedDict()
-        self._pool = ThreadPoolExecutor(max(REQUESTS, PROMPTS), thread_name_prefix="openai")
+        self._texts: OrderedDict[Hashable, Text] = OrderedDict()
+        self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="openai")
 
     def held(self, session: Hashable) -> int:
         """Tokens held for a session (0 when unknown or evicted)."""
@@ -179,11 +140,11 @@ class OpenAIBackend:
             text.asked = max(text.asked, upto)
         return found
 
-    def _taken(self, feed: Feed) -> _Text | None:
+    def _taken(self, feed: Feed) -> Text | None:
         """The text of a feed, with its tokens; None where it builds on what is not held."""
         if feed.start > self.held(feed.session):
             return None
-        text = self._texts.setdefault(feed.session, _Text())
+        text = self._texts.setdefault(feed.session, Text())
         text.take(feed.start, feed.tokens)
         self._texts.move_to_end(feed.session)
         while len(self._texts) > self.max_sessions:
@@ -191,7 +152,7 @@ class OpenAIBackend:
             self.stats.evictions += 1
         return text
 
-    def _told(self, wanted: Sequence[tuple[_Text, int, int]]) -> list[Answer]:
+    def _told(self, wanted: Sequence[tuple[Text, int, int]]) -> list[Answer]:
         """What the server says of places of texts, of which a stream may go on with so many."""
         streamed = [
             index
@@ -207,13 +168,13 @@ class OpenAIBackend:
         for index, told in answers.items():
             text, place, _ = wanted[index]
             if isinstance(told, Told) and told.more and place == len(text.tokens):
-                text.ahead = _Ahead(place, map(Told, told.more), [told.token])
+                text.ahead = Ahead(place, map(Told, told.more), [told.token])
         return [answers.get(index) or found[index] for index in range(len(wanted))]
 
-    def _foretold(self, text: _Text, place: int, follow: int) -> Told | None:
+    def _foretold(self, text: Text, place: int, follow: int) -> Told | None:
         """The token at a text's end by its stream, or by an earlier answer."""
         if text.ahead is None:
-            text.ahead = _Ahead(place, self._stream(text.tokens.tolist(), follow + 1))
+            text.ahead = Ahead(place, self._stream(text.tokens.tolist(), follow + 1))
         try:
             found = text.ahead.next(text.tokens)
         except BadAnswer as error:
@@ -240,11 +201,7 @@ class OpenAIBackend:
     def _next(self, texts: Sequence[list[int]]) -> list[Answer]:
         """The token after each text."""
         if not self._dialect.lists or len(texts) < 2:
-            return list(
-                self._pool.map(self._next_alone, texts)
-                if len(texts) > 1
-                else map(self._next_alone, texts)
-            )
+            return list(self._pool.map(self._next_alone, texts))
         found: list[Answer] = []
         for begin in range(0, len(texts), PROMPTS):
             part = texts[begin : begin + PROMPTS]
@@ -260,7 +217,6 @@ class OpenAIBackend:
         prompt = self._dialect.prompt(ids, self._words)
         if prompt is None:
             return self._next_behind(ids)
-        text = ""
         # A part of a character has no text; its tokens are told by the whole character.
         for most in range(1, PARTS + 1):
             answer = self._client.ask(COMPLETIONS, self._dialect.body(self._model, prompt, most))
@@ -276,9 +232,9 @@ class OpenAIBackend:
             if whole(text) or choice.get("finish_reason") == "stop":
                 break
         if most == 1:
-            told = (
-                token_of_text(choice, self._words) if count in (None, 1, int(bool(text))) else None
-            )
+            # An end of text may be counted or not.
+            one = count in (None, 1, int(bool(text)))
+            told = token_of_text(choice, self._words) if one else None
             return told or Unreadable(f"no token, or several, that stand for {text!r}")
         first, *more = self._words.encode(text) or [-1]
         if not whole(text) or count != 1 + len(more):
@@ -300,10 +256,14 @@ class OpenAIBackend:
             before = self._words.decode(ids[:-back])
             known = self._words.decode(ids).removeprefix(before)
             text = choice["text"]
-            if text.startswith(known) and used(answer, "completion") == back + 1:
-                token = self._words.token_of(text.removeprefix(known))
-                return Unreadable("no token of the tokenizer") if token is None else Told(token)
-            break
+            token = self._words.token_of(text.removeprefix(known))
+            if (
+                token is None
+                or not text.startswith(known)
+                or used(answer, "completion") != back + 1
+            ):
+                break
+            return Told(token)
         return Unreadable("no text is read as just these tokens")
 
     def _rows(self, told: Sequence[Told]) -> torch.Tensor:

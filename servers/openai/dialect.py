@@ -178,9 +178,9 @@ def find_dialect(client: Client, model: str, words: Words, tokenizer: str) -> Di
             f"{client.url} names no token ids, and its text does not tell which tokens of "
             f"{tokenizer!r} it stands for"
         )
-    if not found.named:
+    if not (found.ids and found.named):
         return found
-    lists = found.ids and trial.takes_lists(found, ids)
+    lists = trial.takes_lists(found, ids)
     return replace(found, lists=lists, streams=trial.streams(found, ids))
 
 

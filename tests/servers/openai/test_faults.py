@@ -16,12 +16,17 @@ from fedhlm_app.hosting.backends import build_backend, check_backend
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import SettingsError
+from fedhlm_app.transport.http_transport import HttpTransport
 from hlm.transport import LinkDown, LinkRefused
+from hlm.wire import decode_reply, encode_request
 from servers.backend import Feed
 from servers.llm import LanguageModelService
+from tests.asking import request_of
 from tests.fedhlm_app.in_process import settings_of
 from tests.routed import build
+from tests.served import serving
 from tests.servers.openai.fake import KEY, MODEL, Fake, greedy
+from tests.wire_rows import Row, told
 
 PROMPT = load_tokenizer().encode("Shares of the airline", add_special_tokens=False)
 
@@ -195,6 +200,21 @@ def test_a_server_that_dies_within_a_text_leaves_it_right():
     assert (records.stage == Stage.UNRESOLVED).all() and traffic.failures > 0
     assert texts.tokens[0, len(PROMPT) :].tolist() == records.draft[0].tolist()
     assert "no answer" in setup.uplink.link.problem
+
+
+def test_a_device_behind_our_wire_hears_why_there_is_no_answer():
+    with Fake("vllm").serving() as url:
+        service = LanguageModelService(backend_at(url))
+        with serving(service) as (port, served):
+            link = HttpTransport(f"127.0.0.1:{port}", 60.0)
+            request = request_of("greedy", [Row(0, 0, np.array(PROMPT), 7)], vocab=4096)
+            (found,) = told(decode_reply(link.exchange(encode_request(request)), request))
+            assert found.token == greedy(tuple(PROMPT))[0][0]
+            backend, service.engine._client.url = service.engine, "http://127.0.0.1:9/v1"
+            with pytest.raises(LinkDown, match=r"answered 502: the LLM server .*:9/v1: no answer"):
+                link.exchange(encode_request(request))
+            assert served.counts["502"] == 1 and backend.stats.passes == 1
+            link.close()
 
 
 def test_the_key_goes_to_the_server_and_into_no_message(monkeypatch, caplog):
