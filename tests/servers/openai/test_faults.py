@@ -245,7 +245,10 @@ def test_what_does_not_fit_is_said_before_the_first_text():
     other = Fake("vllm")
     answer = other._answer
     other._answer = lambda *args: {**answer(*args), "usage": {"prompt_tokens": 21}}
-    with other.serving() as url, pytest.raises(ValueError, match=r"as 21 tokens.*\(--llm\)"):
+    with (
+        other.serving() as url,
+        pytest.raises(ValueError, match=r"as 21 tokens.*--llm where it is served"),
+    ):
         backend_at(url)
 
 

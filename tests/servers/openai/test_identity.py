@@ -86,6 +86,17 @@ def test_streamed_spans_are_those_of_the_engine(kind):
     assert fake.stopped == len(streamed)
 
 
+def test_a_stream_ends_where_text_does_not_tell_the_next_token():
+    rule = TakeBack(2, np.array([[False, False, True]]))
+    with backend_of(Fake("llama-cpp-python")) as backend:
+        tokens, records, traffic = written(SURE, backend, [UNSEEN], rule=rule, window=8)
+    same, _, _ = written(SURE, prompts=[UNSEEN], rule=rule, window=8)
+    lost = int((records.stage[0] == Stage.UNRESOLVED).argmax())
+    begin = tokens.shape[1] - 8
+    assert (tokens[0, : begin + lost] == same[0, : begin + lost]).all()
+    assert records.stage[0, lost] == Stage.UNRESOLVED and traffic.failures == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "reading"),
     [

@@ -134,12 +134,22 @@ def test_text_by_streams_is_the_servers_own(url, backend):
     assert failures == 0 and found == expected(url, texts)
 
 
-def test_text_prompts_give_what_token_ids_give(url, backend):
-    """As with a server that takes text and answers with text alone."""
+def test_text_prompts_give_what_token_ids_give_or_nothing(url, backend):
+    """As with a server that takes text and answers with text alone.
+
+    Where it wrote a word in other tokens than the tokenizer reads it as, text cannot say them.
+    """
     plain = backend_at(url)
     plain._dialect = replace(backend._dialect, ids=False, named=False, lists=False, streams=False)
     texts = prompts(min(COUNT, 10))
-    assert written(device(plain, FixedPolicy(kept=False)), texts)[0] == expected(url, texts)
+    batch, records, _ = device(plain, FixedPolicy(kept=False)).generate(texts, NEW)
+    lost = (records.stage == Stage.UNRESOLVED) & records.present
+    decided = np.where(lost.any(1), lost.argmax(1), NEW)
+    for row, own in enumerate(expected(url, texts)):
+        count = min(decided[row], len(own))
+        begin = len(texts[row])
+        assert batch.tokens[row, begin : begin + count].tolist() == own[:count]
+    assert (decided == NEW).mean() > 0.5
 
 
 def test_what_it_decides_between_kept_tokens_is_its_next_token(url, backend):
