@@ -1,4 +1,4 @@
-"""Beyond the paper: the frontier with its bounds, rules and strategies, ablation, overheads."""
+"""Beyond the paper: the frontier with its bounds, rules and strategies, ablation."""
 
 from __future__ import annotations
 
@@ -120,29 +120,6 @@ def ablation(inputs: Inputs) -> Finding:
     return Finding(words, table)
 
 
-def overheads(inputs: Inputs) -> Finding:
-    """Seconds of a live run, by what they were spent on."""
-    runs = [inputs.fedhlm(seed) for seed in inputs.seeds]
-    tokens = [sum(line["tokens"] for line in run["rounds"]) for run in runs]
-    kinds = {
-        "small model, uncertainty and policy": "slm",
-        "waiting for edge and LLM, in process": "waited",
-        "local gradient steps": "learning",
-        "aggregation in both tiers (eq. 7-8)": "aggregation",
-    }
-    rows: list[tuple[Cell, ...]] = []
-    for name, key in kinds.items():
-        spent = [sum(line["seconds"][key] for line in run["rounds"]) for run in runs]
-        each = [1e6 * used / count for used, count in zip(spent, tokens, strict=True)]
-        rows.append((name, Measured.of(spent), Measured.of(each)))
-    words = (
-        "Learning and averaging a threshold cost next to nothing beside the models' passes, as "
-        "section V-B says of their complexity. Times are of one machine, whatever else it did."
-    )
-    return Finding(words, Table(("what", "seconds a run", "microseconds a token"), rows))
-
-
 FRONTIER = Piece("frontier", "Beyond: share sent against agreement, with its bounds", frontier)
 RULES_PIECE = Piece("rules", "Beyond: rules, strategies and the worst client", rules)
 ABLATION = Piece("ablation", "Beyond: each part taken away", ablation)
-OVERHEADS = Piece("overheads", "Overheads (section V-B)", overheads)

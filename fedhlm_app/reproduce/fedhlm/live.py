@@ -31,6 +31,7 @@ from hlm.arrays import FloatArray
 from servers.edge.server import EdgeServer
 from servers.llm import LanguageModelService
 from strategies.sampling import Node
+from strategies.state import state_to_bytes
 
 Sums = dict[str, Any]
 
@@ -66,7 +67,9 @@ def live(
     Returns
     -------
     dict
-        ``rounds`` as the lines of `metrics.jsonl`, and ``clients``: by client, its counts.
+        ``rounds`` as the lines of `metrics.jsonl`, ``clients``: by client, its counts, and
+        ``memory``: bytes held after the last round by a device and an edge server on average, for
+        caches and peers, and by the server for the policies.
     """
     # It logs whom it asks in every round.
     getLogger("flwr").setLevel(WARNING)
@@ -96,7 +99,12 @@ def live(
         loss = record.means.get("loss-before")
         lines.append(_line(settings, number, threshold, loss, seconds, sums))
         listen(number)
-    return {"rounds": lines, "clients": clients.told()}
+    memory = {
+        "device": clients.memory(),
+        "edge": float(np.mean([server.memory for server in servers])) if servers else 0.0,
+        "server": len(state_to_bytes(strategy.state_dict())),
+    }
+    return {"rounds": lines, "clients": clients.told(), "memory": memory}
 
 
 def _edge_servers(settings: Settings, assigned: Sequence[int]) -> list[EdgeServer]:
@@ -194,6 +202,11 @@ class _Clients:
         """By client: tokens by stage, and `COUNTS`."""
         counts = {name: self._counts[:, i].tolist() for i, name in enumerate(COUNTS)}
         return {"stages": self._stages.tolist(), **counts}
+
+    def memory(self) -> float:
+        """Bytes that a device keeps between rounds, on average."""
+        arrays = [a for state in self._states for kept in state.values() for a in kept.values()]
+        return sum(np.asarray(array).nbytes for array in arrays) / len(self._states)
 
 
 def _add(sums: Sums, found: Mapping[str, Any]) -> None:
