@@ -202,7 +202,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
         wrong = {
             "slower than .98 of streaming": spans["speed"] < 0.98,
-            "slower than one token at a time": spans["speed"] < token["speed"],
+            # Where nothing is streamed both are the same messages.
+            "slower than one token at a time": spans["speed"] < 0.98 * token["speed"],
             "more than 1.05 tokens decoded": spans["decoded"] > 1.05,
         }
         lost += [f"{name}: {word}" for word, holds in wrong.items() if holds]

@@ -12,7 +12,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class _Frames:
     def __init__(self, ahead: bool) -> None:
         self.arrived: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self.ahead = ahead
+        self.over = False  # all has arrived
         self.gone = False
         self.wanted = True
         self.since = time.monotonic()
@@ -93,7 +94,7 @@ class RequestBatcher:
         return await self.submit(payload)
 
     async def stream(
-        self, payload: bytes, ahead: bool = True, origin: Origin = NOBODY
+        self, payload: bytes, frames: _Frames | None = None, origin: Origin = NOBODY
     ) -> AsyncGenerator[bytes, None]:
         """The frames of one stream; closing the generator drops what is left to do for it.
 
@@ -101,8 +102,8 @@ class RequestBatcher:
         ----------
         payload : bytes
             The opening.
-        ahead : bool
-            Write before the frames are wanted, as far as the device's credit goes.
+        frames : _Frames, optional
+            Where they go; by default some that are written ahead, as far as the credit goes.
         origin : Origin
             Who asks.
 
@@ -111,14 +112,14 @@ class RequestBatcher:
         WireError
             When the bytes are no valid opening.
         """
-        frames = _Frames(ahead)
+        frames = frames or _Frames(ahead=True)
         self._put(payload, frames, origin)
         try:
             while (found := await frames.arrived.get()) is not None:
                 if isinstance(found, Exception):
                     raise found
                 yield found
-                if not ahead and frames.arrived.empty():
+                if not frames.ahead and frames.arrived.empty():
                     self._put(b"", frames, origin)
         finally:
             frames.gone = True
@@ -158,6 +159,7 @@ class RequestBatcher:
                 if asker.done():  # the caller has given up
                     continue
                 if isinstance(asker, _Frames):
+                    asker.over = not isinstance(answer, bytes)
                     asker.arrived.put_nowait(answer)
                 elif isinstance(answer, Exception):
                     asker.set_exception(answer)
@@ -233,45 +235,46 @@ class LanguageModelActor:
 
         torch.set_num_threads(1)
         self._batcher = RequestBatcher(build(), wait, most)
-        self._streams: dict[int, AsyncGenerator[bytes, None]] = {}
+        self._streams: dict[int, tuple[AsyncGenerator[bytes, None], _Frames]] = {}
 
     async def exchange(self, payload: bytes, *posted: bytes) -> bytes:
         """Answer one request (see `RequestBatcher.exchange`), after posted ones."""
         self._take(posted)
         return await self._batcher.exchange(payload)
 
-    async def open(self, payload: bytes, *posted: bytes) -> tuple[int, bytes]:
+    async def open(self, payload: bytes, *posted: bytes) -> tuple[int, tuple[bytes, bool]]:
         """Open a stream (see `RequestBatcher.stream`); its number, and the first frames.
 
         Nothing is written before it is asked for, so a run repeats to the last byte, and what is
         taken back was never written.
         """
         self._take(posted)
-        frames = self._batcher.stream(payload, ahead=False)
-        first = await anext(frames)
+        frames = _Frames(ahead=False)
         # An actor that was started again has none of the numbers of the one before.
         number = secrets.randbits(63)
-        self._streams[number] = frames
-        return number, first
+        self._streams[number] = self._batcher.stream(payload, frames), frames
+        return number, await self._next(number)
 
-    async def read(self, number: int, *posted: bytes) -> bytes:
-        """The next frames of a stream; none where it has ended or is not known."""
+    async def read(self, numbers: Sequence[int], *posted: bytes) -> list[Any]:
+        """The next frames of each of some streams (see `_next`), or why there are none."""
         self._take(posted)
-        if number not in self._streams:
-            return b""
-        try:
-            found = await anext(self._streams[number], b"")
-        except BaseException:
-            del self._streams[number]
-            raise
-        if not found:
-            del self._streams[number]
-        return found
+        return await asyncio.gather(*map(self._next, numbers), return_exceptions=True)
 
     async def close(self, number: int) -> None:
         """Drop what is left to do for a stream."""
-        if frames := self._streams.pop(number, None):
-            await frames.aclose()
+        if number in self._streams:
+            await self._streams.pop(number)[0].aclose()
+
+    async def _next(self, number: int) -> tuple[bytes, bool]:
+        """Frames, and whether they are the last; none of a stream that is not known."""
+        if number not in self._streams:
+            return b"", True
+        arriving, frames = self._streams[number]
+        try:
+            return await anext(arriving, b""), frames.over
+        finally:
+            if frames.over:
+                await self.close(number)
 
     def _take(self, posted: Collection[bytes]) -> None:
         for payload in posted:

@@ -15,6 +15,10 @@ START_SECONDS = 600.0
 """Longest that the start of an actor takes, with its model, on a machine that is busy."""
 
 
+Arrived = tuple[bytes, bool]
+"""Frames of a stream, and whether they are its last."""
+
+
 class Handler(Protocol):
     """The LLM's service."""
 
@@ -70,6 +74,8 @@ class RayTransport:
         self.timeout = timeout
         self._actor: Any = None
         self._posted: list[bytes] = []
+        # Of open streams: what their readers have not taken yet.
+        self._arrived: dict[int, Arrived | BaseException | None] = {}
 
     def exchange(self, payload: bytes) -> bytes:
         """Send a message, return the reply (see `hlm.transport.Transport`)."""
@@ -84,16 +90,31 @@ class RayTransport:
         """Open a stream, which is written as it is read (see `hlm.transport.Transport`)."""
         return self._frames(*self._ask("open", payload))
 
-    def _frames(self, number: int, frames: bytes) -> Frames:
+    def _frames(self, number: int, first: Arrived) -> Frames:
+        (frames, over), self._arrived[number] = first, None
         try:
             while frames:
                 yield frames
-                frames = self._ask("read", number)
+                frames, over = (b"", True) if over else self._next(number)
         finally:
-            if frames and self._actor is not None:
+            del self._arrived[number]
+            if not over and self._actor is not None:
                 self._actor.close.remote(number)
 
-    def _ask(self, method: str, content: bytes | int) -> Any:
+    def _next(self, number: int) -> Arrived:
+        """The next frames of a stream; with them come those of all whose readers wait as well."""
+        if self._arrived[number] is None:
+            waiting = [one for one, arrived in self._arrived.items() if arrived is None]
+            self._arrived.update(zip(waiting, self._ask("read", waiting), strict=True))
+        found, self._arrived[number] = self._arrived[number], None
+        if isinstance(found, WireError):
+            raise found
+        if isinstance(found, BaseException):
+            raise LinkDown(f"the actor {self.name!r} failed: {found}") from found
+        assert found is not None
+        return found
+
+    def _ask(self, method: str, content: bytes | list[int]) -> Any:
         import ray
 
         posted, self._posted = self._posted, []
