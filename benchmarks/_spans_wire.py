@@ -121,7 +121,7 @@ class Writers:
         rule = learned(counts, cell.costs, self.tokens)
         one = LanguageModelUplink(transport, drafter, self.common)
         streams = SpanUplink(transport, drafter, self.common, cell.costs.window)
-        spans = SpanRouting(rule, streams)
+        spans = SpanRouting(rule, streams, drafts=False)
         return {
             "plain": streamed,
             "token": routed(Router(self.slm, self.config, policy, drafter, [one])),

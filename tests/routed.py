@@ -96,6 +96,7 @@ def build(
     window: int = 4,
     link: type[Link] = Link,
     tiers: Sequence[Resolver[Any]] = (),
+    drafts: bool = True,
 ) -> Setup:
     name = verifier or ("greedy" if sampling.decoding == "greedy" else "coupled")
     engine = Engine(llm, max_sessions=sessions, max_context=context)
@@ -108,7 +109,7 @@ def build(
         uplink = LanguageModelUplink(carrier, method, common)
     else:
         uplink = SpanUplink(carrier, method, common, window)
-        spans = SpanRouting(rule, uplink)
+        spans = SpanRouting(rule, uplink, drafts)
     uplink.link.back_off = BackOff(pause)
     config = RouterConfig(
         sampling,

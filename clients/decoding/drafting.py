@@ -86,6 +86,11 @@ class Drafted:
     probability: FloatArray
 
 
+def draw_keys(config: RouterConfig, sessions: IntArray, positions: IntArray) -> DrawKeys:
+    """What the random numbers of places (int64 [n]) are keyed by; see `draft_step`."""
+    return DrawKeys(config.seed, session_keys(config.client, sessions), positions)
+
+
 def draft_step(
     config: RouterConfig,
     verifier: Verifier,
@@ -106,7 +111,7 @@ def draft_step(
     sessions, positions : numpy.ndarray
         int64 [n], the device's number for each text, and the place of the token in it.
     """
-    keys = DrawKeys(config.seed, session_keys(config.client, sessions), positions)
+    keys = draw_keys(config, sessions, positions)
     greedy = config.sampling.decoding == "greedy"
     if greedy and isinstance(verifier, Greedy):
         draft = verifier.draft_top(logits)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.read_ahead import ReadAhead
 from clients.decoding.slm import Step, read_texts
-from clients.decoding.spans import SpanRouting, SpanRows
+from clients.decoding.spans import SpanRouting, SpanRows, heard
 from clients.decoding.trace import text_traces, trace_of
 from clients.policy import Policy, RoutingInput
 from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
@@ -31,6 +31,7 @@ from clients.resolvers.chain import Escalation, Resolution, Resolver, resolve_in
 from clients.resolvers.hits import AUDIT_KEPT, audit_draws
 from hlm.arrays import BoolArray, IntArray
 from hlm.verification import Verifier
+from hlm.wire import NO_TOKEN
 
 StepListener = Callable[[TokenRecords, IntArray, IntArray, Traffic], None]
 
@@ -80,6 +81,13 @@ class Router:
         self.spans = spans if spans is not None and spans.rule.streams else None
 
     @property
+    def _listens(self) -> bool:
+        """Whether the LLM writes every token, and nobody looks at drafts or states."""
+        spans = self.spans
+        idle = spans is not None and not (spans.rule.reads_along or spans.drafts)
+        return idle and not self._hidden and len(self.resolvers) == 1
+
+    @property
     def _hidden(self) -> bool:
         return self.config.features is not None or any(r.needs_hidden for r in self.resolvers)
 
@@ -101,39 +109,58 @@ class Router:
             [rows, new_tokens].
         """
         records = TokenRecords(len(texts.lengths), new_tokens, self.config.feature_count)
-        prompts = [texts.text(row) for row in range(len(texts.lengths))]
-        begin = time.perf_counter()
-        if self.config.features is not None:
-            texts.trace = text_traces(self.model, prompts, texts.tokens.shape[1])
-        most = 0 if self.spans is None else self.spans.rule.ahead - 1
-        reader = ReadAhead(self.model, prompts, self._hidden, most)
-        traffic.slm += time.perf_counter() - begin
-        running = np.arange(len(prompts))
-        written = None
-        if self.spans is not None:
-            ends = self.config.end_tokens
-            written = SpanRows(self.spans, reader, texts.sessions, new_tokens, ends)
+        running = np.arange(len(texts.lengths))
+        listens, reader, written = self._listens, None, None
         for index in range(new_tokens):
-            steps = np.full(len(running), index, np.int64)
-            positions = texts.lengths[running]
-            tokens = self._step(
-                reader.step, texts, records, running, steps, positions, traffic, written
-            )
+            left = new_tokens - index
+            tokens = np.full(len(running), NO_TOKEN, np.int64)
+            if listens:
+                uplink = self.resolvers[0]
+                tokens = heard(uplink, self.config, texts, records, running, index, left, traffic)
+                if self.on_step is not None and len(there := np.flatnonzero(tokens != NO_TOKEN)):
+                    self.on_step(records, running[there], np.full(len(there), index), traffic)
+            if len(silent := np.flatnonzero(tokens == NO_TOKEN)):
+                listens = False
+                if reader is None:
+                    reader, written = self._reading(texts, running, left, traffic)
+                step, rows = reader.step.select(silent), running[silent]
+                steps, positions = np.full(len(rows), index, np.int64), texts.lengths[rows]
+                tokens[silent] = self._step(
+                    step, texts, records, rows, steps, positions, traffic, written
+                )
             texts.append(running, tokens)
             going = ~np.isin(tokens, list(self.config.end_tokens)) & ~texts.stopped[running]
             if index + 1 == new_tokens or not going.any():
                 break
             begin = time.perf_counter()
             if not going.all():
-                if written is not None:
-                    written.stop(running[~going])
-                reader.keep_rows(np.flatnonzero(going))
+                if self.spans is not None:
+                    self.spans.streams.stop(texts.sessions[running[~going]])
+                if reader is not None:
+                    reader.keep_rows(np.flatnonzero(going))
                 running, tokens = running[going], tokens[going]
-            reader.append(tokens)
+            if reader is not None:
+                reader.append(tokens)
             traffic.slm += time.perf_counter() - begin
-        if written is not None:
-            traffic.include(written.finish())
+        if self.spans is not None:
+            traffic.include(self.spans.streams.finish())
         return records
+
+    def _reading(
+        self, texts: TextBatch, rows: IntArray, left: int, traffic: Traffic
+    ) -> tuple[ReadAhead, SpanRows | None]:
+        """Begin to read texts (int64 [n]) that lack `left` tokens; which of them the LLM writes."""
+        begin = time.perf_counter()
+        prompts = [texts.text(row) for row in rows]
+        if self.config.features is not None:
+            texts.trace = text_traces(self.model, prompts, texts.tokens.shape[1])
+        most = 0 if self.spans is None else self.spans.rule.ahead - 1
+        reader, written = ReadAhead(self.model, prompts, self._hidden, most), None
+        if self.spans is not None:
+            ends = self.config.end_tokens
+            written = SpanRows(self.spans, reader, texts.sessions, left, ends)
+        traffic.slm += time.perf_counter() - begin
+        return reader, written
 
     def score(self, texts: TextBatch, first: IntArray, traffic: Traffic) -> TokenRecords:
         """Route the next token of given texts: contexts do not depend on earlier routing.

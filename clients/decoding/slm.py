@@ -33,7 +33,9 @@ class Step:
     hidden: torch.Tensor | None
 
     def select(self, rows: IntArray) -> Step:
-        """The same of some rows (int64, in order)."""
+        """The same of some rows (int64, increasing)."""
+        if len(rows) == len(self.logits):
+            return self
         index = torch.from_numpy(rows)
         return Step(self.logits[index], None if self.hidden is None else self.hidden[index])
 

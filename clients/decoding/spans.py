@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from clients.decoding.drafting import RouterConfig, draw_keys
 from clients.decoding.read_ahead import ReadAhead
-from clients.records import Stage, Traffic, Way
-from clients.resolvers.chain import Resolution
+from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
+from clients.resolvers.chain import Escalation, Resolution, Resolver
 from hlm.arrays import BoolArray, IntArray
 from hlm.spans import TakeBack
+from hlm.verification import Claim, Draft
+from hlm.wire import NO_TOKEN
 
 Look = Callable[[int, IntArray, BoolArray], tuple[IntArray, BoolArray]]
 """(depth, drafts int64 [n] up to there, rows bool [n]) -> the next drafts, and which are sure."""
@@ -41,10 +45,13 @@ class SpanRouting:
         When a text is taken back.
     streams : Streams
         The resolver that opened them.
+    drafts : bool
+        Also draft where the rule keeps nothing, for whoever learns from drafts.
     """
 
     rule: TakeBack
     streams: Streams
+    drafts: bool = True
 
 
 class SpanRows:
@@ -122,6 +129,59 @@ class SpanRows:
         self.stop(rows[~self._streaming[rows]])
         self.remaining -= 1
 
-    def finish(self) -> Traffic:
-        """Nothing more is read; what crossed the link since the last step."""
-        return self._routing.streams.finish()
+
+def heard(
+    uplink: Resolver[Any],
+    config: RouterConfig,
+    texts: TextBatch,
+    records: TokenRecords,
+    rows: IntArray,
+    index: int,
+    left: int,
+    traffic: Traffic,
+) -> IntArray:
+    """Write into `records` the LLM's next tokens of texts of which there are no drafts.
+
+    Parameters
+    ----------
+    uplink : Resolver
+        Reads the streams.
+    config : RouterConfig
+        Of the device.
+    texts, records : TextBatch, TokenRecords
+        Of a batch.
+    rows : numpy.ndarray
+        int64 [n], texts of it.
+    index, left : int
+        Number of the step, and of the tokens that each text lacks.
+    traffic : Traffic
+        Counters, added to.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [n]; `NO_TOKEN` where nobody answers.
+    """
+    count, positions = len(rows), texts.lengths[rows]
+    nothing = torch.full((count,), NO_TOKEN)
+    asked = Escalation(
+        texts=texts,
+        rows=rows,
+        steps=np.full(count, index, np.int64),
+        positions=positions,
+        draft=Draft(nothing, torch.ones(count, dtype=torch.float64), None, Claim(nothing)),
+        keys=draw_keys(config, texts.sessions[rows], positions),
+        hidden=None,
+        uncertainty=np.full(count, np.nan),
+        audited=np.ones(count, np.bool_),
+        spans=np.full(count, left),
+    )
+    decided = uplink.resolve(asked)
+    traffic.include(decided.traffic)
+    there = decided.tokens != NO_TOKEN
+    places = rows[there], asked.steps[there]
+    records.present[places] = records.escalated[places] = True
+    records.position[places] = positions[there]
+    records.token[places], records.stage[places] = decided.tokens[there], decided.stages[there]
+    records.choice[places] = 1
+    return decided.tokens

@@ -48,6 +48,8 @@ class SpanUplink(LanguageModelUplink):
             rows = asked & (escalation.spans == span)
             carry = partial(self._opened, span=span) if span else None
             resolution.include(rows, self._verified(escalation.select(rows), carry))
+        # A row without a draft gets no verdict: its stream begins with its token.
+        self._read_on(escalation, resolution)
         resolution.traffic.include(self._spans.collect())
         return resolution
 
@@ -73,7 +75,7 @@ class SpanUplink(LanguageModelUplink):
         wanted: dict[SpanStream, list[tuple[int, int, int]]] = {}
         sessions = escalation.texts.sessions[escalation.rows].tolist()
         for place, session in enumerate(sessions):
-            if session in self._open:
+            if session in self._open and resolution.tokens[place] < 0:
                 stream, row = self._open[session]
                 wanted.setdefault(stream, []).append((place, session, row))
         for stream, places in wanted.items():

@@ -117,7 +117,7 @@ class LanguageModelUplink:
 
     def _take(self, escalation: Escalation, reply: Reply, resolution: Resolution[None]) -> None:
         """Write into `resolution` what the server says of the rows."""
-        index = np.flatnonzero(reply.served)
+        index = np.flatnonzero(reply.served & (escalation.draft.tokens.numpy() >= 0))
         if not len(index):
             return
         resolution.traffic.decoded += len(index)

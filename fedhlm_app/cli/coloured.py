@@ -60,7 +60,7 @@ class ColouredText:
     def token(self, token: Token) -> None:
         """Write a new token."""
         text = Text(token.text.translate(CONTROLS), STAGE_COLOURS[token.stage.key])
-        if self.uncertainty:
+        if self.uncertainty and token.uncertainty is not None:
             text.append(f"[{token.uncertainty:.2f}]", "dim")
         self._write(text)
 

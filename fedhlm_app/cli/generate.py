@@ -180,7 +180,8 @@ def _write(
         return answer
     screen.prompt(prompt)
     try:
-        return model.continued([replace(ask, on_token=screen.token)], chosen.policy)[0]
+        shown = replace(ask, on_token=screen.token)
+        return model.continued([shown], chosen.policy, drafting=screen.uncertainty)[0]
     finally:
         screen.end()
 

@@ -105,6 +105,7 @@ class RoutedModel:
         reading: bool = False,
         learning: bool = True,
         measuring: bool = True,
+        drafting: bool = True,
         on_step: StepListener | None = None,
     ) -> tuple[TokenRecords, Traffic, IntArray]:
         """Continue texts, or route the tokens of given ones.
@@ -123,6 +124,8 @@ class RoutedModel:
             Caches and peers may remember these texts.
         measuring : bool
             The LLM reads the other tokens too, for a report alone.
+        drafting : bool
+            Draft as well where the LLM writes every token, for whoever learns or reports.
         on_step : callable, optional
             Called once a step is decided, see `Router`.
 
@@ -144,6 +147,7 @@ class RoutedModel:
             if on_step is not None:
                 on_step(records, rows, steps, traffic)
 
+        spans = None if self.spans is None else replace(self.spans, drafts=drafting)
         router = Router(
             self.model,
             self.config,
@@ -152,7 +156,7 @@ class RoutedModel:
             [*tiers, self.uplink],
             on_step=decided,
             learning=learning,
-            spans=self.spans,
+            spans=spans,
         )
         traffic = Traffic()
         if isinstance(amount, int):

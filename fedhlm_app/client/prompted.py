@@ -45,8 +45,9 @@ class Token:
         What it adds to the text; empty where it ends inside a character.
     stage : Stage
         Who decided it.
-    uncertainty : float
-        Of the device's draft for it, in [0, 1]: what a threshold is compared with.
+    uncertainty : float or None
+        Of the device's draft for it, in [0, 1]: what a threshold is compared with. None where the
+        LLM writes every token, and nothing was drafted.
     probability : float or None
         The small model's of the token, in (0, 1]; None where the token is not its draft.
     uplink, downlink : int
@@ -55,7 +56,7 @@ class Token:
 
     text: str
     stage: Stage
-    uncertainty: float
+    uncertainty: float | None
     probability: float | None = None
     uplink: int = 0
     downlink: int = 0
@@ -228,7 +229,9 @@ class PromptedModel(RoutedModel):
         learned = POLICIES[self.settings.policy].learns
         return float(policy.arrays["threshold"][0]) if learned else None
 
-    def continued(self, asks: Sequence[Ask], policy: ServedPolicy) -> list[Continuation]:
+    def continued(
+        self, asks: Sequence[Ask], policy: ServedPolicy, drafting: bool = True
+    ) -> list[Continuation]:
         """Continue prompts in lockstep; uncertain tokens of a step share a message to the LLM.
 
         Parameters
@@ -237,6 +240,8 @@ class PromptedModel(RoutedModel):
             At least one, with a session of its own each.
         policy : ServedPolicy
             Keeps or escalates, and says when texts are taken back from the LLM.
+        drafting : bool
+            See `route`.
 
         Raises
         ------
@@ -272,11 +277,11 @@ class PromptedModel(RoutedModel):
                 ask, at, part = asks[row], (row, step), parts.get(row, Traffic())
                 number, stage = int(records.token[at]), Stage(records.stage[at])
                 full = len(found[row]) + 1 == ask.most
-                known = number == records.draft[at]
+                drafted, known = records.draft[at] >= 0, number == records.draft[at]
                 token = Token(
                     streams[row].add(number, last=full or number in ends),
                     stage,
-                    float(records.uncertainty[at]),
+                    float(records.uncertainty[at]) if drafted else None,
                     float(records.probability[at]) if known else None,
                     part.uplink,
                     part.downlink,
@@ -301,6 +306,7 @@ class PromptedModel(RoutedModel):
             most,
             reading=policy.read,
             measuring=False,
+            drafting=drafting,
             on_step=decided,
         )
         share(np.arange(len(asks)), traffic)

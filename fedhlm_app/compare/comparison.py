@@ -267,7 +267,7 @@ class Comparison:
             costs = span_costs(self.settings)
             uplink = streams = SpanUplink(recorder, verifier, config, costs.window)
             rule = learned(self.calibration.runs[method.measure], costs, self.plan.tokens)
-            spans = SpanRouting(rule, streams)
+            spans = SpanRouting(rule, streams, drafts=False)
         else:
             uplink = LanguageModelUplink(recorder, verifier, config)
         router_config = self._config(client, method.measure)

@@ -123,7 +123,7 @@ class ServedTexts:
             policy = self.policy
             device = self._free.pop() if self._free else self._further()
         try:
-            answers = device.continued(asks, policy)
+            answers = device.continued(asks, policy, drafting=self._store is not None)
         finally:
             with self._lock:
                 self._free.append(device)

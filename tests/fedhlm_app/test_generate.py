@@ -104,6 +104,18 @@ def test_tokens_are_those_of_the_router(llm, sampled):
         assert token.uncertainty <= 0.5 or token.stage != Stage.LOCAL
 
 
+def test_where_the_llm_writes_every_token_nothing_is_drafted_unless_somebody_learns(llm):
+    settings = Settings.from_sources({"learning": "none", "llm-pace": 1}, {})
+    model = PromptedModel(settings, 0, DirectTransport(llm))
+    ask, policy = Ask(model.read_prompt(PROMPT, 9), 9, 1), ServedPolicy(initial_policy(settings))
+    (drafted,) = model.continued([ask], policy)
+    (heard,) = model.continued([Ask(ask.prompt, 9, 2)], policy, drafting=False)
+    assert heard.text == drafted.text
+    assert {token.uncertainty is None for token in drafted.tokens} == {False}
+    assert {token.uncertainty for token in heard.tokens} == {None}
+    assert json.dumps(heard.as_json())
+
+
 def test_a_pipe_gets_plain_text_and_the_account_goes_elsewhere(fedhlm):
     answer = fedhlm(PROMPT, "-n", "12")
     told = json.loads(fedhlm(PROMPT, "-n", "12", "--json").stdout)

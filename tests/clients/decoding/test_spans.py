@@ -94,6 +94,20 @@ def test_never_taking_back_is_the_llms_own_text(sampling):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
+def test_where_nothing_can_be_kept_and_nobody_learns_nothing_is_drafted(sampling, monkeypatch):
+    expected, _, before, _ = made(NEVER, sampling)
+    ends = frozenset({expected[0][4], expected[1][7]})
+    shorter = made(NEVER, sampling, end_tokens=ends)[0]
+    monkeypatch.setattr("clients.decoding.routing.ReadAhead", None)
+    texts, records, traffic, _ = made(NEVER, sampling, drafts=False)
+    assert texts == expected
+    assert records.present.all() and (records.choice == 1).all() and (records.draft < 0).all()
+    assert (traffic.streams, traffic.decoded) == (before.streams, before.decoded)
+    assert traffic.uplink < before.uplink
+    assert made(NEVER, sampling, drafts=False, end_tokens=ends)[0] == shorter
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
 @pytest.mark.parametrize("rule", ["at-once", "certain", "learned"])
 def test_neither_window_nor_pace_is_in_the_text(rule, sampling):
     texts, records, _, _ = made(RULES[rule], sampling)
@@ -181,7 +195,8 @@ def test_a_broken_stream_goes_on_by_a_new_opening(rule, pieces):
             super().__init__(service)
             self.pieces = pieces
 
-    again, told, failed, setup = made(RULES[rule], link=Breaking, window=64)
+    drafts = rule != "never"
+    again, told, failed, setup = made(RULES[rule], link=Breaking, window=64, drafts=drafts)
     assert again == texts and not told.unresolved.any()
     assert failed.failures > 0 and failed.streams >= traffic.streams
     assert len(setup.link.service.streams) == 0
@@ -194,9 +209,9 @@ def test_while_the_link_is_down_tokens_are_unresolved_and_texts_whole():
                 self.down = number > 2
                 yield frames
 
-    for rule in (CERTAIN, NEVER):
-        texts, records, traffic, _ = made(rule, link=Dying, pause=60.0)
-        assert all(len(text) == STEPS for text in texts)
+    for rule, drafts in ((CERTAIN, True), (NEVER, True), (NEVER, False)):
+        texts, records, traffic, _ = made(rule, link=Dying, pause=60.0, drafts=drafts)
+        assert all(len(text) == STEPS for text in texts) and records.present.all()
         assert records.unresolved.any() and traffic.failures >= 1
         stands = records.unresolved
         assert np.array_equal(records.token[stands], records.draft[stands])
