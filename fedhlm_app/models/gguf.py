@@ -14,12 +14,14 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedhlm_app.models.sources import PairError, cache_folder, from_transformers, gguf_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Part = Literal["tokenizer", "model"]
 
 _DIGIT_BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 """Values of ``tokenizer.ggml.pre`` for which llama.cpp splits numbers (llama-vocab.cpp)."""
@@ -30,11 +32,18 @@ _ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_o
 _SPLITS, _STARTS = "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token"
 
 
-def unpacked(name: str) -> str:
+def unpacked(name: str, part: Part = "tokenizer") -> str:
     """Folder that a GGUF file's model was unpacked to, now or before; other names as they are.
 
     Weights are float16 there. Folders are in :func:`cache_folder`, and good for one state of the
     file and one version of Transformers.
+
+    Parameters
+    ----------
+    name : str
+        A model's.
+    part : {"tokenizer", "model"}
+        Its tokenizer and config, or its weights.
 
     Raises
     ------
@@ -47,43 +56,56 @@ def unpacked(name: str) -> str:
     stat = file.stat()
     key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, version("transformers")]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{file.stem}-{digest}"
+    folder = cache_folder() / f"{file.stem}-{digest}" / part
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: unpacked to {folder}, once", file=sys.stderr, flush=True)
+        print(f"{name}: {part} unpacked to {folder}, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-            _unpack(name, file, Path(unfinished) / "model")
+            _WRITE[part](name, file, Path(unfinished) / part)
             with contextlib.suppress(FileExistsError):  # another process was first
-                os.rename(Path(unfinished) / "model", folder)
+                os.rename(Path(unfinished) / part, folder)
     return str(folder)
 
 
-def _unpack(name: str, file: Path, folder: Path) -> None:
-    """Write tokenizer and model of a GGUF file."""
+def _write_tokenizer(name: str, file: Path, folder: Path) -> None:
+    """Tokenizer and config, which knows where texts begin and end."""
+    from transformers import AutoConfig
+
+    tokenizer = _tokenizer(name, file)
+    source, what = str(file.parent), f"config of {name!r}"
+    config: Any = from_transformers(AutoConfig, source, what, gguf_file=file.name)
+    known = tokenizer.get_vocab()
+    ends = {tokenizer.eos_token_id, *(known[one] for one in _ENDS if one in known)} - {None}
+    config.bos_token_id = tokenizer.bos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = sorted(ends) or None
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_model(name: str, file: Path, folder: Path) -> None:
+    """Weights, with the config above."""
     import torch
     import transformers
 
-    tokenizer = _tokenizer(name, file)
+    source, what = str(file.parent), f"model {name!r}"
+    config: Any = from_transformers(transformers.AutoConfig, unpacked(name), what)
     logging: Any = transformers.logging
     logging.disable_progress_bar()
-    source, what, told = str(file.parent), f"model {name!r}", logging.get_verbosity()
+    told = logging.get_verbosity()
+    options: dict[str, Any] = {"config": config, "dtype": torch.float16, "gguf_file": file.name}
     # A progress bar that no option turns off, and advice about kernels for half precision.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         logging.set_verbosity_error()
-        kind, dtype = transformers.AutoModelForCausalLM, torch.float16
-        model: Any = from_transformers(kind, source, what, gguf_file=file.name, dtype=dtype)
+        model: Any = from_transformers(transformers.AutoModelForCausalLM, source, what, **options)
         logging.set_verbosity(told)
-    known = tokenizer.get_vocab()
-    ends = {tokenizer.eos_token_id, *(known[one] for one in _ENDS if one in known)} - {None}
-    for config in (model.config, model.generation_config):
-        config.bos_token_id = tokenizer.bos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = sorted(ends) or None
     # Unpacked, it is a model like any other.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+
+
+_WRITE = {"tokenizer": _write_tokenizer, "model": _write_model}
 
 
 def _tokenizer(name: str, file: Path) -> PreTrainedTokenizerBase:

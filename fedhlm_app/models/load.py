@@ -90,7 +90,7 @@ def _cached_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreT
         state = read_packed(folder / "model.safetensors")
         model = architecture.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     else:
-        source, what = unpacked(name), f"model {name!r}"
+        source, what = unpacked(name, "model"), f"model {name!r}"
         model = from_transformers(AutoModelForCausalLM, source, what, dtype=dtype)
     model.to(torch.device(device))  # type: ignore[arg-type]
     model.train(False)

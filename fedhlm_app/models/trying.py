@@ -76,7 +76,7 @@ def _remembered(role: str, name: str, dtype: str, device: str, longest: int) -> 
 
 def _identity(name: str) -> Any:
     """What tells one state of a model from another."""
-    folder = Path(unpacked(name))
+    folder = Path(unpacked(name, "model"))
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file())
         stats = [(file.name, file.stat()) for file in files]

@@ -178,6 +178,14 @@ def test_text_does_not_steer_the_terminal():
     assert "a\ufffd[2Jb\ufffdc\x1b[0m\n" in console.file.getvalue()
 
 
+def test_a_chat_s_answer_begins_on_a_line_of_its_own():
+    console = Console(file=io.StringIO())
+    screen = ColouredText(console, chat=True)
+    screen.prompt("Hello")
+    screen.token(Token("Hi", Stage.LOCAL, 0.1))
+    assert console.file.getvalue() == "Hello\nHi"
+
+
 def test_prompts_of_a_file_and_of_standard_input(fedhlm, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\nThe minister said\n", "utf-8")
     answer = fedhlm("--file", "prompts.txt", "-n", "4", "--json")
