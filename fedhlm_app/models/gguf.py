@@ -59,9 +59,15 @@ def unpacked(name: str, part: Part = "tokenizer") -> str:
     folder = cache_folder() / f"{file.stem}-{digest}" / part
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: {part} unpacked to {folder}, once", file=sys.stderr, flush=True)
+        print(f"{name}: unpacking its {part} to {folder}, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-            _WRITE[part](name, file, Path(unfinished) / part)
+            try:
+                _WRITE[part](name, file, Path(unfinished) / part)
+            except PairError:
+                raise
+            except Exception as error:  # a broken file makes its readers raise all kinds
+                reason = f"{type(error).__name__}: {error}"
+                raise PairError(f"model {name!r} cannot be unpacked: {reason}") from error
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.rename(Path(unfinished) / part, folder)
     return str(folder)

@@ -73,7 +73,8 @@ def check_same_tokenizer(slm: str, llm: str) -> None:
     raise PairError(
         f"slm {slm!r} ({len(small)} tokens) and llm {llm!r} ({len(large)} tokens) have different "
         f"tokenizers: token {differing!r} is {small.get(differing)} in the slm and "
-        f"{large.get(differing)} in the llm; give two models with one tokenizer"
+        f"{large.get(differing)} in the llm; give two models with one tokenizer "
+        "(`fedhlm pair carve` makes a small one out of a large)"
     )
 
 

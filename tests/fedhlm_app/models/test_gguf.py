@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,6 +142,14 @@ def test_without_the_extra_a_command_says_what_brings_it(name, extra, tmp_path, 
     told = CliRunner().invoke(app, ["generate", "the", "--set", f"llm={name}"])
     assert told.exit_code == 2
     assert f"pip install 'fedhlm[{extra}]'" in " ".join(told.output.split())
+
+
+def test_a_broken_file_is_named(made, tmp_path):
+    whole = Path(made.name).read_bytes()
+    for length in (6, len(whole) // 2):
+        (tmp_path / "broken.gguf").write_bytes(whole[:length])
+        with pytest.raises(PairError, match=r"broken\.gguf' cannot be unpacked|cannot load the"):
+            load_llm(str(tmp_path / "broken.gguf"))
 
 
 def test_a_file_that_is_not_there_is_named(monkeypatch):
