@@ -12,7 +12,7 @@ from hlm.spans import NEVER, SpanCosts, TakeBack, count_runs, learned
 from tests.models import VOCAB, random_model
 from tests.routed import DirectTransport, build, make_prompts
 
-STEPS, TEXTS, SLM_MS = 20, 3, 5.0
+STEPS, TEXTS, SLM_MS = 20, 2, 5.0
 SLM, LLM = random_model("llama", 1), random_model("llama", 2)
 
 

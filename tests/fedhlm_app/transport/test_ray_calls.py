@@ -36,8 +36,22 @@ class Here(RayTransport):
     def _ask(self, method, content):
         self.calls[method] += 1
         posted, self._posted = self._posted, []
-        asked = getattr(self._here, method)(content, *posted)
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(120)
+        return self._run(getattr(self._here, method)(content, *posted))
+
+    def _run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+    def end(self) -> None:
+        """Stop the actor's work, and its thread; nothing of any stream is left."""
+        assert not self._arrived and not self._here._streams
+
+        async def stopped():
+            worker = self._here._batcher._worker
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+        self._run(stopped())
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def made(rule, link):
@@ -56,11 +70,11 @@ def test_streams_of_a_device_are_read_together_and_what_crosses_is_as_in_one_pro
     assert link.calls["open"] == traffic.streams
     # A call a step at most, and one for the ends of streams that were taken back last.
     assert link.calls["read"] <= STEPS
-    assert not link._arrived and not link._here._streams
+    link.end()
 
 
 def test_a_refused_opening_is_the_devices_own_error():
     link = Here(make_service())
     with pytest.raises(WireError, match="vocab=99"):
         list(link.stream(encode_opening(Opening(asked(vocab=99), 1, 8, 8))))
-    assert not link._arrived and not link._here._streams
+    link.end()
