@@ -33,7 +33,7 @@ from tests.test_docs import ROOT, blocks, commands
 
 SMALL = {
     "CLIENTS": 4, "CLUSTERS": 2, "ROUNDS": 2, "TOKENS_PER_ROUND": 5, "TOKENS_PER_PROMPT": 5,
-    "EVALUATE_EVERY": 0, "ROUTER_ROUNDS": 1,
+    "EVALUATE_EVERY": 0, "ROUTER_ROUNDS": 1, "PROFILE_PROMPTS": 4, "PROFILE_ROWS": 4,
 }  # fmt: skip
 SHORTER = {
     "generate": ["--tokens", "10"],

@@ -227,16 +227,18 @@ def test_other_lines_do_not_look_like_a_stage() -> None:
     assert not set(PALETTE) & set(STAGE_COLOURS.values())
 
 
+LOGGED: dict[str, list[Any]] = {
+    "round": [3, 3, 3], "client": [1, 1, 2], "cluster": [0, 0, 0], "prompt": [7, 7, 8],
+    "position": [0, 1, 0], "stage": ["local", "llm_resampled", "local"],
+    "uncertainty": [0.25, 0.75, 0.5], "beta": [None, 1.0, None],
+}  # fmt: skip
+
+
 def test_texts_are_shown_where_the_log_has_them(folder: RunFolder) -> None:
-    rows = {
-        "round": [3, 3, 3], "client": [1, 1, 2], "cluster": [0, 0, 0], "prompt": [7, 7, 8],
-        "position": [0, 1, 0], "stage": ["local", "llm_resampled", "local"],
-        "uncertainty": [0.25, 0.75, 0.5], "beta": [None, 1.0, None],
-    }  # fmt: skip
     for texts in ([None] * 3, [" <b>", " ship", " sea"]):
         with TokenLog(folder) as log:
             before = [texts[0] and "Two <i>ships", None, None]
-            log.append({**rows, "text": texts, "before": before})
+            log.append({**LOGGED, "text": texts, "before": before})
         page = write_report(folder).read_text("utf-8")
         assert ("<h2>Examples</h2>" in page) == (texts[0] is not None)
     assert 'title="LLM: draft replaced, uncertainty 0.75, rejection probability 1.00"' in page
@@ -291,6 +293,8 @@ def test_a_browser_sorts_filters_and_fits_a_phone(folder: RunFolder, tmp_path: P
 @needs_browser
 @needs_axe
 def test_axe_finds_no_serious_fault(folder: RunFolder, tmp_path: Path) -> None:
+    with TokenLog(folder) as log:
+        log.append({**LOGGED, "text": [" a", " ship", " sea"], "before": ["Two", None, "The"]})
     address = write_report(folder).as_uri()
     with browser(tmp_path / "profile") as page:
         for width, dark in ((360, False), (360, True), (900, False), (900, True)):
