@@ -75,7 +75,8 @@ def choices_of(answer: Any, count: int) -> list[Mapping[str, Any]]:
 def used(answer: Any, what: str) -> int | None:
     """Tokens that an answer counts as `what` ("prompt" or "completion"), None if it does not."""
     parts = answer if isinstance(answer, list) else [answer]
-    counts = [(part.get("usage") or {}).get(f"{what}_tokens") for part in parts]
+    told = [part.get("usage") for part in parts]
+    counts = [one.get(f"{what}_tokens") if isinstance(one, dict) else None for one in told]
     found = [count for count in counts if type(count) is int]
     return sum(found) if len(found) == len(counts) else None
 
@@ -107,8 +108,7 @@ def tokens_of(choice: Mapping[str, Any], words: Words) -> list[Told]:
     if not found:
         raise Unnamed("an answer that names no token ids")
     for told in found:
-        if type(told.token) is not int or not 0 <= told.token < words.size:
-            raise BadAnswer(f"token {told.token!r}: the vocabulary has {words.size}")
+        _check(told, words)
     if len(found) == 1 and not words.says(found[0].token, text):
         piece = words.piece(found[0].token)
         if piece is not None and whole(text):
@@ -117,7 +117,7 @@ def tokens_of(choice: Mapping[str, Any], words: Words) -> list[Told]:
         if ids is None and logprobs.get("content"):
             raise Unnamed("an answer that does not name the tokens of a character")
     for told in found:
-        _check_probs(told)
+        _check_greedy(told)
     return found
 
 
@@ -137,14 +137,21 @@ def token_of_text(choice: Mapping[str, Any], words: Words) -> Told | None:
         return None
     listed = _by_text(choice.get("logprobs"), words)
     told = Told(token, listed if token in listed else {})
-    _check_probs(told)
+    _check(told, words)
+    _check_greedy(told)
     return told
 
 
-def _check_probs(told: Told) -> None:
+def _check(told: Told, words: Words) -> None:
+    for token in (told.token, *told.log_probs):
+        if type(token) is not int or not 0 <= token < words.size:
+            raise BadAnswer(f"token {token!r}: the vocabulary has {words.size}")
     for token, log_prob in told.log_probs.items():
         if not isinstance(log_prob, int | float) or not log_prob <= _SLACK:
             raise BadAnswer(f"log-probability {log_prob!r} of token {token}")
+
+
+def _check_greedy(told: Told) -> None:
     if told.log_probs:
         own, best = told.log_probs.get(told.token, -math.inf), max(told.log_probs.values())
         if own < best - _SLACK:

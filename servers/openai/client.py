@@ -133,7 +133,8 @@ class Client:
                         continue
                     if data.strip() == "[DONE]":
                         return
-                    yield self._read(data)
+                    if isinstance(event := self._read(data), dict):
+                        yield event
         except httpx.TimeoutException:
             raise self._silent(f"no further token within {self.seconds:g} s") from None
         except httpx.TransportError:

@@ -112,6 +112,11 @@ def unlikely(choice):
     }
 
 
+def beyond(choice):
+    tops = [{**top, "token_id:4096": -3.0} for top in choice["logprobs"]["top_logprobs"]]
+    return {**choice, "logprobs": {**choice["logprobs"], "top_logprobs": tops}}
+
+
 def nan(choice):
     number = {**choice["logprobs"], "token_logprobs": [float("nan")]}
     return {**choice, "logprobs": number}
@@ -125,6 +130,7 @@ def nan(choice):
         (lie(token_ids=["7"]), r"token '7'"),
         (lie(token_ids=[274], text=" of"), r"token 274 is ' the', and not ' of'"),
         (lie(text=None), r"0 choices|choices with text"),
+        (beyond, r"token 4096: the vocabulary has 4096"),
         (nan, r"log-probability nan"),
         (unlikely, r"does not decode greedily"),
     ],

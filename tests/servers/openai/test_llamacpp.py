@@ -71,7 +71,7 @@ def backend(url):
 
 
 def backend_at(url):
-    return build_backend(settings_of(llm_backend=f"openai:{url}", llm=SMOLLM2))
+    return build_backend(settings_of(llm_backend=f"openai:{url}", llm=SMOLLM2, llm_timeout=600))
 
 
 def prompts(count):
