@@ -40,8 +40,10 @@ def introduce(message: Message, context: Context) -> Message:
     """Tell the server which data partition this node is and, where asked, its profile.
 
     In a simulation this is when a client process imports what its rounds need, since the LLM is
-    being started meanwhile.
+    being started meanwhile. Of a SuperNode the process ends with its answer.
     """
-    from fedhlm_app.client import rounds as client_rounds
+    from fedhlm_app.client import profiles
 
-    return client_rounds.introduce(message, context)
+    if not context.run_config.get("llm-address"):
+        import fedhlm_app.client.rounds  # noqa: F401
+    return profiles.introduce(message, context)

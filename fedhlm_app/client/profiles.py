@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from numpy.typing import NDArray
 
 from clients.learning.profile import Profile, ProfileError, ProfileSettings
@@ -48,6 +56,24 @@ def requested(message: Message) -> int | None:
     """The release a query asks for; None where it asks for no profile."""
     value = message.content.config_records.get(_CONFIG, ConfigRecord()).get(_RELEASE)
     return value if isinstance(value, int) else None
+
+
+def introduce(message: Message, context: Context) -> Message:
+    """Tell the server which data partition this node is and, where asked, its profile."""
+    metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
+    content = RecordDict({"metrics": metrics})
+    release = requested(message)
+    if release is not None:
+        from fedhlm_app.client import rounds  # and PyTorch, which a number alone does not need
+
+        settings, client = rounds.opened(context)
+        if rounds.FEEDBACK_STORE in context.node_config:
+            raise ValueError(
+                f"cluster-by = {settings.cluster_by!r}: a device with feedback-store keeps no text "
+                "to make a profile of; set cluster-by=round-robin or random"
+            )
+        content[PROFILE] = profile_record(rounds._device(settings, client, context.run_id), release)
+    return Message(content, reply_to=message)
 
 
 def device_profile(device: Device, release: int) -> Profile:

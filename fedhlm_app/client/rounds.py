@@ -17,7 +17,6 @@ from fedhlm_app.client.device import Device
 from fedhlm_app.client.edge import leave_update
 from fedhlm_app.client.feedback_folder import FeedbackFolder
 from fedhlm_app.client.from_store import next_policy, told_since
-from fedhlm_app.client.profiles import PROFILE, profile_record, requested
 from fedhlm_app.client.routed import (
     Figures,
     RoundResult,
@@ -174,23 +173,6 @@ def evaluate(message: Message, context: Context) -> Message:
         "client": client,
     }
     content = RecordDict({"metrics": MetricRecord({**metrics, **identity})})
-    return Message(content, reply_to=message)
-
-
-def introduce(message: Message, context: Context) -> Message:
-    """Tell the server which data partition this node is and, where asked, its profile."""
-    metrics = MetricRecord({"client": int(cast(int, context.node_config["partition-id"]))})
-    content = RecordDict({"metrics": metrics})
-    release = requested(message)
-    if release is not None:
-        settings, client = opened(context)
-        if FEEDBACK_STORE in context.node_config:
-            raise ValueError(
-                f"cluster-by = {settings.cluster_by!r}: a device with feedback-store keeps no text "
-                "to make a profile of; set cluster-by=round-robin or random"
-            )
-        device = _device(settings, client, context.run_id)
-        content[PROFILE] = profile_record(device, release)
     return Message(content, reply_to=message)
 
 

@@ -16,7 +16,7 @@ from tests.golden.recording import one_thread
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-CLIENTS = 3
+CLIENTS = 2
 SMALL = {
     "clients": CLIENTS,
     "clusters": 1,
