@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedhlm_app.cli.completing import model_option, set_option
 from fedhlm_app.cli.device import allowed_hosts, open_texts, serve_texts
 from fedhlm_app.cli.edge import open_upstream, serve_edge
 from fedhlm_app.cli.error_log import ends_with
@@ -22,6 +20,22 @@ from fedhlm_app.cli.policy import (
 )
 from fedhlm_app.cli.reaching import reach_llm
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
+from fedhlm_app.cli.serve_options import (
+    BatchingOption,
+    CertificateOption,
+    ClientOption,
+    HostOption,
+    InsecureOption,
+    KeyOption,
+    LogOption,
+    ModelOption,
+    OverridesOption,
+    PortOption,
+    QueueOption,
+    StoreOption,
+    ThreadsOption,
+    TokenOption,
+)
 from fedhlm_app.settings import Settings, SettingsError
 
 DEFAULT_PORT = 8471
@@ -37,76 +51,11 @@ serve_app = command_app(
 )
 
 
-_Overrides = Annotated[list[str] | None, set_option("Any setting, the same as the run's.")]
-_Host = Annotated[
-    str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
-]
-_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
-_Model = model_option()
-_Queue = Annotated[
-    int, typer.Option(min=1, help="Requests that may wait; further ones get status 503.")
-]
-_Threads = Annotated[
-    int, typer.Option(min=1, help="Processor threads of the model; 1 repeats bit for bit.")
-]
-_Batching = Annotated[
-    bool | None,
-    typer.Option(
-        "--reproducible/--batch",
-        help="Each request by itself, bit for bit repeatable (the default), or those that "
-        "wait together from shared forward passes, which is faster.",
-    ),
-]
-_Certificate = Annotated[
-    str, typer.Option(metavar="FILE", help="Speak TLS with this certificate chain (PEM).")
-]
-_Key = Annotated[
-    str, typer.Option(metavar="FILE", help="Its key (PEM), unless it is in the same file.")
-]
-_Token = Annotated[
-    str,
-    typer.Option(
-        metavar="FILE",
-        help="Answer only who brings the bearer token in this file, or one of those that the "
-        "devices.json of `fedhlm keys` knows.",
-    ),
-]
-_Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure", help="Listen beyond this machine without --tls-cert or --token-file."
-    ),
-]
-_Log = Annotated[
-    bool,
-    typer.Option(
-        "--json-log", help="Log each request as a line of JSON on standard error; never a text."
-    ),
-]
-_Store = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Keep feedback here and take up the thresholds that rounds bring; without, "
-        "nothing is learned. Made if absent.",
-    ),
-]
-_Client = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=2**31 - 1,
-        help="Number of this device, its SuperNode's partition-id. Texts of devices that share "
-        "one never mix, but their random draws are the same.",
-    ),
-]
-
-
 @serve_app.command()
 def llm(
-    host: _Host = "127.0.0.1",
-    port: _Port = DEFAULT_PORT,
-    llm: Annotated[str | None, _Model] = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = DEFAULT_PORT,
+    llm: Annotated[str | None, ModelOption] = None,
     sessions: Annotated[
         int | None, typer.Option(help="Prompts whose key-value cache is kept.")
     ] = None,
@@ -114,7 +63,7 @@ def llm(
     batch_wait_ms: Annotated[
         float | None, typer.Option(help="Wait of a request for others to batch with.")
     ] = None,
-    reproducible: _Batching = None,
+    reproducible: BatchingOption = None,
     pace_ms: Annotated[
         float | None,
         typer.Option(help="Least time of a forward pass: stands in for a larger model."),
@@ -132,7 +81,7 @@ def llm(
     model: Annotated[
         str | None, typer.Option(help="Model at --url; its only one where none is given.")
     ] = None,
-    queue: _Queue = 512,
+    queue: QueueOption = 512,
     per_address: Annotated[
         int,
         typer.Option(
@@ -140,13 +89,13 @@ def llm(
             help="Connections from one address at a time; more for devices behind one proxy.",
         ),
     ] = 256,
-    threads: _Threads = 1,
-    tls_cert: _Certificate = "",
-    tls_key: _Key = "",
-    token_file: _Token = "",
-    insecure: _Insecure = False,
-    json_log: _Log = False,
-    overrides: _Overrides = None,
+    threads: ThreadsOption = 1,
+    tls_cert: CertificateOption = "",
+    tls_key: KeyOption = "",
+    token_file: TokenOption = "",
+    insecure: InsecureOption = False,
+    json_log: LogOption = False,
+    overrides: OverridesOption = None,
 ) -> None:
     """Serve the large model over HTTP until SIGTERM or Ctrl-C.
 
@@ -260,8 +209,8 @@ def serve(
 
 @serve_app.command()
 def edge(
-    host: _Host = "127.0.0.1",
-    port: _Port = EDGE_PORT,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = EDGE_PORT,
     upstream: Annotated[
         str,
         typer.Option(
@@ -272,12 +221,12 @@ def edge(
     upstream_ca: Annotated[
         str, typer.Option(metavar="FILE", help="PEM file of the authorities trusted there.")
     ] = "",
-    slm: Annotated[str, _Model] = "",
-    tls_cert: _Certificate = "",
-    tls_key: _Key = "",
-    token_file: _Token = "",
-    insecure: _Insecure = False,
-    json_log: _Log = False,
+    slm: Annotated[str, ModelOption] = "",
+    tls_cert: CertificateOption = "",
+    tls_key: KeyOption = "",
+    token_file: TokenOption = "",
+    insecure: InsecureOption = False,
+    json_log: LogOption = False,
 ) -> None:
     """Serve a cluster's edge server until SIGTERM or Ctrl-C: its peers' tokens, and eq. 7.
 
@@ -307,10 +256,10 @@ def device(
     llm_address: LlmAddressOption = None,
     run: RunOption = None,
     cluster: ClusterOption = None,
-    store: _Store = None,
-    client: _Client = 0,
-    host: _Host = "127.0.0.1",
-    port: _Port = DEVICE_PORT,
+    store: StoreOption = None,
+    client: ClientOption = 0,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = DEVICE_PORT,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -326,15 +275,15 @@ def device(
             "of going on alone.",
         ),
     ] = False,
-    slm: Annotated[str | None, _Model] = None,
-    queue: _Queue = 64,
-    threads: _Threads = 1,
-    tls_cert: _Certificate = "",
-    tls_key: _Key = "",
-    token_file: _Token = "",
-    insecure: _Insecure = False,
-    json_log: _Log = False,
-    overrides: _Overrides = None,
+    slm: Annotated[str | None, ModelOption] = None,
+    queue: QueueOption = 64,
+    threads: ThreadsOption = 1,
+    tls_cert: CertificateOption = "",
+    tls_key: KeyOption = "",
+    token_file: TokenOption = "",
+    insecure: InsecureOption = False,
+    json_log: LogOption = False,
+    overrides: OverridesOption = None,
 ) -> None:
     """Serve this device's text to programs and people until SIGTERM or Ctrl-C.
 

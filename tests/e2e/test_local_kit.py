@@ -1,0 +1,61 @@
+"""`deploy/local.sh` runs three rounds over TLS with authentication, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedhlm_app.launch.app_folder import code_root
+from fedhlm_app.launch.processes import LAUNCH_VARIABLE
+from fedhlm_app.results.runs import latest_run
+from servers.access import DeviceTokens
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "local.sh"
+
+
+def launched():
+    """Processes that carry the mark of the script."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(LAUNCH_VARIABLE, "").startswith("local-"):
+                found.append(process.pid)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            continue
+    return set(found)
+
+
+def test_the_kit_runs_three_rounds_and_stops_everything(tmp_path):
+    before = launched()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FEDHLM_", "RAY_", "FLWR_"))}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(SCRIPT), str(tmp_path / "kit")],
+        env={**kept, "PATH": programs, "PYTHONPATH": str(code_root())},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=1400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all went well" in done.stdout
+    assert "the LLM server answered device-0, device-1" in done.stdout
+    assert launched() <= before
+    run = latest_run(tmp_path / "kit" / "runs")
+    assert run is not None and (run.path / "report.html").is_file()
+    tokens = tmp_path / "kit" / "keys" / "devices"
+    secrets = [(tokens / name / "token").read_text().strip() for name in os.listdir(tokens)]
+    assert (
+        len(secrets) == 3 == len(DeviceTokens(tmp_path / "kit" / "keys" / "devices.json").digests)
+    )
+    files = [*run.path.rglob("*"), *(tmp_path / "kit").glob("*.log")]
+    for file in (one for one in files if one.is_file()):
+        assert not [one for one in secrets if one.encode() in file.read_bytes()], file
