@@ -51,10 +51,10 @@ def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
 
 def cell(text: str) -> tuple[float, ...]:
     """One of `CELLS` as it is written on the command line."""
-    found = tuple(map(float, text.split("/")))
-    if found not in CELLS:
-        raise ValueError
-    return found
+    known = {"/".join(f"{value:g}" for value in one): one for one in CELLS}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {' '.join(known)}")
+    return known[text]
 
 
 def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
