@@ -76,7 +76,7 @@ def test_disk_models_and_folders_are_looked_at(monkeypatch, tmp_path):
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     code, found = doctor("-s", "run-dir=file/runs", "-s", "slm=./empty", "-s", "llm=./empty")
     assert code == 1 and {"models", "run-dir"} <= {what for what, _ in found}
     assert doctor("-s", "no-such-setting=1")[0] == 2

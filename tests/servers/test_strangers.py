@@ -64,6 +64,7 @@ def test_a_handshake_that_never_ends_is_counted_and_given_up(monkeypatch, tmp_pa
         door = served.app.state.connections
         assert door.refused == 4
         wait_until(lambda: len(door) == 0)
+        monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 120)
         trusted = ssl.create_default_context(cafile=authority.file)
         with trusted.wrap_socket(
             socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1"
