@@ -20,6 +20,7 @@ settings.load_profile("suite")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(trylast=True)  # after what is not asked for has gone, as shares are counted
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin the shares of two thirds of the workers with what may take longest.
 
