@@ -12,21 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
+from fedhlm_app.launch.superlink import PrivateSuperLink
 from fedhlm_app.results.runs import RunFolder, latest_run
 from fedhlm_app.results.summary import check_summary
+from fedhlm_app.settings import Settings
 from tests.checkout import checkout
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
+from tests.test_docs import ROOT, blocks
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(800)]
 
 SMALL = [
     "--preset", "certified", "--clients", "4", "--set", "clusters=2", "--set", "evaluate-every=2",
 ]  # fmt: skip
-
-IN_PROCESS = {"tokens-per-round": 30, "tokens-per-prompt": 10, "evaluate-every": 2}
-"""What `SMALL` leaves at its default and the runner of one process does not."""
 
 
 def command(folder: Path, *words: str) -> list[str]:
@@ -43,51 +42,45 @@ def comparable(folder: RunFolder) -> dict:
     return summary
 
 
-def plain_flwr_run(folder: Path, settings: str) -> RunFolder:
-    """`flwr run .` in a checkout, with a SuperLink of the test's own."""
-    folder.mkdir()
-    app = checkout(folder / "fedhlm")
-    with PrivateSuperLink(folder / "superlink.log", dict(os.environ)) as superlink:
+def as_the_readme_says(folder: Path) -> RunFolder:
+    """README's block with `flwr run .`, typed in a checkout; the SuperLink is the test's own."""
+    (block,) = [text for _, text in blocks(ROOT / "README.md", ("",)) if "flwr run" in text]
+    home = folder / "home"
+    home.mkdir(parents=True)
+    log, environ = folder / "superlink.log", {**os.environ, "HOME": str(home)}
+    with PrivateSuperLink(log, environ) as superlink:
         done = subprocess.run(
-            [
-                program("flwr"), "run", str(app), CONNECTION, "--stream",
-                "--run-config", f'{settings} run-dir="{folder}"',
-                "--federation-config",
-                "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2",
-            ],
-            cwd=superlink.folder / "work",
+            ["bash", "-ec", block],
+            cwd=checkout(folder / "fedhlm"),
             env=superlink.environ,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=True,
-        )  # fmt: skip
-    found = latest_run(folder)
+        )
+    # Where README says that a run is written, wherever its SuperLink was started.
+    found = latest_run(home / "fedhlm" / "runs")
     # It exits 0 whatever happened.
     assert found is not None and found.summary() is not None, done.stdout[-5000:]
-    for words in (f"Run folder: {found.path}", "Round 2/2: 120 tokens", "transmission reduction"):
+    for words in (f"Run folder: {found.path}", "Round 3/3: 240 tokens", "transmission reduction"):
         assert words in done.stdout
+    assert '"finished:completed"' in done.stdout
     return found
 
 
 def test_plain_flwr_run_with_streams_gives_the_run_of_one_process(tmp_path, monkeypatch):
-    found = plain_flwr_run(
-        tmp_path / "flwr",
-        'clients=4 clusters=2 evaluate-every=2 rounds=2 escalation="span" learning="balanced" '
-        "initial-threshold=0.7",
-    )
+    found = as_the_readme_says(tmp_path / "flwr")
     assert (found.path / "report.html").stat().st_size > 5000
-    changes = {"escalation": "span", "learning": "balanced", "initial-threshold": 0.7}
+    typed = {"clients": 8, "rounds": 3, "initial-threshold": 0.4, "run-dir": str(tmp_path)}
     with one_thread():
-        _, here, _ = Runner(monkeypatch).run(tmp_path, **IN_PROCESS, **changes)
-    assert check_summary(found.summary()).tokens == 4 * 2 * 30
-    assert len(found.metrics()) == 2
+        _, here, _ = Runner(monkeypatch).start(Settings.from_sources(typed, {}))
+    assert check_summary(found.summary()).tokens == 8 * 3 * 30
+    assert len(found.metrics()) == 3
     first, second = comparable(here), comparable(found)
     assert first == second
     assert first["resolution"]["unresolved"] == 0
     assert first["exchanges"]["streams"] > 0
-    # Text, and what was learned from it.
-    assert 0 < first["threshold"]["global"] != 0.7
 
 
 def follow(folder: Path, words: list[str], act) -> tuple[int, str, RunFolder]:
