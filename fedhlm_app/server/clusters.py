@@ -35,7 +35,7 @@ from strategies.clustering.learned import LearnedClusters
 from strategies.clustering.methods import Method, cluster_clients
 from strategies.clustering.result import ClusterResult
 
-INTRODUCTION_SECONDS = 60.0
+INTRODUCTION_SECONDS = 180.0
 """Longest wait for nodes to say which data partition they are."""
 LATE_SECONDS = 10.0
 """Longest wait for one that turned up later."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from logging import INFO
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch) -> tuple[Path, Path]:
+def places(tmp_path, monkeypatch, caplog) -> tuple[Path, Path]:
     """A home folder, and the one that some SuperLink was started in."""
     home, elsewhere = tmp_path / "home", tmp_path / "superlink"
     for folder in (home, elsewhere):
@@ -36,6 +37,8 @@ def places(tmp_path, monkeypatch) -> tuple[Path, Path]:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
     client_rounds._device.cache_clear()
+    # A replay in the same process lets only warnings through.
+    caplog.set_level(INFO, "flwr")
     return home, elsewhere
 
 

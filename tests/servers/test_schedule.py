@@ -252,7 +252,7 @@ def test_a_long_request_whose_caller_hangs_up_is_read_no_further(small_slices):
         link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
         link.exchange(payload(client=5))
         link.close()
-        wait_until(lambda: served._batcher.abandoned == 1)
+        wait_until(lambda: served.batcher.abandoned == 1)
     assert service.passes == [[0], [5]]
 
 
