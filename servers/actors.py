@@ -22,7 +22,7 @@ from servers.origin import NOBODY, Origin
 
 if TYPE_CHECKING:
     # The process that starts actors runs no model, and need not import what runs one.
-    from servers.edge.server import EdgeServer
+    from servers.edge.actor import EdgeActor
     from servers.job import Job
     from servers.llm import LanguageModelService
     from servers.schedule import Schedule
@@ -288,47 +288,6 @@ class LanguageModelActor:
     async def stats(self) -> dict[str, float]:
         """Counters of the engine since this process started."""
         return dict(vars(self._batcher.service.engine.stats))
-
-
-class EdgeActor:
-    """What runs inside the Ray actor of one cluster's edge server.
-
-    Parameters
-    ----------
-    build : callable
-        Makes the server, in the actor's own process.
-    """
-
-    # Two edge servers that ask each other must not wait for each other.
-    concurrency = 8
-    retries = 0
-
-    def __init__(self, build: Callable[[], EdgeServer]) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._server = build()
-
-    def exchange(self, payload: bytes) -> bytes:
-        """Answer one message (see `EdgeServer.handle`)."""
-        return self._server.handle(payload)
-
-    def serve(self, members: Collection[int]) -> None:
-        """Answer these clients from now on, and no others."""
-        self._server.members = frozenset(members)
-
-    def open(self, number: int, summed: bool) -> None:
-        """Begin a round of updates (see `EdgeServer.open`)."""
-        self._server.open(number, summed)
-
-    def collect(self, number: int) -> bytes:
-        """The round's aggregate (see `EdgeServer.collect`)."""
-        return self._server.collect(number)
-
-    def publish(self) -> dict[str, int]:
-        """End a round: what was shared becomes visible. Returns the server's counts."""
-        self._server.publish()
-        return dict(vars(self._server.stats))
 
 
 def start_actor(

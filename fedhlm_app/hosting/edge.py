@@ -20,7 +20,8 @@ from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
 from fedhlm_app.transport.edge_access import edge_link
 from hlm.arrays import FloatArray
-from servers.actors import EdgeActor, start_actor
+from servers.actors import start_actor
+from servers.edge.actor import EdgeActor
 from servers.edge.averaging import Averaging, UpdateLimits
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer

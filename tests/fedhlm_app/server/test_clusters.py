@@ -21,7 +21,7 @@ from fedhlm_app.server import clusters as clusters_module
 from fedhlm_app.server.cluster_report import true_groups
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.settings import Settings, SettingsError
-from servers.actors import EdgeActor
+from servers.edge.actor import EdgeActor
 from strategies.clustering.learned import LearnedClusters
 from strategies.state import state_from_bytes, state_to_bytes
 
