@@ -149,7 +149,9 @@ def _write_all(
     from fedhlm_app.client.prompted import Ask
 
     # Told once, below the text and not within it.
-    logging.getLogger("clients.resolvers.link").setLevel(logging.ERROR)
+    link_log = logging.getLogger("clients.resolvers.link")
+    level = link_log.level
+    link_log.setLevel(logging.ERROR)
     answers: list[Continuation] = []
     try:
         with ends_with(FAILED, WireError):
@@ -157,6 +159,8 @@ def _write_all(
                 answers.append(_write(model, chosen, screen, one, Ask(ids, tokens, number)))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        link_log.setLevel(level)
     if lost := sum(answer.stages["unresolved"] for answer in answers):
         why = model.uplink.link.problem or "some of its answers did not come"
         say(errors, f"the small model wrote {lost} tokens alone that the LLM was to decide: {why}")

@@ -321,7 +321,7 @@ def test_the_pair_of_the_settings_is_loaded_here(fedhlm, monkeypatch):
 
 
 def test_ctrl_c_ends_the_line(fedhlm, monkeypatch):
-    def interrupted(self, asks, policy):
+    def interrupted(self, asks, policy, **how):
         asks[0].on_token(Token(" and", Stage.LOCAL, 0.1))
         raise KeyboardInterrupt
 
