@@ -99,7 +99,11 @@ def readers_own(folder: Path) -> None:
 def test_commands_of_the_readme_do_what_it_says(fedhlm: Any, tmp_path: Path) -> None:
     readers_own(tmp_path)
     made = subprocess.run(
-        ["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()[-1]
     assert made == ".venv/bin/fedhlm run"
     typed = [["run"], *commands(ROOT / "README.md")]
