@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,6 +214,13 @@ class OpenAIBackend:
                     found.append(self._next_alone(ids))
         return found
 
+    def _named(self, choice: Mapping[str, Any]) -> Told | None:
+        """The token that a choice names; None where it names none, and its text must tell."""
+        try:
+            return tokens_of(choice, self._words)[0] if self._dialect.named else None
+        except Unnamed:
+            return None
+
     def _next_alone(self, ids: list[int]) -> Answer:
         prompt = self._dialect.prompt(ids, self._words)
         if prompt is None:
@@ -223,11 +231,8 @@ class OpenAIBackend:
             (choice,) = choices_of(answer, 1)
             if not self._dialect.ids and used(answer, "prompt") not in (None, len(ids)):
                 return Unreadable("the server reads the text as other tokens")
-            if most == 1 and self._dialect.named:
-                try:
-                    return tokens_of(choice, self._words)[0]
-                except Unnamed:
-                    pass  # its text is left
+            if most == 1 and (named := self._named(choice)) is not None:
+                return named
             text, count = choice["text"], used(answer, "completion")
             if whole(text) or choice.get("finish_reason") == "stop":
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Collection, Generator
@@ -28,6 +29,7 @@ DOWN_SECONDS = 1.0
 """How long a server that did not answer is not asked: whoever waits would wait in turn."""
 
 _MOST_BYTES = 1 << 25
+_SECONDS = re.compile(r"[0-9]+([.][0-9]+)?")
 _SHOWN = 200
 """Most characters that are repeated of what the server says of an error."""
 
@@ -187,11 +189,9 @@ class Client:
 def _pause(answer: httpx.Response, number: int) -> float:
     """Seconds before the next try, as the server says or twice as long each time."""
     said: str = answer.headers["retry-after"]
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass  # a date, or nothing
-    try:
+    if _SECONDS.fullmatch(said):
+        return float(said)
+    try:  # a date, or nothing
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
     except ValueError:
         return PAUSE_SECONDS * float(2 ** (number - 1))
