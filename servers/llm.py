@@ -57,7 +57,8 @@ class LanguageModelService:
         self.lock = threading.Lock()
         self.verdicts = 0
         self.batches = Histogram(SIZES)
-        self._schedules: dict[Caller, Schedule] = {}  # of streams that are written as they are read
+        # Of streams that are written as they are read: those that one thread reads go on together.
+        self._schedules: dict[tuple[Caller, int], Schedule] = {}
 
     def handle(self, payload: bytes) -> bytes:
         """Answer one request.
@@ -106,7 +107,8 @@ class LanguageModelService:
         """
         asking = True
         stream = self.open(payload, wanted=lambda: asking)
-        schedule = self._schedules.setdefault(stream.caller, Schedule(self, 1))
+        reader = stream.caller, threading.get_ident()
+        schedule = self._schedules.setdefault(reader, Schedule(self, 1))
         schedule.add(stream)
         try:
             while True:
@@ -125,7 +127,7 @@ class LanguageModelService:
         finally:
             schedule.drop(stream)
             if not schedule.busy:
-                self._schedules.pop(stream.caller, None)
+                self._schedules.pop(reader, None)
 
     def open(
         self,

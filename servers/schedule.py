@@ -179,7 +179,8 @@ class Schedule:
 
     def _remove(self, job: Job | Stream) -> bool:
         if isinstance(job, Stream):
-            self.service.streams.remove(job)
+            with self.service.lock:
+                self.service.streams.remove(job)
         jobs = self._callers[job.caller]
         jobs.remove(job)
         if not jobs:

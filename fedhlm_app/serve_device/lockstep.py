@@ -110,7 +110,8 @@ class Lockstep:
         self.open = 0
         self._running = 0
         self._changed = threading.Condition()
-        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # A `SimpleQueue` can wait for ever where a short time limit has passed before it looks.
+        self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="batches")
         self._thread.start()
 

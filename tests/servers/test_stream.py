@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import numpy as np
@@ -23,6 +24,26 @@ def test_nothing_taken_back_is_the_llms_own_text():
     device = Device(make_service(), asked(texts)).read_all()
     assert device.texts() == [own_text(text, 21) for text in texts]
     assert set(device.ends.values()) == {End.SPAN}
+
+
+def test_threads_of_one_device_read_streams_beside_each_other():
+    """A serving device with the LLM in its own process writes each batch in a thread."""
+    service, texts = make_service(), prompts(16)
+
+    def read(number):
+        found = []
+        for key in range(number, len(texts), 4):
+            # Its own text, by a number of its own.
+            row = Row(key, 0, np.array(texts[key]), 7)
+            request = request_of("greedy", [row], client=0, feedback=True)
+            found.append(Device(service, request, key=key).read_all().texts())
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(4)))
+    for number, read_texts in enumerate(found):
+        assert read_texts == [[own_text(text, 21)] for text in texts[number::4]]
+    assert len(service.streams) == 0
 
 
 def per_token(service, texts, count, **options):
