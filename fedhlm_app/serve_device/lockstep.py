@@ -132,7 +132,7 @@ class Lockstep:
             room = self._room()
             jobs: list[Job | None] = [*held] or [self._waiting.get()]
             with suppress(queue.Empty):
-                while len(jobs) < room:
+                while len(jobs) < room and jobs[-1] is not None:
                     jobs.append(self._waiting.get(timeout=TOGETHER_SECONDS))
             if None in jobs:
                 break
