@@ -32,6 +32,8 @@ class Progress:
         Refused replies by reason.
     failed : int
         Clients that were asked and gave no answer.
+    absent : int
+        Clients that were not connected, added up over rounds.
     thresholds : dict of client to float
         As each client last reported its own.
     take_back : list of float
@@ -46,6 +48,7 @@ class Progress:
     evaluation: dict[str, Any] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     failed: int = 0
+    absent: int = 0
     thresholds: dict[int, float] = field(default_factory=dict)
     take_back: list[float] = field(default_factory=list)
     waited: float = 0.0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any, Protocol, cast
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
@@ -23,6 +21,7 @@ from fedhlm_app.client.profiles import (
     request,
 )
 from fedhlm_app.server.introducing import IntroducingGrid
+from fedhlm_app.server.roster import LATE_SECONDS, Roster, numbers
 from fedhlm_app.settings import Settings
 from strategies.cluster_map import (
     AssignedClusters,
@@ -34,11 +33,6 @@ from strategies.cluster_map import (
 from strategies.clustering.learned import LearnedClusters
 from strategies.clustering.methods import Method, cluster_clients
 from strategies.clustering.result import ClusterResult
-
-INTRODUCTION_SECONDS = 180.0
-"""Longest wait for nodes to say which data partition they are."""
-LATE_SECONDS = 10.0
-"""Longest wait for one that turned up later."""
 
 
 class Reclusters(Protocol):
@@ -66,6 +60,8 @@ class Clusters:
         Clients whose last profile was refused, with the reason.
     silent : list of int
         Clients that sent no profile when last asked.
+    roster : Roster
+        Which node is which client.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -78,15 +74,12 @@ class Clusters:
             self.map = AssignedClusters({}, _assignment(settings), settings.clusters)
         self.refused: dict[int, str] = {}
         self.silent: list[int] = []
+        self.roster = Roster(settings.clients)
         self.bytes = 0
         self.clusterings = 0
         self._clustered_after = -1
         self._asked_after: dict[int, int] = {}
         self._releases: Counter[int] = Counter()
-        self._nodes: dict[int, int] = {}
-        self._clients: dict[int, int] = {}
-        self._again: dict[int, tuple[float, float]] = {}
-        self._grid: Grid | None = None
 
     @property
     def assignment(self) -> list[int]:
@@ -108,19 +101,11 @@ class Clusters:
 
         Flower's own node ids are random; only the data partition names a client.
         """
-        self._grid = grid
-        deadline = time.monotonic() + INTRODUCTION_SECONDS
-        while True:
-            left = deadline - time.monotonic()
-            self._identify(list(grid.get_node_ids()), max(left, 1.0))
-            if len(self._clients) >= self.settings.clients or left <= 0:
-                break
-            time.sleep(0.2)
-        log(INFO, "%d of %d clients are here", len(self._clients), self.settings.clients)
+        self._register(self.roster.wait(grid))
         if self.learned and self._clustered_after < 0:
             self._cluster(0, strategy)
         else:
-            self._place(list(self._clients))
+            self._place(list(self.roster.nodes))
 
     def watch(self, grid: Grid) -> Grid:
         """The grid, one that introduces nodes of which it hears for the first time."""
@@ -128,53 +113,16 @@ class Clusters:
 
     def meet(self, nodes: Sequence[int]) -> None:
         """Introduce and place those of `nodes` that are not known yet."""
-        new = self._identify(nodes, LATE_SECONDS)
+        new = self.roster.identify(nodes, LATE_SECONDS)
+        self.roster.look(nodes)
         if new:
-            log(INFO, "late or returning clients: %s", ", ".join(map(str, sorted(new))))
+            log(INFO, "late or returning clients: %s", numbers(new))
+            self._register(new)
             self._place(new)
 
-    def _identify(self, nodes: Sequence[int], seconds: float) -> list[int]:
-        """Ask unknown nodes for their client; silent ones are asked again ever more rarely."""
-        now = time.monotonic()
-        unknown = [
-            node
-            for node in nodes
-            if node not in self._nodes and self._again.get(node, (0.0, 0.0))[0] <= now
-        ]
-        if not unknown:
-            return []
-        found = []
-        for reply in self._query(unknown, RecordDict(), "introduction", seconds):
-            node = reply.metadata.src_node_id
-            client = _client_of(reply, self.settings.clients)
-            if client is None:
-                log(WARNING, "node %s named no client of this run", node)
-                continue
-            self._nodes[node] = client
-            self._clients[client] = node
-            self.map.register(node, client)
-            found.append(client)
-        for node in unknown:
-            if node not in self._nodes:
-                wait = max(1.0, 2 * self._again.get(node, (0.0, 0.0))[1])
-                self._again[node] = (time.monotonic() + wait, wait)
-        return found
-
-    def _query(
-        self, nodes: Sequence[int], content: RecordDict, group: str, seconds: float
-    ) -> list[Message]:
-        """Answers without an error; the others are named in the log."""
-        if self._grid is None or not nodes:
-            return []
-        messages = [Message(content, node, MessageType.QUERY, group_id=group) for node in nodes]
-        good = []
-        for reply in self._grid.send_and_receive(messages, timeout=seconds):
-            if reply.has_error():
-                node = reply.metadata.src_node_id
-                log(WARNING, "node %s failed at %s: %s", node, group, reply.error)
-            else:
-                good.append(reply)
-        return good
+    def _register(self, clients: Sequence[int]) -> None:
+        for client in clients:
+            self.map.register(self.roster.nodes[client], client)
 
     # --- profiles ---------------------------------------------------------------------------
 
@@ -191,7 +139,7 @@ class Clusters:
     def _cluster(self, server_round: int, strategy: Reclusters) -> bool:
         settings = self.settings
         self._clustered_after = server_round
-        profiles = self._profiles(sorted(self._clients), server_round, settings.round_timeout)
+        profiles = self._profiles(sorted(self.roster.nodes), server_round, settings.round_timeout)
         members = list(profiles)
         try:
             result = cluster_clients(
@@ -226,11 +174,11 @@ class Clusters:
     def _profiles(self, clients: Sequence[int], release: int, seconds: float) -> dict[int, Profile]:
         """Ask for profiles; the good ones by client, in ascending order."""
         agreed = profile_settings(self.settings)
-        nodes = [self._clients[client] for client in clients]
+        nodes = [self.roster.nodes[client] for client in clients]
         found: dict[int, Profile] = {}
         heard = set()
-        for reply in self._query(nodes, request(release), f"profiles-{release}", seconds):
-            client = self._nodes[reply.metadata.src_node_id]
+        for reply in self.roster.query(nodes, request(release), f"profiles-{release}", seconds):
+            client = self.roster.clients[reply.metadata.src_node_id]
             if client in heard:
                 continue
             heard.add(client)
@@ -254,7 +202,7 @@ class Clusters:
         missing = set(clients) - heard
         self.silent = sorted((set(self.silent) - heard) | missing)
         if missing:
-            log(WARNING, "no profile from clients %s", ", ".join(map(str, sorted(missing))))
+            log(WARNING, "no profile from clients %s", numbers(missing))
         return dict(sorted(found.items()))
 
     def _refuse(self, client: int, reason: str) -> None:
@@ -318,13 +266,6 @@ def _assignment(settings: Settings) -> list[int]:
 def _unclustered(clusters: int) -> LearnedClusters:
     """A map that has learned nothing yet: every client goes to ``client % clusters``."""
     return LearnedClusters({}, [], ClusterResult(clusters=clusters))
-
-
-def _client_of(reply: Message, clients: int) -> int | None:
-    """The client a reply names; None where it names none of the run's."""
-    metrics = reply.content.metric_records.get("metrics")
-    client = None if metrics is None else metrics.get("client")
-    return client if isinstance(client, int) and 0 <= client < clients else None
 
 
 def _keyed(values: Mapping[int, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -18,23 +18,20 @@ from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back
 from fedhlm_app.client.token_columns import LoggingGrid
 from fedhlm_app.data.items import Items
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.learning.rules import certifies, rule_of, sums_rule
+from fedhlm_app.learning.rules import certifies
 from fedhlm_app.results.events import event_log
-from fedhlm_app.results.figures import accuracy, by_client, coverage, figures, hierarchy
 from fedhlm_app.results.report import write_report
 from fedhlm_app.results.run_log import log_result, log_round
-from fedhlm_app.results.runs import RunFolder, versions
+from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.results.token_log import TokenLog
-from fedhlm_app.results.unresolved import RunFailed, failure, lost_words
+from fedhlm_app.results.unresolved import RunFailed, lost_words
 from fedhlm_app.server import checkpoint, preflight
-from fedhlm_app.server.cluster_report import clustering_figures
+from fedhlm_app.server.account import Account
 from fedhlm_app.server.clusters import Clusters
-from fedhlm_app.server.guarantee import guarantee
+from fedhlm_app.server.roster import numbers
 from fedhlm_app.server.strategy import build_of
 from fedhlm_app.settings import Settings, advice
-from hlm.arrays import FloatArray
-from hlm.privacy import gaussian_epsilon
 from strategies.records import RoundRecord
 
 if TYPE_CHECKING:
@@ -82,6 +79,7 @@ class Federation:
         self.strategy = build_of(settings, self._clusters.map, self._finish_round, edges)
         if settings.resume:
             self._resume()
+        self.account = Account(settings, self.strategy, self._clusters, self.progress)
 
     def run(self, grid: Grid) -> None:
         """Introduce the nodes, run all rounds, write summary and report.
@@ -125,7 +123,8 @@ class Federation:
                 train_config=self._told,
                 evaluate_config=self._told,
             )
-        summary = self.summary()
+        stats = {} if self.host is None else self.host.stats()
+        summary = self.account.summary(self._seconds(), stats)
         self.folder.write_summary(summary)
         write_report(self.folder)
         log_result(summary, self.folder.path)
@@ -162,74 +161,9 @@ class Federation:
         self._clusters.load_state_dict(clusters, self.strategy)
         self.strategy.load_state_dict(state)
 
-    @property
-    def epsilon(self) -> float | None:
-        """Privacy spent so far at `privacy-delta` by a client in every round; None without."""
-        spent = self._privacy()
-        return None if spent is None else float(spent["epsilon"])
-
-    def _privacy(self) -> dict[str, Any] | None:
-        """Mechanism, unit, releases and what they cost; None where nothing has noise."""
-        settings, strategy = self.settings, self.strategy
-        rule = rule_of(settings)
-        if settings.privacy == "none" or not rule.learns:
-            return None
-        releases = strategy.rounds_done if settings.privacy == "local" else strategy.state.releases
-        if settings.privacy == "local" and strategy.calibration is not None:
-            trained = settings.router_rounds if settings.policy == "router" else 0
-            releases = strategy.state.releases + min(strategy.rounds_done, trained)
-        covers = [rule.covers]
-        if sums_rule(settings) is not None and settings.policy == "router":
-            covers.append("router")
-        return {
-            "mechanism": "Gaussian",
-            "where": {"local": "device", "central": "server"}[settings.privacy],
-            "unit": "client",
-            "covers": covers,
-            "noise": settings.privacy_noise,
-            "releases": releases,
-            "epsilon": gaussian_epsilon(settings.privacy_noise, releases, settings.privacy_delta),
-            "delta": settings.privacy_delta,
-        }
-
     def _finish_round(self, record: RoundRecord) -> None:
         """Write down one finished round, and look after the LLM."""
-        at_edge, progress = self.strategy.at_edge, self.progress
-        sums: dict[str, Any] = {**record.sums, **({} if at_edge is None else at_edge.tally)}
-        progress.totals.update({key: value for key, value in sums.items() if _is_number(value)})
-        progress.refused.update(record.refused_by_reason)
-        progress.failed += len(record.failed)
-        progress.waited += record.seconds
-        told = {client: one["threshold"] for client, one in record.replies.items()}
-        thresholds = cast(dict[int, float], told if record.counted else {})
-        progress.thresholds |= thresholds
-        evaluation = self._evaluation(record)
-        if evaluation:
-            progress.evaluation = {"round": record.round, **evaluation}
-        strategy = self.strategy
-        line: dict[str, Any] = {
-            "round": record.round,
-            "threshold": self._thresholds(thresholds),
-            "policy": {n: a.tolist() for n, a in strategy.named(strategy.policy).items()},
-            "weights": {str(client): weight for client, weight in record.weights.items()},
-            "loss": record.means.get("loss-before"),
-            "replies": len(record.weights),
-            "counted": record.counted,
-            "refused": {str(refusal.client): refusal.reason for refusal in record.refused},
-            "failed": {str(failure.client): failure.reason for failure in record.failed},
-            "seconds": record.seconds,
-            **figures(sums),
-            "by_client": by_client(record.replies, record.clients),
-        }
-        if at_edge is not None:
-            line["hierarchy"] = hierarchy(sums)
-        if evaluation:
-            line["evaluation"] = evaluation
-        if self.epsilon is not None:
-            line["epsilon"] = self.epsilon
-        if self.strategy.calibration is not None:
-            line["calibration"] = self.strategy.calibration.stage(record)
-            line["guarantee"] = guarantee(self.settings, self.strategy.calibration, record.round)
+        line, sums = self.account.line(record), self.account.sums(record)
         if self._tokens is not None:
             self._tokens.end_round(record.round)
         self.folder.append_metrics(line)
@@ -239,12 +173,14 @@ class Federation:
         if learns_take_back(self.settings):
             counts = [float(sums.get(name, 0)) for name in RUN_COUNTS]
             # Of a round that counted nothing there is nothing to go by.
-            progress.take_back = counts if any(counts) else progress.take_back
+            self.progress.take_back = counts if any(counts) else self.progress.take_back
             self._tell_counts()
         if self.settings.checkpoint:
             self._save()
         self._write_progress(record.round)
         log_round(line, self.settings.rounds)
+        if absent := line["absent"]:
+            log(WARNING, "round %d: clients %s were not here", record.round, numbers(absent))
         for refusal in record.refused:
             log(WARNING, "client %s refused: %s", refusal.client, refusal.reason)
         if lost := lost_words(sums):
@@ -255,32 +191,6 @@ class Federation:
             if not certifies(self.settings, record.round):
                 self.edges.publish()
             self.edges.ensure(self._cluster_of_clients())
-
-    def _thresholds(self, clients: Mapping[int, float]) -> dict[str, Any]:
-        """Thresholds of all tiers, with those of clients."""
-        clusters = enumerate(self.strategy.cluster_policies)
-        return {
-            "global": self._threshold(self.strategy.policy),
-            "clusters": {str(cluster): self._threshold(value) for cluster, value in clusters},
-            "clients": {str(client): value for client, value in sorted(clients.items())},
-        }
-
-    def _threshold(self, policy: FloatArray) -> float:
-        return float(self.strategy.named(policy)["threshold"][0])
-
-    def _evaluation(self, record: RoundRecord) -> dict[str, Any]:
-        """Figures of the round's federated evaluation; empty when it had none."""
-        sums = record.evaluation_sums
-        if not sums.get("tokens"):
-            # Devices that learn from what they serve hold no texts out.
-            return {}
-        settings = self.settings
-        assigned = dict(enumerate(self._clusters.assignment))
-        return {
-            **figures(sums),
-            "accuracy": accuracy(sums, settings.workload),
-            "coverage": coverage(record.evaluation_replies, assigned, settings.fidelity_budget),
-        }
 
     def _save(self) -> None:
         progress = replace(self.progress, seconds=self._seconds())
@@ -295,57 +205,3 @@ class Federation:
     def _seconds(self) -> float:
         """Wall clock of the run, its earlier lives included."""
         return self.progress.seconds + time.monotonic() - self._began
-
-    def summary(self) -> dict[str, Any]:
-        """The run in figures, after the contract of `summary.json`."""
-        settings, totals = self.settings, self.progress.totals
-        total = figures(totals)
-        evaluated = self.progress.evaluation
-        right = evaluated.get("accuracy") or accuracy(totals, settings.workload)
-        values = self.strategy.client_values
-        in_force = {client: self._threshold(value) for client, value in values.items()}
-        stats = {} if self.host is None else self.host.stats()
-        seconds = self._seconds()
-        return {
-            "tokens": int(totals["tokens"]),
-            "resolution": total["resolution"],
-            "trr": total["trr"],
-            "unresolved": total["unresolved"],
-            "error": failure(settings, totals),
-            "llm_agreement": total["llm_agreement"],
-            "accuracy": right,
-            "certificate": total["certificate"],
-            "measured_tokens": total["measured_tokens"],
-            "guarantee": guarantee(settings, self.strategy.calibration, self.strategy.rounds_done),
-            "bytes": total["bytes"],
-            "exchanges": total["exchanges"],
-            "hierarchy": None if self.strategy.at_edge is None else hierarchy(totals),
-            "threshold": self._thresholds({**self.progress.thresholds, **in_force}),
-            "rounds": self.strategy.rounds_done,
-            "clients": settings.clients,
-            "clusters": settings.clusters,
-            "seconds": {
-                "total": seconds,
-                "slm": float(totals["seconds-slm"]),
-                "llm": float(stats.get("seconds", totals["seconds-waited"])),
-                "flower": max(0.0, seconds - self.progress.waited),
-            },
-            "audited": int(totals["audited"]),
-            "false_hits": total["false_hits"],
-            "copies": int(totals["cache-copies"]),
-            "read": int(totals["read"]),
-            "refused": dict(self.progress.refused),
-            "failed": self.progress.failed,
-            "epsilon": self.epsilon,
-            "privacy": self._privacy(),
-            "coverage": evaluated.get("coverage", {}),
-            "evaluation": evaluated,
-            "clustering": clustering_figures(self._clusters),
-            "settings": settings.to_run_config(),
-            "changed": settings.changed(),
-            "versions": versions(),
-        }
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, Sequence)

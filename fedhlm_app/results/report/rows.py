@@ -70,6 +70,14 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
             ("updates to the edge", f"{sent['device_edge']:,}", f"bytes of {sent['updates']:,}"),
             ("  on to the cloud", f"{sent['edge_cloud']:,}", f"bytes of {saved}"),
         ]
+    lost = {
+        "refused": sum(summary.get("refused", {}).values()),
+        "failed": summary.get("failed", 0),
+        "not connected": summary.get("absent", 0),
+    }
+    if missed := sum(lost.values()):
+        why = ", ".join(f"{words} {count:,}" for words, count in lost.items() if count)
+        rows.append(("replies missing", f"{missed:,}", why))
     rows.append(
         (
             "seconds",

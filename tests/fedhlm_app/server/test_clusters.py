@@ -17,7 +17,7 @@ from clients.learning.profile_making import make_profile
 from fedhlm_app.client import profiles
 from fedhlm_app.client.profiles import PROFILE, profile_settings
 from fedhlm_app.hosting import edge as edge_hosting
-from fedhlm_app.server import clusters as clusters_module
+from fedhlm_app.server import roster
 from fedhlm_app.server.cluster_report import true_groups
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.settings import Settings, SettingsError
@@ -111,7 +111,7 @@ class Strategy:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
-    monkeypatch.setattr(clusters_module, "INTRODUCTION_SECONDS", 0.0)
+    monkeypatch.setattr(roster, "INTRODUCTION_SECONDS", 0.0)
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
@@ -249,7 +249,7 @@ def test_a_late_client_joins_those_like_it():
     assert clusters.map.clusters_of([206]) == clusters.map.clusters_of([102])
     assert clusters.map.clusters_of([207]) == clusters.map.clusters_of([100])
     # Asked with a bound of seconds, and once.
-    assert max(nodes.timeouts[2:]) <= 3 * clusters_module.LATE_SECONDS
+    assert max(nodes.timeouts[2:]) <= 3 * roster.LATE_SECONDS
     asked = len(nodes.asked)
     grid.get_node_ids()
     assert len(nodes.asked) == asked
@@ -260,8 +260,10 @@ def test_a_late_client_is_told_apart_with_assigned_clusters_too():
     nodes = Nodes(settings, present=range(6))
     clusters, _ = introduced(settings, nodes)
     assert clusters.map.clients_of([207]) == [-1]
+    assert clusters.roster.absent == [6, 7]
     nodes.clients[207] = 7
     clusters.watch(nodes).get_node_ids()
+    assert clusters.roster.absent == [6]
     assert clusters.map.clients_of([207]) == [7]
     assert clusters.map.clusters_of([207]) == [1]
 
@@ -278,7 +280,7 @@ def test_a_bad_late_profile_goes_by_its_number():
 
 def test_a_silent_node_does_not_hold_up_every_round(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(clusters_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(roster.time, "monotonic", lambda: now[0])
     settings = settings_of(cluster_by="round-robin")
     nodes = Nodes(settings)
     nodes.silent = {7}
@@ -330,7 +332,7 @@ def test_a_client_that_missed_a_clustering_is_placed_when_it_returns():
     clusters, strategy = introduced(settings, nodes)
     old = clusters.assignment[0]
     del nodes.clients[100]
-    clusters._clients.pop(0)  # gone before the round
+    clusters.roster.nodes.pop(0)  # gone before the round
     clusters.renew(2, strategy)
     nodes.clients[300] = 0
     nodes.groups[0] = 1 - nodes.groups[0]
