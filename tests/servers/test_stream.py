@@ -362,7 +362,7 @@ def test_a_reader_that_goes_away_is_noticed_between_turns():
         request = asked(prompts(2))
         async with aclosing(batcher.stream(encode_opening(Opening(request, 5, 40, 3)))) as frames:
             await anext(frames)
-        for _ in range(200):
+        for _ in range(12_000):
             if batcher.abandoned:
                 return
             await asyncio.sleep(0.01)

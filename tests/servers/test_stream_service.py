@@ -42,7 +42,7 @@ def link(server):
 
 
 def eventually(condition):
-    for _ in range(500):
+    for _ in range(12_000):
         if condition():
             return True
         time.sleep(0.01)
