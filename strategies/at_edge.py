@@ -93,7 +93,7 @@ class AtEdge:
             if reason:
                 refused.append(Refusal(reason, update.node_id, update.client, "by its edge server"))
             else:
-                failed.append(Failure(update.node_id, update.client, LOST))
+                failed.append(Failure(update.node_id, update.client, LOST, silent=True))
         nodes = {u.client: u.node_id for u in settled if u.node_id in current.wanted}
         for one in found.values():
             current.sums |= {

@@ -24,6 +24,9 @@ from strategies.rules import State
 from strategies.sampling import Leg, Participation
 from strategies.validation import Refusal, Update
 
+SILENT_ROUNDS = 3
+"""So many rounds in a row that nobody answers end a run, and the first round of all."""
+
 
 class Exchange:
     """Talks to the clients of one round after the other.
@@ -59,6 +62,7 @@ class Exchange:
         self.cluster_map, self.participation = cluster_map, participation
         self.outbox, self.phase, self.edges = outbox, phase, edges
         self.current: Round | None = None
+        self._silent = 0
 
     def ask(
         self, leg: Leg, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -101,7 +105,8 @@ class Exchange:
         Raises
         ------
         RoundFailed
-            When none of a training can be used.
+            When none of a training can be used, unless all that happened is that nobody answered:
+            then the policies stay, but for the first round and too many of them in a row.
         """
         schema = self.outbox.schema(current)
         if self.edges is not None:
@@ -116,9 +121,16 @@ class Exchange:
             updates, unnamed = self._learn_clusters(current, updates)
             refused += odd + unnamed
         log_replies(f"aggregate_{current.leg}", updates, refused, failed)
-        if not updates and current.leg == "train":
-            raise RoundFailed(why_failed("training", current.number, refused, failed))
-        if not updates:
+        if updates:
+            self._silent = 0
+        elif current.leg == "train":
+            words = why_failed("training", current.number, refused, failed)
+            self._silent += 1
+            silent = not refused and all(failure.silent for failure in failed)
+            if not silent or not self.outbox.state.rounds_done or self._silent >= SILENT_ROUNDS:
+                raise RoundFailed(words)
+            log(WARNING, "%s. The policies stay as they are", words)
+        else:
             words = why_failed("evaluation", current.number, refused, failed)
             log(WARNING, "%s. The run goes on without its figures", words)
         return updates, refused, failed

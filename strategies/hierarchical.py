@@ -188,7 +188,7 @@ class Hierarchical(Strategy):
         Raises
         ------
         RoundFailed
-            When no reply could be used.
+            When no reply could be used (see `strategies.exchange.Exchange.sort`).
         """
         current = self._exchange.current
         if current is None:

@@ -37,11 +37,14 @@ class Failure:
     node_id, client : int
     reason : str
         The error the client sent, or ``no reply`` when the round's time ran out.
+    silent : bool
+        Nothing came of the client itself: it is away, or its reply was lost.
     """
 
     node_id: int
     client: int
     reason: str
+    silent: bool = False
 
 
 @dataclass

@@ -6,12 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
 from strategies.records import Failure
 from strategies.sampling import Node
 from strategies.validation import Refusal, ReplySchema, Update, validate_replies
+
+AWAY = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+"""Errors that Flower writes in the place of a node that is away."""
 
 
 def sort_replies(
@@ -23,21 +31,28 @@ def sort_replies(
     goes on without it.
     """
     answered: list[Message] = []
-    errors: dict[int, str] = {}
+    errors: dict[int, Error] = {}
     for message in replies:
         if message.has_error():
-            errors[message.metadata.src_node_id] = message.error.reason or "unknown error"
+            errors[message.metadata.src_node_id] = message.error
         else:
             answered.append(message)
     updates, refused = validate_replies(answered, schema)
     updates, odd = drop_odd_lists(updates)
     heard_of = {message.metadata.src_node_id for message in answered}
     failed = [
-        Failure(node_id, node.client, errors.get(node_id, "no reply"))
+        _failure(node, errors.get(node_id))
         for node_id, node in asked.items()
         if node_id not in heard_of
     ]
     return updates, refused + odd, failed
+
+
+def _failure(node: Node, error: Error | None) -> Failure:
+    if error is None:
+        return Failure(node.node_id, node.client, "no reply", silent=True)
+    reason = error.reason or "unknown error"
+    return Failure(node.node_id, node.client, reason, silent=error.code in AWAY)
 
 
 def log_replies(

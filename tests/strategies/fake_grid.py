@@ -58,8 +58,8 @@ def answer(
     return Message(content, reply_to=message)
 
 
-def fail(message: Message, reason: str = "boom") -> Message:
-    return Message(Error(code=0, reason=reason), reply_to=message)
+def fail(message: Message, reason: str = "boom", code: int = 0) -> Message:
+    return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def sends(policy: object, *, client: int, **options: object) -> Client:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
@@ -245,6 +247,28 @@ def test_when_all_clients_fail_the_run_fails() -> None:
     grid = FakeGrid({10: lambda m: fail(m, "no disk"), 11: lambda m: None})
     with pytest.raises(RoundFailed, match=r"training of round 1.*no disk.*no reply"):
         Hierarchical().start(grid, initial(0.5), 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("silent", "ends"), [((2, 3), False), ((1,), True), ((2, 3, 4), True)])
+def test_a_round_that_nobody_answers_changes_nothing(
+    silent: tuple[int, ...], ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def client(message: Message) -> Message | None:
+        number = int(message.metadata.group_id)
+        if number in silent:
+            return None if number == 2 else fail(message, "away", ErrorCode.NODE_UNAVAILABLE)
+        return answer(message, [0.1 * number], client=0)
+
+    strategy = Hierarchical()
+    failed = pytest.raises(RoundFailed, match=f"round {silent[-1]}: no usable reply")
+    with caplog.at_level("WARNING", logger="flwr"), failed if ends else nullcontext():
+        strategy.start(FakeGrid({10: client}), initial(0.5), 5)  # type: ignore[arg-type]
+    assert [record.counted for record in strategy.history] == (
+        [True, False, False, True, True] if not ends else [True, False, False][: silent[-1] - 1]
+    )
+    if not ends:
+        assert strategy.policy == pytest.approx(0.5)
+        assert "round 2: no usable reply" in caplog.text and "stay as they are" in caplog.text
 
 
 def test_when_all_evaluations_fail_the_run_goes_on_and_says_so(
