@@ -4,7 +4,7 @@ Over recorded uncertainties of 500 articles (AG News, or the built-in corpus): t
 take-back rule are fitted on one half and judged on the other, in each cell of LLM pace and round
 trip. Speeds are against the LLM streaming its own text. Takes seconds, after half a minute of
 recording the first time. With ``--wire`` a few texts are also decoded, over `hlm.channels` and, in
-real time, over a slow wire between two network namespaces (root, Linux): some seven minutes, cell
+real time, over a slow wire between two network namespaces (root, Linux): some nine minutes, cell
 by cell; a run that was broken off goes on with the cells that it lacks.
 """
 
@@ -62,7 +62,7 @@ def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     from benchmarks._spans_wire import in_real_time, table
 
     _, prompts, found = recorded(options.texts, options.tokens)
-    path = CACHE / f"spans-wire-{options.wire_prompts}x{options.wire_tokens}.jsonl"
+    path = CACHE / f"spans-cells-{options.wire_prompts}x{options.wire_tokens}.jsonl"
     if options.anew:
         path.unlink(missing_ok=True)
     rows = [json.loads(line) for line in path.open()] if path.exists() else []
@@ -74,7 +74,9 @@ def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         head = (row["wire"], *(f"{row[name]:g}" for name in CELL), row["way"])
-        print(*head, *(f"{row[name]:.2f}" for name in columns), flush=True)
+        figures = (row[name] for name in columns)
+        shown = (figure if isinstance(figure, float) else figure[0] for figure in figures)
+        print(*head, *(f"{figure:.3f}" for figure in shown), flush=True)
     print(f"\n{table(rows)}\n")
     return rows
 
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--slm-ms", type=float, default=5.0, help="time of a draft")
     parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--wire", action="store_true", help="also in real time: seven minutes")
+    parser.add_argument("--wire", action="store_true", help="also in real time: nine minutes")
     parser.add_argument("--wire-prompts", type=int, default=2)
     parser.add_argument("--wire-tokens", type=int, default=30)
     parser.add_argument(

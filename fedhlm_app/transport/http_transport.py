@@ -33,6 +33,9 @@ _PIECE_BYTES = 1 << 16
 _REFUSAL_BYTES = 1 << 12
 """Most bytes of a stream that are read at once, and of why there is none."""
 
+_BESIDE_STREAM = 2
+"""Connections that are ready beside a stream: for what the device says, and what it asks next."""
+
 Answer = TypeVar("Answer")
 
 
@@ -114,6 +117,8 @@ class HttpTransport:
         """Open a stream, return its frames (see `hlm.transport.Transport`).
 
         It has a connection to itself until its end; one that is not read to its end is closed.
+        Others are made ready meanwhile: a device that takes its text back asks again before it has
+        read what is left, and a handshake would cost it a round trip.
 
         Raises
         ------
@@ -122,9 +127,21 @@ class HttpTransport:
         """
         connection, response = self._reached("POST", STREAM, payload, lambda response: response)
         if response.status == HTTPStatus.OK:
+            if len(self._idle) < _BESIDE_STREAM:
+                threading.Thread(target=self._make_ready, daemon=True).start()
             return self._frames(connection, response)
         with closing(connection):
             raise self._refusal(response.status, response.read(_REFUSAL_BYTES))
+
+    def _make_ready(self) -> None:
+        """Connect to the server before it is needed."""
+        while len(self._idle) < _BESIDE_STREAM:
+            connection = self._open()
+            try:
+                connection.connect()
+            except OSError:  # whoever needs a connection tries again, and hears why there is none
+                return
+            self._keep(connection)
 
     def _frames(self, connection: _Connection, response: HTTPResponse) -> Frames:
         whole = False
