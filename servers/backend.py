@@ -7,7 +7,7 @@ that needs more is refused by name. Where backends are registered: `fedhlm_app.h
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,6 +39,8 @@ class Feed:
         empty for a backend that offers distributions.
     follow : int
         How many tokens after the one behind it a stream may ask for, one by one.
+    owner : Hashable
+        Whose session it is, if it is new: who has half of all makes room for its own.
     """
 
     session: Hashable
@@ -47,6 +49,7 @@ class Feed:
     wanted: IntArray
     asked: IntArray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     follow: int = 0
+    owner: Hashable = None
 
 
 class Unreadable(Exception):
@@ -74,6 +77,29 @@ class BackendStats:
     seconds: float = 0.0
 
 
+def next_to_go(
+    owners: Mapping[Hashable, Hashable], owner: Hashable, most: int, kept: Collection[Hashable]
+) -> Hashable:
+    """Which session makes room for a new one: whoever has its half gives up one of its own.
+
+    Parameters
+    ----------
+    owners : mapping
+        Owners of sessions, the one not used for longest first.
+    owner : Hashable
+        Of the new session.
+    most : int
+        Most sessions, all of which are there.
+    kept : collection of Hashable
+        Sessions that stay; not all.
+    """
+    spare = [session for session in owners if session not in kept]
+    own = [session for session, whose in owners.items() if whose == owner]
+    if len(own) >= max(1, most // 2):
+        return next((session for session in own if session not in kept), spare[0])
+    return spare[0]
+
+
 class Backend(Protocol):
     """Next-token prediction for many sessions with one large model."""
 
@@ -82,7 +108,7 @@ class Backend(Protocol):
     vocab: int
     """Tokens of the model's vocabulary."""
     max_sessions: int
-    """Most sessions held at a time; the one not used for longest makes room."""
+    """Most sessions held at a time; the one not used for longest makes room (`next_to_go`)."""
     max_context: int
     """Most tokens of a session."""
     reading: str

@@ -203,7 +203,7 @@ class Job:
             if feed is None:
                 self._lost(reading)
                 continue
-            self._planned.append((reading, feed))
+            self._planned.append((reading, replace(feed, owner=self.origin)))
             tokens, rows = tokens - cost, rows - len(feed.wanted)
             if not reading.done:
                 return

@@ -226,6 +226,10 @@ class Stream:
             if row.logits is None:
                 continue
             row.logits, token = None, next(tokens)
+            if engine.held(row.session) != row.end:
+                # Another text of the same turn has its place.
+                self._end(index, End.LOST)
+                continue
             engine.append(row.session, token)
             self._service.streams.stats.tokens += 1
             row.written += 1
@@ -315,7 +319,7 @@ class Stream:
             return
         self._job, request, streams = None, self.opening.request, self._service.streams
         self._frames += framed(encode_reply(job.reply, request))
-        engine, room = self._service.engine, streams.room(self.caller)
+        engine, room = self._service.engine, streams.room(self)
         bases = (request.rows.ends + (job.reply.tokens != NO_TOKEN)).tolist()
         # An opening has one row a text.
         for index, (base, session) in enumerate(zip(bases, job.sessions, strict=True)):

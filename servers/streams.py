@@ -57,15 +57,22 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def room(self, caller: Caller) -> int:
-        """Rows that a device may have written beside those that are.
+    def room(self, asking: Stream) -> int:
+        """Rows that a stream may have written beside those that are.
 
-        Each keeps a session in use; beside others no device has more than half of them.
+        Each keeps a session in use; beside others no client number, and nobody under several of
+        them, has more than half.
         """
-        own = sum(len(stream.rows) for stream in self._of.get(caller, ()))
-        others = sum(len(stream.rows) for stream in self._streams.values()) - own
-        sessions = self._service.engine.max_sessions
-        return min(sessions - others, max(1, sessions // 2) if others else sessions) - own
+        streams, sessions = self._streams.values(), self._service.engine.max_sessions
+        rows = sum(len(stream.rows) for stream in streams)
+
+        def left(own: int) -> int:
+            most = max(1, sessions // 2) if rows > own else sessions
+            return min(sessions - rows, most - own)
+
+        numbered = sum(len(stream.rows) for stream in self._of.get(asking.caller, ()))
+        origin = sum(len(stream.rows) for stream in streams if stream.origin == asking.origin)
+        return min(left(numbered), left(origin))
 
     def add(self, stream: Stream) -> None:
         """Know a stream by its key from now on; one opened again takes the place of the first."""

@@ -9,7 +9,7 @@ owns them finds out through `held` and sends the tokens again.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from hlm.arrays import IntArray
 from hlm.reading import agreement
 from hlm.reading.plain import Passage
 from hlm.verifiers import Need
-from servers.backend import BackendStats, Feed
+from servers.backend import BackendStats, Feed, next_to_go
 from servers.engine.ways import best_way
 
 
@@ -33,6 +33,7 @@ class EngineError(ValueError):
 class _Session:
     slot: int
     tokens: IntArray
+    owner: Hashable
     computed: int = 0  # tokens 0 .. computed - 1 are in the key-value cache
 
 
@@ -170,8 +171,9 @@ class Engine:
             raise EngineError("feeds: each session may appear only once")
         begun = time.perf_counter()
         results: list[torch.Tensor | None] = []
-        for begin in range(0, len(feeds), self.max_sessions):
-            results += self._score_wave(feeds[begin : begin + self.max_sessions])
+        most = self._wave(feeds)
+        for begin in range(0, len(feeds), most):
+            results += self._score_wave(feeds[begin : begin + most])
         left = self.pace - (time.perf_counter() - begun)
         if left > 0 and any(len(feed.wanted) for feed in feeds):
             time.sleep(left)
@@ -194,6 +196,16 @@ class Engine:
         ):
             raise EngineError(f"wanted: positions must increase within 1 .. {end}")
 
+    def _wave(self, feeds: Sequence[Feed]) -> int:
+        """How many feeds are served at a time: beside others, none of one's own fill all slots."""
+        half = max(1, self.max_sessions // 2)
+        if len(feeds) > half:
+            of = Counter(feed.owner for feed in feeds)
+            others = of.keys() | {session.owner for session in self._sessions.values()}
+            if len(others) > 1 and max(of.values()) > half:
+                return half
+        return self.max_sessions
+
     def _score_wave(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
         current = {feed.session for feed in feeds}
         nothing = torch.empty(0, self.vocab, device=self.model.device)
@@ -214,21 +226,22 @@ class Engine:
     def _take_in(self, feed: Feed, current: set[Hashable]) -> _Session:
         session = self._sessions.get(feed.session)
         if session is None:
-            session = _Session(self._free_slot(current), np.empty(0, np.int64))
+            slot = self._free_slot(current, feed.owner)
+            session = _Session(slot, np.empty(0, np.int64), feed.owner)
             self._sessions[feed.session] = session
         self._sessions.move_to_end(feed.session)
         session.tokens = np.concatenate([session.tokens[: feed.start], feed.tokens])
         session.computed = min(session.computed, feed.start)
         return session
 
-    def _free_slot(self, current: set[Hashable]) -> int:
+    def _free_slot(self, current: set[Hashable], owner: Hashable) -> int:
         if not self._free and self._slots < self.max_sessions:
             old, self._slots = self._slots, min(2 * self._slots, self.max_sessions)
             self._reader.grow(self._slots)
             self._free = list(range(old, self._slots))
         if not self._free:
-            oldest = next(key for key in self._sessions if key not in current)
-            self.forget(oldest)
+            owners = {key: session.owner for key, session in self._sessions.items()}
+            self.forget(next_to_go(owners, owner, self.max_sessions, current))
             self.stats.evictions += 1
         # Lowest first keeps the slots of one batch adjacent, which spares a copy.
         self._free.sort()

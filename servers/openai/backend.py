@@ -20,7 +20,7 @@ import torch
 
 from hlm.arrays import IntArray
 from hlm.verifiers import Need
-from servers.backend import BackendStats, Feed, Unreadable
+from servers.backend import BackendStats, Feed, Unreadable, next_to_go
 from servers.openai.answers import (
     BadAnswer,
     Told,
@@ -145,12 +145,13 @@ class OpenAIBackend:
         """The text of a feed, with its tokens; None where it builds on what is not held."""
         if feed.start > self.held(feed.session):
             return None
-        text = self._texts.setdefault(feed.session, Text())
+        if feed.session not in self._texts and len(self._texts) >= self.max_sessions:
+            owners = {key: text.owner for key, text in self._texts.items()}
+            self._texts.pop(next_to_go(owners, feed.owner, self.max_sessions, ())).stop()
+            self.stats.evictions += 1
+        text = self._texts.setdefault(feed.session, Text(feed.owner))
         text.take(feed.start, feed.tokens)
         self._texts.move_to_end(feed.session)
-        while len(self._texts) > self.max_sessions:
-            self._texts.popitem(last=False)[1].stop()
-            self.stats.evictions += 1
         return text
 
     def _told(self, wanted: Sequence[tuple[Text, int, int]]) -> list[Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,8 @@ class Text:
 
     Attributes
     ----------
+    owner : Hashable
+        Whose it is.
     tokens : numpy.ndarray
         int64.
     asked : int
@@ -44,6 +46,7 @@ class Text:
         Where the server is ahead of it.
     """
 
+    owner: Hashable = None
     tokens: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     asked: int = 0
     ahead: Ahead | None = None
