@@ -18,7 +18,8 @@ from fedhlm_app.cli.app import app
 from fedhlm_app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 OWN = ("python -m fedhlm_app ", ".venv/bin/fedhlm ", "fedhlm ")
 
 
@@ -61,8 +62,8 @@ def test_every_command_is_one(page: Path) -> None:
 
 
 def test_pages_are_listed_and_lead_somewhere() -> None:
-    listed = re.findall(r": (\w[\w-]*\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
-    assert sorted(listed) == sorted(page.name for page in PAGES[1:])
+    listed = re.findall(r": (\w[\w/-]*\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES[1:])
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):
             if not target.startswith(("http:", "https:", "mailto:")):

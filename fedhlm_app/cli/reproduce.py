@@ -86,12 +86,13 @@ def run_experiment(
             data = str(Path(data).resolve())
         collect({"dataset": data}, pairs)  # what is wrong is said before anything is loaded
         # Models and drawing take seconds to load, which a wrong setting need not await.
+        from fedhlm_app.data.items import load_items
         from fedhlm_app.reproduce.experiments import EXPERIMENTS
         from fedhlm_app.reproduce.pieces import Options
         from fedhlm_app.reproduce.runner import reproduce
 
         given = seeds or (QUICK_SEEDS if quick else SEEDS)
-        options = Options(data, quick, given, parse_overrides(pairs))
+        options = Options(data, quick, given, parse_overrides(pairs), len(load_items(data)))
         try:
             path = reproduce(
                 EXPERIMENTS[name],

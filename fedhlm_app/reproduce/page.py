@@ -7,27 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhlm_app.data.items import BUILTIN
 from fedhlm_app.reproduce.pieces import Cell, Experiment, Measured, Options, Table, number
 
-HEAD = """# Results
-
+HEAD = """
 Made by `fedhlm reproduce`; nobody edits it. `±` is a 95 % interval of the mean over seeds. Numbers
 are as measured: where a paper's cannot be, the sentence says why.
 """
 
 
 def page(folder: Path, experiments: Mapping[str, Experiment[Any]]) -> str:
-    """The page of a folder, in Markdown, with links to figures relative to it."""
-    parts = [HEAD]
+    """The page of a folder, in Markdown: links lead to its figures and to pages in its folders."""
+    parts, names = [HEAD], []
     for name, experiment in experiments.items():
         own = folder / name
         made = [piece for piece in experiment.pieces if (own / f"{piece.name}.json").is_file()]
         if not made:
             continue
-        options = Options(**json.loads((own / "options.json").read_text("utf-8")))
+        options = _options(own)
+        names.append(options.dataset)
+        data = "" if options.data == BUILTIN else f" --data {options.data}"
         quick = " --quick" if options.quick else ""
         parts.append(f"## {experiment.title}\n")
-        parts.append(f"`fedhlm reproduce {name}{quick}`: {experiment.setup(options)}\n")
+        parts.append(f"`fedhlm reproduce {name}{data}{quick}`: {experiment.setup(options)}\n")
         for piece in made:
             finding = json.loads((own / f"{piece.name}.json").read_text("utf-8"))
             parts.append(f"### {piece.title}\n\n{finding['words']}\n")
@@ -35,7 +37,18 @@ def page(folder: Path, experiments: Mapping[str, Experiment[Any]]) -> str:
                 parts.append(_table(finding["table"]["columns"], finding["table"]["rows"]))
             if finding["figures"]:
                 parts.append(f"![{piece.title}]({name}/{piece.name}.svg)\n")
-    return "\n".join(parts)
+    others = [
+        f"[{_options(path).dataset}]({path.parent.name}/results.md)"
+        for path in sorted({path.parent for path in folder.glob("*/*/options.json")})
+    ]
+    if others:
+        parts.insert(1, f"The same on {', '.join(dict.fromkeys(others))}.\n")
+    return f"# Results on {' and '.join(dict.fromkeys(names))}\n" + "\n".join(parts)
+
+
+def _options(folder: Path) -> Options:
+    """What an experiment's folder was made with."""
+    return Options(**json.loads((folder / "options.json").read_text("utf-8")))
 
 
 def table_json(table: Table) -> dict[str, Any]:
@@ -48,6 +61,7 @@ def table_json(table: Table) -> dict[str, Any]:
         "columns": list(table.columns),
         "rows": [[plain(cell) for cell in row] for row in table.rows],
         "sums": [[list(parts), whole] for parts, whole in table.sums],
+        "totals": list(table.totals),
     }
 
 
@@ -57,7 +71,8 @@ def table_of(found: Mapping[str, Any]) -> Table:
         [Measured(*cell) if isinstance(cell, list) else cell for cell in row]
         for row in found["rows"]
     ]
-    return Table(found["columns"], rows, [(parts, whole) for parts, whole in found["sums"]])
+    sums = [(parts, whole) for parts, whole in found["sums"]]
+    return Table(found["columns"], rows, sums, found["totals"])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

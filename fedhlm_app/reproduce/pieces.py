@@ -11,6 +11,9 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from scipy.stats import t as student
 
+AG_NEWS_TEXTS = 120_000
+"""In the official training split."""
+
 Tell = Callable[[str], None]
 """Told in a few words what is being worked on."""
 
@@ -58,6 +61,8 @@ class Table:
         As long as `columns`.
     sums : sequence of (parts, whole)
         Columns whose cells add up to the cell of another, in every row that has numbers there.
+    totals : sequence of str
+        Columns in which the last row is the sum of all others.
 
     Raises
     ------
@@ -68,6 +73,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     sums: Sequence[tuple[Sequence[str], str]] = ()
+    totals: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -76,12 +82,18 @@ class Table:
             named = dict(zip(self.columns, row, strict=True))
             for parts, whole in self.sums:
                 values = [number(named[name]) for name in (*parts, whole)]
-                if all(value is not None for value in values):
-                    *added, total = (float(value or 0.0) for value in values)
-                    if not math.isclose(sum(added), total, rel_tol=1e-9, abs_tol=1e-6):
-                        raise SumsError(
-                            f"{row[0]}: {' + '.join(parts)} = {sum(added)}, not {total}"
-                        )
+                _check(f"{row[0]}: {' + '.join(parts)}", values)
+        for name in self.totals:
+            at = self.columns.index(name)
+            _check(f"{name} of all rows", [number(row[at]) for row in self.rows])
+
+
+def _check(what: str, values: Sequence[float | None]) -> None:
+    """Raise SumsError where the last number is not the sum of the others."""
+    if None not in values:
+        *parts, whole = (value or 0.0 for value in values)
+        if not math.isclose(sum(parts), whole, rel_tol=1e-9, abs_tol=1e-6):
+            raise SumsError(f"{what} = {sum(parts)}, not {whole}")
 
 
 def number(cell: Cell) -> float | None:
@@ -148,12 +160,29 @@ class Options:
         Runs of everything random, >= 1.
     settings : mapping of str to str
         Settings of all runs, such as the pair.
+    texts : int
+        How many the data hold; 0: not counted.
     """
 
     data: str = "builtin"
     quick: bool = False
     seeds: int = 5
     settings: Mapping[str, Any] = field(default_factory=dict)
+    texts: int = 0
+
+    @property
+    def dataset(self) -> str:
+        """The data in words, without the way to their folder."""
+        name = Path(self.data).name
+        return {"builtin": "the built-in texts", "ag_news": "AG News"}.get(name, name)
+
+    @property
+    def counted(self) -> str:
+        """The data and how many texts of them there are, which of AG News may be a part."""
+        if not self.texts:
+            return self.dataset
+        of = f" of {AG_NEWS_TEXTS:,} training" if self.dataset == "AG News" else ""
+        return f"{self.dataset} ({self.texts:,}{of} texts)"
 
 
 Inputs = TypeVar("Inputs")

@@ -70,6 +70,9 @@ def reproduce(
 def _claim(folder: Path, options: Options) -> None:
     """Note what the folder is made with, or refuse one that is made otherwise."""
     path, mine = folder / "options.json", dataclasses.asdict(options)
+    # The way to the data is this machine's; what is made of them is read elsewhere.
+    if Path(options.data).is_absolute():
+        mine["data"] = Path(options.data).name
     if path.is_file():
         other = json.loads(path.read_text("utf-8"))
         for name, value in mine.items():

@@ -113,7 +113,7 @@ def setup(options: Options) -> str:
     recorded, made, length = sizes(options)
     return (
         f"drafts sampled; tokens of {recorded} texts; {made} texts of {length} tokens made by "
-        f"every method; {options.seeds} seeds, data {options.data}; a Rayleigh channel at its "
+        f"every method; {options.seeds} seeds, {options.counted}; a Rayleigh channel at its "
         f"ergodic rate, {1e3 * ROUND_TRIP_S:g} ms there and back, processor time of this machine"
     )
 

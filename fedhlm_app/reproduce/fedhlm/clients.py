@@ -59,7 +59,8 @@ def table_5(inputs: Inputs) -> Finding:
         "client", "hit ratio", "accuracy %", "local", "hits", "LLM", "tokens", "mean uncertainty",
         "bytes",
     )  # fmt: skip
-    table = Table(columns, rows, [(("local", "hits", "LLM"), "tokens")])
+    parts = ("local", "hits", "LLM")
+    table = Table(columns, rows, [(parts, "tokens")], (*parts, "tokens", "bytes"))
     points = {"clients": list(zip(uncertainty.tolist(), ratio.tolist(), strict=True))}
     return Finding(
         words, table, [Figure("points", points, "mean uncertainty", "hits among escalated tokens")]

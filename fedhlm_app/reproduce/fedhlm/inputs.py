@@ -160,7 +160,7 @@ def setup(options: Options) -> str:
     pair = options.settings.get("slm", "builtin")
     return (
         f"{CLIENTS} clients in {CLUSTERS} clusters, {ROUNDS} rounds{shorter}, {total:,} tokens a "
-        f"run, {options.seeds} seeds; data {options.data}, pair {pair}; next tokens of given "
+        f"run, {options.seeds} seeds; {options.counted}, pair {pair}; next tokens of given "
         "texts, greedy decoding, Dirichlet alpha 1 unless said otherwise"
     )
 

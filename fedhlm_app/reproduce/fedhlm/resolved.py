@@ -76,7 +76,7 @@ def table_3(inputs: Inputs) -> Finding:
         if any(line["resolution"][stage] for line in runs[0]["rounds"])
     }
     figure = Figure("lines", series, "round (seed 0)", "share of tokens")
-    table = Table(("decided by", "tokens", "%", "paper"), rows)
+    table = Table(("decided by", "tokens", "%", "paper"), rows, totals=("tokens", "%"))
     return Finding(words, table, [figure])
 
 
