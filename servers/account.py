@@ -42,7 +42,7 @@ def metrics(served: ServedLanguageModel, connections: Connections) -> str:
     texts = min(len(service.texts), service.engine.max_sessions)
     for kind, name, about, value in (
         ("gauge", "waiting", "Requests that wait or are answered.", served.waiting.taken),
-        ("gauge", "body_bytes", "Bytes of bodies that are held.", served.held.taken),
+        ("gauge", "body_bytes", "Bytes of bodies that are held.", served.bodies.held.taken),
         ("counter", "bytes_total", "Bytes of messages.", way),
         ("counter", "verdicts_total", "Drafts decided.", service.verdicts),
         ("counter", "tokens_read_total", "Tokens that the model read.", engine.tokens),

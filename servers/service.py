@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -40,8 +41,8 @@ from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
 from servers.account import metrics, stats
 from servers.actors import RequestBatcher
-from servers.connections import place_of
-from servers.http_server import OPEN_PATHS, BodyTooLarge, bounded
+from servers.bodies import BODY_SECONDS, MEMORY_BYTES, Bodies, busy, full_up
+from servers.http_server import OPEN_PATHS
 from servers.llm import LanguageModelService
 from servers.metrics import PAGE_TYPE, Seen, Watch
 from servers.origin import Full, Origin, Shared
@@ -50,9 +51,6 @@ EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
 CALLER_GONE = 499
 """Counted as the status of a request whose caller hung up; nobody reads it."""
-
-SHARE_SECONDS = 1.0
-"""How long an origin that has its share waits to hear so: who floods shall not be the faster."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +80,8 @@ class ServiceOptions:
     wait: float = 0.002
     most: int = 64
     queue: int = 512
-    memory_bytes: int = 1 << 26
-    body_seconds: float = 30.0
+    memory_bytes: int = MEMORY_BYTES
+    body_seconds: float = BODY_SECONDS
     answer_seconds: float = 54.0
 
     def __post_init__(self) -> None:
@@ -128,7 +126,8 @@ class ServedLanguageModel:
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
         self.waiting = Shared(options.queue)
-        self.held = Shared(options.memory_bytes)
+        limits = service.limits.max_bytes, options.memory_bytes, options.body_seconds
+        self.bodies = Bodies(*limits)
         self._failure = ""
         self.seen = Seen((EXCHANGE, STREAM, "/v1/stats", *OPEN_PATHS))
         self.batcher = RequestBatcher(service, options.wait, options.most)
@@ -152,44 +151,17 @@ class ServedLanguageModel:
         return PlainTextResponse(WANTED)
 
     async def _exchange(self, request: Request) -> Response:
-        response = await self._answer(request)
+        response = await self.bodies.answer(request, partial(self._decide, request))
         self.counts[str(response.status_code)] += 1
         return response
 
-    async def _answer(self, request: Request) -> Response:
-        most, body, origin = self.service.limits.max_bytes, bytearray(), _origin(request)
-        about = request.scope["about"]
-        try:
-            async with asyncio.timeout(self.options.body_seconds):
-                async for chunk in bounded(request, most):
-                    self.held.take(origin, len(chunk))
-                    body += chunk
-            return await self._decide(bytes(body), request, origin)
-        except BodyTooLarge:
-            about["refused"] = "body-size"
-            return PlainTextResponse(f"body: at most {most} bytes are read", 413)
-        except TimeoutError:
-            about["refused"] = "body-time"
-            seconds = self.options.body_seconds
-            # What is still to come of the body must not be taken for a request.
-            headers = {"connection": "close"}
-            return PlainTextResponse(f"body: not here within {seconds:g} s", 408, headers)
-        except ClientDisconnect:
-            about["refused"] = "body-cut"
-            return PlainTextResponse("body: the connection was cut", 400)
-        except Full as full:
-            about["refused"] = "memory-share" if full.share else "memory"
-            return await _full(full, "the bodies of other requests fill the memory for them")
-        finally:
-            self.held.take(origin, -len(body))
-
-    async def _decide(self, payload: bytes, request: Request, origin: Origin) -> Response:
+    async def _decide(self, request: Request, payload: bytes, origin: Origin) -> Response:
         about, streams = request.scope["about"], request.url.path == STREAM
         try:
             self.waiting.take(origin, 1)
         except Full as full:
             about["refused"] = "queue-share" if full.share else "queue"
-            return await _full(full, f"{self.waiting.taken} requests wait already")
+            return await full_up(full, f"{self.waiting.taken} requests wait already")
         frames = self.batcher.stream(payload, origin=origin) if streams else None
         try:
             if frames is None:
@@ -201,7 +173,7 @@ class ServedLanguageModel:
             return PlainTextResponse(str(error), 400)
         except TimeoutError:
             about["refused"] = "answer-time"
-            return _busy(f"no answer within {self.options.answer_seconds:g} s")
+            return busy(f"no answer within {self.options.answer_seconds:g} s")
         except ClientDisconnect:
             about["refused"] = "caller-gone"
             return PlainTextResponse("the caller has gone", CALLER_GONE)
@@ -272,20 +244,3 @@ class ServedLanguageModel:
     async def _metrics(self, request: Request) -> Response:
         page = metrics(self, request.app.state.connections)
         return PlainTextResponse(page, media_type=PAGE_TYPE)
-
-
-def _origin(request: Request) -> Origin:
-    if device := request.scope["about"].get("device"):
-        return Origin(device)
-    return Origin(address=place_of(request.client.host) if request.client else "")
-
-
-async def _full(full: Full, why: str) -> Response:
-    if not full.share:
-        return _busy(why)
-    await asyncio.sleep(SHARE_SECONDS)
-    return _busy("half of what there is for requests is taken by yours")
-
-
-def _busy(why: str) -> Response:
-    return PlainTextResponse(f"busy: {why}", 503, headers={"retry-after": "1"})

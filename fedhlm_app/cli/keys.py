@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,7 @@ def create(
 
     with _refusals():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _refusals(), _alone_in(folder):
         hosts = dict.fromkeys([*(name or []), "localhost", "127.0.0.1"])
         Authority(folder).issue(folder / SERVER, list(hosts))
         if not DeviceTokens(folder / DEVICES).digests:
@@ -83,7 +86,7 @@ def issue(device: _Device, folder: _Folder = _KEYS) -> None:
     from servers.access import DeviceTokens, write_private
     from servers.certificates import node_keys
 
-    with _refusals():
+    with _refusals(), _alone_in(folder):
         authority = (folder / AUTHORITY).read_bytes()
         token = DeviceTokens(folder / DEVICES).issue(device)
         own = folder / "devices" / device
@@ -105,7 +108,7 @@ def revoke(device: _Device, folder: _Folder = _KEYS) -> None:
     """
     from servers.access import DeviceTokens
 
-    with _refusals():
+    with _refusals(), _alone_in(folder):
         DeviceTokens(folder / DEVICES).revoke(device)
     print(f"{device}: revoked")
 
@@ -129,6 +132,22 @@ def list_keys(folder: _Folder = _KEYS) -> None:
         for device in sorted(DeviceTokens(folder / DEVICES).digests):
             table.add_row(device, "has a token")
     Console().print(table)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other command changes what is in a folder: it would be lost, or ours."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -120,13 +120,22 @@ class EdgeServer:
         self.reputation = Reputation(config.trust_limit)
         self.prints = FingerprintTable(deferred=config.deferred, max_age=config.size.max_age)
         self._known: set[int] = set()
+        self._devices: dict[int, str] = {}  # who asks as which client, by their tokens
         self._drafts = StepDrafts(config.deferred, config.size.capacity)
         self._intake = Intake(
             config, self.embeddings, self._rule, self.index, self.reputation, self.stats
         )
 
-    def handle(self, payload: bytes) -> bytes:
+    def handle(self, payload: bytes, device: str = "") -> bytes:
         """Answer one message.
+
+        Parameters
+        ----------
+        payload : bytes
+            The message.
+        device : str
+            Name of who sends it, if a token proves one. Whoever is the first to ask as a client
+            remains the only one who may.
 
         Raises
         ------
@@ -134,13 +143,14 @@ class EdgeServer:
             When the bytes are no valid query, probe or update, or not one for this server.
         """
         if is_update(payload):
-            return self._take(decode_update(payload, self.limits))
+            return self._take(decode_update(payload, self.limits), device)
         if is_probe(payload):
-            return self._introduce(decode_probe(payload, self.limits))
+            return self._introduce(decode_probe(payload, self.limits), device)
         query = decode_edge_query(payload, self.limits)
         with self._lock:
             self._check(query)
             if not query.between:
+                self._check_client(query.client, device)
                 self._admit(query.client)
                 if len(query.share) and not self._stepped:
                     self._intake.take_in(query)
@@ -161,11 +171,10 @@ class EdgeServer:
             self.stats.by_neighbours += int((outcomes == RESOLVED_BY_NEIGHBOUR).sum())
         return encode_edge_reply(EdgeReply(outcomes.astype(np.int64), tokens, empty), query)
 
-    def _take(self, update: EdgeUpdate) -> bytes:
+    def _take(self, update: EdgeUpdate, device: str) -> bytes:
         with self._lock:
-            if self.averaging is None or (
-                self.members is not None and update.client not in self.members
-            ):
+            strange = self.members is not None and update.client not in self.members
+            if self.averaging is None or strange or not self._proven(update.client, device):
                 return encode_outcome(OUTCOMES.index("wrong-client"))
             return encode_outcome(self.averaging.take(update))
 
@@ -215,26 +224,30 @@ class EdgeServer:
                     f"keys are {keys.shape[1]} bytes wide; this edge server's have "
                     f"{self.config.key_bytes}"
                 )
-        if not query.between:
-            self._check_client(query.client)
 
-    def _check_client(self, client: int) -> None:
+    def _proven(self, client: int, device: str) -> bool:
+        """Whether a device may speak as this client; the first one is remembered."""
+        return not device or self._devices.setdefault(client, device) == device
+
+    def _check_client(self, client: int, device: str) -> None:
         if self.members is not None and client not in self.members:
             raise InvalidField(f"client={client} is no member of cluster {self.cluster}")
         if client not in self._known and len(self._known) >= self.config.max_clients:
             raise InvalidField(f"client={client}: this edge server has all it can serve")
+        if not self._proven(client, device):
+            raise InvalidField(f"client={client}: is another device")
 
     def _admit(self, client: int) -> None:
         self._known.add(client)
         self.reputation.reporters = max(1, min(2, len(self._known) - 1))
 
-    def _introduce(self, probe: EdgeProbe) -> bytes:
+    def _introduce(self, probe: EdgeProbe, device: str) -> bytes:
         """Answer a probe: which of the device's fingerprints others show as well."""
         with self._lock:
             self.stats.probes += 1
             if probe.between:
                 return encode_common(self.prints.common(NOBODY, probe.prints))
-            self._check_client(probe.client)
+            self._check_client(probe.client, device)
             self._admit(probe.client)
             if probe.client not in self.reputation.barred:
                 self.prints.show(probe.client, probe.prints)

@@ -11,22 +11,28 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from hlm.wire import Limits, WireError
 from servers.access import WANTED, BearerToken, Tokens
+from servers.bodies import Bodies, full_up
+from servers.connections import EACH_ADDRESS
 from servers.edge.server import EdgeServer
-from servers.http_server import OPEN_PATHS, BodyTooLarge, bounded
+from servers.http_server import OPEN_PATHS
 from servers.metrics import PAGE_TYPE, Page, Seen, Watch
+from servers.origin import Full, Origin, Shared
 
 CLOUD = "cloud"
 """Name under which the token of who gives orders is issued (`fedhlm keys issue cloud`)."""
@@ -37,7 +43,8 @@ ONWARD = ("exchange", "stream", "stats")
 MOST_RUNS = 8
 """Runs at a time; one more ends the oldest."""
 
-BODY_SECONDS = 30.0
+AT_A_TIME = 8
+"""Messages of one device, or address, that are answered at a time; its others wait."""
 
 Build = Callable[[str, Mapping[str, Any]], EdgeServer]
 """Makes the server of a run from its number and what the cloud says in ``begin``."""
@@ -70,7 +77,9 @@ class ServedEdge:
     ) -> None:
         self._build = build
         self._upstream = upstream
-        self._limits = Limits() if limits is None else limits
+        self.bodies = Bodies((limits or Limits()).max_bytes)
+        self._onward = Shared(EACH_ADDRESS)
+        self._turns = WeakValueDictionary[Origin, asyncio.Semaphore]()
         self._beginning = asyncio.Lock()
         self.runs: dict[str, EdgeServer] = {}
         self.counts: Counter[str] = Counter()
@@ -93,27 +102,19 @@ class ServedEdge:
         self.counts["401"] += 1
         return PlainTextResponse(WANTED)
 
-    async def _body(self, request: Request) -> bytes | Response:
-        """What was sent; an answer where it cannot be had."""
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                return b"".join([part async for part in bounded(request, self._limits.max_bytes)])
-        except BodyTooLarge:
-            return PlainTextResponse(f"body: at most {self._limits.max_bytes} bytes are read", 413)
-        except (TimeoutError, ClientDisconnect):
-            headers = {"connection": "close"}
-            return PlainTextResponse(f"body: not here within {BODY_SECONDS:g} s", 408, headers)
-
     async def _exchange(self, request: Request) -> Response:
+        return await self.bodies.answer(request, partial(self._ask, request))
+
+    async def _ask(self, request: Request, payload: bytes, origin: Origin) -> Response:
         server = self.runs.get(request.path_params["run"])
         if server is None:
-            return PlainTextResponse("this edge server knows no such run", 503)
-        payload = await self._body(request)
-        if isinstance(payload, Response):
-            return payload
+            return _no_run()
+        turns = self._turns.setdefault(origin, asyncio.Semaphore(AT_A_TIME))
         try:
-            answer = await run_in_threadpool(server.handle, payload)
+            async with turns:
+                answer = await run_in_threadpool(server.handle, payload, origin.device)
         except WireError as error:
+            request.scope["about"]["refused"] = "invalid"
             return PlainTextResponse(str(error), 400)
         self.counts["bytes-uplink"] += len(payload)
         self.counts["bytes-downlink"] += len(answer)
@@ -122,11 +123,12 @@ class ServedEdge:
     async def _order(self, request: Request) -> Response:
         """What the cloud says of a run; devices may not."""
         if (device := request.scope["about"].get("device", "")) not in ("", CLOUD):
+            request.scope["about"]["refused"] = "order"
             return PlainTextResponse(f"device {device}: orders are the cloud's", 403)
+        return await self.bodies.answer(request, partial(self._take_order, request))
+
+    async def _take_order(self, request: Request, body: bytes, origin: Origin) -> Response:
         run, order = request.path_params["run"], request.path_params["order"]
-        body = await self._body(request)
-        if isinstance(body, Response):
-            return body
         try:
             said = json.loads(body or b"{}")
             return await self._obey(run, order, said)
@@ -145,7 +147,7 @@ class ServedEdge:
             return Response()
         server = self.runs.get(run)
         if server is None:
-            return PlainTextResponse("this edge server knows no such run", 503)
+            return _no_run()
         if order == "open":
             await run_in_threadpool(server.open, int(said["round"]), bool(said["summed"]))
         elif order == "collect":
@@ -162,10 +164,10 @@ class ServedEdge:
 
     async def _pass_on(self, request: Request) -> Response:
         """Let the LLM's server answer; it sees the caller's own token."""
+        return await self.bodies.answer(request, partial(self._send_on, request))
+
+    async def _send_on(self, request: Request, body: bytes, origin: Origin) -> Response:
         assert self._upstream is not None
-        body = await self._body(request)
-        if isinstance(body, Response):
-            return body
         token = request.headers.get("authorization")
         sent = self._upstream.build_request(
             request.method,
@@ -174,13 +176,21 @@ class ServedEdge:
             headers={} if token is None else {"authorization": token},
         )
         try:
+            self._onward.take(origin, 1)
+        except Full as full:
+            request.scope["about"]["refused"] = "queue-share" if full.share else "queue"
+            return await full_up(full, "no more requests are passed on at a time")
+        over = partial(self._onward.take, origin, -1)
+        try:
             answer = await self._upstream.send(sent, stream=True)
         except httpx.HTTPError as error:
+            over()
+            request.scope["about"]["refused"] = "llm-server"
             return PlainTextResponse(f"the LLM's server does not answer: {error}", 503)
-        names = ("content-type", "content-length", "content-encoding")
-        headers = {name: answer.headers[name] for name in names if name in answer.headers}
-        headers["x-accel-buffering"] = "no"
-        return StreamingResponse(_parts(answer), answer.status_code, headers)
+        except asyncio.CancelledError:
+            over()
+            raise
+        return _Onward(answer, over)
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -192,6 +202,8 @@ class ServedEdge:
     async def _metrics(self, request: Request) -> Response:
         page = Page()
         self.seen.add_to(page)
+        request.app.state.connections.add_to(page)
+        page.add("gauge", "body_bytes", "Bytes of bodies that are held.", self.bodies.held.taken)
         page.add("gauge", "runs", "Runs that are served.", len(self.runs))
         for name, about in (("rows", "Tokens asked about."), ("by_peers", "Tokens peers decided.")):
             counts = {f'run="{run}"': getattr(one.stats, name) for run, one in self.runs.items()}
@@ -199,14 +211,28 @@ class ServedEdge:
         return PlainTextResponse(page.text(), media_type=PAGE_TYPE)
 
 
-async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for part in answer.aiter_raw():
-            yield part
-    finally:
-        # Who hung up has cancelled this task: closing is another's.
-        _closing.add(task := asyncio.ensure_future(answer.aclose()))
-        task.add_done_callback(_closing.discard)
+def _no_run() -> Response:
+    return PlainTextResponse("this edge server knows no such run", 503)
+
+
+class _Onward(StreamingResponse):
+    """What the LLM's server answers; `over` is called however this ends."""
+
+    def __init__(self, answer: httpx.Response, over: Callable[[], None]) -> None:
+        names = ("content-type", "content-length", "content-encoding")
+        headers = {name: answer.headers[name] for name in names if name in answer.headers}
+        headers["x-accel-buffering"] = "no"
+        super().__init__(answer.aiter_raw(), answer.status_code, headers)
+        self._answer, self._over = answer, over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
+            # Who hung up has cancelled this task: closing is another's.
+            _closing.add(task := asyncio.ensure_future(self._answer.aclose()))
+            task.add_done_callback(_closing.discard)
 
 
 _closing: set[asyncio.Future[None]] = set()

@@ -51,7 +51,7 @@ def test_only_who_brings_the_token_is_answered():
 def test_a_body_without_the_token_is_not_taken_in():
     with serving(make_service(), token=TOKEN) as (port, served):
         assert status(port, "POST", "/v1/exchange", bytes(1 << 20)) == 401
-        assert served.held.taken == 0
+        assert served.bodies.held.taken == 0
         assert served.counts["413"] == 0
 
 

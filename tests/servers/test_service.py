@@ -156,12 +156,12 @@ def test_bodies_that_trickle_in_share_one_memory():
         ]
         for caller in callers[:3]:
             caller.sendall(head + bytes(3000))
-        wait_until(lambda: served.held.taken == 9000)
+        wait_until(lambda: served.bodies.held.taken == 9000)
         callers[3].sendall(head + bytes(3000))
         assert callers[3].recv(64).startswith(b"HTTP/1.1 503")
         for caller in callers:
             caller.close()
-        wait_until(lambda: served.held.taken == 0)
+        wait_until(lambda: served.bodies.held.taken == 0)
         assert asked(port, "POST", "/v1/exchange", payload())[0] == 200
 
 

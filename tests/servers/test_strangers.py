@@ -74,7 +74,7 @@ def test_a_handshake_that_never_ends_is_counted_and_given_up(monkeypatch, tmp_pa
 
 
 def test_a_flood_from_one_address_leaves_others_their_turn_and_their_half(monkeypatch):
-    monkeypatch.setattr("servers.service.SHARE_SECONDS", 0)
+    monkeypatch.setattr("servers.bodies.SHARE_SECONDS", 0)
     service, statuses = StuckService(), []
 
     def flood(client):

@@ -308,9 +308,10 @@ def test_the_commands_of_the_docs_make_files_that_work(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["issue", "phone"], "ca.pem: not there; `fedhlm keys create` makes it"),
+        (["issue", "phone"], "keys: not there; `fedhlm keys create` makes it"),
+        (["issue", "phone", "-f", "."], "ca.pem: not there; `fedhlm keys create` makes it"),
         (["list"], "ca.pem: not there"),
-        (["revoke", "phone"], "device 'phone' has no token; devices that have: none"),
+        (["revoke", "phone", "-f", "."], "device 'phone' has no token; devices that have: none"),
         (["create", "-n", "bücher"], "'bücher' is no name of a server"),
         (["create", "file"], "file"),
     ],

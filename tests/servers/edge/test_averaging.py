@@ -86,6 +86,16 @@ def test_strangers_second_updates_and_other_rounds_change_nothing():
     assert leave(restarted, update()) == "wrong-round"
 
 
+def test_a_device_leaves_no_update_of_another_one():
+    edge = server()
+    mine, forged = encode_update(update(0)), encode_update(update(1, values=(1.0, 5.0)))
+    assert decode_outcome(edge.handle(mine, "phone")) == "taken"
+    assert decode_outcome(edge.handle(encode_update(update(1)), "car")) == "taken"
+    edge.open(2, False)
+    assert decode_outcome(edge.handle(forged, "phone")) == "wrong-client"
+    assert edge.collect(2)
+
+
 def test_sums_add_up_by_contribution_and_impossible_ones_are_refused():
     edge = server(sums=3, check=lambda sums: "too many" if sums[0] > 10 else "")
     edge.open(1, True)

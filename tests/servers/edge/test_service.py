@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
@@ -17,7 +20,9 @@ from servers.access import DeviceTokens, Tokens
 from servers.edge.config import EdgeConfig
 from servers.edge.server import EdgeServer
 from servers.edge.service import MOST_RUNS, ServedEdge
-from tests.served import make_service, payload, serving, serving_app
+from tests.served import StuckService, make_service, payload, serving, serving_app
+from tests.servers.test_access import bearer
+from tests.servers.test_service import wait_until
 from tests.streaming import Device, asked, own_text
 
 EMBEDDINGS = np.random.default_rng(7).normal(size=(50, 32)).astype(np.float32)
@@ -96,6 +101,50 @@ def test_a_device_may_ask_and_not_order(tmp_path) -> None:
         assert link.exchange(question()) == build("1", BEGIN).handle(question())
 
 
+def test_a_device_asks_as_one_client_and_no_other_device_as_that(tmp_path) -> None:
+    file = tmp_path / "devices.json"
+    tokens = {name: DeviceTokens(file).issue(name) for name in ("phone", "car")}
+    served = ServedEdge(build, Tokens(file=file))
+    served.runs["1"] = build("1", BEGIN)
+    served.runs["1"].members = frozenset([0, 1])
+    with serving_app(served.app) as port:
+        phone, car = (
+            HttpTransport(f"127.0.0.1:{port}/edge/1", 120, token=token) for token in tokens.values()
+        )
+        phone.exchange(question(0))
+        # Neither another device's number nor another cluster's.
+        for client, why in ((0, "is another device"), (2, "is no member of cluster 0")):
+            with pytest.raises(WireError, match=f"client={client}.* {why}"):
+                car.exchange(question(client))
+        car.exchange(question(1))
+        phone.exchange(question(0))
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=bearer(tokens["car"])).text
+    assert 'fedhlm_refused_total{reason="invalid"} 2\n' in page
+    assert "fedhlm_body_bytes 0\n" in page and "fedhlm_connections " in page
+
+
+def test_bodies_at_an_edge_server_share_one_memory(monkeypatch) -> None:
+    monkeypatch.setattr("servers.bodies.SHARE_SECONDS", 0)
+    served = ServedEdge(build)
+    served.bodies.held.most = 8000
+    head = b"POST /edge/1/v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n"
+    with serving_app(served.app) as port, ExitStack() as stack:
+
+        def slow(source: str) -> socket.socket:
+            caller = socket.create_connection(("127.0.0.1", port), 120, (source, 0))
+            caller.sendall(head + bytes(3000))
+            return stack.enter_context(caller)
+
+        slow("127.0.0.1")
+        wait_until(lambda: served.bodies.held.taken == 3000)
+        # Another one of the same address, then one of another address.
+        assert b"503" in slow("127.0.0.1").recv(64)
+        slow("127.0.0.2")
+        wait_until(lambda: served.bodies.held.taken == 6000)
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'fedhlm_refused_total{reason="memory-share"} 1\n' in page
+
+
 def test_the_llm_is_reached_through_the_edge_server() -> None:
     token = "of-the-llm-0123456789"
     with serving(make_service(), token=token) as (behind, _):
@@ -109,6 +158,36 @@ def test_the_llm_is_reached_through_the_edge_server() -> None:
                 link.exchange(b"nonsense")
             with pytest.raises(LinkDown, match="token"):
                 HttpTransport(f"127.0.0.1:{port}", 120).exchange(payload())
-    with serving_app(ServedEdge(build, upstream=open_upstream("127.0.0.1:1", "")).app) as port:
+    served = ServedEdge(build, upstream=open_upstream("127.0.0.1:1", ""))
+    with serving_app(served.app) as port:
         with pytest.raises(LinkDown, match="does not answer"):
             HttpTransport(f"127.0.0.1:{port}", 120).exchange(payload())
+    assert served._onward.taken == 0
+
+
+def test_who_floods_an_edge_server_leaves_others_their_way_to_the_llm(monkeypatch) -> None:
+    monkeypatch.setattr("servers.bodies.SHARE_SECONDS", 0)
+    service = StuckService()
+    with serving(service) as (behind, llm):
+        served = ServedEdge(build, upstream=open_upstream(f"127.0.0.1:{behind}", ""))
+        served._onward.most = 4
+
+        def asked(source: str) -> bytes:
+            """The status line, once it is there."""
+            caller = socket.create_connection(("127.0.0.1", port), 120, (source, 0))
+            body = payload()
+            head = f"POST /v1/exchange HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            with caller:
+                caller.sendall(head.encode() + body)
+                return caller.recv(12)
+
+        with serving_app(served.app) as port, ThreadPoolExecutor(7) as pool:
+            flood = [pool.submit(asked, "127.0.0.1") for _ in range(6)]
+            wait_until(lambda: sum(one.done() for one in flood) == 4)
+            honest = pool.submit(asked, "127.0.0.2")
+            wait_until(lambda: llm.waiting.taken == 3)
+            service.go.set()
+            assert honest.result(120) == b"HTTP/1.1 200"
+            found = [one.result(120)[-3:] for one in flood]
+        wait_until(lambda: served._onward.taken == 0)
+    assert sorted(found) == [b"200"] * 2 + [b"503"] * 4
