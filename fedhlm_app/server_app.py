@@ -8,7 +8,7 @@ needs neither.
 from __future__ import annotations
 
 from logging import INFO, WARN
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from flwr.app import Context
 from flwr.common.logger import log
@@ -21,6 +21,7 @@ from fedhlm_app.results.run_log import log_result
 from fedhlm_app.results.runs import RunFolder, runs_base
 from fedhlm_app.results.unresolved import RunFailed
 from fedhlm_app.server import preflight, resuming
+from fedhlm_app.server.prompt_grid import PromptGrid
 from fedhlm_app.server.rounds import Federation
 from fedhlm_app.server.served_edges import ServedEdges
 from fedhlm_app.settings import Settings
@@ -57,7 +58,9 @@ def main(grid: Grid, context: Context) -> None:
         host.start()
     edges = _edges(settings, context.run_id)
     try:
-        Federation(settings, items, folder, host, edges).run(grid)
+        # Flower's grid of a simulation takes replies at once.
+        heard = grid if simulated else cast(Grid, PromptGrid(grid))
+        Federation(settings, items, folder, host, edges).run(heard)
     except RunFailed:
         raise  # The folder is complete.
     except Exception as error:

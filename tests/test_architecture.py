@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("hlm", "clients", "servers", "strategies", "fedhlm_app", "fedhlm_assets")
 ENTRIES = (
     "fedhlm_app.__main__",
+    "fedhlm_app.launch.clientapp",
     "fedhlm_app.cli",
     "fedhlm_app.client_app",
     "fedhlm_app.server_app",

@@ -36,6 +36,7 @@ from fedhlm_app.cli.serve_options import (
     ThreadsOption,
     TokenOption,
 )
+from fedhlm_app.cli.supernode import FLOWERS_OWN, supernode
 from fedhlm_app.settings import Settings, SettingsError
 
 DEFAULT_PORT = 8471
@@ -49,6 +50,7 @@ serve_app = command_app(
     no_args_is_help=True,
     help="Serve the large model to devices, or a device's text to programs.",
 )
+serve_app.command(context_settings=FLOWERS_OWN)(supernode)
 
 
 @serve_app.command()

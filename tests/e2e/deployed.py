@@ -159,8 +159,11 @@ def start_device(deployed: Deployment, llm_address: str, *words: str) -> Callabl
     return address
 
 
-def start_flower(deployed: Deployment, nodes: Sequence[str]) -> None:
-    """Start the SuperLink and SuperNodes of these node configs, and tell `flwr` about them."""
+def start_flower(deployed: Deployment, nodes: Sequence[str], plain: Sequence[int] = ()) -> None:
+    """Start the SuperLink and SuperNodes of these node configs, and tell `flwr` about them.
+
+    Those with the numbers `plain` are Flower's own, which start a process for each message.
+    """
     port = free_port()
     deployed.start(
         "superlink", program("flower-superlink"), "--insecure", "--host=127.0.0.1",
@@ -172,9 +175,11 @@ def start_flower(deployed: Deployment, nodes: Sequence[str]) -> None:
     )
     deployed.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "superlink")
     for client, node_config in enumerate(nodes):
+        command = [sys.executable, "-m", "fedhlm_app", "serve", "supernode"]
+        if client in plain:
+            command = [program("flower-supernode"), f"--port={free_port()}"]
         deployed.start(
-            f"supernode-{client}", program("flower-supernode"), "--insecure",
-            f"--superlink=127.0.0.1:{port}", f"--port={free_port()}",
+            f"supernode-{client}", *command, "--insecure", f"--superlink=127.0.0.1:{port}",
             f"--node-config={node_config}",
         )  # fmt: skip
 

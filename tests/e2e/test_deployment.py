@@ -71,9 +71,8 @@ def test_separate_processes_learn_the_simulations_thresholds(tmp_path, monkeypat
             "--token-file", str(tmp_path / "token"),
         )  # fmt: skip
         deployed.environ["FEDHLM_LLM_TOKEN"] = token
-        start_flower(
-            deployed, [f"partition-id={i} num-partitions={CLIENTS}" for i in range(CLIENTS)]
-        )
+        nodes = [f"partition-id={i} num-partitions={CLIENTS}" for i in range(CLIENTS)]
+        start_flower(deployed, nodes, plain=[1])
         address = llm_address()
         assert address.startswith("https://127.0.0.1:")
         edge = start_edge(

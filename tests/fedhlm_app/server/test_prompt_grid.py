@@ -1,0 +1,62 @@
+"""Replies are taken soon after they have come."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from fedhlm_app.server import prompt_grid
+from fedhlm_app.server.prompt_grid import PromptGrid
+
+
+class Grid:
+    """Replies to message `n` after `seconds[n]`."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.looks = clock, seconds, 0
+
+    def get_node_ids(self):
+        return [4]
+
+    def push_messages(self, messages):
+        return [str(number) for number, _ in enumerate(messages)]
+
+    def pull_messages(self, ids):
+        self.looks += 1
+        return [
+            SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=one))
+            for one in sorted(ids)
+            if self.seconds[int(one)] <= self.clock[0]
+        ]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(prompt_grid.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(prompt_grid.time, "sleep", sleep)
+    return now
+
+
+@pytest.mark.parametrize(("last", "waited"), [(0.05, 0.1), (0.95, 1.2), (10, 11.2), (300, 303)])
+def test_the_wait_is_a_small_share_of_the_work(clock, last, waited):
+    grid = Grid(clock, [0.0, last])
+    replies = PromptGrid(grid).send_and_receive(["a", "b"], timeout=1000)
+    assert [one.metadata.reply_to_message_id for one in replies] == ["0", "1"]
+    assert last <= clock[0] <= waited
+    assert grid.looks < 150
+
+
+def test_after_its_time_it_returns_what_has_come(clock):
+    replies = PromptGrid(Grid(clock, [1.0, 100.0])).send_and_receive(["a", "b"], timeout=5)
+    assert [one.metadata.reply_to_message_id for one in replies] == ["0"]
+    assert 5 <= clock[0] <= 5.7
+
+
+def test_nodes_are_the_grids(clock):
+    assert PromptGrid(Grid(clock, [])).get_node_ids() == [4]
