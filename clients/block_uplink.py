@@ -125,7 +125,9 @@ class BlockUplink(LanguageModelUplink):
         sizes = ahead.counts + ahead.more
         owner = np.repeat(np.arange(count), sizes)
         depth = entries(np.zeros_like(sizes), sizes)
-        table = np.stack([*(draft.tokens.numpy() for draft in ahead.drafts), np.full(count, -1)])
+        table = np.stack(
+            [*(np.asarray(draft.tokens) for draft in ahead.drafts), np.full(count, -1)]
+        )
         drafts = np.where(depth < ahead.counts[owner], table[depth, owner], NO_TOKEN)
         rows = with_blocks(leading, depth == 0, drafts)
         try:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlm.arrays import BoolArray, FloatArray
-from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.randomness import DrawKeys, Purpose, uniform_matrix
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RoutingInput:
 
     def uniforms(self) -> FloatArray:
         """One number a row, float64 [rows] in (0, 1), the same for a text and position."""
-        return np.asarray(uniforms(self.keys, Purpose.ROUTE, 1)[:, 0].numpy())
+        return uniform_matrix(self.keys, Purpose.ROUTE, 1)[:, 0]
 
 
 class Policy(Protocol):

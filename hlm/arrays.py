@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+
+Array = Any
+"""A torch.Tensor on the CPU; on a device without PyTorch a numpy.ndarray, of which less is used."""
 
 
 def joined(arrays: Mapping[str, FloatArray]) -> FloatArray:

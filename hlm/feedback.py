@@ -7,10 +7,13 @@ greedy decoding, its own draw with the request's shared randomness otherwise. Bi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def feedback_bytes(log_prob: Tensor, choice: Tensor) -> NDArray[np.uint8]:
@@ -23,8 +26,8 @@ def feedback_bytes(log_prob: Tensor, choice: Tensor) -> NDArray[np.uint8]:
     choice : Tensor
         bool [n]: the token is the LLM's own.
     """
-    code = torch.round(-8.0 * log_prob.double()).clamp(0, 127).nan_to_num(127.0)
-    return (code.to(torch.uint8) | (choice.to(torch.uint8) << 7)).cpu().numpy()
+    code = (-8.0 * log_prob.double()).round().clamp(0, 127).nan_to_num(127.0)
+    return (code.byte() | (choice.byte() << 7)).cpu().numpy()
 
 
 def read_feedback(feedback: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.int8]]:

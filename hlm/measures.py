@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from hlm.arrays import Array
+
+HOTTEST = 2.0
+"""Temperature at the upper end of `temperature-sweep`."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class MeasureKind:
 
     Attributes
     ----------
-    home : str
-        Module and function.
+    function : str
+        Of `hlm.uncertainty`, and of `hlm.lean` for numpy arrays.
     words : str
         For settings and documents.
     takes : tuple of str
@@ -29,30 +31,30 @@ class MeasureKind:
         row as samples are drawn).
     """
 
-    home: str
+    function: str
     words: str
     takes: tuple[str, ...] = ("draft",)
 
-    def load(self) -> Callable[..., Tensor]:
+    def load(self, module: str = "hlm.uncertainty") -> Callable[..., Array]:
         """The function: logits [rows, vocab] and `takes` to float64 [rows] in [0, 1]."""
-        return cast("Callable[..., Tensor]", resolve_name(self.home))
+        return cast("Callable[..., Array]", resolve_name(f"{module}:{self.function}"))
 
 
 MEASURES = {
     "closed-form": MeasureKind(
-        "hlm.uncertainty:closed_form",
+        "closed_form",
         "chance that another sample differs",
         ("draft", "temperature"),
     ),
     "disagreement": MeasureKind(
-        "hlm.uncertainty:disagreement",
+        "disagreement",
         "share of samples that differ",
         ("draft", "temperature", "uniforms"),
     ),
     "temperature-sweep": MeasureKind(
-        "hlm.uncertainty:temperature_sweep",
+        "temperature_sweep",
         "the same, each sample at a temperature of its own",
         ("draft", "uniforms"),
     ),
-    "entropy": MeasureKind("hlm.uncertainty:entropy", "over ln(vocabulary)", ()),
+    "entropy": MeasureKind("entropy", "over ln(vocabulary)", ()),
 }

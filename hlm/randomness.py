@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _UINT64_COUNT = 2**64
 _POSITION_LIMIT = 2**63
@@ -89,7 +91,7 @@ class DrawKeys:
 
     def select(self, rows: Tensor | npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> DrawKeys:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
-        index = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
+        index = np.asarray(rows)
         # What was checked once needs no check again.
         chosen = object.__new__(DrawKeys)
         object.__setattr__(chosen, "seed", self.seed)
@@ -113,7 +115,28 @@ def session_keys(
     return (np.asarray(client, np.uint64) << np.uint64(32)) | sessions.astype(np.uint64)
 
 
-def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray[np.float64]:
+def uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers strictly inside (0, 1).
+
+    Parameters
+    ----------
+    keys : DrawKeys
+        One name per row.
+    purpose : Purpose
+        What the numbers are for.
+    count : int
+        Numbers per row. The first n of a longer draw equal a draw of n.
+
+    Returns
+    -------
+    ndarray of float64 [rows, count]
+        Bit-identical on every machine.
+
+    Raises
+    ------
+    ValueError
+        If `count` < 1.
+    """
     if count < 1:
         raise ValueError(f"count = {count}: at least 1 number a row is needed")
     matrix = np.empty((keys.rows, count), dtype=np.float64)
@@ -131,28 +154,10 @@ def _uniform_matrix(keys: DrawKeys, purpose: Purpose, count: int) -> npt.NDArray
 
 
 def uniforms(keys: DrawKeys, purpose: Purpose, count: int) -> Tensor:
-    """Uniform numbers strictly inside (0, 1).
+    """`uniform_matrix` as a tensor on the CPU."""
+    import torch
 
-    Parameters
-    ----------
-    keys : DrawKeys
-        One name per row.
-    purpose : Purpose
-        What the numbers are for.
-    count : int
-        Numbers per row. The first n of a longer draw equal a draw of n.
-
-    Returns
-    -------
-    Tensor of float64 [rows, count]
-        On the CPU, bit-identical on every machine.
-
-    Raises
-    ------
-    ValueError
-        If `count` < 1.
-    """
-    return torch.from_numpy(_uniform_matrix(keys, purpose, count))
+    return torch.from_numpy(uniform_matrix(keys, purpose, count))
 
 
 def portable_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -190,7 +195,7 @@ def portable_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return series
 
 
-def exponentials(keys: DrawKeys, vocab: int) -> Tensor:
+def exponential_matrix(keys: DrawKeys, vocab: int) -> npt.NDArray[np.float64]:
     """Shared Exp(1) numbers, one per vocabulary entry, for the coupled verifier.
 
     Parameters
@@ -202,7 +207,7 @@ def exponentials(keys: DrawKeys, vocab: int) -> Tensor:
 
     Returns
     -------
-    Tensor of float64 [rows, vocab]
+    ndarray of float64 [rows, vocab]
         Positive and finite (between 1e-16 and 37), bit-identical on every machine.
 
     Raises
@@ -210,7 +215,14 @@ def exponentials(keys: DrawKeys, vocab: int) -> Tensor:
     ValueError
         If `vocab` < 1.
     """
-    matrix = _uniform_matrix(keys, Purpose.COUPLED, vocab)
+    matrix = uniform_matrix(keys, Purpose.COUPLED, vocab)
     for row in matrix:  # a row at a time stays in the processor's cache
         row[:] = -portable_log(row)
-    return torch.from_numpy(matrix)
+    return matrix
+
+
+def exponentials(keys: DrawKeys, vocab: int) -> Tensor:
+    """`exponential_matrix` as a tensor on the CPU."""
+    import torch
+
+    return torch.from_numpy(exponential_matrix(keys, vocab))

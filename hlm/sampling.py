@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SUM_TOLERANCE = 1e-6
 
@@ -74,7 +74,7 @@ def _check_shape(logits: Tensor) -> None:
 
 def _check_highest(highest: Tensor) -> None:
     # NaN counts as the highest, and a row of -inf has no distribution
-    if not bool(torch.isfinite(highest).all()):
+    if not bool(highest.isfinite().all()):
         raise ValueError("logits: each row needs a finite maximum and no NaN or +inf")
 
 
@@ -128,14 +128,14 @@ def probability_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     _check_highest(highest)
     scaled = logits
     if temperature != 1.0:
-        scaled = (logits.to(torch.float64) - highest) / temperature
-    probabilities = torch.softmax(scaled, dim=-1, dtype=torch.float64)
+        scaled = (logits.double() - highest) / temperature
+    probabilities = scaled.double().softmax(dim=-1)
     return probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
 def _checked_logits(logits: Tensor) -> Tensor:
     _check_shape(logits)
-    exact = logits.to(torch.float64)
+    exact = logits.double()
     _check_highest(exact.amax(dim=-1))
     return exact
 
@@ -162,20 +162,20 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.decoding == "greedy":
         tokens = checked_top_token(logits)
-        point_mass = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+        point_mass = logits.new_zeros(logits.shape).double()
         return point_mass.scatter_(1, tokens.unsqueeze(1), 1.0)
     exact = _checked_logits(logits)
     # the maximum goes first: a tiny temperature would turn large logits into inf - inf
     exact = (exact - exact.amax(dim=-1, keepdim=True)) / sampling.temperature
-    probabilities = torch.softmax(exact, dim=-1)
+    probabilities = exact.softmax(dim=-1)
     if sampling.top_p == 1.0:
         return probabilities
-    ordered, tokens = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     mass_before = ordered.cumsum(dim=-1) - ordered
     # "before" keeps the token that crosses the boundary, and so never keeps none
     nucleus = ordered * (mass_before < sampling.top_p)
     nucleus /= nucleus.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter_(1, tokens, nucleus)
+    return probabilities.new_zeros(probabilities.shape).scatter_(1, tokens, nucleus)
 
 
 def check_probs(name: str, candidate: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def check_probs(name: str, candidate: Tensor) -> Tensor:
     """
     if candidate.ndim != 2 or candidate.shape[1] == 0:
         raise ValueError(f"{name} has shape {tuple(candidate.shape)}: it must be [rows, vocab]")
-    exact = candidate.to(device="cpu", dtype=torch.float64)
+    exact = candidate.cpu().double()
     if exact.shape[0] == 0:
         return exact
     lowest = float(exact.amin())
@@ -238,7 +238,9 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
             f"probs has shape {tuple(probs.shape)} and uniforms {tuple(uniforms.shape)}: they must "
             "be [rows, vocab] and [rows] or [rows, draws]"
         )
-    exact = probs.to(torch.float64)
+    import torch
+
+    exact = probs.double()
     numbers = uniforms.to(device=exact.device, dtype=torch.float64)
     points = numbers.unsqueeze(1) if numbers.ndim == 1 else numbers
     if exact.shape[0] == 0:

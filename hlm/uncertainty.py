@@ -11,9 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from hlm.measures import HOTTEST
 from hlm.sampling import Sampling, distribution, draw, probability_of, top_token
-
-HOTTEST = 2.0
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -32,7 +32,8 @@ def own_tokens(target: torch.Tensor, verifier: str, keys: DrawKeys) -> torch.Ten
     kind = VERIFIERS[verifier]
     if kind.shared_draw:
         anything = torch.zeros(len(target), dtype=torch.int64)
-        return kind().decide(target, Claim(anything), keys).tokens
+        tokens: torch.Tensor = kind().decide(target, Claim(anything), keys).tokens
+        return tokens
     return draw(target, uniforms(keys, Purpose.RESAMPLE, 1)[:, 0])
 
 

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hlm.arrays import FloatArray, IntArray
+from hlm import lean
+from hlm.arrays import Array, FloatArray, IntArray
 from hlm.randomness import DrawKeys, session_keys
 from hlm.sampling import Sampling, distribution
 from hlm.verification import Draft, Greedy, Verifier
 
-UncertaintyMeasure = Callable[[torch.Tensor, torch.Tensor, DrawKeys], torch.Tensor]
+UncertaintyMeasure = Callable[[Array, Array, DrawKeys], Array]
 """(logits [rows, vocab], drafts int64 [rows], keys) -> float64 [rows] in [0, 1]."""
 
 StepFeatures = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, IntArray, IntArray, NDArray[np.float32]],
+    [Array, Array, Array, IntArray, IntArray, NDArray[np.float32]],
     NDArray[np.float32],
 ]
 """(logits, hidden, drafts, positions, tokens, traces) -> float32 [rows, f], for learned policies.
@@ -94,7 +94,7 @@ def draw_keys(config: RouterConfig, sessions: IntArray, positions: IntArray) -> 
 def draft_step(
     config: RouterConfig,
     verifier: Verifier,
-    logits: torch.Tensor,
+    logits: Array,
     sessions: IntArray,
     positions: IntArray,
 ) -> Drafted:
@@ -106,12 +106,17 @@ def draft_step(
         How to draw and to measure.
     verifier : Verifier
         Draws.
-    logits : torch.Tensor
+    logits : Array
         float32 [n, vocab], the small model's.
     sessions, positions : numpy.ndarray
         int64 [n], the device's number for each text, and the place of the token in it.
     """
     keys = draw_keys(config, sessions, positions)
+    if isinstance(logits, np.ndarray):
+        draft, probability = lean.draft(logits, config.sampling, keys)
+        return Drafted(draft, keys, config.uncertainty(logits, draft.tokens, keys), probability)
+    import torch
+
     greedy = config.sampling.decoding == "greedy"
     if greedy and isinstance(verifier, Greedy):
         draft = verifier.draft_top(logits)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from clients.decoding.lockstep_memory import LockstepMemory
 from clients.decoding.row_memory import RowMemory
-from clients.decoding.slm import Step, left_padded, shortened
+from clients.decoding.steps import Step, left_padded, shortened
 from hlm.arrays import IntArray
 from hlm.reading.fused import FusedDecoder, can_fuse
 
@@ -119,8 +119,10 @@ class FusedRollbackDecoder:
             torch.from_numpy(new), torch.from_numpy(places), length, self._memory, wanted
         )
         self.lengths = self.lengths + counts
-        found = Step(self._decoder.logits(hidden), hidden if self._hidden else None)
-        return found if len(rows) == len(counts) else found.spread(rows, len(counts))
+        logits = self._decoder.logits(hidden)
+        if len(rows) < len(counts):
+            logits, hidden = (_spread(part, rows, len(counts)) for part in (logits, hidden))
+        return Step(logits, hidden if self._hidden else None)
 
     def take_back(self, counts: IntArray) -> None:
         """Forget the last tokens of each row, as `LockstepDecoder.take_back`."""
@@ -130,6 +132,11 @@ class FusedRollbackDecoder:
         """Drop every row but these (int64, in order)."""
         self._memory.keep_rows(torch.from_numpy(rows))
         self.lengths = self.lengths[rows]
+
+
+def _spread(part: torch.Tensor, rows: IntArray, count: int) -> torch.Tensor:
+    """Rows of a step as those (int64, different) of `count`; the others mean nothing."""
+    return part.new_zeros(count, part.shape[1]).index_copy_(0, torch.from_numpy(rows), part)
 
 
 # The devices of a process share a model, and so its written-out form.

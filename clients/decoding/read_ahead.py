@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
-from clients.decoding.slm import Step
-from clients.decoding.ways import Decoder, ShrinkingDecoder, lockstep_decoder, rollback_decoder
+from clients.decoding.steps import Decoder, Runtime, ShrinkingDecoder, Step
 from hlm.arrays import BoolArray, IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ReadAhead:
@@ -20,7 +21,7 @@ class ReadAhead:
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
+    model : transformers.PreTrainedModel or Runtime
         The small model.
     prompts : sequence of numpy.ndarray
         int64 [length_i], at least one token each.
@@ -36,14 +37,23 @@ class ReadAhead:
     """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[IntArray], hidden: bool, most: int = 0
+        self,
+        model: PreTrainedModel | Runtime,
+        prompts: Sequence[IntArray],
+        hidden: bool,
+        most: int = 0,
     ) -> None:
         self._decoder: Decoder
         self._shrinking: ShrinkingDecoder
-        if most:
-            self._decoder = self._shrinking = rollback_decoder(model, prompts, hidden)
+        if isinstance(model, Runtime):
+            self._decoder = self._shrinking = model.decoder(prompts)
         else:
-            self._decoder = lockstep_decoder(model, prompts, hidden)
+            from clients.decoding.ways import lockstep_decoder, rollback_decoder
+
+            if most:
+                self._decoder = self._shrinking = rollback_decoder(model, prompts, hidden)
+            else:
+                self._decoder = lockstep_decoder(model, prompts, hidden)
         self.steps = [self._decoder.start()]
         self._drafts = np.zeros((most, len(prompts)), np.int64)
         self._ahead = np.zeros(len(prompts), np.int64)
@@ -100,9 +110,4 @@ class ReadAhead:
         if depth == len(self.steps):
             self.steps.append(found)
             return
-        chosen, step = torch.from_numpy(rows), self.steps[depth]
-        logits = torch.where(chosen[:, None], found.logits, step.logits)
-        hidden = None
-        if found.hidden is not None and step.hidden is not None:
-            hidden = torch.where(chosen[:, None], found.hidden, step.hidden)
-        self.steps[depth] = Step(logits, hidden)
+        self.steps[depth] = self.steps[depth].merged(found, rows)

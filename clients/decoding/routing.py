@@ -13,17 +13,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.read_ahead import ReadAhead
-from clients.decoding.slm import Step, read_texts
 from clients.decoding.spans import SpanRouting, SpanRows, heard
+from clients.decoding.steps import Runtime, Step
 from clients.decoding.trace import text_traces, trace_of
 from clients.policy import Policy, RoutingInput
 from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
@@ -33,6 +31,9 @@ from hlm.arrays import BoolArray, IntArray
 from hlm.verification import Verifier
 from hlm.wire import NO_TOKEN
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 StepListener = Callable[[TokenRecords, IntArray, IntArray, Traffic], None]
 
 
@@ -41,8 +42,8 @@ class Router:
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        The small model.
+    model : transformers.PreTrainedModel or Runtime
+        The small model; given texts, features and hidden states take the first.
     config : RouterConfig
         Fixed choices.
     policy : Policy
@@ -62,7 +63,7 @@ class Router:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Runtime,
         config: RouterConfig,
         policy: Policy,
         verifier: Verifier,
@@ -71,7 +72,7 @@ class Router:
         learning: bool = True,
         spans: SpanRouting | None = None,
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.config = config
         self.policy = policy
         self.verifier = verifier
@@ -179,6 +180,10 @@ class Router:
         TokenRecords
             [rows, longest number of routed positions]; entry (row, j) is position first + j.
         """
+        import torch
+
+        from clients.decoding.slm import read_texts
+
         counts = texts.lengths - first
         records = TokenRecords(len(first), int(counts.max()), self.config.feature_count)
         begin = time.perf_counter()
@@ -218,7 +223,7 @@ class Router:
         streaming = np.zeros(len(rows), np.bool_)
         if written is not None:
             look = partial(self._look, written.reader, texts, rows, positions)
-            kept = written.kept(rows, drafted.draft.tokens.numpy(), sure, look)
+            kept = written.kept(rows, np.asarray(drafted.draft.tokens), sure, look)
             streaming = written.streaming(rows)
         ways = self._ways(inputs, kept)
         spans = np.zeros(len(rows), np.int64)
@@ -245,13 +250,13 @@ class Router:
         self._record(records, everything, inputs, ways, decided)
         if written is not None:
             told = streaming & decided.is_llm_choice
-            agreed = decided.tokens == drafted.draft.tokens.numpy()
+            agreed = decided.tokens == np.asarray(drafted.draft.tokens)
             records.draft_choice[rows[told], steps[told]] = agreed[told]
             written.note(rows, ways, decided)
         if self.on_step is not None:
             self.on_step(records, rows, steps, traffic)
         if texts.trace is not None and not texts.given:
-            texts.trace[rows, positions] = trace_of(step.logits, torch.from_numpy(decided.tokens))
+            texts.trace[rows, positions] = trace_of(step.logits, decided.tokens)
         return decided.tokens
 
     def _draft(
@@ -290,11 +295,11 @@ class Router:
             # Features are of the text with its drafts: it has room that it has not grown into.
             before = reader.steps[depth - 1].select(chosen)
             texts.tokens[places] = drafts[chosen]
-            texts.trace[places] = trace_of(before.logits, torch.from_numpy(drafts[chosen]))
+            texts.trace[places] = trace_of(before.logits, drafts[chosen])
         step = reader.behind(drafts, depth, wanted).select(chosen)
         drafted, inputs = self._draft(step, texts, rows[chosen], positions[chosen] + depth)
         drafts, sure = drafts.copy(), np.zeros(len(rows), np.bool_)
-        drafts[chosen], sure[chosen] = drafted.draft.tokens.numpy(), self.policy.keep(inputs)
+        drafts[chosen], sure[chosen] = np.asarray(drafted.draft.tokens), self.policy.keep(inputs)
         return drafts, sure
 
     def _ways(self, inputs: RoutingInput, kept: BoolArray) -> NDArray[np.int8]:
@@ -307,7 +312,7 @@ class Router:
 
     def _decide(self, everything: Escalation, ways: NDArray[np.int8]) -> Resolution[Any]:
         """The token of each row, from whoever its way leads to."""
-        drafts = everything.draft.tokens.numpy()
+        drafts = np.asarray(everything.draft.tokens)
         decided: Resolution[Any] = Resolution.none(len(ways))
         kept = ways == Way.KEPT
         decided.tokens[kept], decided.stages[kept] = drafts[kept], Stage.LOCAL
@@ -328,7 +333,7 @@ class Router:
         places = everything.rows, everything.steps
         records.present[places] = True
         records.position[places] = everything.positions
-        records.draft[places] = everything.draft.tokens.numpy()
+        records.draft[places] = np.asarray(everything.draft.tokens)
         records.uncertainty[places] = self.policy.score(inputs)
         if records.features is not None and inputs.features is not None:
             records.features[places] = inputs.features

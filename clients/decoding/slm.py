@@ -7,88 +7,13 @@ whatever the architecture. Rows that have ended are dropped from the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
+from clients.decoding.steps import Step, left_padded, shortened
 from hlm.arrays import IntArray
-
-
-@dataclass
-class Step:
-    """What the model says about the next token of every row.
-
-    Attributes
-    ----------
-    logits : torch.Tensor
-        float32 [rows, vocab].
-    hidden : torch.Tensor or None
-        float32 [rows, size], the last hidden state; None unless asked for.
-    """
-
-    logits: torch.Tensor
-    hidden: torch.Tensor | None
-
-    def select(self, rows: IntArray) -> Step:
-        """The same of some rows (int64, increasing)."""
-        if len(rows) == len(self.logits):
-            return self
-        index = torch.from_numpy(rows)
-        return Step(self.logits[index], None if self.hidden is None else self.hidden[index])
-
-    def spread(self, rows: IntArray, count: int) -> Step:
-        """These rows as those (int64, different) of `count`; the others mean nothing."""
-        index = torch.from_numpy(rows)
-        parts = [
-            None
-            if part is None
-            else part.new_zeros(count, part.shape[1]).index_copy_(0, index, part)
-            for part in (self.logits, self.hidden)
-        ]
-        assert parts[0] is not None
-        return Step(parts[0], parts[1])
-
-
-def check_prompts(prompts: Sequence[IntArray]) -> None:
-    """ValueError when there is no prompt, or an empty one."""
-    if not prompts or min(len(prompt) for prompt in prompts) == 0:
-        raise ValueError("prompts: at least one prompt, each of at least one token, is needed")
-
-
-def left_padded(prompts: Sequence[IntArray]) -> tuple[IntArray, NDArray[np.bool_], IntArray]:
-    """Prompts as one array: tokens, where there are any, and their positions, all [rows, longest].
-
-    Raises
-    ------
-    ValueError
-        When there is no prompt, or an empty one.
-    """
-    check_prompts(prompts)
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = np.zeros((len(prompts), longest), np.int64)
-    mask = np.zeros((len(prompts), longest), np.bool_)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = True
-    return tokens, mask, np.maximum(mask.cumsum(1) - 1, 0)
-
-
-def shortened(lengths: IntArray, counts: IntArray) -> IntArray:
-    """Lengths int64 [rows] of texts that lose so many tokens each.
-
-    Raises
-    ------
-    ValueError
-        When a count is negative, or a text would have no token left.
-    """
-    if (counts < 0).any() or (counts >= lengths).any():
-        raise ValueError(
-            f"counts = {counts.tolist()}: must be from 0 and below the lengths {lengths.tolist()}"
-        )
-    return lengths - counts
 
 
 class LockstepDecoder:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clients.decoding.drafting import RouterConfig, draw_keys
@@ -163,13 +162,13 @@ def heard(
         int64 [n]; `NO_TOKEN` where nobody answers.
     """
     count, positions = len(rows), texts.lengths[rows]
-    nothing = torch.full((count,), NO_TOKEN)
+    nothing = np.full(count, NO_TOKEN)
     asked = Escalation(
         texts=texts,
         rows=rows,
         steps=np.full(count, index, np.int64),
         positions=positions,
-        draft=Draft(nothing, torch.ones(count, dtype=torch.float64), None, Claim(nothing)),
+        draft=Draft(nothing, np.ones(count), None, Claim(nothing)),
         keys=draw_keys(config, texts.sessions[rows], positions),
         hidden=None,
         uncertainty=np.full(count, np.nan),

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from clients.block_uplink import Ahead, BlockUplink, Verified
 from clients.decoding.drafting import Drafted, RouterConfig, draft_step
-from clients.decoding.slm import Step
-from clients.decoding.ways import ShrinkingDecoder, rollback_decoder
+from clients.decoding.steps import ShrinkingDecoder, Step
+from clients.decoding.ways import rollback_decoder
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from hlm.arrays import IntArray
 
@@ -131,7 +131,7 @@ class SpeculativeDecoder:
             verifier = self.uplink.verifier
             drafted = draft_step(self.config, verifier, logits, sessions, positions + depth)
             drafts.append(drafted)
-            tokens = drafted.draft.tokens.numpy()
+            tokens = np.asarray(drafted.draft.tokens)
             # Those that are not reached are drafted again.
             wanted = counts > depth
             places = running[wanted], steps[wanted] + depth

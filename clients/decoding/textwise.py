@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clients.decoding.slm import Step, check_prompts, shortened
+from clients.decoding.steps import Step, check_prompts, shortened
 from hlm.arrays import IntArray
 from hlm.reading.plain import Passage, PlainReading
 

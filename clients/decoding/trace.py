@@ -7,26 +7,32 @@ there. One row of three numbers a token, all known without the large model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
-from clients.decoding.slm import Step, read_texts
+from clients.decoding.steps import Step
+from hlm.arrays import Array, IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRACED = ("surprise", "doubt", "agreed")
 """Per token: -ln x of the token the text got (nats), 1 - the largest x, 1{it is the top-1}."""
 
 
-@torch.inference_mode()
-def trace_of(logits: torch.Tensor, tokens: torch.Tensor) -> NDArray[np.float32]:
+def trace_of(logits: Array, tokens: IntArray) -> NDArray[np.float32]:
     """What the small model's logits [rows, vocab] say of int64 [rows] tokens, [rows, 3]."""
-    log_probs = torch.log_softmax(logits.float(), dim=1)
-    top = log_probs.max(dim=1)
-    surprise = -log_probs.gather(1, tokens[:, None].to(log_probs.device))[:, 0].clamp_min(-20.0)
-    agreed = (top.indices == tokens.to(log_probs.device)).float()
-    return torch.stack([surprise, 1 - top.values.exp(), agreed], dim=1).cpu().numpy()
+    import torch
+
+    with torch.inference_mode():
+        log_probs = torch.log_softmax(logits.float(), dim=1)
+        got = torch.as_tensor(tokens).to(log_probs.device)
+        top = log_probs.max(dim=1)
+        surprise = -log_probs.gather(1, got[:, None])[:, 0].clamp_min(-20.0)
+        agreed = (top.indices == got).float()
+        return torch.stack([surprise, 1 - top.values.exp(), agreed], dim=1).cpu().numpy()
 
 
 def text_traces(
@@ -53,10 +59,12 @@ def text_traces(
     if not rows:
         return traces
     if steps is None:
+        from clients.decoding.slm import read_texts
+
         steps = read_texts(model, [texts[row] for row in rows])
     else:
         steps = [steps[row] for row in rows]
     for row, one in zip(rows, steps, strict=True):
         text = texts[row]
-        traces[row, 1 : len(text)] = trace_of(one.logits, torch.from_numpy(text[1:].copy()))
+        traces[row, 1 : len(text)] = trace_of(one.logits, text[1:].copy())
     return traces

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,43 +17,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from clients.decoding.lockstep import FusedLockstepDecoder, FusedRollbackDecoder, fused_form
-from clients.decoding.slm import LockstepDecoder, Step, read_texts
+from clients.decoding.slm import LockstepDecoder, read_texts
+from clients.decoding.steps import Decoder, ShrinkingDecoder, Step
 from clients.decoding.textwise import TextwiseDecoder
 from hlm.arrays import IntArray
 from hlm.reading.agreement import Compared, Reference, Way, first_that_agrees, trial_length
 from hlm.reading.plain import FullForward, OwnCaches, PlainReading
 
 USUAL_CONTEXT = 128
-
-
-class Decoder(Protocol):
-    """A batch of texts, one token each per step; see `LockstepDecoder`."""
-
-    def start(self) -> Step:
-        """Read the prompts."""
-        ...
-
-    def step(self, tokens: IntArray) -> Step:
-        """Append one token to every row."""
-        ...
-
-    def keep_rows(self, rows: IntArray) -> None:
-        """Drop every row but these."""
-        ...
-
-
-class ShrinkingDecoder(Decoder, Protocol):
-    """One whose texts can shrink again; see `LockstepDecoder`."""
-
-    lengths: IntArray
-
-    def read(self, tokens: IntArray, counts: IntArray) -> Step:
-        """Append a few tokens to each row."""
-        ...
-
-    def take_back(self, counts: IntArray) -> None:
-        """Forget the last tokens of each row."""
-        ...
 
 
 Make = Callable[[PreTrainedModel, Sequence[IntArray], bool], ShrinkingDecoder]

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clients.records import Stage, TextBatch, TokenFeedback, Traffic
-from hlm.arrays import BoolArray, IntArray
+from hlm.arrays import Array, BoolArray, IntArray
 from hlm.randomness import DrawKeys
 from hlm.verification import Draft
 
@@ -40,7 +39,7 @@ class Escalation:
         The drafts of these n rows.
     keys : DrawKeys
         What the random numbers of these n rows are keyed by.
-    hidden : torch.Tensor or None
+    hidden : Array or None
         float32 [n, size], the SLM's last hidden state, for context keys.
     uncertainty : numpy.ndarray
         float64 [n].
@@ -57,7 +56,7 @@ class Escalation:
     positions: IntArray
     draft: Draft
     keys: DrawKeys
-    hidden: torch.Tensor | None
+    hidden: Array | None
     uncertainty: NDArray[np.float64]
     audited: BoolArray
     spans: IntArray
@@ -72,9 +71,9 @@ class Escalation:
             rows=self.rows[index],
             steps=self.steps[index],
             positions=self.positions[index],
-            draft=self.draft.select(torch.from_numpy(index)),
+            draft=self.draft.select(index),
             keys=self.keys.select(index),
-            hidden=None if self.hidden is None else self.hidden[torch.from_numpy(index)],
+            hidden=None if self.hidden is None else self.hidden[index],
             uncertainty=self.uncertainty[index],
             audited=self.audited[index],
             spans=self.spans[index],
@@ -221,7 +220,7 @@ def resolve_in_turn(
         audited[open_rows] |= part.withheld >= 0
         asked.append(Asked(open_rows, part))
     undecided = final.tokens < 0
-    final.tokens[undecided] = escalation.draft.tokens.numpy()[undecided]
+    final.tokens[undecided] = np.asarray(escalation.draft.tokens)[undecided]
     if learning:
         for resolver, own in zip(resolvers, asked, strict=True):
             final.traffic.include(resolver.learn(escalation, final, own))

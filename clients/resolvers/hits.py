@@ -14,17 +14,17 @@ import numpy as np
 
 from clients.records import UNVERIFIED
 from clients.resolvers.chain import Asked, Escalation, Resolution
-from hlm.arrays import BoolArray, IntArray
+from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.intervals import wilson_interval
-from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.randomness import DrawKeys, Purpose, uniform_matrix
 
 AUDIT_KEPT, AUDIT_CACHE, AUDIT_EDGE, EXPLORE_EDGE = range(4)
 """Columns of a row's audit draws; the router uses the first."""
 
 
-def audit_draws(keys: DrawKeys, column: int) -> BoolArray:
+def audit_draws(keys: DrawKeys, column: int) -> FloatArray:
     """One uniform number a row, float64 [rows] in (0, 1), independent between columns."""
-    return uniforms(keys, Purpose.AUDIT, column + 1)[:, column].numpy()
+    return uniform_matrix(keys, Purpose.AUDIT, column + 1)[:, column]
 
 
 @dataclass

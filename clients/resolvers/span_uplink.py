@@ -88,7 +88,7 @@ class SpanUplink(LanguageModelUplink):
                 # The server did answer until now: it may be asked once more at once.
                 self.link.back_off.wake()
             index, tokens = index[tokens != NO_TOKEN], tokens[tokens != NO_TOKEN]
-            accepted = tokens == escalation.draft.tokens.numpy()[index]
+            accepted = tokens == np.asarray(escalation.draft.tokens)[index]
             resolution.tokens[index] = tokens
             resolution.stages[index] = np.where(accepted, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
             resolution.is_llm_choice[index] = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from clients.records import Stage, TextBatch, TokenFeedback, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
@@ -17,7 +16,7 @@ from clients.resolvers.link import Link
 from clients.resolvers.messages import Carry, Sender, UplinkConfig
 from hlm.arrays import IntArray
 from hlm.transport import LinkDown, Transport
-from hlm.verification import Verdict, Verifier, shares_draw
+from hlm.verification import Draft, Verdict, Verifier, shares_draw
 from hlm.wire import Reply, Rows
 
 
@@ -108,7 +107,7 @@ class LanguageModelUplink:
             starts,
             lengths,
             tokens,
-            escalation.draft.tokens.numpy(),
+            np.asarray(escalation.draft.tokens),
             quiet,
             counts=counts,
             weights=weights,
@@ -117,16 +116,16 @@ class LanguageModelUplink:
 
     def _take(self, escalation: Escalation, reply: Reply, resolution: Resolution[None]) -> None:
         """Write into `resolution` what the server says of the rows."""
-        index = np.flatnonzero(reply.served & (escalation.draft.tokens.numpy() >= 0))
+        index = np.flatnonzero(reply.served & (np.asarray(escalation.draft.tokens) >= 0))
         if not len(index):
             return
         resolution.traffic.decoded += len(index)
         reply = reply.select(index)
         rows, texts = escalation.rows[index], escalation.texts
-        draft = escalation.draft.select(torch.from_numpy(index))
-        verdict = _verdict(reply, self.config.vocab)
+        draft = escalation.draft.select(index)
+        verdict = _verdict(reply, draft, self.config.vocab)
         finished = self.verifier.finish(draft, verdict, escalation.keys.select(index))
-        resolution.tokens[index] = finished.numpy()
+        resolution.tokens[index] = np.asarray(finished)
         resolution.stages[index] = np.where(reply.accepted, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
         # What the device resamples itself the server does not know yet.
         known = (reply.tokens >= 0) & (not texts.given)
@@ -137,8 +136,12 @@ class LanguageModelUplink:
         resolution.is_llm_choice[index] = own
 
 
-def _verdict(reply: Reply, vocab: int) -> Verdict:
-    """What a reply whose rows are all served says of their drafts."""
+def _verdict(reply: Reply, draft: Draft, vocab: int) -> Verdict:
+    """What a reply whose rows are all served says of their drafts, in arrays of their kind."""
+    if isinstance(draft.tokens, np.ndarray):
+        return Verdict(reply.accepted, reply.tokens)
+    import torch
+
     target = None
     if reply.target_support.size:
         target = torch.zeros(len(reply), vocab, dtype=torch.int64)

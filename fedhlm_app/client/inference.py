@@ -26,9 +26,9 @@ from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.settings import Settings
-from hlm.arrays import FloatArray, IntArray
+from hlm.arrays import Array, FloatArray, IntArray
 from hlm.measures import MEASURES
-from hlm.randomness import DrawKeys, Purpose, uniforms
+from hlm.randomness import DrawKeys, Purpose, uniform_matrix, uniforms
 from hlm.sampling import Sampling
 from hlm.transport import Transport
 from hlm.verification import Verifier
@@ -207,15 +207,16 @@ def end_tokens(model: torch.nn.Module) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found)
 
 
-def uncertainty_of(settings: Settings) -> UncertaintyMeasure:
-    """The uncertainty measure of the settings."""
+def uncertainty_of(settings: Settings, *, lean: bool = False) -> UncertaintyMeasure:
+    """The uncertainty measure of the settings; `lean` measures numpy arrays (`hlm.lean`)."""
     kind = MEASURES[settings.uncertainty]
-    function = kind.load()
+    function = kind.load("hlm.lean" if lean else "hlm.uncertainty")
+    draws = uniform_matrix if lean else uniforms
 
-    def measure(logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+    def measure(logits: Array, draft: Array, keys: DrawKeys) -> Array:
         given: dict[str, Any] = {"draft": draft, "temperature": settings.uncertainty_temperature}
         if "uniforms" in kind.takes:
-            given["uniforms"] = uniforms(keys, Purpose.UNCERTAINTY, settings.uncertainty_samples)
+            given["uniforms"] = draws(keys, Purpose.UNCERTAINTY, settings.uncertainty_samples)
         return function(logits, **{name: given[name] for name in kind.takes})
 
     return measure

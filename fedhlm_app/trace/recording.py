@@ -23,7 +23,7 @@ from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace.file import Trace
 from fedhlm_app.transport.transports import DirectTransport
-from hlm.arrays import FloatArray
+from hlm.arrays import Array, FloatArray
 from hlm.measures import MEASURES
 from hlm.peers.agreement import SketchMaker
 from hlm.randomness import DrawKeys
@@ -89,7 +89,7 @@ class _Reader:
             learning=False,
         )
 
-    def _measure(self, logits: torch.Tensor, draft: torch.Tensor, keys: DrawKeys) -> torch.Tensor:
+    def _measure(self, logits: Array, draft: Array, keys: DrawKeys) -> Array:
         given = {"draft": draft, "temperature": self.settings.uncertainty_temperature}
         for name, values in self.measured.items():
             kind = MEASURES[name]

@@ -1,12 +1,12 @@
 """Every way of deciding an escalated token, behind one interface.
 
-`hlm.verifiers.VERIFIERS` has them by name; device and server make equal ones.
+`hlm.verifiers.VERIFIERS` has them by name; device and server make equal ones. Those that are not
+named here need PyTorch on the device too.
 """
 
 from __future__ import annotations
 
 from hlm.verification.coupled import Coupled
-from hlm.verification.full import Full
 from hlm.verification.greedy import Greedy
 from hlm.verification.interface import (
     UNDECIDED,
@@ -16,8 +16,6 @@ from hlm.verification.interface import (
     Verdict,
     Verifier,
 )
-from hlm.verification.scalar import Scalar
-from hlm.verification.truncated import Truncated, TruncatedExact
 from hlm.verifiers import VERIFIERS, Need, plain_verifier, shares_draw
 
 __all__ = [
@@ -27,12 +25,8 @@ __all__ = [
     "ClaimError",
     "Coupled",
     "Draft",
-    "Full",
     "Greedy",
     "Need",
-    "Scalar",
-    "Truncated",
-    "TruncatedExact",
     "Verdict",
     "Verifier",
     "plain_verifier",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from hlm.arrays import Array
 from hlm.randomness import DrawKeys, exponentials
 from hlm.sampling import check_probs
 from hlm.verification.interface import (
@@ -15,6 +15,9 @@ from hlm.verification.interface import (
     decided_tokens,
     drafted,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def exponential_race(probs: Tensor, clocks: Tensor) -> Tensor:
@@ -35,13 +38,13 @@ def exponential_race(probs: Tensor, clocks: Tensor) -> Tensor:
     Tensor of int64 [rows]
         The lowest id on ties.
     """
-    exact = probs.to(torch.float64)
+    exact = probs.double()
     waiting = clocks / exact
     # clock / 1e-320 overflows to inf like a clock / 0: settle those by their probability, so that
     # an impossible token cannot win by its lower id
-    overflow = torch.isinf(waiting).all(dim=-1, keepdim=True)
+    overflow = waiting.isinf().all(dim=-1, keepdim=True)
     if bool(overflow.any()):
-        waiting = torch.where(overflow, -exact, waiting)
+        waiting = waiting.where(~overflow, -exact)
     return waiting.argmin(dim=-1)
 
 
@@ -68,7 +71,7 @@ class Coupled:
         tokens = exponential_race(exact, exponentials(keys, exact.shape[1]))
         return Verdict(tokens == claim.tokens, tokens)
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hlm.arrays import Array
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import draw
 from hlm.truncation.quantising import probs_from_weights, quantise
@@ -73,7 +74,7 @@ class Full:
             raise ClaimError(str(error)) from error
         return accept_or_resample(seen, exact, claim.tokens, keys)
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from hlm.arrays import Array
 from hlm.randomness import DrawKeys
 from hlm.sampling import check_probs, checked_top_token, top_token
 from hlm.verification.interface import (
@@ -15,6 +15,9 @@ from hlm.verification.interface import (
     decided_tokens,
     drafted,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Greedy:
@@ -35,7 +38,7 @@ class Greedy:
         del keys
         exact = check_probs("probs", probs)
         tokens = top_token(exact)
-        point_mass = torch.zeros_like(exact).scatter_(1, tokens.unsqueeze(1), 1.0)
+        point_mass = exact.new_zeros(exact.shape).scatter_(1, tokens.unsqueeze(1), 1.0)
         return drafted(point_mass, tokens, Claim(tokens))
 
     def draft_top(self, logits: Tensor) -> Draft:
@@ -47,7 +50,7 @@ class Greedy:
             As `hlm.sampling.distribution`.
         """
         tokens = checked_top_token(logits).cpu()
-        return Draft(tokens, torch.ones(len(tokens), dtype=torch.float64), None, Claim(tokens))
+        return Draft(tokens, tokens.new_ones(len(tokens)).double(), None, Claim(tokens))
 
     def decide(self, target: Tensor, claim: Claim, keys: DrawKeys) -> Verdict:
         """Compare with the target's top token; see `Verifier.decide`."""
@@ -56,7 +59,7 @@ class Greedy:
         tokens = top_token(exact)
         return Verdict(tokens == claim.tokens, tokens)
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)

@@ -11,15 +11,16 @@ rejects less often than TV(x, y).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hlm.arrays import IntArray
+from hlm.arrays import Array, BoolArray, IntArray
 from hlm.randomness import DrawKeys
 from hlm.sampling import check_probs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNDECIDED = -1
 """Stands in a token array where the device still has to find the token."""
@@ -29,7 +30,7 @@ class ClaimError(ValueError):
     """A claim or verdict from the other side cannot be what it says."""
 
 
-def _select(field: Tensor | None, rows: Tensor) -> Tensor | None:
+def _select(field: Tensor | None, rows: IntArray | BoolArray) -> Tensor | None:
     return None if field is None else field[rows]
 
 
@@ -56,13 +57,13 @@ class Claim:
         `truncated`: k of each row.
     """
 
-    tokens: Tensor
+    tokens: Array
     weight: Tensor | None = None
     support: Tensor | None = None
     weights: Tensor | None = None
     counts: Tensor | None = None
 
-    def select(self, rows: Tensor) -> Claim:
+    def select(self, rows: IntArray | BoolArray) -> Claim:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
         return Claim(
             tokens=self.tokens[rows],
@@ -84,16 +85,19 @@ class Claim:
             return np.zeros(rows, np.int64), nothing, nothing
         if self.support is None or self.counts is None:
             return np.full(rows, self.weights.shape[1]), self.weights.numpy().reshape(-1), nothing
-        real = torch.arange(self.support.shape[1]) < self.counts.unsqueeze(1)
-        support, order = torch.where(real, self.support, torch.iinfo(torch.int64).max).sort(dim=1)
-        weights = self.weights.gather(1, order)
-        return self.counts.numpy(), weights[real].numpy(), support[real].numpy()
+        counts, support = self.counts.numpy(), self.support.numpy()
+        real = np.arange(support.shape[1]) < counts[:, None]
+        order = np.where(real, support, np.iinfo(np.int64).max).argsort(axis=1, kind="stable")
+        weights = np.take_along_axis(self.weights.numpy(), order, axis=1)
+        return counts, weights[real], np.take_along_axis(support, order, axis=1)[real]
 
     @classmethod
     def of_entries(
         cls, tokens: IntArray, counts: IntArray, weights: IntArray, support: IntArray
     ) -> Claim:
         """The claim about `tokens` (int64 [rows]) that has these `entries`."""
+        import torch
+
         drafts, rows = torch.from_numpy(tokens), len(tokens)
         if not weights.size:
             return cls(drafts)
@@ -125,12 +129,12 @@ class Draft:
         What goes up.
     """
 
-    tokens: Tensor
-    probabilities: Tensor
+    tokens: Array
+    probabilities: Array
     distribution: Tensor | None
     claim: Claim
 
-    def select(self, rows: Tensor) -> Draft:
+    def select(self, rows: IntArray | BoolArray) -> Draft:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
         return Draft(
             tokens=self.tokens[rows],
@@ -154,11 +158,11 @@ class Verdict:
         `scalar`: y in units of 2**-16, zeros in rows that are decided. Every entry is below 2**16.
     """
 
-    accepted: Tensor
-    tokens: Tensor
+    accepted: Array
+    tokens: Array
     target_weights: Tensor | None = None
 
-    def select(self, rows: Tensor) -> Verdict:
+    def select(self, rows: IntArray | BoolArray) -> Verdict:
         """Keep some rows, given as a boolean mask or as indices [selected]."""
         return Verdict(
             accepted=self.accepted[rows],
@@ -181,7 +185,7 @@ class Verifier(Protocol):
         """Server: accept or reject, given the target (float64 [rows, vocab])."""
         ...
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Device: the tokens, int64 [rows]."""
         ...
 
@@ -227,7 +231,7 @@ def checked_target(target: Tensor, claim: Claim) -> Tensor:
     return exact
 
 
-def decided_tokens(verdict: Verdict) -> Tensor:
+def decided_tokens(verdict: Verdict) -> Array:
     """The tokens of a verdict that leaves nothing to the device.
 
     Raises
@@ -235,6 +239,6 @@ def decided_tokens(verdict: Verdict) -> Tensor:
     ClaimError
         If a row is undecided.
     """
-    if verdict.tokens.numel() and int(verdict.tokens.amin()) < 0:
+    if bool((verdict.tokens < 0).any()):
         raise ClaimError("tokens holds an undecided row, but this method decides every row")
     return verdict.tokens

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hlm.arrays import Array
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import draw
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
@@ -80,7 +81,7 @@ class Scalar:
         sent = torch.where((tokens == UNDECIDED).unsqueeze(1), weights, 0)
         return Verdict(accepted, tokens, target_weights=sent)
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Resample undecided rows from (y - x)+; see `Verifier.finish`."""
         open_rows = verdict.tokens == UNDECIDED
         if not bool(open_rows.any()):

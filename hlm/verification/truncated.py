@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hlm.arrays import Array
 from hlm.line import UncertaintyLine
 from hlm.randomness import DrawKeys, Purpose, uniforms
 from hlm.sampling import check_probs, draw
@@ -51,7 +52,7 @@ class _TruncatedUpload:
             raise ClaimError(f"support has {seen.shape[0]} rows: {exact.shape[0]} are needed")
         return accept_or_resample(seen, exact, claim.tokens, keys)
 
-    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Tensor:
+    def finish(self, draft: Draft, verdict: Verdict, keys: DrawKeys) -> Array:
         """Take the server's token; see `Verifier.finish`."""
         del draft, keys
         return decided_tokens(verdict)

@@ -8,9 +8,10 @@ import torch
 
 from hlm.randomness import DrawKeys
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
-from hlm.verification import VERIFIERS, Truncated, TruncatedExact
+from hlm.verification import VERIFIERS
 from hlm.verification.coupled import Coupled
 from hlm.verification.speculative import accept_probability, residual
+from hlm.verification.truncated import Truncated, TruncatedExact
 from tests.hlm.verifier_analysis import (
     kept_loss,
     match_probability,

@@ -18,14 +18,13 @@ from hlm.verification import (
     Claim,
     ClaimError,
     Coupled,
-    Full,
     Greedy,
-    Scalar,
-    Truncated,
-    TruncatedExact,
     Verifier,
 )
 from hlm.verification.coupled import exponential_race
+from hlm.verification.full import Full
+from hlm.verification.scalar import Scalar
+from hlm.verification.truncated import Truncated, TruncatedExact
 from hlm.verifiers import Shape
 from tests.hlm.verifier_analysis import output_distribution, rejection_probability
 

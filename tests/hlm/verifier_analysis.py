@@ -11,9 +11,11 @@ from torch import Tensor
 from hlm.sampling import check_probs, top_token
 from hlm.truncation.quantising import probs_from_weights, quantise, quantise_dithered
 from hlm.truncation.truncate import spread, truncate
-from hlm.verification import Coupled, Full, Greedy, Scalar, Truncated, TruncatedExact, Verifier
-from hlm.verification.full import PROBABILITY_BITS
+from hlm.verification import Coupled, Greedy, Verifier
+from hlm.verification.full import PROBABILITY_BITS, Full
+from hlm.verification.scalar import Scalar
 from hlm.verification.speculative import accept_probability, residual
+from hlm.verification.truncated import Truncated, TruncatedExact
 
 SLICES_AT_ONCE = 64
 

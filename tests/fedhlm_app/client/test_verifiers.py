@@ -9,7 +9,8 @@ from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.settings import Settings
 from hlm.line import UncertaintyLine
 from hlm.truncation.count_rules import FixedCount, OnlineCount
-from hlm.verification import VERIFIERS, Truncated, TruncatedExact
+from hlm.verification import VERIFIERS
+from hlm.verification.truncated import Truncated, TruncatedExact
 from hlm.wire import decode_request
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts
