@@ -74,7 +74,7 @@ def _check_shape(logits: Tensor) -> None:
 
 def _check_highest(highest: Tensor) -> None:
     # NaN counts as the highest, and a row of -inf has no distribution
-    if not bool(highest.isfinite().all()):
+    if not all(map(math.isfinite, highest.flatten().tolist())):
         raise ValueError("logits: each row needs a finite maximum and no NaN or +inf")
 
 

@@ -22,7 +22,7 @@ from hlm.wire import NO_TOKEN, Reply, Request, Rows, Status
 from servers.backend import Backend, Feed, Unreadable
 from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey
-from servers.verdicts import Places, Verdicts
+from servers.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from servers.llm import LanguageModelService
@@ -42,20 +42,22 @@ class Reading:
         Those of them that are served, ``begin .. end - 1``, all of one text.
     session : SessionKey or None
         The engine's.
-    places : Places
-        What is wanted of them.
+    verdicts : Verdicts
+        Which say what is wanted of them.
     """
 
     def __init__(
-        self, rows: Rows, begin: int, end: int, session: SessionKey | None, places: Places
+        self, rows: Rows, begin: int, end: int, session: SessionKey | None, verdicts: Verdicts
     ) -> None:
         self.rows = slice(begin, end)
         self.session = session
         self.start, self.end = int(rows.starts[begin]), int(rows.ends[end - 1])
         first = int(rows.lengths[:begin].sum())
         self.tokens = rows.tokens[first : first + self.end - self.start]
-        self.places = places
-        self.left: IntArray = np.unique(places.at)
+        places = slice(*verdicts.firsts[[begin, end]].tolist())
+        self.first = places.start
+        self._at, self._token = verdicts.at[places], verdicts.token[places]
+        self.left: IntArray = self._at if len(self._at) == 1 else np.unique(self._at)
         self._begun = False
 
     @property
@@ -98,11 +100,31 @@ class Reading:
             wanted = np.array([upto])
         feed = Feed(self.session, start, new, wanted)
         if engine.offers < Need.PROBS:
-            ends = np.searchsorted(self.places.at, [wanted[0], wanted[-1] + 1])
-            here = self.places.select(slice(*ends))
-            asked = np.stack([here.at, here.token], 1)[here.token != NO_TOKEN]
-            feed = replace(feed, asked=asked)
+            here = self._within(wanted)
+            asked = np.stack([self._at[here], self._token[here]], 1)
+            feed = replace(feed, asked=asked[asked[:, 1] != NO_TOKEN])
         return feed, int(wanted[-1]) - first
+
+    def found(self, wanted: IntArray, logits: torch.Tensor) -> tuple[IntArray, torch.Tensor]:
+        """Places of the request at which a slice found logits, and a row of these for each.
+
+        Parameters
+        ----------
+        wanted : numpy.ndarray
+            int64 [m], the positions that the slice had read.
+        logits : torch.Tensor
+            float32 [m, vocab].
+        """
+        if np.array_equal(wanted, self._at):
+            return np.arange(self.first, self.first + len(wanted)), logits
+        here = self._within(wanted)
+        index = torch.from_numpy(np.searchsorted(wanted, self._at[here])).to(logits.device)
+        return np.arange(self.first + here.start, self.first + here.stop), logits[index]
+
+    def _within(self, wanted: IntArray) -> slice:
+        """Which of the places lie among some positions that were read."""
+        begin, end = np.searchsorted(self._at, [wanted[0], wanted[-1] + 1])
+        return slice(int(begin), int(end))
 
 
 class Job:
@@ -196,8 +218,8 @@ class Job:
                 begin, end = self._admit(*self._waiting.popleft())
                 if begin == end:
                     continue
-                places, session = self._verdicts.places(begin, end), self._sessions[begin]
-                self._reading = Reading(self.request.rows, begin, end, session, places)
+                session, rows_of = self._sessions[begin], self.request.rows
+                self._reading = Reading(rows_of, begin, end, session, self._verdicts)
             reading = self._reading
             feed, cost = reading.feed(engine, tokens, rows)
             if feed is None:
@@ -228,15 +250,15 @@ class Job:
             if not feed.start and reading.session is not None:
                 self._service.texts.begin(reading.session)
             if len(feed.wanted):
-                ends = np.searchsorted(reading.places.at, [feed.wanted[0], feed.wanted[-1] + 1])
-                here = reading.places.select(slice(*ends))
-                index = torch.from_numpy(np.searchsorted(feed.wanted, here.at)).to(result.device)
-                places.append(here)
-                logits.append(result if len(here.at) == len(result) else result[index])
+                here, rows = reading.found(feed.wanted, result)
+                if len(here):
+                    places.append(here)
+                    logits.append(rows)
         self._planned = []
-        if places:
-            every = logits[0] if len(logits) == 1 else torch.cat(logits)
-            self._verdicts.take(Places.joined(places), every)
+        if len(places) == 1:
+            self._verdicts.take(places[0], logits[0])
+        elif places:
+            self._verdicts.take(np.concatenate(places), torch.cat(logits))
         if self._reading is None and not self._waiting:
             self._finish()
 

@@ -227,6 +227,8 @@ def check_askable(request: Request) -> None:
     if alone.any():
         session = rows.sessions[alone.argmax()]
         raise WireError(f"session {session}: a draft needs at least one token before it")
+    if len(rows) == 1:
+        return
     wrong = (rows.block[:-1] | (rows.starts[1:] != rows.ends[:-1])) & ~(rows.first | rows.block)[1:]
     if wrong.any():
         at = int(wrong.argmax())

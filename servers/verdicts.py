@@ -7,7 +7,6 @@ a long message costs no more memory than a short one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from hlm.randomness import DrawKeys, exponentials, session_keys
 from hlm.sampling import Sampling, checked_top_token, distribution, top_token
 from hlm.verification import VERIFIERS, Claim, ClaimError, Greedy
 from hlm.verification.coupled import exponential_race
-from hlm.wire import NO_TOKEN, Columns, Reply, Request, Status, column, entries
+from hlm.wire import NO_TOKEN, Reply, Request, Status, entries
 from servers.blocks import own_tokens, skipped
 
 REDUCED_VALUES = 1 << 22
@@ -28,38 +27,16 @@ REDUCED_VALUES = 1 << 22
 _OK = int(Status.OK)  # numpy takes three times as long over a member of an enum
 
 
-@dataclass(frozen=True, eq=False)
-class Places(Columns):
-    """Positions at which something is to be told of the logits.
-
-    Attributes
-    ----------
-    at : numpy.ndarray
-        int64 [n], positions in the text.
-    owner : numpy.ndarray
-        int64 [n], which row of the request.
-    token : numpy.ndarray
-        int64 [n], the token that an opinion is wanted about; -1: none is.
-    told : numpy.ndarray
-        int64 [n], where that opinion goes among all of the request.
-    asks : numpy.ndarray
-        bool [n]: the row's draft, or the token after its block, is decided here.
-    """
-
-    at: IntArray = column()
-    owner: IntArray = column()
-    token: IntArray = column()
-    told: IntArray = column()
-    asks: NDArray[np.bool_] = column(np.bool_)
-
-
 class Verdicts:
     """What is decided of a request's rows, and told of their tokens, as logits come in.
+
+    *Places* are the positions at which something is: of every row the tokens whose opinions are
+    wanted, then the row's draft, or the token after its block.
 
     Parameters
     ----------
     request : Request
-        Valid.
+        Valid; rows of one text go on from each other.
 
     Attributes
     ----------
@@ -67,62 +44,66 @@ class Verdicts:
         int64 [rows], a `Status`; ``OK`` until something else is known.
     fed_counts : numpy.ndarray
         int64 [rows], tokens of each row, the last ones, that the device wants to hear about.
+    firsts : numpy.ndarray
+        int64 [rows + 1], the first place of each row, and how many there are.
+    at, token : numpy.ndarray
+        int64 [places], the position in the text, and the token that an opinion is wanted about;
+        -1: none is.
     """
 
     def __init__(self, request: Request) -> None:
-        rows = len(request.rows)
+        rows, count = request.rows, len(request.rows)
         self.request = request
         self.sampling = Sampling(request.decoding, request.temperature, request.top_p)
-        self.statuses = np.full(rows, _OK, np.int64)
+        self.statuses = np.full(count, _OK, np.int64)
         self.fed_counts, self._told_counts = request.fed_counts, request.feedback_counts
-        self._told_from = np.cumsum(self._told_counts) - self._told_counts
-        self._opinions = np.zeros(int(self._told_counts.sum()), np.uint8)
-        self._accepted = np.zeros(rows, np.bool_)
-        self._tokens = np.full(rows, NO_TOKEN, np.int64)
+        self._accepted = np.zeros(count, np.bool_)
+        self._tokens = np.full(count, NO_TOKEN, np.int64)
         self._targets: dict[int, tuple[IntArray, IntArray]] = {}
-
-    def places(self, begin: int, end: int) -> Places:
-        """What is wanted of rows ``begin .. end - 1``, of one text: opinions, then what they ask.
-
-        A row asks if it has a draft, or ends a block.
-        """
-        rows = self.request.rows
-        index = np.arange(begin, end)
-        fed = self.fed_counts[index]
-        sizes = fed + (rows.drafted | rows.block)[index]
-        owner = np.repeat(index, sizes)
+        # A row asks if it has a draft, or ends a block.
+        asking = rows.drafted | rows.block
+        self.firsts = np.zeros(count + 1, np.int64)
+        (self.fed_counts + asking).cumsum(out=self.firsts[1:])
+        if not request.feedback:
+            self._owner = asking.nonzero()[0]
+            self.at = rows.ends[self._owner]
+            self.token = np.full(len(self._owner), NO_TOKEN)
+            self._opinions = np.zeros(0, np.uint8)
+            return
+        sizes = self.fed_counts + asking
+        self._owner = owner = np.repeat(np.arange(count), sizes)
         place = entries(np.zeros_like(sizes), sizes)
-        asks = place == np.repeat(fed, sizes)
-        at = (rows.ends - self.fed_counts)[owner] + place
-        token = np.full(len(at), NO_TOKEN)
-        if self.request.feedback:
-            # Rows of a text go on from each other, and so do their tokens.
-            first = int(rows.lengths[:begin].sum()) - int(rows.starts[begin])
-            token[~asks] = rows.tokens[at[~asks] + first]
-            token[asks] = rows.drafts[owner[asks]]
-        return Places(at, owner, token, self._told_from[owner] + place, asks)
+        self._asks = place == self.fed_counts[owner]
+        self.at = (rows.ends - self.fed_counts)[owner] + place
+        self._told = (np.cumsum(self._told_counts) - self._told_counts)[owner] + place
+        self._opinions = np.zeros(int(self._told_counts.sum()), np.uint8)
+        # A token's place among those of all rows; a draft is in none.
+        index = self.at + (np.cumsum(rows.lengths) - rows.lengths - rows.starts)[owner]
+        self.token = np.where(self._asks, rows.drafts[owner], 0)
+        self.token[~self._asks] = rows.tokens[index[~self._asks]]
 
-    def take(self, places: Places, logits: torch.Tensor) -> None:
+    def take(self, places: IntArray, logits: torch.Tensor) -> None:
         """Decide and tell what is wanted at `places`.
 
         Parameters
         ----------
-        places : Places
-            What is wanted.
+        places : numpy.ndarray
+            int64 [n].
         logits : torch.Tensor
             float32 [n, vocab of the model], a row for each place.
         """
         logits = logits[:, : self.request.vocab]
         most = max(1, REDUCED_VALUES // self.request.vocab)
-        if len(logits) == 1 and places.asks[0] and places.token[0] < 0:
-            self._decide(places.owner, logits)
+        if not self.request.feedback and len(places) <= most:
+            self._decide(self._owner[places], logits)
             return
-        for part in _some(np.flatnonzero(places.asks), most):
+        asks = self._asks[places] if self.request.feedback else np.ones(len(places), np.bool_)
+        for part in _some(np.flatnonzero(asks), most):
             chosen = torch.from_numpy(part).to(logits.device)
-            self._decide(places.owner[part], logits[chosen])
-        for part in _some(np.flatnonzero(places.token >= 0), most):
-            here, chosen = places.select(part), torch.from_numpy(part).to(logits.device)
-            self._opinions[here.told] = self._opinions_of(here, logits[chosen])
+            self._decide(self._owner[places[part]], logits[chosen])
+        for part in _some(np.flatnonzero(self.token[places] >= 0), most):
+            here, chosen = places[part], torch.from_numpy(part).to(logits.device)
+            self._opinions[self._told[here]] = self._opinions_of(here, logits[chosen])
 
     def settle(self) -> tuple[IntArray, NDArray[np.bool_]]:
         """Skip what follows a row that does not stand in its block; every place was taken.
@@ -133,20 +114,25 @@ class Verdicts:
             int64 [rows], what was decided to follow each row's tokens, `NO_TOKEN` if nothing; and
             bool [rows], rows after which a block ends before its end.
         """
-        stands = (self.statuses == _OK) & self._accepted
-        ended = skipped(self.request.rows.block, stands)
-        self.statuses[ended] = int(Status.SKIPPED)
+        cut = np.zeros(len(self.statuses), np.bool_)
+        if self.request.rows.block.any():
+            stands = (self.statuses == _OK) & self._accepted
+            ended = skipped(self.request.rows.block, stands)
+            self.statuses[ended] = int(Status.SKIPPED)
+            cut[:-1] = ended[1:] & ~ended[:-1]
         served = self.statuses == _OK
-        self._tokens[~served], self._accepted[~served] = NO_TOKEN, False
-        return self._tokens, np.append(ended[1:], False) & ~ended
+        if not served.all():
+            self._tokens[~served], self._accepted[~served] = NO_TOKEN, False
+        return self._tokens, cut
 
     def reply(self) -> Reply:
         """The answer, once settled."""
+        if not self.request.feedback and not self._targets:
+            return Reply(self.statuses, self._accepted, self._tokens)
         served = self.statuses == _OK
-        sizes = np.zeros(len(served), np.int64)
         found = [(row, part) for row, part in sorted(self._targets.items()) if served[row]]
-        for row, (support, _) in found:
-            sizes[row] = len(support)
+        sizes = np.zeros(len(served), np.int64)
+        sizes[[row for row, _ in found]] = [len(support) for _, (support, _) in found]
         nothing = np.zeros(0, np.int64)
         return Reply(
             self.statuses,
@@ -173,8 +159,8 @@ class Verdicts:
     def _verify(self, asking: IntArray, logits: torch.Tensor) -> None:
         request, rows = self.request, self.request.rows
         if request.verifier == Greedy.name and self.sampling.decoding == "greedy":
-            self._tokens[asking] = checked_top_token(logits).cpu().numpy()
-            self._accepted[asking] = rows.drafts[asking] == self._tokens[asking]
+            tokens = checked_top_token(logits).cpu().numpy()
+            self._tokens[asking], self._accepted[asking] = tokens, rows.drafts[asking] == tokens
             return
         target = distribution(logits, self.sampling).cpu()
         keys = self._draw_keys(asking, rows.ends[asking])
@@ -200,16 +186,16 @@ class Verdicts:
         sessions = session_keys(self.request.client, self.request.rows.sessions[rows])
         return DrawKeys(self.request.seed, sessions, positions)
 
-    def _opinions_of(self, places: Places, logits: torch.Tensor) -> NDArray[np.uint8]:
+    def _opinions_of(self, places: IntArray, logits: torch.Tensor) -> NDArray[np.uint8]:
         """A byte about the token at each place."""
-        asked = torch.from_numpy(places.token).to(logits.device)
+        asked = torch.from_numpy(self.token[places]).to(logits.device)
         if self.sampling.decoding == "greedy":
             log_prob = logits.gather(1, asked[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
             choice = asked == top_token(logits)
         else:
             target, asked = distribution(logits, self.sampling).cpu(), asked.cpu()
             log_prob = target.gather(1, asked[:, None])[:, 0].log()
-            keys = self._draw_keys(places.owner, places.at)
+            keys = self._draw_keys(self._owner[places], self.at[places])
             choice = asked == exponential_race(target, exponentials(keys, self.request.vocab))
         return feedback_bytes(log_prob, choice)
 

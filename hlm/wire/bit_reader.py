@@ -136,8 +136,11 @@ class BitReader:
 
     def column(self, count: int, single_order: int = 2) -> IntArray:
         """Read a column of ``count`` values; the caller has bounded ``count``."""
-        if count <= 1:
-            return self.golomb_array(count, single_order)
+        if count == 1:
+            # As in a run of one all of it is prefix, then rest.
+            return np.array([self.golomb(single_order)], dtype=np.int64)
+        if count == 0:
+            return np.zeros(0, dtype=np.int64)
         form = self.uint(2)
         if form == CONSTANT:
             return np.full(count, self.golomb(single_order), dtype=np.int64)
