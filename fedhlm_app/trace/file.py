@@ -90,6 +90,7 @@ class Trace:
         counts = np.bincount(self.item, minlength=len(self.labels))
         return np.concatenate([[0], np.cumsum(counts)])
 
+    @cached_property
     def items(self) -> Items:
         """The dataset without its texts: enough to deal it to clients."""
         names = tuple(self.about["label-names"])

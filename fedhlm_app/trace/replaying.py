@@ -17,8 +17,8 @@ from clients.records import Stage, TokenRecords
 from fedhlm_app.data.partitions import partition, split_client
 from fedhlm_app.settings import Settings
 from fedhlm_app.trace.file import Trace
-from fedhlm_app.trace.rounds import Rounds, validated
-from fedhlm_app.trace.texts import drawn, routed
+from fedhlm_app.trace.rounds import Rounds, Told, validated
+from fedhlm_app.trace.texts import Drawer, Texts, drawing, routed
 from hlm.arrays import BoolArray, IntArray
 from strategies.phases import Round
 from strategies.sampling import Node
@@ -68,24 +68,24 @@ class Replay(Rounds):
         super().__init__(settings)
         self.trace = trace
         shares = partition(
-            trace.items(),
+            trace.items,
             settings.clients,
             settings.partition,
             settings.dirichlet_alpha,
             settings.seed,
         )
-        self.train_rows = [
+        train_rows = [
             split_client(share, settings.held_out_fraction, settings.seed)[0] for share in shares
         ]
         tokens_each = 1 if settings.workload == "classify" else settings.tokens_per_prompt
         # Routed tokens of every item as a list, by the most that are wanted of it: a few small sums
         # for each client are most of what a replay of very many costs.
-        self._lengths = {
-            most: trace.places(np.arange(len(trace.labels)), settings.prompt_tokens, most)[
-                1
-            ].tolist()
+        every = np.arange(len(trace.labels))
+        lengths = {
+            most: trace.places(every, settings.prompt_tokens, most)[1].tolist()
             for most in range(1, tokens_each + 1)
         }
+        self._drawer = Drawer(settings, train_rows, lengths)
         stages = (settings.clients, len(Stage))
         self._stages = np.zeros(stages, np.int64)
         self._correct, self._answered = (np.zeros(settings.clients, np.int64) for _ in "ab")
@@ -94,28 +94,32 @@ class Replay(Rounds):
         """All rounds; `listen` is told how many of how many are done."""
         lines: list[dict[str, Any]] = []
         self.start()
-        for number in range(1, self.settings.rounds + 1):
-            current = self.open(number)
-            nodes, updates = list(current.asked.values()), []
-            sums: dict[str, Any] = {}
-            for begin in range(0, len(nodes), CHUNK):
-                made, found = self._round(current, nodes[begin : begin + CHUNK])
-                updates += made
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0) + value
-            record = self.strategy.take(current, updates)
-            lines.append(self.line(record, sums, updates if len(updates) <= CHUNK else []))
-            listen(number, self.settings.rounds)
+        with drawing(self._drawer, self.settings.clients > CHUNK) as draw:
+            for number in range(1, self.settings.rounds + 1):
+                current = self.open(number)
+                nodes, parts, updates = list(current.asked.values()), [], []
+                for begin in range(0, len(nodes), CHUNK):
+                    part = nodes[begin : begin + CHUNK]
+                    told = self.told(current, part)
+                    clients = [node.client for node in part]
+                    parts.append((part, told, draw(clients, told.contributions, number)))
+                sums: dict[str, Any] = {}
+                for part, told, texts in parts:
+                    made, found = self._round(current, part, told, texts())
+                    updates += made
+                    for name, value in found.items():
+                        sums[name] = sums.get(name, 0) + value
+                record = self.strategy.take(current, updates)
+                lines.append(self.line(record, sums, updates if len(updates) <= CHUNK else []))
+                listen(number, self.settings.rounds)
         return Replayed(lines, self._stages, self._correct, self._answered)
 
-    def _round(self, current: Round, nodes: list[Node]) -> tuple[list[Update], dict[str, Any]]:
+    def _round(
+        self, current: Round, nodes: list[Node], told: Told, texts: Texts
+    ) -> tuple[list[Update], dict[str, Any]]:
         """What these clients send, and the sums of their tokens."""
         settings = self.settings
         clients = np.array([node.client for node in nodes], np.int64)
-        told = self.told(current, nodes)
-        texts = drawn(
-            settings, self.train_rows, self._lengths, clients, told.configs, current.number
-        )
         records, answers = routed(self.trace, settings, texts, clients, told.starts[:, 0])
         records.measured_only &= ~told.reading[texts.client][:, None]
         self._count(clients[texts.client], records, answers)

@@ -85,6 +85,11 @@ class Told:
     calibrating: BoolArray
     reading: BoolArray
 
+    @property
+    def contributions(self) -> list[int]:
+        """Which of each one's contributions to a calibration is wanted, see `RoundDraw`."""
+        return [int(config.get("contribution", -1)) for config in self.configs]
+
 
 class Rounds:
     """Rounds of a run, without the tokens.

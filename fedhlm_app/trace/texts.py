@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -38,53 +41,76 @@ class Texts:
     counted: BoolArray
 
 
-def drawn(
-    settings: Settings,
-    train_rows: Sequence[IntArray],
-    lengths: Mapping[int, Sequence[int]],
-    clients: IntArray,
-    configs: Sequence[Mapping[str, Any]],
-    number: int,
-) -> Texts:
-    """Texts that clients route in a round.
+@dataclass(frozen=True)
+class Drawer:
+    """Says which texts clients route.
 
-    Parameters
+    Attributes
     ----------
     settings : Settings
     train_rows : sequence of int64 [n]
         Items of each client that it routes.
     lengths : mapping of int to sequence of int
         Routed tokens of every item, by the most that are wanted of it.
-    clients : int64 [c]
-        Who is asked.
-    configs : sequence of mapping
-        What each of them is told.
-    number : int
-        Of the round.
     """
-    tokens_each = max(lengths)
-    owner, items, sessions, each, counted = [], [], [], [], []
-    for place, client in enumerate(clients.tolist()):
-        contribution = int(configs[place].get("contribution", -1))
-        draw = RoundDraw(settings, client, train_rows[client], number, contribution)
-        first = True
-        while draw.left > 0:
-            rows, keys, most = draw.batch(tokens_each)
-            draw.left -= sum(map(lengths[most].__getitem__, rows.tolist()))
-            owner += [place] * len(rows)
-            each += [most] * len(rows)
-            items.append(rows)
-            sessions.append(keys)
-            marked = draw.calibration if first else None
-            counted.append(np.zeros(len(rows), np.bool_) if marked is None else marked)
-            first = False
-    return Texts(
-        np.array(owner, np.int64),
-        np.concatenate(items),
-        np.concatenate(sessions),
-        np.array(each, np.int64),
-        np.concatenate(counted),
-    )
+
+    settings: Settings
+    train_rows: Sequence[IntArray]
+    lengths: Mapping[int, Sequence[int]]
+
+    def __call__(self, clients: Sequence[int], contributions: Sequence[int], number: int) -> Texts:
+        """Texts of round `number` of some clients, and of which contribution of each they are."""
+        tokens_each = max(self.lengths)
+        owner, items, sessions, each, counted = [], [], [], [], []
+        for place, (client, contribution) in enumerate(zip(clients, contributions, strict=True)):
+            draw = RoundDraw(self.settings, client, self.train_rows[client], number, contribution)
+            first = True
+            while draw.left > 0:
+                rows, keys, most = draw.batch(tokens_each)
+                draw.left -= sum(map(self.lengths[most].__getitem__, rows.tolist()))
+                owner += [place] * len(rows)
+                each += [most] * len(rows)
+                items.append(rows)
+                sessions.append(keys)
+                marked = draw.calibration if first else None
+                counted.append(np.zeros(len(rows), np.bool_) if marked is None else marked)
+                first = False
+        return Texts(
+            np.array(owner, np.int64),
+            np.concatenate(items),
+            np.concatenate(sessions),
+            np.array(each, np.int64),
+            np.concatenate(counted),
+        )
+
+
+@contextmanager
+def drawing(drawer: Drawer, apart: bool) -> Iterator[Callable[..., Callable[[], Texts]]]:
+    """Takes a drawer's arguments and gives what waits for its texts.
+
+    `apart`: a process of its own draws them, while others are routed.
+    """
+    if not apart:
+        yield lambda *asked: partial(drawer, *asked)
+        return
+    # Not forked: a fork of a process in which PyTorch has threads may hang.
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin, (drawer,)) as pool:
+        yield lambda *asked: pool.submit(_draw, *asked).result
+
+
+_drawer: Drawer | None = None
+
+
+def _begin(drawer: Drawer) -> None:
+    """Keep what texts are drawn from, once for all rounds."""
+    global _drawer
+    _drawer = drawer
+
+
+def _draw(clients: Sequence[int], contributions: Sequence[int], number: int) -> Texts:
+    """In the other process: see `Drawer`."""
+    assert _drawer is not None
+    return _drawer(clients, contributions, number)
 
 
 def routed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.trace import replaying
 from fedhlm_app.trace.file import Trace
 from fedhlm_app.trace.recording import record
 from fedhlm_app.trace.replaying import Replay
@@ -83,6 +84,19 @@ def test_live_and_replayed_rounds_are_equal(changes, few, traces, tmp_path, monk
     assert replayed.stages.sum() == sum(line["tokens"] for line in replayed.rounds)
     for name, count in folder.summary()["resolution"].items():
         assert sum(line["resolution"][name] for line in replayed.rounds) == count
+
+
+@pytest.mark.slow
+def test_a_process_that_draws_texts_ahead_changes_nothing(few, traces, monkeypatch):
+    how = settings(workload="score", dataset=few, learn_rounds=2, fidelity_budget=0.4)
+    alone = Replay(traces["score"], how).run()
+    monkeypatch.setattr(replaying, "CHUNK", 3)  # one client of four is left for a second part
+    two = Replay(traces["score"], how).run()
+    assert two.stages.tolist() == alone.stages.tolist()
+    assert two.correct.tolist() == alone.correct.tolist()
+    for one, again in zip(alone.rounds, two.rounds, strict=True):
+        assert one["threshold"]["global"] == again["threshold"]["global"]
+        assert {key: one[key] for key in COUNTS} == {key: again[key] for key in COUNTS}
 
 
 @pytest.mark.parametrize(
