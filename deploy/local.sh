@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The deployed system on one machine: an LLM server, Flower's SuperLink and two SuperNodes, each a
-# process of its own, over TLS on loopback; every device has a token and a key pair of its own. Runs
-# three rounds, checks what came of them, and stops everything.
+# The deployed system on one machine: an LLM server, two edge servers, Flower's SuperLink and four
+# SuperNodes, each a process of its own, over TLS on loopback; every device has a token and a key
+# pair of its own. Runs three rounds, compares them with a simulation of the same devices, and stops
+# everything.
 #
 #   deploy/local.sh            in a temporary folder, which is removed
 #   deploy/local.sh FOLDER     in this one, which must not be there yet and is kept
@@ -9,7 +10,8 @@
 # Exit status: 0 when all went well.
 set -euo pipefail
 
-DEVICES=2
+DEVICES=4
+EDGES=2
 ROUNDS=3
 PATIENCE=900 # seconds until a process must be ready, or the run finished
 HERE=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,10 +19,10 @@ MARK=local-$$-$RANDOM
 KEEP=$# # a folder that is named is kept
 
 if [ $# -gt 1 ] || [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,10s/^# \{0,1\}//p' "$0"
   exit $(($# > 1 ? 2 : 0))
 fi
-for program in fedhlm flwr flower-superlink flower-supernode; do
+for program in fedhlm flwr flower-superlink; do
   command -v "$program" >/dev/null || { echo "$program is not there: pip install ." >&2; exit 1; }
 done
 if [ $# = 1 ]; then
@@ -86,15 +88,23 @@ PYTHON
 
 echo "keys"
 fedhlm keys create keys >keys.log
-for name in superlink $(seq -f 'device-%g' 0 $((DEVICES - 1))); do
+# The SuperLink's machine gives orders to edge servers: it is called cloud.
+for name in cloud $(seq -f 'device-%g' 0 $((DEVICES - 1))); do
   fedhlm keys issue "$name" -f keys >>keys.log
 done
 
 LLM=https://127.0.0.1:$(free_port)
-start llm "" fedhlm serve llm --port "${LLM##*:}" \
-  --tls-cert keys/server.pem --tls-key keys/server.key --token-file keys/devices.json --json-log
+SERVED=(--tls-cert keys/server.pem --tls-key keys/server.key --token-file keys/devices.json)
+start llm "" fedhlm serve llm --port "${LLM##*:}" "${SERVED[@]}" --json-log
+ADDRESSES=
+for ((i = 0; i < EDGES; i++)); do
+  EDGE=https://127.0.0.1:$(free_port)
+  ADDRESSES=${ADDRESSES:+$ADDRESSES,}$EDGE
+  start "edge-$i" "" fedhlm serve edge --port "${EDGE##*:}" --upstream "$LLM" \
+    --upstream-ca keys/ca.pem "${SERVED[@]}" --json-log
+done
 PORT=$(free_port)
-start superlink superlink flower-superlink --host 127.0.0.1 --port "$PORT" \
+start superlink cloud flower-superlink --host 127.0.0.1 --port "$PORT" \
   --ssl-ca-certfile keys/ca.pem --ssl-certfile keys/server.pem --ssl-keyfile keys/server.key \
   --enable-supernode-auth --database superlink.db --disable-runtime-dependency-installation
 cat >"$FLWR_HOME/config.toml" <<TOML
@@ -106,6 +116,7 @@ address = "127.0.0.1:$PORT"
 root-certificates = "$FOLDER/keys/ca.pem"
 TOML
 await "LLM server" answers "$LLM/readyz"
+for EDGE in ${ADDRESSES//,/ }; do await "edge server" answers "$EDGE/readyz"; done
 await "SuperLink" answers "https://127.0.0.1:$PORT/health"
 if answers "$LLM/v1/stats" 2>/dev/null; then
   echo "the LLM server answers without a token" >&2
@@ -115,37 +126,52 @@ fi
 for ((i = 0; i < DEVICES; i++)); do
   own=keys/devices/device-$i
   flwr supernode register "$own/node.pub" local --name "device-$i" >>keys.log
-  start "device-$i" "device-$i" flower-supernode --superlink "127.0.0.1:$PORT" \
-    --port "$(free_port)" --root-certificates "$own/ca.pem" \
-    --auth-supernode-private-key "$own/node.key" \
+  start "device-$i" "device-$i" fedhlm serve supernode --superlink "127.0.0.1:$PORT" \
+    --root-certificates "$own/ca.pem" --auth-supernode-private-key "$own/node.key" \
     --node-config "partition-id=$i num-partitions=$DEVICES"
 done
 
-echo "run: $DEVICES devices, $ROUNDS rounds"
-flwr run "$HERE" local --run-config "clients=$DEVICES min-clients=$DEVICES clusters=1 \
-rounds=$ROUNDS tokens-per-round=60 tokens-per-prompt=12 evaluate-every=0 learning=\"balanced\" \
-initial-threshold=0.3 run-dir=\"$FOLDER/runs\" llm-address=\"$LLM\" \
-llm-ca-file=\"$FOLDER/keys/ca.pem\"" >run.log 2>&1
+# Most tokens are asked about, and peers answer some.
+SETTINGS=('preset="certified"' "clients=$DEVICES" "min-clients=$DEVICES" "clusters=$EDGES" "rounds=$ROUNDS"
+  tokens-per-round=24 tokens-per-prompt=12 evaluate-every=0 'learning="balanced"' 'escalation="token"'
+  initial-threshold=0.3 'peer-mode="context"' opportunistic=false context-gate=0.9 reuse-gate=0.9)
+echo "run: $DEVICES devices, $EDGES edge servers, $ROUNDS rounds"
+flwr run "$HERE" local --run-config "${SETTINGS[*]} run-dir=\"$FOLDER/runs\" llm-address=\"$LLM\" \
+edge-addresses=\"$ADDRESSES\" llm-ca-file=\"$FOLDER/keys/ca.pem\"" >run.log 2>&1
 
 # `flwr run` ends with 0 whatever happened: Flower's list and the run's summary know.
 finished() { flwr list local --format json >list.log 2>&1 && grep -q '"finished:' list.log; }
 await "run" finished
 grep -q '"finished:completed"' list.log || { echo "the run has not completed" >&2; exit 1; }
 answers "$LLM/metrics" keys/devices/device-0/token
+echo "simulation: the same devices in one process"
+PLAIN=("${SETTINGS[@]//\"/}")
+FEDHLM_LAUNCH=$MARK fedhlm run "${PLAIN[@]/#/--set=}" --set workers=1 --set run-dir=simulated >simulated.log 2>&1
 python3 - "$ROUNDS" "$DEVICES" <<'PYTHON'
 import json, sys
 from pathlib import Path
 
-(file,) = Path("runs").glob("*/summary.json")
-told = json.loads(file.read_text())
+def learned(folder):
+    """What must be the same wherever a run takes place."""
+    (file,) = Path(folder).glob("*/summary.json")
+    told = json.loads(file.read_text())
+    rounds = [json.loads(line) for line in file.with_name("metrics.jsonl").open()]
+    kept = ("rounds", "tokens", "resolution", "hierarchy", "threshold", "trr", "llm_agreement")
+    return {key: told[key] for key in kept} | {"thresholds": [one["threshold"] for one in rounds]}
+
+told, simulated = learned("runs"), learned("simulated")
 asked = told["resolution"]["llm_accepted"] + told["resolution"]["llm_resampled"]
 lost = told["resolution"]["unresolved"]
 events = [json.loads(line) for line in open("llm.log") if line.startswith("{")]
 served = {one["device"] for one in events if one.get("device") and one["path"].endswith("/exchange")}
 print(f"rounds {told['rounds']}, tokens {told['tokens']}, decided by the LLM {asked}, lost {lost}")
+print(f"thresholds of the rounds {told['thresholds']}")
 print(f"the LLM server answered {', '.join(sorted(served))}")
 wanted = {f"device-{number}" for number in range(int(sys.argv[2]))}
 if told["rounds"] != int(sys.argv[1]) or not asked or lost or not wanted <= served:
     sys.exit("this is not what was expected")
+if told != simulated:
+    sys.exit(f"the simulation came to something else: {simulated}")
+print("the simulation came to the same")
 PYTHON
 echo "all went well"

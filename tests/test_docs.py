@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import typer
 import yaml
 
 from fedhlm_app.cli.app import app
+from fedhlm_app.cli.lazy import LazyCommand
 from fedhlm_app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,21 +43,30 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_one(page: Path) -> None:
-    for words in commands(page):
-        command: click.Command = typer.main.get_command(app)
-        left = list(words)
-        while isinstance(command, click.Group):
+def parsed(known: typer.Typer, program: str, words: list[str]) -> click.Context:
+    """The context of a command line, whose options and arguments its command has taken."""
+    command: click.Command = typer.main.get_command(known)
+    left = list(words)
+    while isinstance(command, click.Group | LazyCommand):
+        if isinstance(command, LazyCommand):
+            module, _, attribute = command.target.partition(":")
+            command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        else:
             with click.Context(command) as context:
                 _, found, left = command.resolve_command(context, left)
             assert found is not None, words
             command = found
-        # Folders and files stand for the reader's own.
-        for parameter in command.params:
-            if isinstance(parameter.type, click.Path):
-                parameter.type = click.Path()
-        with command.make_context("fedhlm", left) as context:
+    # Folders and files stand for the reader's own.
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type = click.Path()
+    return command.make_context(program, left)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_one(page: Path) -> None:
+    for words in commands(page):
+        with parsed(app, "fedhlm", words) as context:
             known = Settings.defaults()
             for pair in context.params.get("overrides") or []:
                 assert pair.partition("=")[0] in known, words

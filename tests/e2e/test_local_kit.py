@@ -47,14 +47,15 @@ def test_the_kit_runs_three_rounds_and_stops_everything(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all went well" in done.stdout
-    assert "the LLM server answered device-0, device-1" in done.stdout
+    assert "the LLM server answered device-0, device-1, device-2, device-3" in done.stdout
+    assert "the simulation came to the same" in done.stdout
     assert launched() <= before
     run = latest_run(tmp_path / "kit" / "runs")
     assert run is not None and (run.path / "report.html").is_file()
     tokens = tmp_path / "kit" / "keys" / "devices"
     secrets = [(tokens / name / "token").read_text().strip() for name in os.listdir(tokens)]
     assert (
-        len(secrets) == 3 == len(DeviceTokens(tmp_path / "kit" / "keys" / "devices.json").digests)
+        len(secrets) == 5 == len(DeviceTokens(tmp_path / "kit" / "keys" / "devices.json").digests)
     )
     files = [*run.path.rglob("*"), *(tmp_path / "kit").glob("*.log")]
     for file in (one for one in files if one.is_file()):

@@ -1,0 +1,171 @@
+"""Files of `deploy/`, and Flower's commands in the docs: every line is one of its program."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from fedhlm_app.cli.app import app
+from tests.test_docs import PAGES, blocks, parsed
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+FLOWERS = {
+    "flower-superlink": "flwr.superlink.cli.flower_superlink:_parse_args_run_superlink",
+    "flower-supernode": "flwr.supernode.cli.flower_supernode:_parse_args_run_supernode",
+}
+
+
+def check(words: list[str]) -> None:
+    """Parse a command line by the program that it starts."""
+    program, words = Path(words[0]).name, words[1:]
+    if program in FLOWERS:
+        module, _, parser = FLOWERS[program].partition(":")
+        getattr(importlib.import_module(module), parser)().parse_args(words)
+        return
+    known = app if program == "fedhlm" else importlib.import_module("flwr.cli.app").app
+    assert program in ("fedhlm", "flwr"), program
+    with parsed(known, program, words) as context:
+        if context.command.name == "supernode" and program == "fedhlm":
+            check(["flower-supernode", *context.args])
+
+
+def stages() -> dict[str, dict[str, list[str]]]:
+    """Instructions of each stage of the Dockerfile: word to what stands behind it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ").splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            own: dict[str, list[str]] = {}
+            found[rest.split(" AS ")[1]] = own
+        elif word.isupper():
+            own.setdefault(word, []).append(rest)
+    return found
+
+
+def entry(target: str) -> list[str]:
+    words: list[str] = json.loads(stages()[target]["ENTRYPOINT"][0])
+    return words
+
+
+def lines_of_units() -> Iterator[tuple[str, list[str]]]:
+    known = dict(
+        line.split("=", 1)
+        for line in (DEPLOY / "systemd" / "fedhlm.env").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    for path in sorted(DEPLOY.glob("systemd/*.service")):
+        unit = RawConfigParser(strict=False)
+        unit.optionxform = str  # type: ignore[assignment, method-assign]
+        unit.read(path)
+        line = re.sub(r"\$\{(\w+)\}", lambda name: known[name[1]], unit["Service"]["ExecStart"])
+        yield path.name, shlex.split(line)
+
+
+def lines_of_compose() -> Iterator[tuple[str, list[str]]]:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        yield f"compose {name}", entry(service["build"]["target"]) + service["command"]
+
+
+def manifests(path: Path) -> dict:
+    return {one["kind"]: one for one in yaml.safe_load_all(path.read_text())}
+
+
+def lines_of_kubernetes() -> Iterator[tuple[str, list[str]]]:
+    for path in sorted(DEPLOY.glob("kubernetes/*.yaml")):
+        (container,) = manifests(path)["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+        yield path.name, entry(container["image"].removeprefix("fedhlm-")) + container["args"]
+
+
+def lines_of_pages() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for _, text in blocks(page, ("", "console", "sh", "bash")):
+            for line in text.replace("\\\n", " ").splitlines():
+                if line.startswith(("flwr ", "flower-", "fedhlm serve supernode ")):
+                    words = shlex.split(line, comments=True)
+                    yield page.name, words[: words.index("|")] if "|" in words else words
+
+
+LINES = [*lines_of_units(), *lines_of_compose(), *lines_of_kubernetes(), *lines_of_pages()]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), LINES, ids=[f"{number} {where}" for number, (where, _) in enumerate(LINES)]
+)
+def test_a_command_line_is_one(where, words):
+    check(words)
+
+
+def test_there_are_lines_to_check():
+    names = [where for where, _ in LINES]
+    assert len([name for name in names if name.endswith(".service")]) == 5
+    assert names.count("deploy.md") >= 10
+
+
+def test_a_wrong_option_would_be_seen():
+    for words in (["fedhlm", "serve", "supernode", "--not-flowers"], ["flower-superlink", "--x"]):
+        with pytest.raises(SystemExit):
+            check(words)
+    with pytest.raises(click.UsageError):
+        check(["flwr", "run", "--not-an-option"])
+
+
+def test_images_are_not_roots_and_hold_every_package():
+    found = stages()
+    assert {"llm", "edge", "superlink", "supernode", "device"} <= found.keys()
+    assert found["base"]["USER"] == ["10001"]
+    copied = [line.split() for line in found["build"]["COPY"]]
+    for *sources, _ in copied:
+        assert all((DEPLOY.parent / source).exists() for source in sources)
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert set(packages) <= {source for source, *_ in copied}
+    for target in found.keys() - {"build", "base"}:
+        check(entry(target))
+
+
+def test_services_of_compose_have_their_volumes_and_keys():
+    known = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    for name, service in known["services"].items():
+        places = [volume.split(":") for volume in service["volumes"]]
+        assert {source for source, *_ in places if not source.startswith("..")} <= known[
+            "volumes"
+        ].keys()
+        mounted = tuple(place + "/" for _, place, *_ in places)
+        named = [*service["command"], *service.get("environment", {}).values()]
+        assert all(file.startswith(mounted) for file in named if file.startswith("/")), name
+        assert set(service.get("depends_on", [])) <= known["services"].keys()
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("kubernetes/*.yaml")), ids=lambda p: p.stem)
+def test_a_manifest_fits_itself_and_the_image(path):
+    service, workload = manifests(path)["Service"], manifests(path)["StatefulSet"]
+    template = workload["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels == workload["spec"]["selector"]["matchLabels"]
+    assert service["metadata"]["name"] == workload["spec"]["serviceName"]
+    assert template["spec"]["securityContext"]["runAsNonRoot"]
+    (container,) = template["spec"]["containers"]
+    (port,) = container["ports"]
+    exposed = stages()[container["image"].removeprefix("fedhlm-")]["EXPOSE"]
+    assert [str(port["containerPort"])] == exposed
+    volumes = {one["name"] for one in template["spec"]["volumes"]}
+    volumes |= {one["metadata"]["name"] for one in workload["spec"]["volumeClaimTemplates"]}
+    assert {one["name"] for one in container["volumeMounts"]} == volumes
+    mounted = tuple(one["mountPath"] + "/" for one in container["volumeMounts"])
+    assert all(word.startswith(mounted) for word in container["args"] if word.startswith("/"))
+
+
+def test_the_script_is_bash():
+    subprocess.run(["bash", "-n", str(DEPLOY / "local.sh")], check=True)
