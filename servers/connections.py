@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 class Connections:
     """Takes connections for a server; further ones are closed at once, before anything is read.
 
+    Where all places are taken, the connection that has been silent for longest makes room.
+
     Parameters
     ----------
     each : int
@@ -43,7 +45,7 @@ class Connections:
     most : int
         Most at a time.
     refused : int
-        How many were closed at once.
+        How many were closed at once, or made room.
     """
 
     def __init__(self, each: int = EACH_ADDRESS) -> None:
@@ -52,7 +54,8 @@ class Connections:
         self.most = max(2, min(MOST_CONNECTIONS, files - OTHER_FILES))
         self.each = min(each, self.most // 2)
         self.refused = 0
-        self._places: dict[int, str] = {}
+        self._places: set[Place] = set()
+        self._silent: dict[Place, Callable[[], object]] = {}  # and how each is closed
         self._of: Counter[str] = Counter()
         self._admitting: set[asyncio.Task[None]] = set()
         if files < wanted:
@@ -68,12 +71,13 @@ class Connections:
     def add_to(self, page: Page) -> None:
         """Add counters to a page of metrics."""
         page.add("gauge", "connections", "Connections that are open.", len(self))
-        page.add("counter", "connections_refused_total", "Those closed at once.", self.refused)
+        about = "Those closed at once, or to make room."
+        page.add("counter", "connections_refused_total", about, self.refused)
 
     async def accept(
         self,
         listener: socket.socket,
-        protocol: Callable[[Callable[[], None]], asyncio.BaseProtocol],
+        protocol: Callable[[Place], asyncio.BaseProtocol],
         tls: ssl.SSLContext | None,
     ) -> None:
         """Take connections until cancelled.
@@ -83,11 +87,11 @@ class Connections:
         listener : socket.socket
             Bound and listening.
         protocol : callable
-            Makes what speaks on a connection, from what it must call when that is lost.
+            Makes what speaks on a connection, and tells its place of that.
         tls : ssl.SSLContext or None
             None: without TLS.
         """
-        loop, number = asyncio.get_running_loop(), 0
+        loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
             try:
@@ -96,31 +100,75 @@ class Connections:
                 logger.warning("a connection could not be taken: %s", error)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
-            place = place_of(str(peer[0]))
-            if len(self) >= self.most or self._of[place] >= self.each:
+            address = place_of(str(peer[0]))
+            full = len(self) >= self.most
+            if self._of[address] >= self.each or (full and not self._silent):
                 self.refused += 1
                 connection.close()
                 continue
-            number += 1
-            self._places[number] = place
-            self._of[place] += 1
-            leave = partial(self._leave, number)
-            task = asyncio.create_task(_speak(connection, partial(protocol, leave), leave, tls))
-            self._admitting.add(task)
-            task.add_done_callback(self._admitting.discard)
+            if full:
+                self.refused += 1
+                longest = next(iter(self._silent))
+                self._silent[longest]()
+                longest.leave()
+                # A flood must not be taken in faster than others are closed.
+                await asyncio.sleep(0)
+            self._take(connection, Place(self, address), protocol, tls)
 
-    def _leave(self, number: int) -> None:
-        place = self._places.pop(number, None)
-        if place is not None:
-            self._of[place] -= 1
-            if not self._of[place]:
-                del self._of[place]
+    def _take(
+        self,
+        connection: socket.socket,
+        place: Place,
+        protocol: Callable[[Place], asyncio.BaseProtocol],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._places.add(place)
+        self._of[place.address] += 1
+        task = asyncio.create_task(_speak(connection, place, partial(protocol, place), tls))
+        place.silent(task.cancel)
+        self._admitting.add(task)
+        task.add_done_callback(self._admitting.discard)
+
+    def leave(self, place: Place) -> None:
+        """Give a place back, if it is not yet."""
+        self._silent.pop(place, None)
+        if place in self._places:
+            self._places.remove(place)
+            self._of[place.address] -= 1
+            if not self._of[place.address]:
+                del self._of[place.address]
+
+
+class Place:
+    """That of one connection.
+
+    Attributes
+    ----------
+    address : str
+        What it counts for (`place_of`).
+    """
+
+    def __init__(self, among: Connections, address: str) -> None:
+        self._among, self.address = among, address
+
+    def silent(self, close: Callable[[], object]) -> None:
+        """Nothing is in work from now on: it may be closed."""
+        if self in self._among._places:
+            self._among._silent[self] = close
+
+    def speaks(self) -> None:
+        """A request is in work."""
+        self._among._silent.pop(self, None)
+
+    def leave(self) -> None:
+        """The connection is lost."""
+        self._among.leave(self)
 
 
 async def _speak(
     connection: socket.socket,
+    place: Place,
     protocol: Callable[[], asyncio.BaseProtocol],
-    leave: Callable[[], None],
     tls: ssl.SSLContext | None,
 ) -> None:
     patience = None if tls is None else HANDSHAKE_SECONDS
@@ -128,10 +176,10 @@ async def _speak(
         await asyncio.get_running_loop().connect_accepted_socket(
             protocol, connection, ssl=tls, ssl_handshake_timeout=patience
         )
-    except OSError as error:
+    except (OSError, asyncio.CancelledError) as error:
         # Mostly a handshake that failed; nobody is left to tell.
         logger.debug("no connection: %s", error)
-        leave()
+        place.leave()
         connection.close()
 
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from servers.connections import EACH_ADDRESS, Connections
+from servers.connections import EACH_ADDRESS, Connections, Place
 
 OPEN_PATHS = ("/health", "/healthz", "/readyz")
 """What load balancers ask without a token."""
@@ -44,7 +44,7 @@ class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """
 
     _late: asyncio.TimerHandle | None = None
-    on_lost: Callable[[], None]
+    place: Place
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -57,14 +57,25 @@ class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_waiting()
-        self.on_lost()
+        self.place.leave()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._in_work:
+            self.place.silent(self.transport.abort)
+
+    @property
+    def _in_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _await_headers(self) -> None:
         """Wait for headers, but for as long as a request is in work."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._in_work:
             self._stop_waiting()
+            self.place.speaks()
         elif self._late is None:
             self._late = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+            self.place.silent(self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._late is not None:
@@ -99,11 +110,11 @@ class _Server(uvicorn.Server):
         await asyncio.gather(*self._accepting, return_exceptions=True)
         await super().shutdown(sockets)
 
-    def _protocol(self, on_lost: Callable[[], None]) -> _ImpatientProtocol:
+    def _protocol(self, place: Place) -> _ImpatientProtocol:
         made = _ImpatientProtocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        made.on_lost = on_lost
+        made.place = place
         return made
 
 
