@@ -1,0 +1,132 @@
+"""How long devices wait for the LLM while one floods it, against how long they wait usually.
+
+``python benchmarks/flood.py`` writes ``benchmarks/out/flood.json``. The server is a process with
+the built-in pair, tokens by device and ``--batch``; `DEVICES` honest devices ask it, each for one
+token of a text after another, with a pause between. The flood is a process of its own: one device
+with many connections, which asks without a pause, under as many client numbers, in one of the ways
+of `FLOODS`. Turns with and without it alternate, so that both see the same machine. With fewer
+cores than three the flood's own processor time is in the figures as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from _report import write_report  # noqa: E402
+from long_message import message  # noqa: E402
+
+DEVICES, PAUSE, CONNECTIONS = 4, 0.05, 32
+FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 250)}
+"""Texts of a message and tokens of each: one question; many new texts; as much as there may be."""
+
+
+def flood(address: str, token: str, texts: int, length: int) -> None:
+    """Ask over many connections until this process is ended."""
+    from fedhlm_app.transport.http_transport import HttpTransport
+    from hlm.transport import LinkDown
+
+    def ask(number: int) -> None:
+        link = HttpTransport(address, timeout=60, token=token)
+        payload = message(texts, length, 4096, client=100 + number)
+        while True:
+            with suppress(LinkDown):
+                link.exchange(payload)
+
+    for number in range(CONNECTIONS):
+        threading.Thread(target=ask, args=(number,), daemon=True).start()
+    threading.Event().wait()
+
+
+def asked(address: str, token: str, client: int, until: float) -> list[float]:
+    """Seconds of each answer to one device, which asks until then."""
+    from fedhlm_app.transport.http_transport import HttpTransport
+
+    link, waits = HttpTransport(address, timeout=60, token=token), []
+    payload = message(1, 16, 4096, client)
+    while time.monotonic() < until:
+        begun = time.perf_counter()
+        link.exchange(payload)
+        waits.append(time.perf_counter() - begun)
+        time.sleep(PAUSE)
+    link.close()
+    return waits
+
+
+def turn(address: str, tokens: list[str], seconds: float, kind: str) -> list[float]:
+    """What all devices waited in one turn, with a flood or without (``usual``)."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    process = None
+    if kind != "usual":
+        process = multiprocessing.Process(target=flood, args=(address, tokens[0], *FLOODS[kind]))
+        process.start()
+        time.sleep(8)  # until it has imported and asks
+    try:
+        until = time.monotonic() + seconds
+        with ThreadPoolExecutor(DEVICES) as pool:
+            waits = pool.map(
+                lambda number: asked(address, tokens[number], number, until), range(1, DEVICES + 1)
+            )
+            return [wait for one in waits for wait in one]
+    finally:
+        if process is not None:
+            process.kill()
+            process.join()
+
+
+def measure(seconds: float, turns: int) -> list[dict[str, Any]]:
+    """Milliseconds of devices' waits, usual and beside each flood."""
+    from servers.access import DeviceTokens
+
+    with tempfile.TemporaryDirectory() as folder:
+        known = DeviceTokens(Path(folder) / "devices.json")
+        tokens = [known.issue(f"device-{number}") for number in range(DEVICES + 1)]
+        words = [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch"]
+        words += ["--token-file", str(known.file)]
+        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *FLOODS)}
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[3].rstrip(",")
+            for _ in range(turns):
+                for kind, found in waits.items():
+                    found += turn(address, tokens, seconds, kind)
+        finally:
+            server.terminate()
+            server.wait()
+    rows = []
+    for kind, found in waits.items():
+        p50, p99 = np.percentile(found, [50, 99]) * 1000
+        rows.append({"flood": kind, "answers": len(found), "p50_ms": p50, "p99_ms": p99})
+    for row in rows:
+        row["p99_over_usual"] = row["p99_ms"] / rows[0]["p99_ms"]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10, help="of each turn")
+    parser.add_argument("--turns", type=int, default=3, help="of each kind")
+    options = parser.parse_args()
+    rows = measure(options.seconds, options.turns)
+    for row in rows:
+        print({key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()})
+    write_report("flood", {"devices": DEVICES, "connections": CONNECTIONS, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
