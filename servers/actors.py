@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hlm.wire.stream import is_control
 from servers.origin import NOBODY, Origin
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from servers.llm import LanguageModelService
     from servers.schedule import Schedule
     from servers.stream import Stream
+
+READ_AT_ONCE = 1 << 14
+"""Bytes up to which the thread that took a message reads it, while the engine's runs a pass."""
 
 PATIENCE_SECONDS = 600.0
 """How long a stream that is written as it is read waits for its reader, on a busy machine."""
@@ -56,6 +59,8 @@ class _Frames:
 
 
 Asker = asyncio.Future[bytes] | _Frames
+Arrived: TypeAlias = "Job | Stream | bytes | None"
+"""What is to take turns, what is still to be read, or None: a reader waits for more frames."""
 
 
 class RequestBatcher:
@@ -79,7 +84,7 @@ class RequestBatcher:
         self.most = most
         self.abandoned = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm")
-        self._arrived = deque[tuple[bytes, Asker, Origin]]()
+        self._arrived = deque[tuple[Arrived, Asker, Origin]]()
         self._bell = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -120,7 +125,7 @@ class RequestBatcher:
                     raise found
                 yield found
                 if not frames.ahead and frames.arrived.empty():
-                    self._put(b"", frames, origin)
+                    self._put(None, frames, origin)
         finally:
             frames.gone = True
             self._bell.set()
@@ -131,11 +136,30 @@ class RequestBatcher:
         self._put(payload, answer, origin)
         return answer
 
-    def _put(self, payload: bytes, asker: Asker, origin: Origin) -> None:
+    def _put(self, payload: bytes | None, asker: Asker, origin: Origin) -> None:
+        """Take in a message; None: the reader of frames waits for more."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        self._arrived.append((payload, asker, origin))
+        found: Job | Stream | bytes | Exception | None = payload
+        if payload is not None and len(payload) <= READ_AT_ONCE and not is_control(payload):
+            found = self._begun(payload, asker, origin)
+        if isinstance(found, Exception):
+            _tell(asker, found)
+            return
+        self._arrived.append((found, asker, origin))
         self._bell.set()
+
+    def _begun(self, payload: bytes, asker: Asker, origin: Origin) -> Job | Stream | Exception:
+        """What is to take turns, or what is wrong with it: nothing of the engine is touched."""
+        try:
+            if not isinstance(asker, _Frames):
+                return self.service.begin(payload, asker.done, origin)
+            # Where a device asks for each frame, it speaks before: nothing hangs on time.
+            wanted = None if asker.ahead else lambda: asker.wanted
+            steady = asker.ahead and self.most == 1
+            return self.service.open(payload, asker.done, steady, wanted, origin)
+        except Exception as error:  # its caller must hear of it, and nobody else
+            return error
 
     async def _work(self) -> None:
         from servers.schedule import Schedule
@@ -156,15 +180,7 @@ class RequestBatcher:
             answers = await loop.run_in_executor(self._thread, self._turn, schedule, waiting, fresh)
             self.abandoned = schedule.abandoned
             for asker, answer in answers:
-                if asker.done():  # the caller has given up
-                    continue
-                if isinstance(asker, _Frames):
-                    asker.over = not isinstance(answer, bytes)
-                    asker.arrived.put_nowait(answer)
-                elif isinstance(answer, Exception):
-                    asker.set_exception(answer)
-                elif answer is not None:
-                    asker.set_result(answer)
+                _tell(asker, answer)
             # Who was answered may ask on in time for the next pass.
             await asyncio.sleep(0)
 
@@ -172,29 +188,21 @@ class RequestBatcher:
         self,
         schedule: Schedule,
         waiting: dict[Job | Stream, Asker],
-        fresh: list[tuple[bytes, Asker, Origin]],
+        fresh: list[tuple[Arrived, Asker, Origin]],
     ) -> list[tuple[Asker, bytes | Exception | None]]:
         """Take in what has arrived, run one slice; what is answered now (None ends a stream)."""
         from servers.job import Job
+        from servers.stream import Stream
 
         answers: list[tuple[Asker, bytes | Exception | None]] = []
-        for payload, asker, origin in fresh:
-            try:
-                if isinstance(asker, _Frames) and asker.wanted:
-                    # Where a device asks for each frame, it speaks before: nothing hangs on time.
-                    wanted = None if asker.ahead else lambda frames=asker: frames.wanted
-                    steady = asker.ahead and self.most == 1
-                    stream = self.service.open(payload, asker.done, steady, wanted, origin)
-                    waiting[schedule.add(stream)] = asker
-                elif isinstance(asker, _Frames):
-                    asker.wanted = True
-                elif is_control(payload):
-                    answers.append((asker, self.service.control(payload, origin)))
-                else:
-                    begun = self.service.begin(payload, asker.done, origin)
-                    waiting[schedule.add(begun)] = asker
-            except Exception as error:  # its caller must hear of it, and nobody else
-                answers.append((asker, error))
+        for found, asker, origin in fresh:
+            begun = self._answered(found, asker, origin) if isinstance(found, bytes) else found
+            if isinstance(begun, Job | Stream):
+                waiting[schedule.add(begun)] = asker
+            elif begun is not None:
+                answers.append((asker, begun))
+            elif isinstance(asker, _Frames):
+                asker.wanted = True
         finished = schedule.turn()
         for job, asker in waiting.items():
             if not isinstance(asker, _Frames) or isinstance(job, Job):
@@ -204,11 +212,35 @@ class RequestBatcher:
                 answers.append((asker, frames))
                 asker.wanted, asker.since = False, time.monotonic()
         for job in finished:
-            found = self.service.written(job) if isinstance(job, Job) else job.error
-            answers.append((waiting[job], found))
+            answer = self.service.written(job) if isinstance(job, Job) else job.error
+            answers.append((waiting[job], answer))
         for job in [*finished, *(job for job, asker in waiting.items() if asker.done())]:
             waiting.pop(job, None)
         return answers
+
+    def _answered(
+        self, payload: bytes, asker: Asker, origin: Origin
+    ) -> Job | Stream | bytes | Exception:
+        """What is to take turns; of a control its answer, or what is wrong with it."""
+        if isinstance(asker, _Frames) or not is_control(payload):
+            return self._begun(payload, asker, origin)
+        try:
+            return self.service.control(payload, origin)
+        except Exception as error:  # its caller must hear of it, and nobody else
+            return error
+
+
+def _tell(asker: Asker, answer: bytes | Exception | None) -> None:
+    """Give whoever asked its answer; None ends a stream."""
+    if asker.done():  # the caller has given up
+        return
+    if isinstance(asker, _Frames):
+        asker.over = not isinstance(answer, bytes)
+        asker.arrived.put_nowait(answer)
+    elif isinstance(answer, Exception):
+        asker.set_exception(answer)
+    elif answer is not None:
+        asker.set_result(answer)
 
 
 class LanguageModelActor:

@@ -44,13 +44,22 @@ class Reading:
         The engine's.
     verdicts : Verdicts
         Which say what is wanted of them.
+    owner : Origin
+        Whose text it is.
     """
 
     def __init__(
-        self, rows: Rows, begin: int, end: int, session: SessionKey | None, verdicts: Verdicts
+        self,
+        rows: Rows,
+        begin: int,
+        end: int,
+        session: SessionKey | None,
+        verdicts: Verdicts,
+        owner: Origin,
     ) -> None:
         self.rows = slice(begin, end)
         self.session = session
+        self.owner = owner
         self.start, self.end = int(rows.starts[begin]), int(rows.ends[end - 1])
         first = int(rows.lengths[:begin].sum())
         self.tokens = rows.tokens[first : first + self.end - self.start]
@@ -89,7 +98,7 @@ class Reading:
         new = self.tokens[:0] if self._begun else self.tokens
         self._begun = True
         if not len(self.left):
-            return Feed(self.session, start, new, self.left), 0
+            return Feed(self.session, start, new, self.left, owner=self.owner), 0
         # The logits of a position come out of feeding the token before it.
         first = min(engine.computed(self.session), start, int(self.left[0]) - 1)
         upto = min(int(self.left[-1]), first + tokens)
@@ -98,7 +107,7 @@ class Reading:
         if not len(wanted):
             # Nothing is wanted in this slice, but the engine reads only up to what is wanted.
             wanted = np.array([upto])
-        feed = Feed(self.session, start, new, wanted)
+        feed = Feed(self.session, start, new, wanted, owner=self.owner)
         if engine.offers < Need.PROBS:
             here = self._within(wanted)
             asked = np.stack([self._at[here], self._token[here]], 1)
@@ -218,14 +227,14 @@ class Job:
                 begin, end = self._admit(*self._waiting.popleft())
                 if begin == end:
                     continue
-                session, rows_of = self._sessions[begin], self.request.rows
-                self._reading = Reading(rows_of, begin, end, session, self._verdicts)
+                session, columns = self._sessions[begin], self.request.rows
+                self._reading = Reading(columns, begin, end, session, self._verdicts, self.origin)
             reading = self._reading
             feed, cost = reading.feed(engine, tokens, rows)
             if feed is None:
                 self._lost(reading)
                 continue
-            self._planned.append((reading, replace(feed, owner=self.origin)))
+            self._planned.append((reading, feed))
             tokens, rows = tokens - cost, rows - len(feed.wanted)
             if not reading.done:
                 return

@@ -35,7 +35,7 @@ LOGIT_VALUES = 1 << 26
 LONGEST_PAUSE = 60.0
 """Seconds after which somebody looks whether devices have gone."""
 
-Anyone = TypeVar("Anyone", Job, Stream)
+Anyone = TypeVar("Anyone", bound=Job | Stream)
 Thing = TypeVar("Thing")
 
 
@@ -222,6 +222,8 @@ def fair_shares(needs: Sequence[int], total: int) -> list[int]:
     list of int
         At least 1 each, together at most `total`.
     """
+    if sum(needs) <= total:
+        return list(needs)
     shares, left = [1] * len(needs), total
     order = sorted(range(len(needs)), key=needs.__getitem__)
     for rank, index in enumerate(order):
