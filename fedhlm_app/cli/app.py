@@ -157,7 +157,7 @@ def run(
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"),
 ) -> None:
-    """List the runs of a folder, the newest first: state, size, share kept, certificate, age."""
+    """List the runs of a folder, the newest first: state, size, shares kept, and kept and wrong."""
     from fedhlm_app.cli.listing import show_runs
 
     raise typer.Exit(show_runs(folder))

@@ -200,17 +200,20 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     """
     if prompt is not None and file is not None:
         raise SettingsError("PROMPT and --file: give one of them")
+    no_prompt = 'no prompt: give one, as in fedhlm generate "Shares of the"'
     try:
         if file is not None:
             lines = file.read_text("utf-8").splitlines()
             if not (found := [line for line in lines if line.strip()]):
                 raise SettingsError(f"--file '{file}': must have a prompt on at least one line")
             return found
-        if prompt not in (None, STANDARD_INPUT):
-            return [str(prompt)]
         if prompt is None and sys.stdin.isatty():
-            raise SettingsError('no prompt: give one, as in fedhlm generate "Shares of the"')
-        return [sys.stdin.buffer.read().decode("utf-8").rstrip("\n")]
+            raise SettingsError(no_prompt)
+        if prompt in (None, STANDARD_INPUT):
+            prompt = sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        if not prompt or prompt.isspace():
+            raise SettingsError(no_prompt)
+        return [prompt]
     except OSError as error:
         raise SettingsError(f"--file '{file}': cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

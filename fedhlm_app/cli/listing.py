@@ -15,7 +15,7 @@ from fedhlm_app.cli.error_log import say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, runs_in
 
-_COLUMNS = ("run", "state", "rounds", "tokens", "kept", "certificate", "age")
+_COLUMNS = ("run", "state", "rounds", "tokens", "kept", "and wrong", "age")
 
 
 def show_runs(directory: Path) -> int:
@@ -55,7 +55,7 @@ def _row(folder: RunFolder, running: set[Path]) -> Iterable[str]:
             f"{done['round']}/{done['rounds']}",
             f"{tokens:,}",
             f"{counts['local'] / tokens:.1%}" if tokens else "",
-            "" if risk is None else f"{risk:.4f}",
+            "" if risk is None else f"{risk:.1%}",
             _age(config["started"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError, OSError):

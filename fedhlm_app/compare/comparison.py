@@ -217,10 +217,9 @@ class Comparison:
         return {**head, **contender.tally.figures()}
 
     def _take_accuracy(self, contenders: Sequence[Contender], listen: Listener) -> None:
-        kinds: tuple[tuple[Workload, int], ...] = (
-            ("score", _SCORE_SESSIONS),
-            ("classify", _LABEL_SESSIONS),
-        )
+        kinds: list[tuple[Workload, int]] = [("score", _SCORE_SESSIONS)]
+        if self.items.label_names:
+            kinds.append(("classify", _LABEL_SESSIONS))
         for workload, first in kinds:
             maker = self._maker(workload)
             for begin in range(0, len(self._rows), SESSIONS):

@@ -24,6 +24,9 @@ NEAREST = {
 }
 """Without a file of its own, a split is read from the one that stands nearest to it."""
 
+# What pandas makes of the first field where every row has one more than the header.
+_SPARE_FIELDS = "__index_level_0__"
+
 
 class DataError(ValueError):
     """A dataset cannot be read as the settings say."""
@@ -42,23 +45,33 @@ def read_local(path: Path, split: str) -> tuple[Dataset, bool]:
         )
     file = path if path.is_file() else _file_of_split(path, split)
     kind = _suffix(file)
+    if not kind:
+        raise DataError(
+            f"dataset = '{file}' is of no known type; allowed are {', '.join(DATA_SUFFIXES)}"
+        )
     if kind == ".parquet":
         return _read_files("parquet", file), False
-    is_json = kind.startswith(".jsonl")
+    reader = "json" if kind.startswith(".jsonl") else "text" if kind == ".txt" else "csv"
     separator = "\t" if kind.startswith(".tsv") else ","
     try:
-        first = _first_row(file, None if is_json else separator)
+        first = _first_row(file, separator if reader == "csv" else None)
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise DataError(f"dataset = '{file}' cannot be read: {_reason(error)}") from error
     if not first:
         raise DataError(f"dataset = '{file}' is empty; at least one item is needed")
-    if is_json:
-        return _read_files("json", file), False
+    if reader != "csv":
+        return _read_files(reader, file), False
     options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
     if len(first) == len(AG_NEWS_COLUMNS) and first[0] in {"1", "2", "3", "4"}:
         # AG News' own layout: no header, class 1 to 4, title, description.
         return _read_files("csv", file, column_names=AG_NEWS_COLUMNS, **options), True
-    return _read_files("csv", file, **options), False
+    rows = _read_files("csv", file, **options)
+    if _SPARE_FIELDS in rows.column_names:
+        raise DataError(
+            f"dataset = '{file}' has rows of more fields than its header: put texts that hold "
+            f"{separator!r} between quotation marks"
+        )
+    return rows, False
 
 
 def _first_row(file: Path, separator: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Labelled texts from the built-in corpus, the hub, or files: one table, cleaned.
+"""Texts, with labels or without, from the built-in corpus, the hub, or files: one table, cleaned.
 
 Everything is checked before any model is loaded, and a message names the setting, its value and
 what is allowed. Local data needs no network.
@@ -49,7 +49,8 @@ class Items:
         Columns ``text`` (str, never empty) and ``label`` (int, index into ``label_names``).
         Large datasets lie on disk and are mapped into memory.
     label_names : tuple of str
-        Lower-case letters and digits only, so that a name is also its label token.
+        Lower-case letters and digits only, so that a name is also its label token. Empty where
+        the dataset has no labels; each item's label is 0 then.
     """
 
     name: str
@@ -93,7 +94,8 @@ def load_items(
     Parameters
     ----------
     dataset : str
-        ``"builtin"``; a file or a folder of csv, csv.gz, tsv, jsonl or parquet; or a hub name.
+        ``"builtin"``; a file or a folder of csv, csv.gz, tsv, jsonl, parquet or txt (a text on
+        each line); or a hub name.
         A folder's file is chosen by split (``train.csv.gz``, ``validation.csv.gz``); the
         built-in corpus and a single file have one split only. A csv of three columns without
         header, the first 1 to 4, is read as AG News' own files.
@@ -103,7 +105,8 @@ def load_items(
         One or several columns, comma separated, joined in that order; by default ``text``, or
         ``title,description``, or ``title,text``, whichever is there.
     label_column : str
-        By default ``label``, ``topic`` or ``class``, whichever is there.
+        By default ``label``, ``topic`` or ``class``, whichever is there; without any of them
+        the texts have no labels.
     label_names : sequence of str
         Names of integer labels 0, 1, ..., or the accepted ones among labels that are words;
         found in the data by default.
@@ -137,12 +140,15 @@ def _load_items(
     else:
         raw = read_hub(dataset, split)
     texts, label = _columns_of(list(raw.column_names), text_column, label_column)
-    if not label_names:
-        label_names = tuple(getattr(raw.features[label], "names", None) or ())
-    values = list(raw[label])
-    if is_ag_news and label == AG_NEWS_COLUMNS[0]:
-        values = [value - 1 for value in values]  # its classes count from 1
-    labels, names = _encode_labels(values, label_names, name)
+    labels = [0] * len(raw)
+    names: tuple[str, ...] = ()
+    if label is not None:
+        if not label_names:
+            label_names = tuple(getattr(raw.features[label], "names", None) or ())
+        values = list(raw[label])
+        if is_ag_news and label == AG_NEWS_COLUMNS[0]:
+            values = [value - 1 for value in values]  # its classes count from 1
+        labels, names = _encode_labels(values, label_names, name)
     # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
     # one cleaned copy rather than clean the whole dataset once each.
     cleaned = raw.map(
@@ -163,7 +169,7 @@ def _load_builtin(text_column: str, label_column: str, label_names: tuple[str, .
         rows += [json.loads(line) for line in lines if line.strip()]
     raw = {column: [row[column] for row in rows] for column in rows[0]}
     texts, label = _columns_of(list(raw), text_column or "title,text", label_column or "topic")
-    labels, names = _encode_labels(raw[label], label_names or _TOPICS, BUILTIN)
+    labels, names = _encode_labels(raw[label or "topic"], label_names or _TOPICS, BUILTIN)
     return items_from_rows(BUILTIN, _clean_batch(raw, texts, CLEANING_RULES)["text"], labels, names)
 
 
@@ -206,12 +212,16 @@ def _clean_batch(
     return {"text": [join_text([str(value or "") for value in row]) for row in rows]}
 
 
-def _columns_of(present: list[str], text_column: str, label_column: str) -> tuple[list[str], str]:
-    """Find the columns of the text and the one of the label."""
+def _columns_of(
+    present: list[str], text_column: str, label_column: str
+) -> tuple[list[str], str | None]:
+    """Find the columns of the text and the one of the label, None where there is none."""
     texts = _find_columns(
         present, "text-columns", text_column, ("text", "title,description", "title,text")
     )
-    label = _find_columns(present, "label-column", label_column, ("label", "topic", "class"))
+    if not label_column:
+        return texts, next((name for name in ("label", "topic", "class") if name in present), None)
+    label = _find_columns(present, "label-column", label_column, ())
     if len(label) != 1:
         raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
     return texts, label[0]
@@ -235,7 +245,10 @@ def _encode_labels(
     """Turn labels (numbers or words) into indices into slugs."""
     if not raw:
         raise DataError(f"dataset = {dataset} is empty; at least one item is needed")
-    missing = next((row for row, value in enumerate(raw) if value is None or value != value), None)
+    missing = next(
+        (row for row, value in enumerate(raw) if value is None or value != value or value == ""),
+        None,
+    )
     if missing is not None:
         raise DataError(f"dataset = {dataset} has no label in row {missing}; each row needs one")
     numeric = all(isinstance(value, (int, np.integer)) for value in raw)

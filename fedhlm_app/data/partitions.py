@@ -27,8 +27,9 @@ def partition(
     """Divide items among clients, once per process for the same arguments.
 
     ``iid`` deals shuffled items evenly. ``dirichlet`` draws, per label, the clients' shares
-    from a Dirichlet distribution with ``alpha``. ``by-class`` gives client i the label i modulo
-    labels (and the following ones where clients are fewer than labels, so that no label is lost).
+    from a Dirichlet distribution with ``alpha``; without labels only their sizes are uneven.
+    ``by-class`` gives client i the label i modulo labels (and the following ones where clients
+    are fewer than labels, so that no label is lost).
     The dividing is that of the partitioners of `flwr-datasets`; a client left with fewer than
     `LEAST` items is then given random ones of the largest clients.
 
@@ -117,6 +118,11 @@ def _partitioner(kind: str, clients: int, alpha: float, seed: int, items: Items)
     """Create the partitioner of a kind that goes by label."""
     if kind not in ("dirichlet", "by-class"):
         raise DataError(f"partition = {kind!r} is unknown; allowed are iid, dirichlet, by-class")
+    if kind == "by-class" and not items.label_names:
+        raise DataError(
+            f"partition = 'by-class' needs labels, and {items.name} has none: name their column "
+            f"with label-column, or set partition=iid or dirichlet"
+        )
     from flwr_datasets.partitioner import DirichletPartitioner, PathologicalPartitioner
 
     if kind == "dirichlet":

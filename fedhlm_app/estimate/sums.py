@@ -140,7 +140,8 @@ def verdict(ways: Sequence[dict[str, Any]]) -> str:
             ("round_trip_ms_below", "a round trip below", "ms"),
             ("llm_ms_above", "an LLM slower than", "ms a token"),
         )
-        if last[key] is not None
+        # A border at the end of the search is none.
+        if last[key] not in (None, LEAST_MS, MOST_MS)
     ]
     change = f"; at {last['risk']:.0%} it would with {' or '.join(needs)}" if needs else ""
     return (

@@ -176,8 +176,13 @@ def label_tokens(
     Raises
     ------
     PairError
-        If two labels would be the same token.
+        If there is no label, or two would be the same token.
     """
+    if not label_names:
+        raise PairError(
+            "the dataset has no labels, which classifying needs: name their column with "
+            "label-column (by default label, topic or class)"
+        )
     vocabulary = tokenizer.get_vocab()
     found: dict[str, int] = {}
     for name in label_names:

@@ -9,6 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 ENVIRONMENT_PREFIX = "FEDHLM_"
+_MOST_HINTS = 3
+# From this likeness on, a misspelling of this name and of no other.
+_SURE = 0.85
 
 
 class SettingsError(ValueError):
@@ -23,9 +26,15 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
     """Say that a setting does not exist, with the nearest name that does."""
-    near = closest(name.replace("_", "-"), known)
-    hint = f"; did you mean {near!r}?" if near else "; `fedhlm settings --all` lists them"
-    return f"unknown setting {name!r}{hint}"
+    spelt, names = name.replace("_", "-"), list(known)
+    # One word of a name, as `threshold`, may be meant for any name that has it.
+    having = [key for key in names if closest(spelt, key.split("-"), _SURE)]
+    near = [closest(spelt, names, _SURE)] if closest(spelt, names, _SURE) else having
+    if not near and (likely := closest(spelt, names)):
+        near = [likely]
+    if 0 < len(near) <= _MOST_HINTS:
+        return f"unknown setting {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown setting {name!r}; `fedhlm settings --all` lists them"
 
 
 def from_validation(error: ValidationError, ranges: Mapping[str, str]) -> SettingsError:

@@ -18,7 +18,7 @@ _NEAR_MISS = 0.87
 DECIDED = "decided-preset"
 """Key in place of ``preset`` where all other settings are decided: it changes none of them."""
 
-DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+DATA_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet", ".txt")
 """Files that can be read as a dataset."""
 
 

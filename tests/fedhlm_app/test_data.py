@@ -12,7 +12,7 @@ from fedhlm_app.data.items import DataError, items_from_rows, load_items
 from fedhlm_app.data.partitions import label_counts, partition, split_client
 from fedhlm_app.data.prompts import prompts
 from fedhlm_app.data.text import clean_text, join_text, label_slug
-from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.models.vocabulary import PairError, load_tokenizer
 
 AG_NEWS_ROWS = (
     '"3","Wall St. Bears","Short-sellers, Wall Street\'s band, see #36;5 oil\\nagain."\n'
@@ -196,8 +196,28 @@ class TestErrors:
 
     def test_missing_label_column(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "mood": "a"}\n')
-        with pytest.raises(DataError, match=r"label-column = not set.*columns are text, mood"):
+        with pytest.raises(DataError, match=r"label-column = 'kind'.*columns are text, mood"):
+            load_items(path, label_column="kind")
+
+    def test_texts_without_labels_are_for_all_but_what_needs_labels(self, tmp_path):
+        items = load_items(self.write(tmp_path, "One, two.\n\nThree.\nFour.\nFive.\n", "t.txt"))
+        assert items.texts() == ["One, two.", "Three.", "Four.", "Five."]
+        assert items.label_names == () and items.labels().tolist() == [0] * 4
+        assert sorted(np.concatenate(partition(items, 2, "dirichlet"))) == [0, 1, 2, 3]
+        with pytest.raises(DataError, match="'by-class' needs labels"):
+            partition(items, 2, "by-class")
+        assert len(prompts(items, load_tokenizer(), [0, 1], "score", 4, 8)) == 2
+        with pytest.raises(PairError, match=r"no labels.*label-column"):
+            prompts(items, load_tokenizer(), [0, 1], "classify", 4, 8)
+
+    def test_rows_longer_than_the_header_lose_no_text_in_silence(self, tmp_path):
+        path = self.write(tmp_path, "text\nOne row, and its comma.\n", "ragged.csv")
+        with pytest.raises(DataError, match="more fields than its header"):
             load_items(path)
+
+    def test_a_file_of_no_known_type(self, tmp_path):
+        with pytest.raises(DataError, match=r"notes\.doc.*allowed are \.csv"):
+            load_items(self.write(tmp_path, "text,label\nt,a\n", "notes.doc"))
 
     def test_unknown_label(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "label": "weather"}\n')

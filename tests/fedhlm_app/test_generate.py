@@ -257,7 +257,7 @@ def test_a_clusters_policy(fedhlm, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["  "], "prompt = '  ': must be text"),
+        (["  "], "no prompt: give one"),
         (["word " * 400], "must be at most 128 together"),
         ([PROMPT, "-n", "0"], "--tokens 0: must be at least 1"),
         ([PROMPT, "-n", "500"], "max_tokens = 500: must be at most 128 together"),
@@ -272,7 +272,7 @@ def test_a_clusters_policy(fedhlm, tmp_path):
         ([PROMPT, "-s", "temprature=1"], "did you mean 'temperature'?"),
         ([PROMPT, "-s", "peer-mode=context"], "'peer-mode' = 'context'"),
         ([PROMPT, "--chat"], "slm 'builtin' has no chat template"),
-        ([], "prompt = '': must be text"),
+        ([], "no prompt: give one"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(fedhlm, tmp_path, words, says):

@@ -53,6 +53,7 @@ def test_in_a_partial_run_config_every_value_was_typed() -> None:
     [
         ({"client": 3}, "unknown setting 'client'; did you mean 'clients'?"),
         ({"tokens_per_rounds": 3}, "did you mean 'tokens-per-round'?"),
+        ({"thershold": 3}, "did you mean 'initial-threshold' or 'line-threshold'?"),
         ({"xyzzy": 3}, "`fedhlm settings --all` lists them"),
         ({"clients": 0}, "setting 'clients' = 0 is not allowed: an integer at least 1"),
         ({"clients": "3x"}, "setting 'clients' = '3x' is not allowed"),

@@ -138,7 +138,7 @@ def _risk(metrics: Lines) -> tuple[str, str, Markup]:
         "kept and wrong": risks(metrics),
         "held-out texts": points(metrics, "evaluation", "certificate"),
     }
-    note = "share of tokens kept that are not what the LLM would have written"
+    note = "share of all tokens that were kept and are not what the LLM would have written"
     return (
         "Risk",
         note if budget else f"{note}; this rule holds it to no budget",

@@ -65,9 +65,14 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
         changed = in_short(summary.get("changed", {}))
         rows.append(("preset", preset, f"changed: {changed}" if changed else "nothing changed"))
     if sent := summary.get("hierarchy"):
-        saved = f"{sent['aggregates']:,} aggregates; {sent['saved']:.1%} fewer than all updates"
+        than = f"{abs(sent['saved']):.1%} {'more' if sent['saved'] < 0 else 'fewer'}"
+        saved = f"{sent['aggregates']:,} aggregates; {than} than all updates"
         rows += [
-            ("updates to the edge", f"{sent['device_edge']:,}", f"bytes of {sent['updates']:,}"),
+            (
+                "updates to the edge",
+                f"{sent['device_edge']:,}",
+                f"bytes of {sent['updates']:,} updates",
+            ),
             ("  on to the cloud", f"{sent['edge_cloud']:,}", f"bytes of {saved}"),
         ]
     lost = {
@@ -108,14 +113,21 @@ def _thresholds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Agreement and certificate, as far as the LLM told of any token."""
+    """Agreement and certificate, or risk alone, as far as the LLM told of any token."""
     if summary.get("measured_tokens") == 0:
         return [("agreement, certificate", "unknown", "the LLM told of no token")]
-    agreement, certificate = f"{summary['llm_agreement']:.2%}", f"{summary['certificate']:.4f}"
-    return [
-        ("agreement with the LLM", agreement, "same token in that context"),
-        ("certificate", certificate, f"{allowed(summary)}kept and wrong, mean of tokens"),
+    risk = f"{summary['certificate']:.4f}"
+    rows = [
+        ("agreement with the LLM", f"{summary['llm_agreement']:.2%}", "same token in that context")
     ]
+    if is_certified(summary):
+        return [*rows, ("certificate", risk, f"{allowed(summary)}kept and wrong, mean of tokens")]
+    return [*rows, ("kept and wrong", risk, f"{allowed(summary)}mean of tokens; not certified")]
+
+
+def is_certified(summary: Mapping[str, Any]) -> bool:
+    """Whether any threshold of the run has a certificate, so that its risk may be called one."""
+    return bool((summary.get("guarantee") or {}).get("certified"))
 
 
 def allowed(summary: Mapping[str, Any]) -> str:

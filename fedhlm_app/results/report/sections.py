@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhlm_app.results.report.rows import allowed, privacy_words
+from fedhlm_app.results.report.rows import allowed, is_certified, privacy_words
 from fedhlm_app.results.report.scale import size
 from fedhlm_app.results.report.verdict import threshold
 from fedhlm_app.results.stages import STAGE_COLOURS, STAGE_WORDS
@@ -49,18 +49,20 @@ def cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _hierarchy(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if not found:
         return []
+    than = f"{abs(found['saved']):.1%} {'more' if found['saved'] < 0 else 'fewer'}"
     return [
         (size(found["device_edge"]), f"updates to edge servers, {found['updates']:,} of them"),
-        (size(found["edge_cloud"]), f"from there to the cloud, {found['saved']:.1%} fewer"),
+        (size(found["edge_cloud"]), f"from there to the cloud, {than}"),
     ]
 
 
 def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("measured_tokens") == 0:
         return [("unknown", "agreement, certificate: the LLM told of no token")]
+    name = "certificate, " if is_certified(summary) else ""
     return [
         (f"{summary['llm_agreement']:.2%}", "agree with the LLM"),
-        (f"{summary['certificate']:.4f}", f"certificate, {allowed(summary)}kept and wrong"),
+        (f"{summary['certificate']:.4f}", f"{name}{allowed(summary)}kept and wrong"),
     ]
 
 
