@@ -7,7 +7,7 @@ needs neither.
 
 from __future__ import annotations
 
-from logging import INFO, WARN
+from logging import ERROR, INFO, WARN
 from typing import TYPE_CHECKING, cast
 
 from flwr.app import Context
@@ -64,8 +64,12 @@ def main(grid: Grid, context: Context) -> None:
     except RunFailed:
         raise  # The folder is complete.
     except Exception as error:
-        folder.write_failure(f"{type(error).__name__}: {error}")
-        write_report(folder)
+        try:
+            folder.write_failure(f"{type(error).__name__}: {error}")
+            write_report(folder)
+        except OSError as full:
+            # What broke the run is to be heard of, whether or not it can be written down.
+            log(ERROR, "%s cannot be written to: %s", folder.path, full)
         raise
     finally:
         if edges is not None:

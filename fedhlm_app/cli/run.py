@@ -142,10 +142,15 @@ def _go_on(folder: RunFolder) -> str:
     """How to go on with a run that was interrupted, if it can be."""
     if not (folder.path / CHECKPOINT).is_file():
         return f"no checkpoint was saved, so there is nothing to go on from in {folder.path}"
+    return f"go on with: fedhlm run --resume {_shown(folder)}"
+
+
+def _shown(folder: RunFolder) -> str:
+    """A run's folder as a word of a command typed here."""
     path = folder.path
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"go on with: fedhlm run --resume {shlex.quote(str(path))}"
+    return shlex.quote(
+        str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    )
 
 
 def _finished(settings: Settings) -> RunResult | None:
@@ -191,10 +196,17 @@ def _explain(console: Console, result: RunResult) -> None:
         if line not in result.details:
             console.print(f"  {line}", markup=False, soft_wrap=True)
     folder = result.folder
-    if not folder.failure():
-        folder.write_failure(result.details or "; ".join(result.errors) or "see its log")
-    for what, where in (("log", folder.path / "flower.log"), ("report", write_report(folder))):
+    told = {"log": str(folder.path / "flower.log")}
+    try:
+        if not folder.failure():
+            folder.write_failure(result.details or "; ".join(result.errors) or "see its log")
+        told["report"] = str(write_report(folder))
+    except OSError as error:
+        told["no report"] = f"{error}; once there is room: fedhlm report {_shown(folder)}"
+    for what, where in told.items():
         console.print(f"{what}: {where}", markup=False, soft_wrap=True)
+    if result.summary is None and (folder.path / CHECKPOINT).is_file():
+        console.print(_go_on(folder), markup=False, soft_wrap=True)
 
 
 def _as_json(result: RunResult) -> dict[str, object]:

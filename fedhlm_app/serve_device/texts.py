@@ -159,6 +159,7 @@ class ServedTexts:
         note = TextNote(self._made, digest(in_force.arrays), in_force.read, told)
         try:
             self._store.append(feedback_of(routed, self.settings), note.to_json())
+            self.store_problem = ""
         except (sqlite3.Error, ValueError) as error:
             # Whoever asked shall have the text all the same.
             self.store_problem = str(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 
 import numpy as np
 import pytest
@@ -205,16 +204,19 @@ def test_rules_that_calibrate_have_kept_tokens_read(llm, tmp_path, rule):
     assert not served(llm, learning=rule).policy.read
 
 
-def test_a_full_disk_costs_the_feedback_and_not_the_text(llm, tmp_path, monkeypatch):
+def test_a_full_disk_costs_the_feedback_and_not_the_text(llm, tmp_path):
     texts = served(llm, FeedbackFolder(tmp_path))
-
-    def full(*_):
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(texts._store, "append", full)
-    assert written(texts, PROMPT, 4).tokens
+    written(texts, PROMPT, 4)
+    (stored,) = texts._store._connection.execute("PRAGMA page_count").fetchone()
+    texts._store._connection.execute(f"PRAGMA max_page_count = {stored}")
+    while not texts.store_problem:
+        before = len(texts._store)
+        assert written(texts, PROMPT, 40).tokens
     assert texts.store_problem == "database or disk is full"
-    assert texts.counts["not-stored"] == 1
+    assert texts.counts["not-stored"] == 1 and len(texts._store) == before
+    texts._store._connection.execute("PRAGMA max_page_count = 100000")
+    assert len(written(texts, PROMPT, 4).tokens) == len(texts._store) - before
+    assert not texts.store_problem
     texts.close()
 
 
