@@ -18,7 +18,8 @@ def set_option(words: str) -> Any:
 
 def model_option() -> Any:
     """An option that names a model."""
-    return typer.Option(help="builtin, smollm2, a folder, a .gguf file or a hub name.")
+    known = "builtin, smollm2, smollm2-small"
+    return typer.Option(help=f"{known}, a folder, a .gguf file or a hub name.")
 
 
 def preset_option() -> Any:

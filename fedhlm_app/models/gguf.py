@@ -16,12 +16,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedhlm_app.models.sources import PairError, cache_folder, from_transformers, gguf_file
+from fedhlm_app.models.sources import (
+    SMOLLM2,
+    SMOLLM2_SMALL,
+    PairError,
+    cache_folder,
+    from_transformers,
+    gguf_file,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Part = Literal["tokenizer", "model"]
+Part = Literal["tokenizer", "model", "small"]
 
 _DIGIT_BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 """Values of ``tokenizer.ggml.pre`` for which llama.cpp splits numbers (llama-vocab.cpp)."""
@@ -35,6 +42,8 @@ _SPLITS, _STARTS = "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token"
 def unpacked(name: str, part: Part = "tokenizer") -> str:
     """Folder that a GGUF file's model was unpacked to, now or before; other names as they are.
 
+    ``"smollm2-small"`` is made of that of ``"smollm2"`` in the same way.
+
     Weights are float16 there. Folders are in :func:`cache_folder`, and good for one state of the
     file and one version of Transformers.
 
@@ -43,7 +52,7 @@ def unpacked(name: str, part: Part = "tokenizer") -> str:
     name : str
         A model's.
     part : {"tokenizer", "model"}
-        Its tokenizer and config, or its weights.
+        Its tokenizer and config, or its weights; of ``"smollm2-small"`` it is always both.
 
     Raises
     ------
@@ -53,13 +62,15 @@ def unpacked(name: str, part: Part = "tokenizer") -> str:
     file = gguf_file(name)
     if file is None:
         return name
+    part = "small" if name == SMOLLM2_SMALL else part
     stat = file.stat()
     key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, version("transformers")]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{file.stem}-{digest}" / part
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: unpacking its {part} to {folder}, once", file=sys.stderr, flush=True)
+        doing = "making it of smollm2 in" if part == "small" else f"unpacking its {part} to"
+        print(f"{name}: {doing} {folder}, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
             try:
                 _WRITE[part](name, file, Path(unfinished) / part)
@@ -111,7 +122,14 @@ def _write_model(name: str, file: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-_WRITE = {"tokenizer": _write_tokenizer, "model": _write_model}
+def _write_small(name: str, file: Path, folder: Path) -> None:
+    """First layers of the model, fitted on the built-in texts."""
+    from fedhlm_app.models.carving import carve  # which loads models itself
+
+    carve(SMOLLM2, "first", 4, folder)
+
+
+_WRITE = {"tokenizer": _write_tokenizer, "model": _write_model, "small": _write_small}
 
 
 def _tokenizer(name: str, file: Path) -> PreTrainedTokenizerBase:

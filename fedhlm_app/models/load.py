@@ -1,4 +1,4 @@
-"""Loading a model pair: the built-in one, or two causal LMs with one tokenizer.
+"""Loading and saving models: the built-in one, or two causal LMs with one tokenizer.
 
 A device loads only the SLM and the server only the LLM; each is kept per process, since a
 simulation runs many clients in one. What can be refused from a config or a tokenizer alone is
@@ -7,6 +7,7 @@ refused before weights are read (`fedhlm_app.models.vocabulary`).
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.packing import PACKED_FORMAT, read_packed
 from fedhlm_app.models.sources import BUILTIN, from_transformers
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
+from fedhlm_app.results.runs import write_atomically
 from fedhlm_assets import asset_path
 
 
@@ -42,7 +44,7 @@ def load_pair(slm: str = BUILTIN, llm: str = BUILTIN) -> ModelPair:
     Parameters
     ----------
     slm, llm : str
-        ``"builtin"``, ``"smollm2"``, a GGUF file, a folder, or a hub name.
+        ``"builtin"``, ``"smollm2"``, ``"smollm2-small"``, a GGUF file, a folder, or a hub name.
 
     Returns
     -------
@@ -70,6 +72,17 @@ def load_llm(
 ) -> PreTrainedModel:
     """Load the server's model alone; see :func:`load_pair`."""
     return _load_model(name, "llm", dtype, device)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save fp16 weights and the tokenizer, without changing the model in memory."""
+    # Parameters, not the state dict: that one lists tied weights under both of their names.
+    state = {name: weight.to(torch.float16) for name, weight in model.named_parameters()}
+    model.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float16"
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    tokenizer.save_pretrained(folder)
 
 
 def _load_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreTrainedModel:

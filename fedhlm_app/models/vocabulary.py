@@ -34,7 +34,7 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     Parameters
     ----------
     name : str
-        ``"builtin"``, ``"smollm2"``, a GGUF file, a folder, or a hub name.
+        ``"builtin"``, ``"smollm2"``, ``"smollm2-small"``, a GGUF file, a folder, or a hub name.
 
     Raises
     ------

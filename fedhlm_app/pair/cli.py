@@ -105,14 +105,24 @@ def carve(
     keep: Annotated[
         str, typer.Option(help="Which: first, ends, even, or numbers such as 0,1,2,29.")
     ] = "first",
+    dataset: Annotated[
+        str, typer.Option(help="Texts to fit it on: builtin, a file, a folder, or a hub name.")
+    ] = "builtin",
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens of them; 0: only cut, nothing is fitted.")
+    ] = 30_000,
 ) -> None:
-    """Make an SLM of some of an LLM's layers, with its tokenizer; `distil` teaches it to be one.
+    """Make an SLM of some of an LLM's layers, with its tokenizer, and fit its head in minutes.
 
     - `fedhlm pair carve --llm smollm2 --layers 4 --out slm`
-    """
-    from fedhlm_app.pair.carving import carve as carved
 
-    model, kept = carved(llm, keep, layers, out)
+    - `fedhlm pair carve --llm smollm2 --layers 4 --dataset news.csv --out slm`
+
+    `distil` teaches it further.
+    """
+    from fedhlm_app.models.carving import carve as carved
+
+    model, kept = carved(llm, keep, layers, out, dataset, tokens)
     typer.echo(f"{out}: layers {', '.join(map(str, kept))}; {model.num_parameters():,} weights")
 
 

@@ -22,7 +22,7 @@ from transformers.utils import is_accelerate_available
 
 from fedhlm_app.data.items import Items, has_splits, load_items
 from fedhlm_app.data.partitions import split_client
-from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.load import load_llm, load_slm, save_model
 from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.pair.card import model_card
@@ -182,17 +182,6 @@ def _fresh(
         for token in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     )
     return new_model(shape, len(tokenizer), positions, settings.seed, (pad, bos, eos))
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save fp16 weights and the tokenizer, without changing the model in memory."""
-    # Parameters, not the state dict: that one lists tied weights under both of their names.
-    state = {name: weight.to(torch.float16) for name, weight in model.named_parameters()}
-    model.save_pretrained(folder, state_dict=state)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float16"
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    tokenizer.save_pretrained(folder)
 
 
 def _report(

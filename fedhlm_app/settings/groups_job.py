@@ -82,7 +82,8 @@ class ModelGroup(Group):
 
     slm: str = setting(
         "builtin",
-        "small model of the devices: builtin, smollm2, a folder, a .gguf file or a hub name",
+        "small model of the devices: builtin, smollm2-small (the default for llm=smollm2), a "
+        "folder, a .gguf file or a hub name",
     )
     llm: str = setting(
         "builtin",

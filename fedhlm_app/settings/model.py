@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError, field_validator, model_validator
 
 from fedhlm_app.learning.rules import BUDGETED, GRADIENTS, GUARANTEE, LINE
+from fedhlm_app.models.sources import SMOLLM2, SMOLLM2_SMALL
 from fedhlm_app.presets import PLAIN
 from fedhlm_app.settings.conflicts import conflicts, why_not_span
 from fedhlm_app.settings.errors import SettingsError, from_validation
@@ -110,6 +111,14 @@ class Settings(
             return given
         rest = {key: value for key, value in given.items() if kebab(str(key)) != "learn-rounds"}
         return {**rest, "learn-rounds": chosen_learn_rounds({**cls.defaults(), **named})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_slm(cls, given: object) -> object:
+        # The built-in one has other tokens.
+        if isinstance(given, Mapping) and given.get("llm") == SMOLLM2 and "slm" not in given:
+            return {**given, "slm": SMOLLM2_SMALL}
+        return given
 
     @model_validator(mode="before")
     @classmethod

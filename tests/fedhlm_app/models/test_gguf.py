@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from fedhlm_app.cli.app import app
 from fedhlm_app.models import sources
-from fedhlm_app.models.load import load_llm, load_pair, load_slm
+from fedhlm_app.models.carving import carve
+from fedhlm_app.models.load import _cached_model, load_llm, load_pair, load_slm
 from fedhlm_app.models.sources import PairError, check_folder, gguf_file
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
-from fedhlm_app.pair.carving import carve
 from fedhlm_app.pair.recipe import ModelShape
 from fedhlm_app.pair.training import new_model
 
@@ -86,7 +86,7 @@ def write(path, model, tokenizer):
 def made(tmp_path_factory):
     """A model, its tokenizer and its GGUF file."""
     tokenizer = byte_level()
-    model = new_model(ModelShape(32, 4, 2, 64), len(tokenizer), 64, seed=3, specials=(0, 1, 2))
+    model = new_model(ModelShape(32, 5, 2, 64), len(tokenizer), 64, seed=3, specials=(0, 1, 2))
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20.0)  # random logits are all alike
     folder = tmp_path_factory.mktemp("gguf")
@@ -115,11 +115,11 @@ def test_a_file_is_read_as_the_model_it_was_made_of(made, capfd):
 
 def test_it_is_carved_and_both_answer_a_chat(made, tmp_path):
     folder = tmp_path / "carved"
-    _, kept = carve(made.name, "ends", 3, folder)
-    assert kept == [0, 1, 3]
+    _, kept = carve(made.name, "ends", 3, folder, tokens=500)
+    assert kept == [0, 1, 4]
     check_same_tokenizer(str(folder), made.name)
     small, whole = load_slm(str(folder)), load_llm(made.name)
-    theirs = whole.model.layers[3].mlp.up_proj.weight
+    theirs = whole.model.layers[4].mlp.up_proj.weight
     assert torch.allclose(small.model.layers[2].mlp.up_proj.weight, theirs, atol=1e-3)
     assert small.generation_config.eos_token_id == [0, 2]
     asked = ["generate", "the cat", "--chat", "--json", "-n", "8", "--threshold", "-1"]
@@ -134,7 +134,26 @@ def test_it_is_carved_and_both_answer_a_chat(made, tmp_path):
     assert json.loads(told.stdout)["text"] == made.tokenizer.decode(found, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("smollm2", "smollm"), ("some.gguf", "gguf")])
+def test_the_small_model_of_smollm2_is_made_once(made, monkeypatch, request):
+    for kept in (_cached_model, load_tokenizer):
+        request.addfinalizer(kept.cache_clear)  # these are no SmolLM2
+    package = SimpleNamespace(origin=str(Path(made.name).with_name("__init__.py")))
+    monkeypatch.setattr(sources, "find_spec", lambda module: package)
+    asked = ["generate", "the cat", "--llm", "smollm2", "-n", "4", "--json"]
+    asked += ["--set", "llm-context=64"]
+    for times in (1, 0):
+        told = CliRunner().invoke(app, asked)
+        assert told.exit_code == 0, told.output
+        assert told.stderr.count("smollm2-small: making it of smollm2 in") == times
+    small, whole = load_slm("smollm2-small"), load_llm("smollm2")
+    assert len(small.model.layers) == len(whole.model.layers) - 1
+    assert not torch.equal(small.lm_head.weight, whole.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("smollm2", "smollm"), ("smollm2-small", "smollm"), ("some.gguf", "gguf")],
+)
 def test_without_the_extra_a_command_says_what_brings_it(name, extra, tmp_path, monkeypatch):
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     monkeypatch.chdir(tmp_path)

@@ -7,9 +7,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from fedhlm_app.data.items import load_items
+from fedhlm_app.models.carving import carve
 from fedhlm_app.models.load import load_llm, load_pair
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.pair.cli import pair_app
+from fedhlm_app.pair.figures import evaluate_pair
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ from fedhlm_app.pair.cli import pair_app
 def test_the_layers_that_were_asked_for_are_in_it(keep, layers, kept, tmp_path):
     out = tmp_path / "slm"
     arguments = ["carve", "--llm", "builtin", "--keep", keep, "--layers", str(layers)]
+    arguments += ["--tokens", "0"]
     told = CliRunner().invoke(pair_app, [*arguments, "--out", str(out)])
     assert told.exit_code == 0, told.output
     assert f"layers {kept};" in told.output
@@ -35,6 +39,24 @@ def test_the_layers_that_were_asked_for_are_in_it(keep, layers, kept, tmp_path):
     for there, here in zip(wanted, pair.slm.model.layers, strict=True):
         assert torch.allclose(there.mlp.up_proj.weight, here.mlp.up_proj.weight, atol=1e-3)
     assert len(load_llm().model.layers) == 6  # the LLM itself is as it was
+    # Only cut, it has one matrix for embedding and head, as the LLM.
+    assert pair.slm.lm_head.weight is pair.slm.model.embed_tokens.weight
+
+
+def test_fitted_to_texts_it_agrees_more_often_with_the_llm(tmp_path):
+    held_out = load_items("builtin", "validation")
+    same = []
+    for tokens in (0, 2000):
+        slm, _ = carve("builtin", "first", 2, tmp_path / str(tokens), tokens=tokens)
+        pair = load_pair(str(tmp_path / str(tokens)))
+        ids = torch.arange(5, 105)[None]
+        assert torch.allclose(pair.slm(ids).logits, slm(ids).logits, atol=0.05)  # in half precision
+        figures = evaluate_pair(*pair, held_out, rows=10)
+        same.append(figures.same_top1)
+    assert same[1] > same[0] + 0.02
+    llm = load_llm()
+    assert llm.lm_head.weight is llm.model.embed_tokens.weight
+    assert llm.config.tie_word_embeddings
 
 
 def test_layers_that_differ_keep_their_kind(tmp_path):
@@ -52,7 +74,7 @@ def test_layers_that_differ_keep_their_kind(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     load_tokenizer().save_pretrained(tmp_path / "llm")
     arguments = ["carve", "--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "slm")]
-    told = CliRunner().invoke(pair_app, [*arguments, "--keep", "0,3"])
+    told = CliRunner().invoke(pair_app, [*arguments, "--keep", "0,3", "--tokens", "300"])
     assert told.exit_code == 0, told.output
     carved = AutoConfig.from_pretrained(tmp_path / "slm")
     assert carved.layer_types == ["sliding_attention", "full_attention"]
@@ -66,6 +88,7 @@ def test_layers_that_differ_keep_their_kind(tmp_path):
         (["--keep", "2,1"], "--keep 2,1: allowed are"),
         (["--keep", "0,6"], "from 0 to 5, such as 0,1,5"),
         (["--llm", "nowhere.gguf"], "nowhere.gguf"),
+        (["--dataset", "./nowhere.csv"], "nowhere.csv"),
     ],
 )
 def test_what_cannot_be_carved_is_refused(options, words, tmp_path):
