@@ -35,9 +35,9 @@ from hlm.verification import VERIFIERS
 Write = Callable[[TextBatch, int], tuple[TokenRecords, Traffic]]
 """Continues a text by so many tokens."""
 WARM_TOKENS = 10
-LEAST_SECONDS, MOST_SECONDS = 6.0, 20.0
+LEAST_SECONDS, MOST_SECONDS = 6.0, 15.0
 """How long plain streaming and spans are written in a cell, in turns."""
-SHARP = 0.02
+SHARP = 0.03
 """Width of the interval of their ratio below which `LEAST_SECONDS` are enough."""
 
 
