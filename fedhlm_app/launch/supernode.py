@@ -27,8 +27,9 @@ OURS = ("--isolation", "--host", "--port", "--ssl-", "--superexec-auth-secret-fi
 """Options of Flower's that say how SuperNode and ClientApp find each other."""
 IDLE_SECONDS = 3.0
 """Flower's wait between two questions to the SuperLink; shorter waits are for a reply."""
-SOON = 0.1
-"""Shortest wait, in seconds; while nothing comes it grows by this share of the time."""
+SOON, REPLY = 0.25, 0.1
+"""Shortest waits for a message, which grows by this share of the time while nothing comes (each
+question costs the SuperLink some 5 ms), and for the ClientApp's reply, in seconds."""
 
 
 class Waits:
@@ -43,7 +44,9 @@ class Waits:
         if seconds < IDLE_SECONDS:
             self.arrived.set()
             self._last = time.monotonic()
-        time.sleep(min(seconds, SOON * (1 + time.monotonic() - self._last)))
+            time.sleep(REPLY)
+        else:
+            time.sleep(min(seconds, SOON * (1 + time.monotonic() - self._last)))
 
 
 class Worker:

@@ -34,7 +34,9 @@ def test_a_device_serves_with_what_the_federation_learned_from_its_texts(tmp_pat
             deployed, llm_address, "--store", str(store), "--set", "initial-threshold=0.3",
             "--set", "learning=balanced",
         )  # fmt: skip
-        start_flower(deployed, [f'partition-id=0 num-partitions=1 feedback-store="{store}"'])
+        # Flower's own takes seconds for a message, in which the texts for the second round come.
+        node = f'partition-id=0 num-partitions=1 feedback-store="{store}"'
+        start_flower(deployed, [node], plain=[0])
         device = f"http://{address()}/v1"
         answers = []
 
