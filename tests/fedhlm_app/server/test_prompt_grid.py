@@ -38,8 +38,8 @@ def clock(monkeypatch):
     def sleep(seconds):
         now[0] += seconds
 
-    monkeypatch.setattr(prompt_grid.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(prompt_grid.time, "sleep", sleep)
+    ours = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(prompt_grid, "time", ours)
     return now
 
 
