@@ -50,7 +50,6 @@ serve_app = command_app(
     no_args_is_help=True,
     help="Serve the large model to devices, or a device's text to programs.",
 )
-serve_app.command(context_settings=FLOWERS_OWN)(supernode)
 
 
 @serve_app.command()
@@ -333,3 +332,6 @@ def device(
         link = reach_llm(settings, threads)
         texts = open_texts(settings, client, link, store, policy)
         serve_texts(texts, listener, queue, fail_without_llm, hosts, access)
+
+
+serve_app.command(context_settings=FLOWERS_OWN)(supernode)
