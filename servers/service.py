@@ -42,15 +42,12 @@ from servers.access import WANTED, BearerToken, Tokens
 from servers.account import metrics, stats
 from servers.actors import RequestBatcher
 from servers.bodies import BODY_SECONDS, MEMORY_BYTES, Bodies, busy, full_up
-from servers.http_server import OPEN_PATHS
+from servers.http_server import CALLER_GONE, OPEN_PATHS
 from servers.llm import LanguageModelService
 from servers.metrics import PAGE_TYPE, Seen, Watch
 from servers.origin import Full, Origin, Shared
 
 EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
-
-CALLER_GONE = 499
-"""Counted as the status of a request whose caller hung up; nobody reads it."""
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,10 @@ class _Commands(LazyGroup):
             "fedhlm_app.cli.pipeline:pipeline_app",
             "Run as a Kubeflow pipeline, or write one for a cluster.",
         ),
-        "pair": ("fedhlm_app.pair.cli:pair_app", "Train, distil, evaluate and pack a model pair."),
+        "pair": (
+            "fedhlm_app.pair.cli:pair_app",
+            "Train, distil, evaluate, pack and export a model pair.",
+        ),
         "serve": (
             "fedhlm_app.cli.serve:serve_app",
             "Serve the large model to devices, or a device's text to programs.",
@@ -293,4 +296,12 @@ def main() -> None:
     if "_FEDHLM_COMPLETE" not in os.environ:  # a shell that completes a word shows nothing else
         for line in foreign_packages():
             typer.secho(f"fedhlm: {line}", fg="yellow", err=True)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:  # on a device that has what `serve device` needs alone
+        from fedhlm_app.cli.error_log import keep_trace
+
+        keep_trace(error)
+        words = f"this command needs {error.name}, which is not installed; `pip install fedhlm`"
+        typer.secho(f"fedhlm: {words} brings it", fg="red", err=True)
+        sys.exit(1)

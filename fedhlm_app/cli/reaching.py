@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import speaks_openai
 
 if TYPE_CHECKING:
@@ -27,21 +28,33 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     ValueError, OSError
         When a model cannot be had, they are no pair, or the server does not let this device in.
     """
-    import torch
-
-    from fedhlm_app.hosting.backends import build_backend, check_backend
+    from clients.decoding.onnx_runtime import OnnxModel
     from fedhlm_app.models.sources import check_folder
-    from fedhlm_app.models.vocabulary import check_same_tokenizer
-    from fedhlm_app.server.preflight import check_devices
     from fedhlm_app.transport.llm_access import require_access
+
+    OnnxModel.threads = threads
+    lean = find_spec("torch") is None
+    if not lean:
+        import torch
+
+        from fedhlm_app.server.preflight import check_devices
+
+        torch.set_num_threads(threads)
+        check_devices(settings)
+    check_folder(settings.slm, "slm", onnx=True)
+    if settings.llm_address and not speaks_openai(settings.llm_address):
+        return require_access(settings)
+    if lean:
+        raise SettingsError(
+            f"setting 'llm-address' = {settings.llm_address!r}: without PyTorch the LLM is "
+            "elsewhere, behind `fedhlm serve llm`; allowed is the address of one, as host:port or "
+            "URL"
+        )
+    from fedhlm_app.hosting.backends import build_backend, check_backend
+    from fedhlm_app.models.vocabulary import check_same_tokenizer
     from fedhlm_app.transport.transports import DirectTransport
     from servers.llm import LanguageModelService
 
-    torch.set_num_threads(threads)
-    check_devices(settings)
-    check_folder(settings.slm, "slm")
-    if settings.llm_address and not speaks_openai(settings.llm_address):
-        return require_access(settings)
     if settings.llm_address:
         # Both models have one tokenizer, and the device's is here.
         backend = f"openai:{settings.llm_address}"

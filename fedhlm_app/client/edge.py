@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from logging import WARNING
-from typing import Any, cast
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from flwr.common.logger import log
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from clients.records import Traffic
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
@@ -26,6 +24,11 @@ from hlm.peers.modes import PEER_MODES
 from hlm.transport import LinkDown, Transport
 from hlm.wire import WireError
 from hlm.wire.edge_update import EdgeUpdate, decode_outcome, encode_update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = getLogger("flwr")
 
 ATTEMPTS = 3
 """How often an update is sent to an edge server that does not answer."""
@@ -169,7 +172,7 @@ class EdgeSide:
             problem = "" if outcome == "taken" or (sent > 1 and outcome == "duplicate") else outcome
             break
         if problem:
-            log(WARNING, "client %d: its update is lost to the round: %s", self.client, problem)
+            logger.warning("client %d: its update is lost to the round: %s", self.client, problem)
         return len(payload) * sent
 
     def figures(self) -> dict[str, int]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from logging import WARNING
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.common.logger import log
 
 from clients.learning.feedback import Feedback
 from clients.learning.feedback_reader import FeedbackReader
@@ -30,6 +29,8 @@ from hlm.risk import ESCALATE_ALL
 
 if TYPE_CHECKING:
     from fedhlm_app.settings import Settings
+
+logger = getLogger("flwr")
 
 
 def told_since(
@@ -78,7 +79,7 @@ def told_since(
         )
     if len(fitting) < len(notes):
         left_out = len(notes) - len(fitting)
-        log(WARNING, "%d stored texts were made with other settings: left out", left_out)
+        logger.warning("%d stored texts were made with other settings: left out", left_out)
     feedback = _of_texts(everything, fitting)
     sums: Counter[str] = Counter()
     for number in sorted(fitting):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from clients.decoding.drafting import RouterConfig, UncertaintyMeasure
 from clients.decoding.routing import Router, StepListener
 from clients.decoding.spans import SpanRouting
-from clients.decoding.ways import best_ways
+from clients.decoding.steps import Runtime
 from clients.policy import FixedPolicy, Policy, RandomPolicy, RouterPolicy, ThresholdPolicy
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from clients.resolvers.measuring import read_unseen
@@ -22,9 +20,7 @@ from fedhlm_app.client.edge import EdgeSide, has_edge
 from fedhlm_app.client.take_back import span_costs, take_back
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.learning.router import router_columns, router_features, router_model
-from fedhlm_app.models.context_length import longest_context
-from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.torch_names import torch_device, torch_dtype
+from fedhlm_app.models.small import end_tokens, load_small, vocabulary_of
 from fedhlm_app.settings import Settings
 from hlm.arrays import Array, FloatArray, IntArray
 from hlm.measures import MEASURES
@@ -59,14 +55,13 @@ class RoutedModel:
         self.settings = settings
         self.client = client
         self.sampling = sampling_of(settings)
-        self.model = load_slm(
-            settings.slm, torch_dtype(settings.dtype), torch_device(settings.device)
-        )
-        best_ways(self.model, longest_context(settings))
+        # What needs more than a `Runtime` has been refused.
+        self.model = cast(Any, load_small(settings))
+        lean = isinstance(self.model, Runtime)
         self.verifier: Verifier = verifier_of(settings)
         common = UplinkConfig(
             client=client,
-            vocab=int(self.model.config.get_text_config().vocab_size),
+            vocab=vocabulary_of(self.model),
             sampling=self.sampling,
             seed=shared_seed(settings),
             feedback=settings.free_feedback,
@@ -87,7 +82,7 @@ class RoutedModel:
         routed = settings.policy == "router"
         self.config = RouterConfig(
             sampling=self.sampling,
-            uncertainty=uncertainty_of(settings),
+            uncertainty=uncertainty_of(settings, lean=lean),
             seed=settings.seed + 1,
             client=client,
             end_tokens=end_tokens(self.model),
@@ -197,14 +192,6 @@ def sampling_of(settings: Settings) -> Sampling:
 def shared_seed(settings: Settings) -> int:
     """Seed the LLM draws with: the device's in sampled decoding; 0, "none", saves bytes."""
     return settings.seed + 1 if settings.decoding == "sampled" else 0
-
-
-def end_tokens(model: torch.nn.Module) -> frozenset[int]:
-    """Tokens that end a text, from the model's generation config."""
-    found: int | list[int] | None = model.generation_config.eos_token_id  # type: ignore[union-attr, assignment]
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
 
 
 def uncertainty_of(settings: Settings, *, lean: bool = False) -> UncertaintyMeasure:

@@ -10,18 +10,17 @@ from typing import Any, NoReturn
 import numpy as np
 from jinja2 import TemplateError
 
-from clients.decoding.ways import best_ways
 from clients.policies import POLICIES
 from clients.records import Stage, TextBatch, TokenRecords, Traffic
 from fedhlm_app.client.feedback_folder import ServedPolicy
 from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
+from fedhlm_app.models.small import readable
 from fedhlm_app.models.text_stream import TextStream
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.arrays import IntArray
 from hlm.transport import Transport
-from servers.engine.engine import context_limit
 
 SESSIONS = 1 << 32
 """Session numbers that the wire has."""
@@ -174,8 +173,7 @@ class PromptedModel(RoutedModel):
         if self.edge is not None:
             self.edge.join(0, 1, {})
         self.tokenizer = load_tokenizer(settings.slm)
-        self.context = min(settings.llm_context, context_limit(self.model))
-        best_ways(self.model, self.context)
+        self.context = readable(self.model, settings.llm_context)
 
     def read_prompt(self, prompt: str | Messages, most: int) -> IntArray:
         """Tokens of a prompt, int64 [length], its start token among them.

@@ -24,7 +24,7 @@ from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.span_uplink import SpanUplink
 from clients.resolvers.uplink import LanguageModelUplink
-from fedhlm_app.client.inference import end_tokens, sampling_of, shared_seed, uncertainty_of
+from fedhlm_app.client.inference import sampling_of, shared_seed, uncertainty_of
 from fedhlm_app.client.take_back import span_costs
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.compare.calibration import Calibration, calibrate
@@ -42,6 +42,7 @@ from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
 from fedhlm_app.data.workload import BatchMaker
 from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.small import end_tokens
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.settings import Settings

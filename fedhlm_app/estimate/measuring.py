@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from clients.decoding.drafting import RouterConfig
-from fedhlm_app.client.inference import end_tokens, sampling_of, uncertainty_of
+from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.prompts import prompts as prompts_of
 from fedhlm_app.estimate.recording import decode_ms, record
@@ -16,6 +16,7 @@ from fedhlm_app.estimate.sums import Estimate
 from fedhlm_app.estimate.terms import Terms, message_bytes
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.small import end_tokens
 from fedhlm_app.models.sources import check_folder
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import (

@@ -61,7 +61,37 @@ def gguf_file(name: str) -> Path | None:
     return file
 
 
-def check_folder(name: str, role: str, *, weights: bool = True) -> None:
+def onnx_file(name: str) -> Path | None:
+    """File of a model that is in ONNX: the name itself, or `model.onnx` of a folder without others.
+
+    Beside it are `config.json` and `tokenizer.json`. None for all other models.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx":
+        return path
+    file = path / "model.onnx"
+    return file if file.is_file() and not any(path.glob("*.safetensors")) else None
+
+
+def _check_onnx(file: Path, name: str, role: str) -> None:
+    missing = [
+        str(one)
+        for one in (file, file.with_name("config.json"), file.with_name("tokenizer.json"))
+        if not one.is_file()
+    ]
+    if missing:
+        raise PairError(
+            f"setting {role!r} = {name!r} is no model: there is no {', no '.join(missing)}; "
+            "`fedhlm pair export` writes a folder with all of them"
+        )
+    if find_spec("onnxruntime") is None:
+        raise PairError(
+            f"setting {role!r} = {name!r} needs onnxruntime, which is not installed; "
+            "`pip install 'fedhlm[onnx]'` brings it"
+        )
+
+
+def check_folder(name: str, role: str, *, weights: bool = True, onnx: bool = False) -> None:
     """Refuse a local folder or file that is no model's; says nothing about hub names.
 
     Parameters
@@ -72,12 +102,26 @@ def check_folder(name: str, role: str, *, weights: bool = True) -> None:
         ``"slm"`` or ``"llm"``: the setting.
     weights : bool
         Its weights are needed here.
+    onnx : bool
+        It may be in ONNX.
 
     Raises
     ------
     PairError
         Naming what is missing.
     """
+    if file := onnx_file(name):
+        if not onnx:
+            raise PairError(
+                f"setting {role!r} = {name!r} is in ONNX, which `fedhlm serve device` and `fedhlm "
+                "generate` read as slm; give the model that it was exported from"
+            )
+        return _check_onnx(file, name, role)
+    if onnx and find_spec("torch") is None:
+        raise PairError(
+            f"setting {role!r} = {name!r} needs PyTorch, which is not installed; give a folder "
+            "that `fedhlm pair export` wrote where it is"
+        )
     folder = Path(name)
     if name == BUILTIN or gguf_file(name) or not folder.exists():
         return

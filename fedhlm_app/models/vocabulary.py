@@ -9,10 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fedhlm_app.models.gguf import unpacked
-from fedhlm_app.models.sources import BUILTIN, PairError, from_transformers
+from fedhlm_app.models.sources import BUILTIN, PairError, from_transformers, onnx_file
 from fedhlm_assets import asset_path
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     PairError
         If there is no tokenizer under that name.
     """
+    if file := onnx_file(name):
+        from fedhlm_app.models.lean_tokenizer import LeanTokenizer
+
+        return cast("PreTrainedTokenizerBase", LeanTokenizer(file.parent))
     from transformers import AutoTokenizer
 
     source = str(asset_path("pair")) if name == BUILTIN else unpacked(name)

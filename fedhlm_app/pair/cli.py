@@ -1,4 +1,4 @@
-"""``fedhlm pair``: train, carve, distil, evaluate and pack a model pair."""
+"""``fedhlm pair``: train, carve, distil, evaluate, pack and export a model pair."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Commands(TyperGroup):
 
 pair_app = command_app(
     cls=_Commands,
-    help="Train, carve, distil, evaluate and pack a model pair. Exit status: 2 when data, a model "
-    "or an option cannot be used.",
+    help="Train, carve, distil, evaluate, pack and export a model pair. Exit status: 2 when data, "
+    "a model or an option cannot be used.",
     no_args_is_help=True,
 )
 
@@ -124,6 +124,23 @@ def carve(
 
     model, kept = carved(llm, keep, layers, out, dataset, tokens)
     typer.echo(f"{out}: layers {', '.join(map(str, kept))}; {model.num_parameters():,} weights")
+
+
+@pair_app.command()
+def export(
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    slm: _Model = "builtin",
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits.")] = False,
+) -> None:
+    """Write an SLM and its tokenizer for ONNX Runtime: for devices that cannot hold PyTorch.
+
+    - `fedhlm pair export --to device`
+
+    - `fedhlm serve device --slm device --llm-address 10.0.0.5:8471`
+    """
+    from fedhlm_app.pair.export import export as exported
+
+    typer.echo(f"{to}: {exported(slm, to, int8):,} bytes of model")
 
 
 @pair_app.command()

@@ -47,9 +47,8 @@ from hlm.arrays import IntArray
 from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
 from servers.connections import Connections
-from servers.http_server import BodyTooLarge, bounded
+from servers.http_server import CALLER_GONE, BodyTooLarge, bounded
 from servers.metrics import PAGE_TYPE, Seen, Watch
-from servers.service import CALLER_GONE
 
 MOST_BYTES = 1 << 20
 BODY_SECONDS = 30.0

@@ -14,10 +14,10 @@ from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.device import Device
 from fedhlm_app.client.draws import training_sessions
-from fedhlm_app.client.inference import end_tokens
 from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.edge import build_edge
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.models.small import end_tokens
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.sampling import Sampling

@@ -13,7 +13,6 @@ from fedhlm_app.results.report.templates import fill
 from fedhlm_app.results.report.verdict import verdict
 from fedhlm_app.results.runs import CHECKPOINT, REPORT, RunFolder, write_atomically
 from fedhlm_app.results.stages import STAGE_WORDS
-from fedhlm_app.results.token_log import read_log
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -28,6 +27,9 @@ def write_report(folder: RunFolder) -> Path:
     """
     path = folder.path / REPORT
     metrics = folder.metrics()
+    # PyArrow comes along, which nobody needs who writes no report.
+    from fedhlm_app.results.token_log import read_log
+
     log = read_log(folder, round=metrics[-1]["round"]) if metrics else None
     page = render(
         folder.path.name,
