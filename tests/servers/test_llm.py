@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from hlm.wire import Request, Status, WireError, decode_reply, encode_request
-from servers.actors import RequestBatcher
+from servers.actors import READ_AT_ONCE, RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, answers, request_of
@@ -140,7 +141,8 @@ def test_batches_of_one_do_not_mix_requests():
     assert service.engine.stats.passes == 5
 
 
-def test_a_bad_request_spoils_no_other():
+@pytest.mark.parametrize("bad", [b"", b"\xff\xff", b"\xff" * (READ_AT_ONCE + 1)])
+def test_a_bad_request_spoils_no_other(bad):
     service = make_service()
     good = request([row(0, [3, 4, 5], 7)])
 
@@ -148,10 +150,37 @@ def test_a_bad_request_spoils_no_other():
         batcher = RequestBatcher(service, wait=0.05)
         return await asyncio.gather(
             batcher.exchange(encode_request(good)),
-            batcher.exchange(b"\xff\xff"),
+            batcher.exchange(bad),
+            anext(batcher.stream(bad)),
             return_exceptions=True,
         )
 
-    answer, error = asyncio.run(ask())
+    answer, error, at_opening = asyncio.run(ask())
     assert told(decode_reply(answer, good))[0].status == Status.OK
-    assert isinstance(error, WireError)
+    assert isinstance(error, WireError) and isinstance(at_opening, WireError)
+
+
+def test_a_message_is_read_while_the_engine_runs_a_pass(monkeypatch):
+    service, begun, go_on = make_service(), threading.Event(), threading.Event()
+    score = service.engine.score
+
+    def held_up(feeds):
+        begun.set()
+        assert go_on.wait(120)
+        return score(feeds)
+
+    monkeypatch.setattr(service.engine, "score", held_up)
+    good = request([row(0, [3, 4, 5], 7)])
+
+    async def ask():
+        batcher = RequestBatcher(service)
+        answer = batcher.submit(encode_request(good))
+        await asyncio.to_thread(begun.wait, 120)
+        try:
+            with pytest.raises(WireError):
+                await asyncio.wait_for(batcher.exchange(b"\xff\xff"), 60)
+        finally:
+            go_on.set()
+        return await answer
+
+    assert told(decode_reply(asyncio.run(ask()), good))[0].status == Status.OK
