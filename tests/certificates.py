@@ -23,9 +23,12 @@ class Authority:
         self._signs = certificates.Authority(folder)
         self.file = self._signs.file
 
-    def issue(self, *hosts: str, expired: bool = False) -> tuple[str, str]:
-        """Files of a certificate for these names or IP addresses, and of its key."""
+    def issue(self, *hosts: str, expired: bool = False, later: bool = False) -> tuple[str, str]:
+        """Files of a certificate for these names or IP addresses, and of its key.
+
+        One that is valid in an hour is what a clock that is an hour late makes of a new one.
+        """
         file = self.folder / f"{len(list(self.folder.iterdir()))}.pem"
-        age = timedelta(days=certificates.SERVER_DAYS + 1 if expired else 0)
+        age = timedelta(days=certificates.SERVER_DAYS + 1 if expired else 0, hours=-1 * later)
         self._signs.issue(file, hosts, since=datetime.now(UTC) - age)
         return str(file), str(file.with_suffix(".key"))

@@ -57,9 +57,9 @@ def settings(address, ca="", token_file="", **others):
 
 
 @contextmanager
-def secured(authority, *hosts, expired=False, token=TOKEN):
+def secured(authority, *hosts, token=TOKEN, **issued):
     """A server that speaks TLS, and wants a token."""
-    certificate, key = authority.issue(*(hosts or ("127.0.0.1", "localhost")), expired=expired)
+    certificate, key = authority.issue(*(hosts or ("127.0.0.1", "localhost")), **issued)
     with serving(make_service(), token=token, certificate=certificate, key=key) as (port, served):
         yield port, served
 
@@ -162,6 +162,7 @@ WRONG = {
     "other host": ("certificate", "certificate is for another host than 127.0.0.1"),
     "other name": ("certificate", "certificate is for another host than localhost"),
     "expired": ("certificate", "certificate has expired"),
+    "later": ("certificate", "certificate is not valid yet; is this machine's clock right"),
     "no tls": ("certificate", "does not speak TLS"),
 }
 
@@ -169,7 +170,7 @@ WRONG = {
 @contextmanager
 def misconfigured(name, authority, token_file, tmp_path):
     """Settings that cannot reach a server which is there."""
-    ca, hosts, expired = authority.file, (), False
+    ca, hosts, issued = authority.file, (), {}
     host = "127.0.0.1"
     if name == "unknown authority":
         ca = Authority(tmp_path / "other").file
@@ -177,8 +178,8 @@ def misconfigured(name, authority, token_file, tmp_path):
         hosts = ("127.0.0.2", "llm.example")
     elif name == "other name":
         host, hosts = "localhost", ("127.0.0.1", "llm.example")
-    elif name == "expired":
-        expired = True
+    elif name in ("expired", "later"):
+        issued = {name: True}
     elif name == "no token":
         token_file = ""
     elif name == "wrong token":
@@ -188,7 +189,7 @@ def misconfigured(name, authority, token_file, tmp_path):
         with serving(make_service(), token=TOKEN) as (port, served):
             yield settings(f"https://127.0.0.1:{port}", ca, token_file), served
         return
-    with secured(authority, *hosts, expired=expired) as (port, served):
+    with secured(authority, *hosts, **issued) as (port, served):
         yield settings(f"https://{host}:{port}", ca, token_file), served
 
 
