@@ -1,11 +1,12 @@
 """How long devices wait for the LLM while one floods it, against how long they wait usually.
 
 ``python benchmarks/flood.py`` writes ``benchmarks/out/flood.json``. The server is a process with
-the built-in pair, tokens by device and ``--batch``; `DEVICES` honest devices ask it, each for one
-token of a text after another, with a pause between. The flood is a process of its own: one device
-with many connections, which asks without a pause, under as many client numbers, in one of the ways
-of `FLOODS`. Turns with and without it alternate, so that both see the same machine. With fewer
-cores than three the flood's own processor time is in the figures as well.
+the built-in pair at a pace of `PACE_MS` a pass, as a larger model has, tokens by device and
+``--batch``; `DEVICES` honest devices ask it, each for one token of a text after another, with a
+pause between. The flood is a process of its own: one device with many connections, which asks
+without a pause, under as many client numbers, in one of the ways of `FLOODS`. Turns with and
+without it alternate, so that both see the same machine. With fewer cores than three the flood's
+own processor time is in the figures as well.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from _report import write_report  # noqa: E402
 from long_message import message  # noqa: E402
 
-DEVICES, PAUSE, CONNECTIONS = 4, 0.05, 32
+DEVICES, PAUSE, CONNECTIONS, PACE_MS = 4, 0.05, 32, 100
 FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 250)}
 """Texts of a message and tokens of each: one question; many new texts; as much as there may be."""
 
@@ -96,7 +97,7 @@ def measure(seconds: float, turns: int) -> list[dict[str, Any]]:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(DEVICES + 1)]
         words = [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch"]
-        words += ["--token-file", str(known.file)]
+        words += ["--token-file", str(known.file), "--pace-ms", str(PACE_MS)]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *FLOODS)}
         try:
