@@ -88,6 +88,7 @@ class HttpTransport:
         self._token = token
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
+        self._readying = threading.Lock()
         self._posting: ThreadPoolExecutor | None = None
 
     def exchange(self, payload: bytes) -> bytes:
@@ -135,13 +136,14 @@ class HttpTransport:
 
     def _make_ready(self) -> None:
         """Connect to the server before it is needed."""
-        while len(self._idle) < _BESIDE_STREAM:
-            connection = self._open()
-            try:
-                connection.connect()
-            except OSError:  # whoever needs a connection tries again, and hears why there is none
-                return
-            self._keep(connection)
+        with self._readying:
+            while len(self._idle) < _BESIDE_STREAM:
+                connection = self._open()
+                try:
+                    connection.connect()
+                except OSError:  # whoever needs one tries again, and hears why there is none
+                    return
+                self._keep(connection)
 
     def _frames(self, connection: _Connection, response: HTTPResponse) -> Frames:
         whole = False
