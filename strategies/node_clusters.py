@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
+from numbers import Integral
 
 from flwr.supercore import log
 
@@ -32,6 +33,10 @@ class NodeClusters:
     """
 
     def __init__(self, assigned: Mapping[int, int], num_clusters: int | None = None) -> None:
+        given: Mapping[int, object] = assigned
+        for node, named in given.items():
+            if not isinstance(named, Integral):
+                raise ValueError(f"clusters[{node}]: {named!r}; allowed: whole numbers from 0")
         count = max(assigned.values(), default=0) + 1 if num_clusters is None else num_clusters
         if count < 1:
             raise ValueError(f"clusters: {count}; allowed: >= 1")

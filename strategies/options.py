@@ -87,11 +87,27 @@ class DropInOptions(RuleOptions, CommonOptions, MethodOptions, total=False):
     """Keywords of `HierarchicalFedAvg` and its kin beside Flower's."""
 
 
+# What older examples of Flower pass, and where Flower 1.41 has it.
+_RENAMED = {
+    "fraction_fit": "fraction_train",
+    "min_fit_clients": "min_train_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_available_clients": "min_available_nodes",
+    "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
+    "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
+    "on_fit_config_fn": "start(train_config=...)",
+    "on_evaluate_config_fn": "start(evaluate_config=...)",
+    "evaluate_fn": "start(evaluate_fn=...)",
+    "initial_parameters": "start(initial_arrays=...)",
+}
+
+
 def refuse_others(options: Mapping[str, Any], allowed: Collection[str]) -> None:
     """Raise TypeError on keywords that are not `allowed`, as Python does."""
     others = [name for name in options if name not in allowed]
     if others:
-        raise TypeError(f"unexpected keywords: {', '.join(others)}")
+        now = "; ".join(f"{name} is {_RENAMED[name]} now" for name in others if name in _RENAMED)
+        raise TypeError(f"unexpected keywords: {', '.join(others)}" + (f" ({now})" if now else ""))
 
 
 def split(options: StrategyOptions | DropInOptions) -> tuple[MethodOptions, Options]:

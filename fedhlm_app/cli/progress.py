@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from fedhlm_app.launch import Listener
     from fedhlm_app.results.runs import Progress
     from fedhlm_app.settings import Settings
+
+
+_LATEST = 6
 
 
 @contextmanager
@@ -74,26 +78,25 @@ def shares(progress: Progress) -> str:
 
 
 class _Pace:
-    """How long the rest of a run may take: as long a round as those seen on average."""
+    """How long the rest of a run may take: as long a round as the latest ones on average."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-        self._last = (0, 0.0)
+        # Later rounds are quicker, as caches fill.
+        self._seen: deque[tuple[int, float]] = deque(maxlen=_LATEST)
 
     def words(self, progress: Progress) -> str:
         """The time left in words, by the clock at which each round was first seen done."""
         done, now = progress["round"], time.monotonic()
-        if self._first is None:
-            self._first = self._last = (done, now)
-        if done > self._last[0]:
-            self._last = (done, now)
+        # Until a first round is done, models are loaded.
+        if done and (not self._seen or done > self._seen[-1][0]):
+            self._seen.append((done, now))
         if done >= progress["rounds"]:
             return "ending Flower and Ray"
-        rounds = self._last[0] - self._first[0]
-        if not rounds:
+        if len(self._seen) < 2:
             return "time left unknown"
-        each = (self._last[1] - self._first[1]) / rounds
-        return f"{_about(each * (progress['rounds'] - done) - (now - self._last[1]))} left"
+        (first, begin), (last, end) = self._seen[0], self._seen[-1]
+        each = (end - begin) / (last - first)
+        return f"{_about(each * (progress['rounds'] - done) - (now - end))} left"
 
 
 def _about(seconds: float) -> str:

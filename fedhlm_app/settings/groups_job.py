@@ -14,7 +14,9 @@ class JobGroup(Group):
     """How large the run is and where it is written."""
 
     preset: Annotated[str, OneOf(*presets.PRESETS)] = setting(
-        presets.PLAIN, "named settings to start from, which all others given overrule"
+        presets.PLAIN,
+        "named settings to start from, which all others given overrule; "
+        f"`fedhlm run` starts from {presets.DEFAULT}",
     )
     name: str = setting("fedhlm", "name of the run, part of its folder's name")
     run_dir: str = setting(

@@ -295,6 +295,19 @@ def test_the_time_left_is_that_of_the_rounds_seen(monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
 
 
+def test_the_time_left_counts_no_loading_and_no_slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("fedhlm_app.cli.progress.time.monotonic", lambda: now)
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    clocks = [0, 100, 120, 140, *range(142, 156, 2)]
+    with watch(console, Settings()) as listen:
+        for done, clock in enumerate(clocks):
+            now = float(clock)
+            listen({"round": done, "rounds": 30, "counts": {"local": 1}})
+    left = [line.rsplit(", ", 1)[1] for line in console.export_text().splitlines()[-10:]]
+    assert left[:2] == ["time left unknown", "9 min left"] and left[-1] == "40 s left"
+
+
 def test_progress_warns_in_every_round_that_lost_tokens() -> None:
     for terminal in (False, True):
         console = Console(

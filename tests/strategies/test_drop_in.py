@@ -319,7 +319,7 @@ def test_memory_does_not_grow_with_clients_or_rounds(clusters: int | None) -> No
     assert max(peaks) - min(peaks) < model
 
 
-@pytest.mark.parametrize("clusters", [0, True, 2.5, {1: -1}, ""])
+@pytest.mark.parametrize("clusters", [0, True, 2.5, {1: -1}, {1: "a"}, ""])
 def test_bad_clusters_are_named(clusters: Any) -> None:
     with pytest.raises(ValueError, match="clusters"):
         HierarchicalFedAvg(clusters=clusters)

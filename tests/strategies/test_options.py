@@ -40,6 +40,8 @@ def test_a_keyword_that_is_none_is_named() -> None:
     ):
         with pytest.raises(TypeError, match="unexpected keywords: edge_rules"):
             make(edge_rules="median")  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"fraction_fit \(fraction_fit is fraction_train now\)"):
+        HierarchicalFedAvg(fraction_fit=0.5)  # type: ignore[call-arg]
     for other in ("proximal_mu", "min_nodes", "calibration"):
         with pytest.raises(TypeError, match=other):
             HierarchicalFedAvg(**{other: 1})  # type: ignore[arg-type]
