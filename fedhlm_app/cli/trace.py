@@ -74,7 +74,8 @@ def replay(
     """Run rounds over a trace, without models: as the live run, but for bytes and seconds.
 
     Any policy but a router, any learning rule, strategy, personalisation and number of clients.
-    Settings are those of the recording unless told otherwise; a bare `--clients` stays flat.
+    Settings are those of the recording unless told otherwise; fewer `--clients` than it had
+    clusters make fewer clusters.
 
     Example: `fedhlm replay news.parquet --clients 1000 --set learning=balanced`
     """
@@ -103,7 +104,10 @@ def replay(
 
 def _base(recorded: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """Settings of the recording, without those that follow from what was said."""
-    return {key: value for key, value in recorded.items() if key not in {"preset", *said}}
+    follow = {"preset", *said}
+    if str(clients := said.get("clients", "")).isdigit() and int(clients) < recorded["clusters"]:
+        follow.add("clusters")
+    return {key: value for key, value in recorded.items() if key not in follow}
 
 
 def rounds_table(lines: Sequence[Mapping[str, Any]]) -> Table:

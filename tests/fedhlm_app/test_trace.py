@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fedhlm_app.cli.run import collect
+from fedhlm_app.cli.trace import _base
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace import replaying
 from fedhlm_app.trace.file import Trace
@@ -113,3 +115,9 @@ def test_what_a_trace_cannot_tell_is_refused(changes, words, few, traces):
         Replay(traces["score"], settings(**{"workload": "score", "dataset": few, **changes}))
     with pytest.raises(SettingsError, match="set workload=score or classify"):
         record(settings(dataset=few))
+
+
+def test_fewer_clients_than_the_recording_has_clusters_make_fewer_clusters(few):
+    recorded = settings(dataset=few, workload="score", clients=20, clusters=4).to_run_config()
+    for said, clusters in (({"clients": 2}, 2), ({"clients": 9}, 4), ({"seed": 1}, 4)):
+        assert collect(said, [], base=_base(recorded, said)).clusters == clusters
