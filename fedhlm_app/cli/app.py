@@ -12,6 +12,7 @@ import typer
 from fedhlm_app.cli.completing import preset_option, set_option
 from fedhlm_app.cli.lazy import LazyGroup, command_app
 from fedhlm_app.foreign import foreign_packages
+from fedhlm_app.presets import DEFAULT
 
 
 class _Commands(LazyGroup):
@@ -104,7 +105,7 @@ def run(
         int | None, typer.Option(help="Edge clusters; 4 by default, or one per client if fewer.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
-    preset: Annotated[str | None, preset_option()] = None,
+    preset: Annotated[str | None, preset_option(DEFAULT)] = None,
     overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Run folder to continue from its last checkpoint.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from fedhlm_app.presets import PRESETS
+from fedhlm_app.presets import PLAIN, PRESETS
 
 
 def set_option(words: str) -> Any:
@@ -22,12 +22,12 @@ def model_option() -> Any:
     return typer.Option(help=f"{known}, a folder, a .gguf file or a hub name.")
 
 
-def preset_option() -> Any:
-    """``--preset NAME``, completed with their names."""
+def preset_option(default: str = PLAIN) -> Any:
+    """``--preset NAME``, completed with their names; without it a command starts from `default`."""
     return typer.Option(
         "--preset",
         metavar="NAME",
-        help="Settings to start from; `fedhlm presets` lists them.",
+        help=f"Settings to start from, {default} by default; `fedhlm presets` lists them.",
         autocompletion=preset_names,
     )
 

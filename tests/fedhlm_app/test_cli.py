@@ -362,3 +362,9 @@ def test_pair_is_mounted(fedhlm: Any) -> None:
     answer = fedhlm("pair", "--help")
     assert answer.exit_code == 0 and "train" in answer.stdout
     assert "pair" in fedhlm("--help").stdout
+
+
+def test_help_says_which_preset_a_command_starts_from(fedhlm: Any) -> None:
+    for command, preset in (("run", "fedhlm"), ("sweep", "certified"), ("generate", "certified")):
+        told = " ".join(fedhlm(command, "--help").stdout.replace("│", " ").split())
+        assert f"Settings to start from, {preset} by default" in told
