@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 
 from fedhlm_app.foreign import foreign_packages
 from fedhlm_app.models.trying import try_models
@@ -58,8 +59,8 @@ def main(grid: Grid, context: Context) -> None:
         host.start()
     edges = _edges(settings, context.run_id)
     try:
-        # Flower's grid of a simulation takes replies at once.
-        heard = grid if simulated else cast(Grid, PromptGrid(grid))
+        # Other grids, as a simulation's, take replies at once.
+        heard = cast(Grid, PromptGrid(grid)) if isinstance(grid, HttpGrid) else grid
         Federation(settings, items, folder, host, edges).run(heard)
     except RunFailed:
         raise  # The folder is complete.
