@@ -71,8 +71,8 @@ class Connections:
     def add_to(self, page: Page) -> None:
         """Add counters to a page of metrics."""
         page.add("gauge", "connections", "Connections that are open.", len(self))
-        about = "Those closed at once, or to make room."
-        page.add("counter", "connections_refused_total", about, self.refused)
+        closed = self.refused
+        page.add("counter", "connections_refused_total", "Closed at once or to make room.", closed)
 
     async def accept(
         self,

@@ -96,8 +96,8 @@ def test_runs_are_listed_newest_first(
     lines = fedhlm("list").stdout.splitlines()
     assert [line.split()[:-2] for line in lines[1:4]] == [
         ["2026-01-05T00-00-00Z-three", "unfinished", "4/7", "1,000", "25.0%"],
-        ["2026-01-03T00-00-00Z-two", "failed", "4/7", "1,000", "25.0%", "0.1000"],
-        ["2026-01-03T00-00-00Z-one", "completed", "4/7", "1,000", "25.0%", "0.1000"],
+        ["2026-01-03T00-00-00Z-two", "failed", "4/7", "1,000", "25.0%", "10.0%"],
+        ["2026-01-03T00-00-00Z-one", "completed", "4/7", "1,000", "25.0%", "10.0%"],
     ]
     assert lines[4].split() == ["2025-broken", "unreadable"]
     assert max(map(len, lines)) <= 80
@@ -105,7 +105,7 @@ def test_runs_are_listed_newest_first(
     (tmp_path / "runs/2026-01-03T00-00-00Z-one").rename(tmp_path / "runs" / f"2024-{'long' * 20}")
     lines = fedhlm("list").stdout.splitlines()
     told = " ".join(" ".join(lines).split())
-    assert max(map(len, lines)) <= 80 and "completed 4/7 1,000 25.0% 0.1000" in told
+    assert max(map(len, lines)) <= 80 and "completed 4/7 1,000 25.0% 10.0%" in told
     monkeypatch.setenv("COLUMNS", "40")
     assert fedhlm("list", "runs").exit_code == 0
     assert path.resolve() not in _running()
