@@ -312,13 +312,8 @@ class SequentialCalibration:
 
     def _chain(self, group: int) -> Chain:
         if group not in self.chains:
-            lengths = self.lengths()
-            self.chains[group] = Chain(
-                self.careful,
-                self.careful,
-                np.zeros(lengths["wealth"]),
-                np.zeros(lengths["risk-curve"]),
-            )
+            terms, curve = (np.zeros(self.lengths()[name]) for name in ("wealth", "risk-curve"))
+            self.chains[group] = Chain(self.careful, self.careful, terms, curve)
         return self.chains[group]
 
     def state_dict(self) -> State:
