@@ -246,57 +246,10 @@ class PromptedModel(RoutedModel):
         WireError
             When the LLM server finds a request of this device invalid.
         """
-        found: list[list[Token]] = [[] for _ in asks]
-        shares = [Traffic() for _ in asks]
-        streams = [TextStream(self.tokenizer, ask.prompt.tolist()) for ask in asks]
-        counted, running = Traffic(), set(range(len(asks)))
-        threshold, ends = self.threshold(policy), self.config.end_tokens
-
-        def share(rows: IntArray, traffic: Traffic) -> list[Traffic]:
-            parts = traffic.since(counted).split(len(rows))
-            for row, part in zip(rows, parts, strict=True):
-                shares[row].include(part)
-            counted.include(traffic.since(counted))
-            return parts
-
-        def whole(row: int, records: TokenRecords, read: int = 0) -> Continuation:
-            routed = Routed([records.select(np.array([row]))], shares[row], read=read)
-            at_end = int(records.token[row, records.present[row]][-1]) in ends
-            return Continuation(found[row], policy, threshold, at_end, routed)
-
-        def decided(
-            records: TokenRecords, rows: IntArray, steps: IntArray, traffic: Traffic
-        ) -> None:
-            asked = rows[records.escalated[rows, steps]]
-            caused = asked if len(asked) else rows
-            parts = dict(zip(caused.tolist(), share(caused, traffic), strict=True))
-            ended = []
-            for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
-                ask, at, part = asks[row], (row, step), parts.get(row, Traffic())
-                number, stage = int(records.token[at]), Stage(records.stage[at])
-                full = len(found[row]) + 1 == ask.most
-                drafted, known = records.draft[at] >= 0, number == records.draft[at]
-                token = Token(
-                    streams[row].add(number, last=full or number in ends),
-                    stage,
-                    float(records.uncertainty[at]) if drafted else None,
-                    float(records.probability[at]) if known else None,
-                    part.uplink,
-                    part.downlink,
-                )
-                found[row].append(token)
-                texts.stopped[row] = ask.on_token(token) or full
-                if texts.stopped[row] or number in ends:
-                    running.discard(row)
-                    ended.append(row)
-            # Where kept tokens are read, no text is whole before all are.
-            if running and not policy.read:
-                for row in ended:
-                    asks[row].on_end(whole(row, records))
-
         sessions = np.array([ask.session % SESSIONS for ask in asks])
         most = max(ask.most for ask in asks)
         texts = TextBatch([ask.prompt for ask in asks], sessions, room=most)
+        growing = _Growing(asks, texts, policy, self)
         self.heard(policy.take_back)
         records, traffic, read = self.route(
             self.policy(policy.arrays),
@@ -305,10 +258,74 @@ class PromptedModel(RoutedModel):
             reading=policy.read,
             measuring=False,
             drafting=drafting,
-            on_step=decided,
+            on_step=growing.decided,
         )
-        share(np.arange(len(asks)), traffic)
-        return [whole(row, records, int(read[row])) for row in range(len(asks))]
+        growing.share(np.arange(len(asks)), traffic)
+        return [growing.whole(row, records, int(read[row])) for row in range(len(asks))]
+
+
+class _Growing:
+    """Texts of a batch on their way: tells of each token, and what it cost."""
+
+    def __init__(
+        self, asks: Sequence[Ask], texts: TextBatch, policy: ServedPolicy, model: PromptedModel
+    ) -> None:
+        self._asks, self._texts, self._policy = asks, texts, policy
+        self._threshold, self._ends = model.threshold(policy), model.config.end_tokens
+        self._found: list[list[Token]] = [[] for _ in asks]
+        self._shares = [Traffic() for _ in asks]
+        self._streams = [TextStream(model.tokenizer, ask.prompt.tolist()) for ask in asks]
+        self._counted, self._running = Traffic(), set(range(len(asks)))
+
+    def share(self, rows: IntArray, traffic: Traffic) -> list[Traffic]:
+        """Share out among texts what has come to `traffic` since."""
+        parts = traffic.since(self._counted).split(len(rows))
+        for row, part in zip(rows, parts, strict=True):
+            self._shares[row].include(part)
+        self._counted.include(traffic.since(self._counted))
+        return parts
+
+    def whole(self, row: int, records: TokenRecords, read: int = 0) -> Continuation:
+        """A text that has ended; the LLM told of `read` tokens that were kept."""
+        routed = Routed([records.select(np.array([row]))], self._shares[row], read=read)
+        at_end = int(records.token[row, records.present[row]][-1]) in self._ends
+        return Continuation(self._found[row], self._policy, self._threshold, at_end, routed)
+
+    def decided(
+        self, records: TokenRecords, rows: IntArray, steps: IntArray, traffic: Traffic
+    ) -> None:
+        """Tell of a step's tokens, and of texts that end with them."""
+        asked = rows[records.escalated[rows, steps]]
+        caused = asked if len(asked) else rows
+        parts = dict(zip(caused.tolist(), self.share(caused, traffic), strict=True))
+        ended = []
+        for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
+            if self._take(records, row, step, parts.get(row, Traffic())):
+                self._running.discard(row)
+                ended.append(row)
+        # Where kept tokens are read, no text is whole before all are.
+        if self._running and not self._policy.read:
+            for row in ended:
+                self._asks[row].on_end(self.whole(row, records))
+
+    def _take(self, records: TokenRecords, row: int, step: int, part: Traffic) -> bool:
+        """Tell of one token; whether its text ends with it."""
+        ask, at = self._asks[row], (row, step)
+        number, stage = int(records.token[at]), Stage(records.stage[at])
+        full = len(self._found[row]) + 1 == ask.most
+        drafted, known = records.draft[at] >= 0, number == records.draft[at]
+        token = Token(
+            self._streams[row].add(number, last=full or number in self._ends),
+            stage,
+            float(records.uncertainty[at]) if drafted else None,
+            float(records.probability[at]) if known else None,
+            part.uplink,
+            part.downlink,
+        )
+        self._found[row].append(token)
+        stopped = ask.on_token(token) or full
+        self._texts.stopped[row] = stopped
+        return stopped or number in self._ends
 
 
 def _no_edge(cluster: int) -> NoReturn:

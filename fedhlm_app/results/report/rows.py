@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedhlm_app.results.report.verdict import lacking, meanwhile, threshold, verdict
 from fedhlm_app.results.stages import STAGE_WORDS
 from fedhlm_app.settings.words import in_short
 
+Row = tuple[str, str, str]
+"""What, figure, remark."""
 
-def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
-    """Return the rows of the table: what, figure, remark; None where a new part begins."""
-    tokens = summary["tokens"]
-    rows: list[tuple[str, str, str] | None] = [
-        ("tokens", f"{tokens:,}", f"{summary['clients']} clients, {summary['rounds']} rounds")
-    ]
-    settings = summary.get("settings", {})
-    tiers = {"cache": "cache-mode", "peer": "peer-mode", "edge": "inter-cluster"}
-    on = {stage for stage, key in tiers.items() if settings.get(key, "off") not in ("off", False)}
-    for stage, words in STAGE_WORDS.items():
-        count = summary["resolution"][stage]
-        # Tiers that are switched off would only be noise; where there are some, all are told.
-        if count or stage in on or (on if stage == "unresolved" else stage not in tiers):
-            rows.append((f"  {words}", f"{count:,}", f"{count / tokens:.2%}"))
-        if stage == "cache" and (copies := summary.get("copies")):
-            rows.append(("    of the same prompt", f"{copies:,}", "from when it came before"))
-    accuracy = summary["accuracy"]
-    rows += [
+
+def figures(summary: Mapping[str, Any]) -> list[Row | None]:
+    """Return the rows of the table; None where a new part begins."""
+    accuracy, privacy = summary["accuracy"], summary.get("privacy")
+    return [
+        *_stages(summary),
         None,
         ("transmission reduction", f"{summary['trr']:.2%}", "decided without the LLM"),
         *_fidelity(summary),
@@ -37,44 +27,63 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
             for what in ("token", "label")
             if accuracy[what] is not None
         ),
+        *_false_hits(summary),
         None,
+        *_thresholds(summary),
+        *([_privacy(privacy)] if privacy else []),
+        None,
+        *_traffic(summary),
+        *_course(summary),
     ]
+
+
+def _stages(summary: Mapping[str, Any]) -> Iterator[Row]:
+    """Who decided how many tokens."""
+    tokens, settings = summary["tokens"], summary.get("settings", {})
+    yield "tokens", f"{tokens:,}", f"{summary['clients']} clients, {summary['rounds']} rounds"
+    tiers = {"cache": "cache-mode", "peer": "peer-mode", "edge": "inter-cluster"}
+    on = {stage for stage, key in tiers.items() if settings.get(key, "off") not in ("off", False)}
+    for stage, words in STAGE_WORDS.items():
+        count = summary["resolution"][stage]
+        # Tiers that are switched off would only be noise; where there are some, all are told.
+        if count or stage in on or (on if stage == "unresolved" else stage not in tiers):
+            yield f"  {words}", f"{count:,}", f"{count / tokens:.2%}"
+        if stage == "cache" and (copies := summary.get("copies")):
+            yield "    of the same prompt", f"{copies:,}", "from when it came before"
+
+
+def _false_hits(summary: Mapping[str, Any]) -> Iterator[Row]:
     for tier, hits in summary.get("false_hits", {}).items():
         low, high = hits["interval"]
         remark = f"of {hits['audited']:,} audited hits; 95 %: {low:.1%} to {high:.1%}"
-        rows.insert(-1, (f"false hits, {tier}", f"{hits['rate']:.2%}", remark))
-    rows += _thresholds(summary)
-    if spent := summary.get("privacy"):
-        rows.append(("privacy, epsilon", f"{spent['epsilon']:.3g}", privacy_words(spent)))
-    traffic, seconds = summary["bytes"], summary["seconds"]
-    rows += [
-        None,
-        ("bytes up", f"{traffic['uplink']:,}", f"{traffic['uplink'] / tokens:.2f} per token"),
-        ("bytes down", f"{traffic['downlink']:,}", f"{traffic['downlink'] / tokens:.2f} per token"),
-    ]
+        yield f"false hits, {tier}", f"{hits['rate']:.2%}", remark
+
+
+def _traffic(summary: Mapping[str, Any]) -> Iterator[Row]:
+    """Bytes and messages of routing, to the LLM and at the edge."""
+    tokens, traffic = summary["tokens"], summary["bytes"]
+    for words, way in (("up", "uplink"), ("down", "downlink")):
+        yield f"bytes {words}", f"{traffic[way]:,}", f"{traffic[way] / tokens:.2f} per token"
     if (llm := summary.get("exchanges", {})).get("messages"):
         waste = f"{llm['overshot']:,} of them in vain" if llm["streams"] else ""
         streams = f"{llm['streams']:,} of them streams" if llm["streams"] else ""
-        rows += [
-            ("messages to the LLM", f"{llm['messages']:,}", streams),
-            ("tokens the LLM decoded", f"{llm['decoded']:,}", waste),
-        ]
+        yield "messages to the LLM", f"{llm['messages']:,}", streams
+        yield "tokens the LLM decoded", f"{llm['decoded']:,}", waste
     if traffic["edge"]:
-        rows.append(("bytes at the edge", f"{traffic['edge']:,}", ""))
+        yield "bytes at the edge", f"{traffic['edge']:,}", ""
+
+
+def _course(summary: Mapping[str, Any]) -> Iterator[Row]:
+    """What the run started from, its updates, whose replies are missing, and its time."""
     if (preset := summary.get("settings", {}).get("preset")) is not None:
         changed = in_short(summary.get("changed", {}))
-        rows.append(("preset", preset, f"changed: {changed}" if changed else "nothing changed"))
+        yield "preset", preset, f"changed: {changed}" if changed else "nothing changed"
     if sent := summary.get("hierarchy"):
         than = f"{abs(sent['saved']):.1%} {'more' if sent['saved'] < 0 else 'fewer'}"
         saved = f"{sent['aggregates']:,} aggregates; {than} than all updates"
-        rows += [
-            (
-                "updates to the edge",
-                f"{sent['device_edge']:,}",
-                f"bytes of {sent['updates']:,} updates",
-            ),
-            ("  on to the cloud", f"{sent['edge_cloud']:,}", f"bytes of {saved}"),
-        ]
+        updates = f"bytes of {sent['updates']:,} updates"
+        yield "updates to the edge", f"{sent['device_edge']:,}", updates
+        yield "  on to the cloud", f"{sent['edge_cloud']:,}", f"bytes of {saved}"
     lost = {
         "refused": sum(summary.get("refused", {}).values()),
         "failed": summary.get("failed", 0),
@@ -82,19 +91,14 @@ def figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str] | None]:
     }
     if missed := sum(lost.values()):
         why = ", ".join(f"{words} {count:,}" for words, count in lost.items() if count)
-        rows.append(("replies missing", f"{missed:,}", why))
-    rows.append(
-        (
-            "seconds",
-            f"{seconds['total']:.1f}",
-            f"small model {seconds['slm']:.1f}, large {seconds['llm']:.1f}, "
-            f"Flower {seconds['flower']:.1f}",
-        )
-    )
-    return rows
+        yield "replies missing", f"{missed:,}", why
+    seconds = summary["seconds"]
+    parts = (("small model", "slm"), ("large", "llm"), ("Flower", "flower"))
+    shares = ", ".join(f"{words} {seconds[part]:.1f}" for words, part in parts)
+    yield "seconds", f"{seconds['total']:.1f}", shares
 
 
-def _thresholds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _thresholds(summary: Mapping[str, Any]) -> list[Row]:
     """The global threshold, those of clusters that differ, and what certifying them lacks."""
     value, clusters = summary["threshold"]["global"], summary["threshold"]["clusters"]
     found = summary.get("guarantee")
@@ -112,7 +116,7 @@ def _thresholds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _fidelity(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _fidelity(summary: Mapping[str, Any]) -> list[Row]:
     """Agreement and certificate, or risk alone, as far as the LLM told of any token."""
     if summary.get("measured_tokens") == 0:
         return [("agreement, certificate", "unknown", "the LLM told of no token")]
@@ -134,6 +138,10 @@ def allowed(summary: Mapping[str, Any]) -> str:
     """The budget that the certificate stands beside; empty for a rule without."""
     found = summary.get("guarantee")
     return f"of {found['budget']:g} allowed: " if found else ""
+
+
+def _privacy(spent: Mapping[str, Any]) -> Row:
+    return "privacy, epsilon", f"{spent['epsilon']:.3g}", privacy_words(spent)
 
 
 def privacy_words(spent: Mapping[str, Any]) -> str:
