@@ -10,7 +10,7 @@ from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.hierarchical import Hierarchical
 from strategies.local_methods import FedAvgSteps, LocalMethod
-from strategies.options import MethodOptions, Options, StrategyOptions, split
+from strategies.options import MethodOptions, Options, StrategyOptions, check_kinds, split
 from strategies.scaffold import Scaffold
 from strategies.tiers import RuleSource
 
@@ -29,10 +29,11 @@ def build_method(name: str, **options: Unpack[MethodOptions]) -> LocalMethod:
     Raises
     ------
     ValueError
-        On an unknown name.
+        On an unknown name, or an option that is not of its type.
     """
     if name not in METHODS:
         raise ValueError(f"strategy: {name!r}; allowed: {', '.join(METHODS)}")
+    check_kinds(options)
     make, own = METHODS[name]
     return make(**{key: value for key, value in options.items() if key in own})
 

@@ -33,7 +33,7 @@ from strategies.exchange import Exchange
 from strategies.local_methods import FedAvgSteps, LocalMethod
 from strategies.loop import run_rounds
 from strategies.node_clusters import in_words
-from strategies.options import Options, group, refuse_others
+from strategies.options import Options, check_kinds, group, refuse_others
 from strategies.outbox import Outbox, Start
 from strategies.phases import Phase, Round
 from strategies.record_options import RecordOptions
@@ -90,6 +90,7 @@ class Hierarchical(Strategy):
 
     def __init__(self, cluster_map: ClusterMap | None = None, **options: Unpack[Options]) -> None:
         refuse_others(options, Options.__annotations__)
+        check_kinds(options)
         start, calibration = group(Start, options), options.get("calibration")
         if calibration is not None:
             start = calibration.start(options.get("personalisation"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, get_type_hints
 
 from hlm.local_steps import Personalisation
 from strategies.at_edge import EdgeServers
@@ -108,6 +109,24 @@ def refuse_others(options: Mapping[str, Any], allowed: Collection[str]) -> None:
     if others:
         now = "; ".join(f"{name} is {_RENAMED[name]} now" for name in others if name in _RENAMED)
         raise TypeError(f"unexpected keywords: {', '.join(others)}" + (f" ({now})" if now else ""))
+
+
+# As a run-config may hold words where an app meant numbers.
+_KINDS: dict[Any, tuple[Any, str]] = {
+    float: (Real, "a number"),
+    int: (Integral, "a whole number"),
+    int | None: (Integral | None, "a whole number or None"),
+    bool: (bool, "True or False"),
+}
+
+
+def check_kinds(options: Mapping[str, Any]) -> None:
+    """Raise ValueError on a keyword that is to be a number, or true or false, and is not."""
+    hints = get_type_hints(StrategyOptions)
+    for name, value in options.items():
+        kind, allowed = _KINDS.get(hints.get(name), (object, ""))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+            raise ValueError(f"{name}: {value!r}; allowed: {allowed}")
 
 
 def split(options: StrategyOptions | DropInOptions) -> tuple[MethodOptions, Options]:

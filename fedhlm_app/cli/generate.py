@@ -120,7 +120,9 @@ def generate(
         chosen = choose_policy(given, overrides or [], run, cluster)
         model = open_model(chosen.settings, threads)
         read = [
-            model.read_prompt([{"role": "user", "content": one}] if chat else one, tokens)
+            model.read_prompt(
+                [{"role": "user", "content": one}] if chat else one, tokens, named="--tokens"
+            )
             for one in prompts
         ]
     screen = None

@@ -81,7 +81,13 @@ def _resumed(given: Mapping[str, bool | int | float | str]) -> dict[str, bool | 
     folder = RunFolder(Path(resume).expanduser())
     if not resume or not folder.path.is_dir():
         return {}
-    return resuming.settings_of(folder)
+    before = resuming.settings_of(folder)
+    if given.get("name", before.get("name")) != before.get("name"):
+        raise SettingsError(
+            f"setting 'name' = {given['name']!r}: a run that is resumed stays in its folder, "
+            f"'{folder.path}'; leave it out"
+        )
+    return before
 
 
 def run_job(options: Mapping[str, object], pairs: list[str], *, as_json: bool) -> int:

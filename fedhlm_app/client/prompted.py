@@ -175,7 +175,9 @@ class PromptedModel(RoutedModel):
         self.tokenizer = load_tokenizer(settings.slm)
         self.context = readable(self.model, settings.llm_context)
 
-    def read_prompt(self, prompt: str | Messages, most: int) -> IntArray:
+    def read_prompt(
+        self, prompt: str | Messages, most: int, named: str = "max_tokens ="
+    ) -> IntArray:
         """Tokens of a prompt, int64 [length], its start token among them.
 
         Parameters
@@ -185,6 +187,8 @@ class PromptedModel(RoutedModel):
             the tokenizer's chat template.
         most : int
             Most tokens of the answer, >= 1.
+        named : str
+            What `most` is called where it was given, for the message.
 
         Raises
         ------
@@ -203,7 +207,7 @@ class PromptedModel(RoutedModel):
         tokens = np.array([*([] if start is None else [start]), *found], np.int64)
         if len(tokens) + most > self.context:
             raise BadPrompt(
-                f"prompt = {len(tokens)} tokens and max_tokens = {most}: "
+                f"prompt = {len(tokens)} tokens and {named} {most}: "
                 f"must be at most {self.context} together"
             )
         return tokens

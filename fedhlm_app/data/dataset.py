@@ -15,4 +15,5 @@ def items_of(settings: Settings) -> Items:
         cast(Split, settings.dataset_split),
         text_column=settings.text_columns,
         label_column=settings.label_column,
+        labelled=settings.workload == "classify" or settings.partition != "iid",
     )

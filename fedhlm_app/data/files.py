@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedhlm_app.models.sources import hub_problem
 from fedhlm_app.settings.sources import DATA_SUFFIXES, looks_like_path
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ def read_hub(dataset: str, split: str) -> Dataset:
     """Read a dataset of the hub; the only branch that may use the network."""
     import datasets
 
+    if problem := hub_problem():
+        datasets.config.HF_HUB_OFFLINE = True  # its cache is read at once then
     for word in NEAREST[split]:
         try:
             return datasets.load_dataset(dataset, split=word)
@@ -149,6 +152,6 @@ def read_hub(dataset: str, split: str) -> Dataset:
         except (OSError, datasets.exceptions.DatasetsError) as error:
             raise DataError(
                 f"dataset = {dataset!r} is neither a file or folder here nor readable from the "
-                f"hub: {_reason(error)}; allowed are 'builtin', a path, or a hub name"
+                f"hub: {problem or _reason(error)}; allowed are 'builtin', a path, or a hub name"
             ) from error
     raise DataError(f"dataset = {dataset!r} has no split for {split!r}; tried {NEAREST[split]}")

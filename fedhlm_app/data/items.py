@@ -7,6 +7,7 @@ what is allowed. Local data needs no network.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,8 @@ BUILTIN = "builtin"
 """Name of the corpus that comes with FedHLM."""
 
 Split = Literal["train", "validation", "test"]
+
+logger = logging.getLogger(__name__)
 
 _TOPICS = ("world", "sports", "business", "scitech")
 
@@ -88,6 +91,7 @@ def load_items(
     text_column: str = "",
     label_column: str = "",
     label_names: Sequence[str] = (),
+    labelled: bool = True,
 ) -> Items:
     """Read a dataset once per process.
 
@@ -110,6 +114,8 @@ def load_items(
     label_names : sequence of str
         Names of integer labels 0, 1, ..., or the accepted ones among labels that are words;
         found in the data by default.
+    labelled : bool
+        Labels are asked for. If not, texts whose labels are no good have none.
 
     Returns
     -------
@@ -121,12 +127,17 @@ def load_items(
     DataError
         For a missing file or column, an unknown label, or a dataset without items.
     """
-    return _load_items(dataset, split, text_column, label_column, tuple(label_names))
+    return _load_items(dataset, split, text_column, label_column, tuple(label_names), labelled)
 
 
 @lru_cache(maxsize=8)
 def _load_items(
-    dataset: str, split: str, text_column: str, label_column: str, label_names: tuple[str, ...]
+    dataset: str,
+    split: str,
+    text_column: str,
+    label_column: str,
+    label_names: tuple[str, ...],
+    labelled: bool,
 ) -> Items:
     """Read, find the columns, and clean."""
     if split not in NEAREST:
@@ -148,7 +159,12 @@ def _load_items(
         values = list(raw[label])
         if is_ag_news and label == AG_NEWS_COLUMNS[0]:
             values = [value - 1 for value in values]  # its classes count from 1
-        labels, names = _encode_labels(values, label_names, name)
+        try:
+            labels, names = _encode_labels(values, label_names, name)
+        except DataError as error:
+            if labelled:
+                raise
+            logger.info("texts are read without labels: %s", error)
     # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
     # one cleaned copy rather than clean the whole dataset once each.
     cleaned = raw.map(

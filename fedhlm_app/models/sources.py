@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,30 @@ def check_folder(name: str, role: str, *, weights: bool = True, onnx: bool = Fal
         )
 
 
+@lru_cache(maxsize=1)
+def hub_problem() -> str:
+    """Why no connection to the hub can be made, asked once per process; empty where one can.
+
+    The hub's own library asks for every file anew, six times each, before it looks into its cache.
+    """
+    import httpx
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    for wait in (1, 0):
+        try:
+            httpx.head(hub, timeout=10)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            problem = f"{hub} cannot be reached ({error})"
+            time.sleep(wait)
+        except httpx.HTTPError:
+            return ""  # it is there, and slow
+        else:
+            return ""
+    return problem
+
+
 def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
     """Call ``kind.from_pretrained`` and name what was asked for when it fails.
 
@@ -164,6 +190,14 @@ def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
     PairError
         If it cannot be loaded.
     """
+    if not Path(source).exists() and (problem := hub_problem()):
+        try:
+            return kind.from_pretrained(source, local_files_only=True, **options)
+        except OSError as error:
+            raise PairError(
+                f"cannot load the {what}: it is no folder here, not in the hub's cache, and "
+                f"{problem}; {_ALLOWED}"
+            ) from error
     try:
         return kind.from_pretrained(source, **options)
     except (OSError, ValueError) as error:

@@ -156,6 +156,16 @@ def test_bad_settings_exit_2_and_start_nothing(
     assert seen == [] and list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_resumed_keeps_its_name(fedhlm: Any, ending: Any, tmp_path: Path) -> None:
+    given = {"run-dir": str(tmp_path), "name": "first"}
+    folder = RunFolder.create(Settings.from_sources(given, {}), {})
+    seen = ending()
+    answer = fedhlm("run", "--resume", str(folder.path), "--name", "second")
+    assert answer.exit_code == 2 and seen == []
+    assert "setting 'name' = 'second': a run that is resumed stays in its folder" in answer.stderr
+    assert collect({"resume": str(folder.path), "name": "first"}, []).name == "first"
+
+
 def test_data_that_cannot_work_exits_2(
     fedhlm: Any, ending: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

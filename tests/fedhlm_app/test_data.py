@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhlm_app.data import files
+from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import DataError, items_from_rows, load_items
 from fedhlm_app.data.partitions import label_counts, partition, split_client
 from fedhlm_app.data.prompts import prompts
 from fedhlm_app.data.text import clean_text, join_text, label_slug
 from fedhlm_app.models.vocabulary import PairError, load_tokenizer
+from fedhlm_app.settings import Settings
 
 AG_NEWS_ROWS = (
     '"3","Wall St. Bears","Short-sellers, Wall Street\'s band, see #36;5 oil\\nagain."\n'
@@ -133,6 +136,7 @@ class TestReading:
                 raise ValueError(f'Unknown split "{split}". Should be one of ["test"].')
             return table
 
+        monkeypatch.setattr(files, "hub_problem", lambda: "")
         monkeypatch.setattr(datasets, "load_dataset", hub)
         items = load_items("someone/news", "validation")
         assert items.label_names == ("world", "scitech")
@@ -149,8 +153,23 @@ class TestReading:
             raise ConnectionError("no route")
 
         monkeypatch.setattr(datasets, "load_dataset", unreachable)
-        with pytest.raises(DataError, match=r"dataset = 'someone/absent' .* no route"):
-            load_items("someone/absent")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        for problem in ("", "no way there"):
+            monkeypatch.setattr(files, "hub_problem", lambda problem=problem: problem)
+            says = rf"dataset = 'someone/absent' .*: {problem or 'no route'}; allowed"
+            with pytest.raises(DataError, match=says):
+                load_items("someone/absent")
+        assert datasets.config.HF_HUB_OFFLINE
+
+    def test_labels_that_are_no_good_matter_where_they_are_asked_for(self, tmp_path):
+        path = tmp_path / "gap.jsonl"
+        path.write_text('{"text": "t", "label": "a"}\n{"text": "u", "label": null}\n')
+        for asking in ({"workload": "classify"}, {"partition": "by-class"}):
+            settings = Settings.from_sources({"dataset": str(path), **asking}, {})
+            with pytest.raises(DataError, match="no label in row 1"):
+                items_of(settings)
+        items = items_of(Settings.from_sources({"dataset": str(path)}, {}))
+        assert items.texts() == ["t", "u"] and items.label_names == ()
 
     def test_local_data_opens_no_connection(self, tmp_path, monkeypatch):
         import socket

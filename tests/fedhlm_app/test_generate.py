@@ -260,7 +260,7 @@ def test_a_clusters_policy(fedhlm, tmp_path):
         (["  "], "no prompt: give one"),
         (["word " * 400], "must be at most 128 together"),
         ([PROMPT, "-n", "0"], "--tokens 0: must be at least 1"),
-        ([PROMPT, "-n", "500"], "max_tokens = 500: must be at most 128 together"),
+        ([PROMPT, "-n", "500"], "and --tokens 500: must be at most 128 together"),
         ([PROMPT, "--threshold", "3"], "setting 'initial-threshold' = 3"),
         ([PROMPT, "--threshold", ".1", "-s", "policy=never"], "policy=never has none"),
         ([PROMPT, "--cluster", "1"], "give --run as well"),

@@ -46,3 +46,20 @@ def test_a_keyword_that_is_none_is_named() -> None:
         with pytest.raises(TypeError, match=other):
             HierarchicalFedAvg(**{other: 1})  # type: ignore[arg-type]
     assert HierarchicalFedProx(proximal_mu=0.5).method.config()["proximal-mu"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("fraction_train", "a", "a number"),
+        ("min_train_nodes", "2", "a whole number"),
+        ("min_clients", True, "a whole number"),
+        ("seed", 1.5, "a whole number"),
+        ("node_wait_s", None, "a number"),
+        ("keep_values", "false", "True or False"),
+        ("proximal_mu", "0.1", "a number"),
+    ],
+)
+def test_a_value_of_another_type_is_named(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: {value!r}; allowed: {allowed}$"):
+        HierarchicalFedProx(**{name: value})  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedhlm_app.data.items import items_from_rows, load_items
 from fedhlm_app.data.prompts import prompts
+from fedhlm_app.models import sources
 from fedhlm_app.models.load import load_llm, load_pair, load_slm
 from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import (
@@ -124,11 +126,39 @@ def test_context_is_checked_from_the_config_alone():
 
 
 def test_a_name_that_is_nowhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "hub_problem", lambda: "no way there")
+    for load, what in ((load_slm, "model"), (load_tokenizer, "tokenizer")):
+        with pytest.raises(PairError, match=f"cannot load the {what}.*and no way there; allowed"):
+            load(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked", "problem"),
+    [
+        (httpx.ConnectError("no such name"), 2, "https://hub cannot be reached (no such name)"),
+        (httpx.ConnectTimeout("late"), 2, "https://hub cannot be reached (late)"),
+        (httpx.ReadTimeout("slow"), 1, ""),
+        (httpx.Response(503), 1, ""),
+    ],
+)
+def test_the_hub_is_asked_whether_it_is_there(monkeypatch, answer, asked, problem):
+    calls = []
+
+    def head(url, timeout):
+        calls.append(url)
+        if isinstance(answer, httpx.Response):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(httpx, "head", head)
+    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert sources.hub_problem.__wrapped__() == problem
+    assert calls == ["https://hub"] * asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(PairError, match="cannot load the model"):
-        load_slm(str(tmp_path / "nothing"))
-    with pytest.raises(PairError, match="cannot load the tokenizer"):
-        load_tokenizer(str(tmp_path / "nothing"))
+    assert sources.hub_problem.__wrapped__() == "HF_HUB_OFFLINE is set"
+    assert len(calls) == asked
 
 
 def test_figures_of_a_model_beside_itself(tmp_path):
