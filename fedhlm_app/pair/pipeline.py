@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -147,10 +148,15 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
 
 def _articles(settings: PairTraining) -> tuple[Items, Items]:
     """Read training and held-out articles; a dataset without splits gives up a share."""
-    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
-    items = load_items(settings.dataset, "train", **columns)
+    read = functools.partial(
+        load_items,
+        settings.dataset,
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+    )
+    items = read("train")
     if has_splits(settings.dataset):
-        return items, load_items(settings.dataset, "validation", **columns)
+        return items, read("validation")
     rows, held_out = split_client(np.arange(len(items)), _HELD_OUT, settings.seed)
     return items.subset(np.sort(rows)), items.subset(np.sort(held_out))
 
