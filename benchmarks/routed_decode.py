@@ -1,11 +1,12 @@
 """Routed decoding against one prompt at a time, assisted generation, and the ideal.
 
-All sides make the same number of tokens for the same prompts with the built-in pair, in one
-process, on the same number of threads. Each repeat runs every side once, one after the other; a
-figure is the median over repeats, a ratio the median of the repeats' own ratios, so that a machine
-that is slow for a while slows down both sides of it. Run:
+All sides make the same number of tokens for the same prompts with the same pair, in one process, on
+the same number of threads. Each repeat runs every side once, one after the other; a figure is the
+median over repeats, a ratio the median of the repeats' own ratios, so that a machine that is slow
+for a while slows down both sides of it. Run:
 
     python -m benchmarks.routed_decode [--prompts 1 20 64] [--tokens 40] [--repeats 7] [--cpu]
+        [--slm smollm2-small] [--llm smollm2] [--device cuda] [--dtype bfloat16]
 
 Two sides take one prompt at a time, which is slow: with at least as many prompts as repeats, each
 repeat gives them another part of the prompts and every prompt is measured just once. Their ratios
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
@@ -45,7 +47,7 @@ from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
-from fedhlm_app.models.load import load_pair
+from fedhlm_app.models.load import ModelPair
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.sampling import Sampling
@@ -89,7 +91,7 @@ def routed(
 def assisted(slm: PreTrainedModel, llm: PreTrainedModel, prompt: IntArray, tokens: int) -> None:
     """Transformers' assisted generation, which takes one prompt at a time."""
     llm.generate(
-        torch.from_numpy(prompt)[None],
+        torch.from_numpy(prompt)[None].to(llm.device),
         assistant_model=slm,
         min_new_tokens=tokens,
         max_new_tokens=tokens,
@@ -103,13 +105,14 @@ def slm_alone(slm: PreTrainedModel, prompts: list[IntArray], tokens: int) -> Non
     decoder = LockstepDecoder(slm, prompts)
     logits = decoder.start().logits
     for _ in range(tokens - 1):
-        logits = decoder.step(logits.argmax(-1).numpy()).logits
+        logits = decoder.step(logits.argmax(-1).numpy(force=True)).logits
 
 
 @torch.inference_mode()
 def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: BoolArray) -> None:
     """Batched LLM forwards over just the escalated tokens, after reading the prompts."""
     read = torch.from_numpy(np.stack([prompt[:PROMPT_TOKENS] for prompt in prompts]))
+    read = read.to(llm.device)
     whole = DynamicCache(config=llm.config)
     llm(read, past_key_values=whole, logits_to_keep=1)
     layers = [(layer.keys, layer.values) for layer in whole.layers]
@@ -123,7 +126,7 @@ def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: B
             shape = (len(rows), keys.shape[1], length, keys.shape[3])
             # Contents do not matter for the time; views cost nothing.
             cache.update(keys[:1, :, :1].expand(shape), values[:1, :, :1].expand(shape), index)
-        llm(torch.zeros(len(rows), 1, dtype=torch.int64), past_key_values=cache)
+        llm(read.new_zeros(len(rows), 1), past_key_values=cache)
 
 
 _clock = [time.perf_counter]
@@ -134,6 +137,8 @@ def seconds(side: Callable[[], object]) -> float:
     """Time of one call, in s."""
     begin = _clock[0]()
     side()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return _clock[0]() - begin
 
 
@@ -168,12 +173,13 @@ class PromptByPrompt:
 def engine_figures(llm: PreTrainedModel, rows: int, tokens: int, repeats: int) -> dict[str, float]:
     """Tokens per second of the engine and of the bare model's batched forward, decoding."""
     texts = np.random.default_rng(0).integers(8, 4096, (rows, PROMPT_TOKENS + tokens))
+    read = torch.from_numpy(texts).to(llm.device)
 
     def bare() -> None:
         cache = DynamicCache(config=llm.config)
-        llm(torch.from_numpy(texts[:, :PROMPT_TOKENS]), past_key_values=cache, logits_to_keep=1)
+        llm(read[:, :PROMPT_TOKENS], past_key_values=cache, logits_to_keep=1)
         for at in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
-            llm(torch.from_numpy(texts[:, at : at + 1]), past_key_values=cache)
+            llm(read[:, at : at + 1], past_key_values=cache)
 
     large = Engine(llm, max_sessions=rows, max_context=PROMPT_TOKENS + tokens)
 
@@ -202,7 +208,7 @@ def thin(model: PreTrainedModel) -> PreTrainedModel:
     config.intermediate_size = 2 * config.hidden_size
     torch.manual_seed(0)
     made: PreTrainedModel = type(model)(config).eval()
-    return made
+    return made.to(model.dtype).to(model.device)
 
 
 @dataclass
@@ -254,9 +260,10 @@ def overhead_figures(real: Sides, times: FloatArray, repeats: int) -> dict[str, 
     }
 
 
-def figures(count: int, tokens: int, repeats: int, share: float) -> dict[str, object]:
+def figures(
+    pair: ModelPair, count: int, tokens: int, repeats: int, share: float
+) -> dict[str, object]:
     """All sides for one number of prompts."""
-    pair = load_pair()
     items = load_items("builtin")
     rows = np.arange(count) % len(items)
     made = make_prompts(items, pair.tokenizer, rows, "generate", PROMPT_TOKENS)
@@ -311,17 +318,19 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="share of tokens escalated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
+    add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.cpu:
         _clock[0] = time.process_time
     print(f"{options.threads} threads")
+    pair = load_models(pair_settings(options))
     found = []
     for count in options.prompts:
-        one = figures(count, options.tokens, options.repeats, options.share)
+        one = figures(pair, count, options.tokens, options.repeats, options.share)
         print(json.dumps(one, indent=1), flush=True)
         found.append(one)
-    print(write_report("routed_decode", {"threads": options.threads, "runs": found}))
+    print(write_report("routed_decode", {**vars(options), "runs": found}))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from _pair import add_pair_options, pair_settings  # noqa: E402
 from _report import write_report  # noqa: E402
 
 PROMPT = 24
@@ -111,18 +112,18 @@ async def together(
     return batcher.seconds / (devices * span), float(paces.max() / np.median(paces))
 
 
-def measure(devices: int, span: int, window: int, repeats: int) -> dict[str, float]:
+def measure(options: argparse.Namespace, devices: int) -> dict[str, float]:
     """Both sides in turn; medians of what one took against the other in each repetition."""
     import torch
 
     from fedhlm_app.hosting.llm import build_service
-    from fedhlm_app.settings import Settings
 
     torch.set_num_threads(1)
-    service = build_service(Settings.from_sources({"llm-sessions": 2 * devices + 2}, {}))
+    span, window = options.span, options.window
+    service = build_service(pair_settings(options, llm_sessions=2 * devices + 2))
     found: dict[str, list[float]] = {"bare": [], "streams": [], "together": [], "slowest": []}
     bare(service.engine, devices, span)  # warms up
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         found["bare"].append(bare(service.engine, devices, span))
         for askers in (False, True):
             seconds, worst = asyncio.run(together(service, devices, span, window, askers))
@@ -143,13 +144,11 @@ def main() -> None:
     parser.add_argument("--span", type=int, default=48, help="tokens of each device")
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    add_pair_options(parser)
     options = parser.parse_args()
-    figures = {
-        str(devices): measure(devices, options.span, options.window, options.repeats)
-        for devices in options.devices
-    }
+    figures = {str(devices): measure(options, devices) for devices in options.devices}
     print(figures)
-    print(write_report("streams", {"span": options.span, "window": options.window, **figures}))
+    print(write_report("streams", {**vars(options), **figures}))
 
 
 if __name__ == "__main__":
