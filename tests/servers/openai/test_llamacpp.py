@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from operator import eq
 
 import httpx
 import numpy as np
@@ -36,7 +37,7 @@ pytestmark = [
 ]
 
 COUNT = int(os.environ.get("FEDHLM_LLAMACPP_PROMPTS", "50"))
-NEW = 24
+NEW = int(os.environ.get("FEDHLM_LLAMACPP_TOKENS", "24"))
 SPANS = TakeBack(1, np.array([[False, True]]))
 
 
@@ -75,10 +76,12 @@ def backend_at(url):
 
 
 def prompts(count):
-    """Beginnings of news items, int64 each."""
-    encode = load_tokenizer(SMOLLM2).encode
-    texts = [" ".join(item.split()[:12]) for item in items_of(settings_of()).texts(range(count))]
-    return [np.array(encode(text, add_special_tokens=False)) for text in texts]
+    """Beginnings of news items, then parts further on of the same ones, int64 each."""
+    encode, items = load_tokenizer(SMOLLM2).encode, items_of(settings_of()).texts()
+    parts = [
+        items[row % len(items)].split()[8 * (row // len(items)) :][:12] for row in range(count)
+    ]
+    return [np.array(encode(" ".join(part), add_special_tokens=False)) for part in parts]
 
 
 def directly(url, ids, count):
@@ -108,10 +111,19 @@ def written(setup, texts, new=NEW):
     return found, failures
 
 
-def expected(url, texts):
+@pytest.fixture(scope="module")
+def own(url):
+    """What the server writes of itself after each prompt, up to an end of text."""
     end = load_tokenizer(SMOLLM2).eos_token_id
-    whole = [directly(url, text.tolist(), NEW) for text in texts]
+    whole = [directly(url, text.tolist(), NEW) for text in prompts(COUNT)]
     return [one[: one.index(end)] if end in one else one for one in whole]
+
+
+def different(found, own):
+    """Rows whose text is another one, the first step at which it is, and both tokens there."""
+    rows = [row for row, (one, other) in enumerate(zip(found, own, strict=True)) if one != other]
+    steps = {row: np.argmin([*map(eq, found[row], own[row]), False]) for row in rows}
+    return [(row, int(at), found[row][at:][:1], own[row][at:][:1]) for row, at in steps.items()]
 
 
 def test_what_it_understands_is_found_out(backend):
@@ -119,22 +131,14 @@ def test_what_it_understands_is_found_out(backend):
     assert backend.reading.endswith(f"({reading})")
 
 
-def test_text_token_by_token_is_the_servers_own(url, backend):
-    texts = prompts(COUNT)
-    found, failures = written(device(backend, FixedPolicy(kept=False)), texts)
-    own = expected(url, texts)
+@pytest.mark.parametrize("rule", [None, SPANS], ids=["token by token", "by streams"])
+def test_text_is_the_servers_own(backend, own, rule):
+    found, failures = written(device(backend, FixedPolicy(kept=False), rule=rule), prompts(COUNT))
     assert failures == 0
-    different = [row for row in range(COUNT) if found[row] != own[row]]
-    assert different == [], f"{len(different)} of {COUNT} texts"
+    assert different(found, own) == []
 
 
-def test_text_by_streams_is_the_servers_own(url, backend):
-    texts = prompts(COUNT)
-    found, failures = written(device(backend, FixedPolicy(kept=False), rule=SPANS), texts)
-    assert failures == 0 and found == expected(url, texts)
-
-
-def test_text_prompts_give_what_token_ids_give_or_nothing(url, backend):
+def test_text_prompts_give_what_token_ids_give_or_nothing(url, backend, own):
     """As with a server that takes text and answers with text alone.
 
     Where it wrote a word in other tokens than the tokenizer reads it as, text cannot say them.
@@ -145,10 +149,9 @@ def test_text_prompts_give_what_token_ids_give_or_nothing(url, backend):
     batch, records, _ = device(plain, FixedPolicy(kept=False)).generate(texts, NEW)
     lost = (records.stage == Stage.UNRESOLVED) & records.present
     decided = np.where(lost.any(1), lost.argmax(1), NEW)
-    for row, own in enumerate(expected(url, texts)):
-        count = min(decided[row], len(own))
-        begin = len(texts[row])
-        assert batch.tokens[row, begin : begin + count].tolist() == own[:count]
+    for row, text in enumerate(texts):
+        count = min(decided[row], len(own[row]))
+        assert batch.tokens[row, len(text) :][:count].tolist() == own[row][:count]
     assert (decided == NEW).mean() > 0.5
 
 
