@@ -4,15 +4,16 @@
 the built-in pair at a pace of `PACE_MS` a pass, as a larger model has, tokens by device and
 ``--batch``; `DEVICES` honest devices ask it, each for one token of a text after another, with a
 pause between. The flood is a process of its own: one device with many connections, which asks
-without a pause, under as many client numbers, in one of the ways of `FLOODS`. Turns with and
-without it alternate, so that both see the same machine. With fewer cores than three the flood's
-own processor time is in the figures as well.
+without a pause, under as many client numbers, in one of the ways of `FLOODS`, at the lowest
+priority, since its own processor time is nobody's wait. Turns with and without it alternate, so
+that both see the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from _report import write_report  # noqa: E402
 from long_message import message  # noqa: E402
 
 DEVICES, PAUSE, CONNECTIONS, PACE_MS = 4, 0.05, 32, 100
-FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 250)}
+FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 120)}
 """Texts of a message and tokens of each: one question; many new texts; as much as there may be."""
 
 
@@ -39,6 +40,8 @@ def flood(address: str, token: str, texts: int, length: int) -> None:
     """Ask over many connections until this process is ended."""
     from fedhlm_app.transport.http_transport import HttpTransport
     from hlm.transport import LinkDown
+
+    os.nice(19)
 
     def ask(number: int) -> None:
         link = HttpTransport(address, timeout=60, token=token)

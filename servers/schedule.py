@@ -4,13 +4,15 @@ Who asks under many client numbers still gets the turns of one (`servers.origin`
 turns like a request; each writes a token of its rows. A pass of the engine reads at
 most `SLICE_TOKENS` tokens and yields logits at no more positions than `LOGIT_VALUES` allows,
 whatever the messages ask for. A long text is read over many turns, between which other devices get
-theirs; a request or stream whose caller has gone gets no further turn.
+theirs; a request or stream whose caller has gone gets no further turn. Where several origins ask,
+none has more of a turn than all others together, or than `OWN_TOKENS` and `OWN_JOBS`: however much
+one asks, it does not make the turns of the others much longer.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +33,11 @@ SLICE_TOKENS = 1024
 """Most tokens that one turn reads: how long others wait for it, and the memory of its pass."""
 LOGIT_VALUES = 1 << 26
 """Most logits (positions times vocabulary) that one turn yields: 256 MiB of float32."""
+
+OWN_TOKENS, OWN_JOBS = 64, 8
+"""What of a turn an origin may have beside others that ask less: tokens (positions), requests."""
+LATELY = 256
+"""Turns for which an origin that asks nothing more still counts as one beside others."""
 
 LONGEST_PAUSE = 60.0
 """Seconds after which somebody looks whether devices have gone."""
@@ -62,7 +69,7 @@ class Schedule:
         # Whose turn it is comes first.
         self._callers: OrderedDict[Caller, deque[Job | Stream]] = OrderedDict()
         self._turns = 0
-        self._served: dict[Origin, int] = {}  # the last turn of each that waits
+        self._served: dict[Origin, int] = {}  # the last turn of each that waits, or asked lately
 
     @property
     def busy(self) -> bool:
@@ -94,9 +101,13 @@ class Schedule:
         # Several schedules may share the engine: what is held is looked at under its lock as well.
         with self.service.lock, torch.inference_mode():
             needs = [job.need(max(rows, SLICE_TOKENS)) for job in jobs]
-            tokens_each = fair_shares([tokens for tokens, _ in needs], SLICE_TOKENS)
-            rows_each = fair_shares([places for _, places in needs], rows)
-            for job, tokens, most in zip(jobs, tokens_each, rows_each, strict=True):
+            tokens_each = self._shares(jobs, [tokens for tokens, _ in needs], SLICE_TOKENS)
+            rows_each = self._shares(jobs, [places for _, places in needs], rows)
+            parts = [
+                part for part in zip(jobs, tokens_each, rows_each, strict=True) if all(part[1:])
+            ]
+            jobs = [job for job, _, _ in parts]
+            for job, tokens, most in parts:
                 try:
                     job.plan(tokens, most)
                 except Exception as error:  # whoever asked must hear of it, and nobody else
@@ -138,6 +149,24 @@ class Schedule:
                 job.error = error
             begin = end
 
+    def _shares(self, jobs: Sequence[Job | Stream], needs: Sequence[int], total: int) -> list[int]:
+        """What each request has of a turn: origins share alike, and each one's requests do.
+
+        0 for those of an origin that has less than one for each.
+        """
+        of: dict[Origin, list[int]] = {}
+        for index, job in enumerate(jobs):
+            of.setdefault(job.origin, []).append(index)
+        asked = [sum(needs[index] for index in its) for its in of.values()]
+        if len(self._served) > 1:
+            asked = [min(own, max(OWN_TOKENS, sum(asked) - own)) for own in asked]
+        shares = [0] * len(jobs)
+        for its, share in zip(of.values(), fair_shares(asked, total), strict=True):
+            its = its[:share]
+            for index, part in zip(its, fair_shares([needs[i] for i in its], share), strict=True):
+                shares[index] = part
+        return shares
+
     def _jobs(self) -> Iterator[Job | Stream]:
         return chain.from_iterable(self._callers.values())
 
@@ -146,7 +175,16 @@ class Schedule:
 
         Streams that ride with those come on top.
         """
-        found = _alternating([_without_conflict(jobs) for jobs in self._in_turn()])[: self.most]
+        found = _alternating([_without_conflict(jobs) for jobs in self._in_turn()])
+        if len(self._served) > 1:
+            asked = Counter(job.origin for job in found)
+            room = Counter({one: max(OWN_JOBS, len(found) - count) for one, count in asked.items()})
+            asking, found = found, []
+            for job in asking:
+                if room[job.origin]:
+                    room[job.origin] -= 1
+                    found.append(job)
+        found = found[: self.most]
         for job in [job for job in found if isinstance(job, Stream) and job.rides]:
             beside = [one for one in self._callers[job.caller] if isinstance(one, Stream)]
             found += [one for one in beside if one.rides and one not in found]
@@ -158,7 +196,10 @@ class Schedule:
         for jobs in self._callers.values():
             of.setdefault(jobs[0].origin, []).append(jobs)
         # Who comes anew is behind those that wait.
-        self._served = {origin: self._served.get(origin, self._turns) for origin in of}
+        lately = {
+            origin: turn for origin, turn in self._served.items() if turn > self._turns - LATELY
+        }
+        self._served = lately | {origin: self._served.get(origin, self._turns) for origin in of}
         return _alternating([of[origin] for origin in sorted(of, key=self._served.__getitem__)])
 
     def drop(self, job: Job | Stream) -> None:
