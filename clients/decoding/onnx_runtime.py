@@ -6,10 +6,9 @@ Inputs and outputs have the names that exporters of Transformers models give the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +23,7 @@ Cache = dict[str, NDArray[np.float32]]
 
 
 class OnnxModel(Runtime):
-    """A model in one file.
-
-    Parameters
-    ----------
-    file : Path
-        With `config.json`, and perhaps `generation_config.json`, in its folder.
-
-    Attributes
-    ----------
-    threads : int
-        Processor threads of models that are loaded from now on, >= 1.
+    """A model in one file, see `Runtime`.
 
     Raises
     ------
@@ -42,20 +31,10 @@ class OnnxModel(Runtime):
         When the file cannot be read, or is no decoder with a key-value cache.
     """
 
-    threads: ClassVar[int] = 1
-
     def __init__(self, file: Path) -> None:
         import onnxruntime
 
-        config: dict[str, Any] = {}
-        for name in ("config.json", "generation_config.json"):
-            if (found := file.with_name(name)).is_file():
-                config |= json.loads(found.read_text("utf-8"))
-        config |= config.get("text_config", {})
-        self.vocab = int(config["vocab_size"])
-        self.context = int(config["max_position_embeddings"])
-        ends = config.get("eos_token_id")
-        self.end_tokens = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+        super().__init__(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         try:

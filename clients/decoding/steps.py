@@ -5,10 +5,12 @@ Nothing here needs PyTorch.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,8 +127,15 @@ class ShrinkingDecoder(Decoder, Protocol):
 class Runtime(ABC):
     """A small model that runs without PyTorch: its steps are numpy arrays, without hidden states.
 
+    Parameters
+    ----------
+    file : Path
+        With `config.json`, and perhaps `generation_config.json`, in its folder.
+
     Attributes
     ----------
+    threads : int
+        Processor threads of models that are loaded from now on, >= 1.
     vocab : int
         Token ids that it has logits for.
     context : int
@@ -135,9 +144,20 @@ class Runtime(ABC):
         Tokens that end a text.
     """
 
-    vocab: int
-    context: int
-    end_tokens: frozenset[int]
+    threads: ClassVar[int] = 1
+
+    def __init__(self, file: Path) -> None:
+        config: dict[str, Any] = {}
+        for name in ("config.json", "generation_config.json"):
+            if (found := file.with_name(name)).is_file():
+                config |= json.loads(found.read_text("utf-8"))
+        config |= config.get("text_config", {})
+        self.vocab = int(config["vocab_size"])
+        self.context = int(config["max_position_embeddings"])
+        ends = config.get("eos_token_id")
+        self.end_tokens: frozenset[int] = frozenset(ends if isinstance(ends, list) else [ends]) - {
+            None
+        }
 
     @abstractmethod
     def decoder(self, prompts: Sequence[IntArray]) -> ShrinkingDecoder:

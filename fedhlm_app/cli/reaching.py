@@ -28,11 +28,11 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     ValueError, OSError
         When a model cannot be had, they are no pair, or the server does not let this device in.
     """
-    from clients.decoding.onnx_runtime import OnnxModel
+    from clients.decoding.steps import Runtime
     from fedhlm_app.models.sources import check_folder
     from fedhlm_app.transport.llm_access import require_access
 
-    OnnxModel.threads = threads
+    Runtime.threads = threads
     lean = find_spec("torch") is None
     if not lean:
         import torch
@@ -41,7 +41,7 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
 
         torch.set_num_threads(threads)
         check_devices(settings)
-    check_folder(settings.slm, "slm", onnx=True)
+    check_folder(settings.slm, "slm", lean=True)
     if settings.llm_address and not speaks_openai(settings.llm_address):
         return require_access(settings)
     if lean:

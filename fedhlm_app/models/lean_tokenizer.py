@@ -1,4 +1,4 @@
-"""A tokenizer from its own file, read without Transformers, for models in ONNX."""
+"""A tokenizer from its own file, read without Transformers, for devices without PyTorch."""
 
 from __future__ import annotations
 

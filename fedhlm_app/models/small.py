@@ -1,4 +1,4 @@
-"""The small model of a device: in PyTorch, or in ONNX Runtime where there is no PyTorch."""
+"""The small model of a device: in PyTorch, or where there is none in ONNX Runtime or llama.cpp."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clients.decoding.llama_cpp_runtime import LlamaCppModel
 from clients.decoding.onnx_runtime import OnnxModel
 from clients.decoding.steps import Runtime
-from fedhlm_app.models.sources import onnx_file
+from fedhlm_app.models.sources import LEAN_FORMATS, lean_file
 from fedhlm_app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def load_small(settings: Settings) -> PreTrainedModel | Runtime:
     ValueError
         When it cannot be loaded, or cannot do what the settings ask of it.
     """
-    if file := onnx_file(settings.slm):
+    if file := lean_file(settings.slm):
         for field, allowed in _ALLOWED.items():
             if (value := getattr(settings, field)) not in allowed:
                 raise SettingsError(
                     f"setting {_NAMES.get(field, field)!r} = {value!r}: the slm '{settings.slm}' "
-                    f"is in ONNX, which allows {', '.join(allowed)}"
+                    f"is in {LEAN_FORMATS[file.suffix].name}, which allows {', '.join(allowed)}"
                 )
-        return _onnx_model(file)
+        return _runtime(file, settings.llm_context)
     from clients.decoding.ways import best_ways
     from fedhlm_app.models.context_length import longest_context
     from fedhlm_app.models.load import load_slm
@@ -53,9 +54,9 @@ def load_small(settings: Settings) -> PreTrainedModel | Runtime:
 
 
 @lru_cache(maxsize=2)
-def _onnx_model(file: Path) -> OnnxModel:
-    """Load a model once per process."""
-    return OnnxModel(file)
+def _runtime(file: Path, longest: int) -> Runtime:
+    """Load a model once per process, for texts of so many tokens."""
+    return OnnxModel(file) if file.suffix == ".onnx" else LlamaCppModel(file, longest)
 
 
 def vocabulary_of(model: PreTrainedModel | Runtime) -> int:

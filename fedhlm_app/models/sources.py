@@ -7,7 +7,7 @@ import time
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BUILTIN = "builtin"
 """Name of the pair that comes with FedHLM, for ``slm`` and for ``llm``."""
@@ -63,19 +63,42 @@ def gguf_file(name: str) -> Path | None:
     return file
 
 
-def onnx_file(name: str) -> Path | None:
-    """File of a model that is in ONNX: the name itself, or `model.onnx` of a folder without others.
+class LeanFormat(NamedTuple):
+    """How a device without PyTorch holds a model.
 
-    Beside it are `config.json` and `tokenizer.json`. None for all other models.
+    Attributes
+    ----------
+    name, package, extra : str
+        In messages; what reads it; what brings that.
+    """
+
+    name: str
+    package: str
+    extra: str
+
+
+LEAN_FORMATS = {
+    ".onnx": LeanFormat("ONNX", "onnxruntime", "onnx"),
+    ".gguf": LeanFormat("GGUF", "llama_cpp", "llama"),
+}
+"""By the ending of the model's file, `model.onnx` or `model.gguf`."""
+
+
+def lean_file(name: str) -> Path | None:
+    """File of a model for devices without PyTorch; None for all other models.
+
+    It is an ONNX file by its name, or the `model.onnx` or `model.gguf` of a folder without weights
+    of PyTorch; beside it are `config.json` and `tokenizer.json`. A GGUF file by its name is for
+    Transformers.
     """
     path = Path(name)
     if path.suffix == ".onnx":
         return path
-    file = path / "model.onnx"
-    return file if file.is_file() and not any(path.glob("*.safetensors")) else None
+    files = [file for suffix in LEAN_FORMATS if (file := path / f"model{suffix}").is_file()]
+    return files[0] if files and not any(path.glob("*.safetensors")) else None
 
 
-def _check_onnx(file: Path, name: str, role: str) -> None:
+def _check_lean(file: Path, name: str, role: str) -> None:
     missing = [
         str(one)
         for one in (file, file.with_name("config.json"), file.with_name("tokenizer.json"))
@@ -86,14 +109,15 @@ def _check_onnx(file: Path, name: str, role: str) -> None:
             f"setting {role!r} = {name!r} is no model: there is no {', no '.join(missing)}; "
             "`fedhlm pair export` writes a folder with all of them"
         )
-    if find_spec("onnxruntime") is None:
+    needed = LEAN_FORMATS[file.suffix]
+    if find_spec(needed.package) is None:
         raise PairError(
-            f"setting {role!r} = {name!r} needs onnxruntime, which is not installed; "
-            "`pip install 'fedhlm[onnx]'` brings it"
+            f"setting {role!r} = {name!r} needs {needed.package}, which is not installed; "
+            f"`pip install 'fedhlm[{needed.extra}]'` brings it"
         )
 
 
-def check_folder(name: str, role: str, *, weights: bool = True, onnx: bool = False) -> None:
+def check_folder(name: str, role: str, *, weights: bool = True, lean: bool = False) -> None:
     """Refuse a local folder or file that is no model's; says nothing about hub names.
 
     Parameters
@@ -104,22 +128,23 @@ def check_folder(name: str, role: str, *, weights: bool = True, onnx: bool = Fal
         ``"slm"`` or ``"llm"``: the setting.
     weights : bool
         Its weights are needed here.
-    onnx : bool
-        It may be in ONNX.
+    lean : bool
+        It may be one for devices without PyTorch.
 
     Raises
     ------
     PairError
         Naming what is missing.
     """
-    if file := onnx_file(name):
-        if not onnx:
+    if file := lean_file(name):
+        if not lean:
             raise PairError(
-                f"setting {role!r} = {name!r} is in ONNX, which `fedhlm serve device` and `fedhlm "
-                "generate` read as slm; give the model that it was exported from"
+                f"setting {role!r} = {name!r} is in {LEAN_FORMATS[file.suffix].name}, which "
+                "`fedhlm serve device` and `fedhlm generate` read as slm; give the model that it "
+                "was exported from"
             )
-        return _check_onnx(file, name, role)
-    if onnx and find_spec("torch") is None:
+        return _check_lean(file, name, role)
+    if lean and find_spec("torch") is None:
         raise PairError(
             f"setting {role!r} = {name!r} needs PyTorch, which is not installed; give a folder "
             "that `fedhlm pair export` wrote where it is"

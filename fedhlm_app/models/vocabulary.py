@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from fedhlm_app.models.gguf import unpacked
-from fedhlm_app.models.sources import BUILTIN, PairError, from_transformers, onnx_file
+from fedhlm_app.models.sources import BUILTIN, PairError, from_transformers, lean_file
 from fedhlm_assets import asset_path
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     PairError
         If there is no tokenizer under that name.
     """
-    if file := onnx_file(name):
+    if file := lean_file(name):
         from fedhlm_app.models.lean_tokenizer import LeanTokenizer
 
         return cast("PreTrainedTokenizerBase", LeanTokenizer(file.parent))

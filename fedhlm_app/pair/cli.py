@@ -130,13 +130,17 @@ def carve(
 def export(
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     slm: _Model = "builtin",
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits, of ONNX.")] = False,
 ) -> None:
-    """Write an SLM and its tokenizer for ONNX Runtime: for devices that cannot hold PyTorch.
+    """Write an SLM and its tokenizer for devices that cannot hold PyTorch.
 
     - `fedhlm pair export --to device`
 
+    - `fedhlm pair export --slm smollm2 --to device`
+
     - `fedhlm serve device --slm device --llm-address 10.0.0.5:8471`
+
+    It runs in ONNX Runtime; a GGUF file stays as it is, for llama.cpp.
     """
     from fedhlm_app.pair.export import export as exported
 

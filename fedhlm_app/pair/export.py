@@ -1,12 +1,14 @@
-"""A small model in ONNX, for devices that cannot hold PyTorch."""
+"""A small model in ONNX or GGUF, for devices that cannot hold PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import shutil
 import tempfile
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from clients.decoding.onnx_runtime import PAST, PRESENT, OnnxModel
+from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.sources import PairError
+from fedhlm_app.models.sources import SMOLLM2_SMALL, PairError, gguf_file
 from fedhlm_app.models.vocabulary import load_tokenizer
 from hlm.reading.agreement import context_limit
 
@@ -52,6 +55,8 @@ class _Step(nn.Module):
 def export(slm: str, out: Path, int8: bool = False) -> int:
     """Write a folder with `model.onnx`, its configuration and its tokenizer.
 
+    A GGUF file stays one, for llama.cpp: `model.gguf`.
+
     Parameters
     ----------
     slm : str
@@ -59,7 +64,7 @@ def export(slm: str, out: Path, int8: bool = False) -> int:
     out : Path
         Folder to write; a model that is there is replaced once the new one is whole.
     int8 : bool
-        Weights of matrices in 8 bits, and activations too while they are multiplied.
+        Weights of matrices in 8 bits, and activations too while they are multiplied; of ONNX alone.
 
     Returns
     -------
@@ -71,39 +76,59 @@ def export(slm: str, out: Path, int8: bool = False) -> int:
     PairError
         If what exports is not installed, or the model cannot be loaded or exported.
     """
-    if lacking := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+    gguf = None if slm == SMOLLM2_SMALL else gguf_file(slm)
+    if gguf and int8:
+        raise PairError(f"--int8: slm {slm!r} is a GGUF file, whose weights stay as they are")
+    lacking = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if lacking and not gguf:
         raise PairError(
             f"pair export needs {', '.join(lacking)}, which is not installed; "
             "`pip install 'fedhlm[onnx]'` brings it"
         )
-    model = load_slm(slm)
+    model, other = ("model.gguf", "model.onnx") if gguf else ("model.onnx", "model.gguf")
+    # Loaded before anything is written.
+    write = (
+        partial(_copy, gguf, Path(unpacked(slm)))
+        if gguf
+        else partial(_export_onnx, load_slm(slm), slm, int8)
+    )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
         made = Path(unfinished)
-        try:
-            _write(model, made / "model.onnx")
-        except Exception as error:  # exporters raise all kinds for a model they cannot follow
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise PairError(f"slm {slm!r} cannot be exported: {reason}") from error
-        model.config.save_pretrained(made)
-        model.generation_config.save_pretrained(made)
-        load_tokenizer(slm).save_pretrained(made)
-        # A window of attention is not in the configuration's number of positions.
-        config = json.loads((made / "config.json").read_text("utf-8"))
-        config["max_position_embeddings"] = context_limit(model.config.get_text_config())
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        furthest = _difference(model, OnnxModel(made / "model.onnx"))
-        if not furthest <= FURTHEST:
-            raise PairError(
-                f"slm {slm!r} cannot be exported: logits differ by {furthest:.2g} of the largest, "
-                f"allowed is {FURTHEST:g}"
-            )
-        if int8:
-            _quantise(made / "model.onnx")
-        size = (made / "model.onnx").stat().st_size
+        write(made)
+        size = (made / model).stat().st_size
         for file in sorted(made.iterdir()):
             file.replace(out / file.name)
+    (out / other).unlink(missing_ok=True)
     return size
+
+
+def _copy(gguf: Path, tokenizer: Path, made: Path) -> None:
+    shutil.copytree(tokenizer, made, dirs_exist_ok=True)
+    shutil.copyfile(gguf, made / "model.gguf")
+
+
+def _export_onnx(model: PreTrainedModel, slm: str, int8: bool, made: Path) -> None:
+    try:
+        _write(model, made / "model.onnx")
+    except Exception as error:  # exporters raise all kinds for a model they cannot follow
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise PairError(f"slm {slm!r} cannot be exported: {reason}") from error
+    model.config.save_pretrained(made)
+    model.generation_config.save_pretrained(made)
+    load_tokenizer(slm).save_pretrained(made)
+    # A window of attention is not in the configuration's number of positions.
+    config = json.loads((made / "config.json").read_text("utf-8"))
+    config["max_position_embeddings"] = context_limit(model.config.get_text_config())
+    (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    furthest = _difference(model, OnnxModel(made / "model.onnx"))
+    if not furthest <= FURTHEST:
+        raise PairError(
+            f"slm {slm!r} cannot be exported: logits differ by {furthest:.2g} of the largest, "
+            f"allowed is {FURTHEST:g}"
+        )
+    if int8:
+        _quantise(made / "model.onnx")
 
 
 def _write(model: PreTrainedModel, file: Path) -> None:

@@ -24,7 +24,7 @@ OWN = {*PACKAGES, "tests", "benchmarks"}
 # PyTorch imports it for itself where this module is imported.
 BROUGHT = {"torch.utils.tensorboard": "tensorboard"}
 # Modules whose distribution has another name and is not installed for the tests.
-NAMES = {"mlflow": "mlflow-skinny"}
+NAMES = {"mlflow": "mlflow-skinny", "llama_cpp": "llama-cpp-python"}
 # Run as commands or loaded by pytest: nothing imports them.
 TOOLS = {"ruff", "mypy", "pre-commit", "pytest-timeout", "pytest-xdist"}
 
@@ -38,7 +38,7 @@ EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-depend
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
 # Large, and tested with a module in their place, where they are, or at odds with the pins.
-NOT_IN_DEV = {"mlflow", "wandb", "smollm", "pipeline", "onnx"}
+NOT_IN_DEV = {"mlflow", "wandb", "smollm", "pipeline", "onnx", "llama"}
 # Type checkers bring it; nothing imports it at run time.
 TYPES_ALONE = {"_typeshed"}
 # What Transformers and PyTorch import where it is there, and what is a file alone.

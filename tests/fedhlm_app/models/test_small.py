@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 
 from fedhlm_app.models import sources
 from fedhlm_app.models.small import load_small
-from fedhlm_app.models.sources import PairError, check_folder, onnx_file
+from fedhlm_app.models.sources import PairError, check_folder, lean_file
 from fedhlm_app.models.vocabulary import fingerprint, load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 
@@ -21,11 +21,11 @@ def folder(tmp_path):
 
 
 def test_which_names_are_models_in_onnx(folder):
-    assert onnx_file(str(folder)) == onnx_file(str(folder / "model.onnx")) == folder / "model.onnx"
-    assert onnx_file("builtin") is onnx_file("a-hub/name") is onnx_file(str(folder.parent)) is None
+    assert lean_file(str(folder)) == lean_file(str(folder / "model.onnx")) == folder / "model.onnx"
+    assert lean_file("builtin") is lean_file("a-hub/name") is lean_file(str(folder.parent)) is None
     # PyTorch's weights beside it: a folder of a hub that has both.
     (folder / "model.safetensors").touch()
-    assert onnx_file(str(folder)) is None
+    assert lean_file(str(folder)) is None
 
 
 def test_the_lean_tokenizer_reads_and_writes_as_transformers_does(folder):
@@ -58,12 +58,12 @@ def test_chats_are_put_into_the_template(folder):
 def test_what_is_missing_is_named(folder, monkeypatch):
     monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(PairError, match="needs onnxruntime, which is not installed"):
-        check_folder(str(folder), "slm", onnx=True)
+        check_folder(str(folder), "slm", lean=True)
     with pytest.raises(PairError, match="'builtin' needs PyTorch, which is not installed"):
-        check_folder("builtin", "slm", onnx=True)
+        check_folder("builtin", "slm", lean=True)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(PairError, match=r"no model: there is no .*tokenizer\.json"):
-        check_folder(str(folder), "slm", onnx=True)
+        check_folder(str(folder), "slm", lean=True)
     with pytest.raises(PairError, match="is in ONNX, which `fedhlm serve device`"):
         check_folder(str(folder), "llm")
 

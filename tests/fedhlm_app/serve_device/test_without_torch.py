@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from fedhlm_app.hosting.llm import build_service
-from fedhlm_app.models.vocabulary import fingerprint
+from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.vocabulary import fingerprint, load_tokenizer
 from servers.service import ServedLanguageModel, ServiceOptions
 from tests.checkout import ROOT
 from tests.fedhlm_app.serve_device.devices import PROMPT, ask, served, settings, written
+from tests.gguf_files import write
 from tests.served import serving_app
 
 pytestmark = pytest.mark.slow
@@ -74,13 +76,34 @@ def lean_device(slm, llm_port: int, *words: str):
         process.stdout.close()
 
 
-@pytest.mark.parametrize("decoding", ["greedy", "sampled"])
-def test_it_writes_what_a_device_with_torch_writes(tmp_path, decoding):
+def in_onnx(folder):
     for name in ("onnx", "onnxruntime"):
         pytest.importorskip(name, reason="the extra 'onnx' is not installed")
     from fedhlm_app.pair.export import export
 
-    export("builtin", tmp_path)
+    export("builtin", folder)
+
+
+def in_gguf(folder):
+    pytest.importorskip("llama_cpp", reason="the extra 'llama' is not installed")
+    tokenizer, model = load_tokenizer(), load_slm("builtin")
+    write(folder / "model.gguf", model, tokenizer)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "apart"),
+    [
+        # float32 logits of two runtimes: about 1e-6 apart.
+        (in_onnx, 1e-4),
+        # Keys and values are float16 in llama.cpp.
+        pytest.param(in_gguf, 1e-2, marks=pytest.mark.llamacpp),
+    ],
+)
+@pytest.mark.parametrize("decoding", ["greedy", "sampled"])
+def test_it_writes_what_a_device_with_torch_writes(tmp_path, decoding, kind, apart):
+    kind(tmp_path)
     # A token at a time: how far a stream runs ahead of its reader is a matter of time.
     changes = {"decoding": decoding, "escalation": "token", "initial-threshold": 0.8}
     changes["learning"] = "none"
@@ -101,6 +124,5 @@ def test_it_writes_what_a_device_with_torch_writes(tmp_path, decoding):
             assert told["stages"] == expected.stages
             traffic = expected.routed.traffic
             assert told["bytes"] == {"uplink": traffic.uplink, "downlink": traffic.downlink}
-            # float32 logits of two runtimes: about 1e-6 apart.
             for one, other in zip(told["tokens"], expected.tokens, strict=True):
-                assert one["uncertainty"] == pytest.approx(other.uncertainty, abs=1e-4)
+                assert one["uncertainty"] == pytest.approx(other.uncertainty, abs=apart)
