@@ -16,20 +16,25 @@ from fedhlm_app.settings import Settings
 # kfp takes the text of these functions along and runs it alone, so each imports what it needs.
 
 
-def start(settings: str, rounds: int, state: Output[Artifact]) -> None:
-    """Write the first threshold."""
+def start(settings: str, rounds: int, state: Output[Artifact], memory: Output[Artifact]) -> None:
+    """Form clusters, and write the first threshold."""
     from fedhlm_app.pipeline import steps
 
-    steps.start(settings, rounds, state.path)
+    steps.start(settings, rounds, state.path, memory.path)
 
 
 def slm_inference(
-    settings: str, number: int, state: Input[Artifact], drafts: Output[Dataset]
+    settings: str,
+    number: int,
+    state: Input[Artifact],
+    memory: Input[Artifact],
+    drafts: Output[Dataset],
+    memory_after: Output[Artifact],
 ) -> None:
-    """Draft with the small model, at each client's learned threshold."""
+    """Draft with the small model, at each client's learned threshold, or generate texts."""
     from fedhlm_app.pipeline import steps
 
-    steps.slm_inference(settings, number, state.path, drafts.path)
+    steps.slm_inference(settings, number, state.path, memory.path, drafts.path, memory_after.path)
 
 
 def routing_decision(settings: str, drafts: Input[Dataset], routed: Output[Dataset]) -> None:
@@ -85,14 +90,18 @@ def pipeline(settings: Settings, image: str) -> Any:
     told = json.dumps({"preset": settings.preset, **settings.changed()})
 
     def fedhlm(settings: str = told) -> Artifact:
-        state = component["start"](settings=settings, rounds=rounds).output
+        begun = component["start"](settings=settings, rounds=rounds).outputs
+        state, memory = begun["state"], begun["memory"]
         for number in range(1, rounds + 1):
-            found = component["slm_inference"](settings=settings, number=number, state=state)
+            drafted = component["slm_inference"](
+                settings=settings, number=number, state=state, memory=memory
+            ).outputs
+            found, memory = drafted["drafts"], drafted["memory_after"]
             for step in ("routing_decision", "llm_fallback", "result_validator"):
-                before = dict.fromkeys(component[step].component_spec.inputs, found.output)
-                found = component[step](**{**before, "settings": settings})
+                before = dict.fromkeys(component[step].component_spec.inputs, found)
+                found = component[step](**{**before, "settings": settings}).output
             state = component["aggregator"](
-                settings=settings, number=number, state=state, validated=found.output
+                settings=settings, number=number, state=state, validated=found
             ).output
         return state
 

@@ -1,7 +1,9 @@
 """The steps of a round, as functions from files to a file: what a pipeline's components call.
 
-Models, policies, messages to the LLM, learning rules and strategy are those of a run. Possible for
-given texts, where a round's drafts depend on nothing that is decided in it.
+Models, policies, messages to the LLM, learning rules and strategy are those of a run. Drafts of
+given texts depend on nothing that is decided, so each step does its part of them. Of generated text
+the next draft waits for the last verdict: inference decides too, with all tiers; the next two steps
+hold that against the thresholds, and have the LLM read what it has not seen.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from clients.policy import FixedPolicy
+from clients.learning.profile import Profile
+from clients.policy import FixedPolicy, Policy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Escalation, resolve_in_turn
 from clients.resolvers.measuring import read_unseen
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
-from fedhlm_app.client.device import Device
 from fedhlm_app.client.draws import RoundDraw
 from fedhlm_app.client.inference import sampling_of, shared_seed
+from fedhlm_app.client.profiles import device_profile, profile_settings
+from fedhlm_app.client.routed import Routed
+from fedhlm_app.client.take_back import RUN_COUNTS, learns_take_back, run_counts
 from fedhlm_app.client.verifiers import verifier_of
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.workload import BatchMaker
+from fedhlm_app.hosting.devices_here import DevicesHere
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.learning.rules import certifies
 from fedhlm_app.models.vocabulary import load_tokenizer, vocabulary_size
 from fedhlm_app.pipeline.tokens import Tokens, load, load_feedback, save, save_feedback
 from fedhlm_app.results.runs import write_atomically
@@ -37,7 +44,7 @@ from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys, session_keys
-from hlm.transport import LinkDown
+from hlm.transport import LinkDown, Transport
 from hlm.verification import Claim, Draft
 from strategies.state import state_from_bytes, state_to_bytes
 
@@ -55,45 +62,67 @@ class _Nowhere(DirectTransport):
         raise LinkDown("drafting asks nobody")
 
 
-def start(settings: str, rounds: int, state: str) -> None:
+def start(settings: str, rounds: int, state: str, memory: str) -> None:
     """Write the state before the first of so many rounds; settings as JSON, here and below."""
-    made = Rounds(_opened(settings))
-    if made.settings.rounds != rounds:
-        raise SettingsError(
-            f"setting 'rounds' = {made.settings.rounds}: this pipeline was compiled for {rounds}"
-        )
-    made.start()
-    _save_state(made, [], state)
-
-
-def slm_inference(settings: str, number: int, state: str, drafts: str) -> None:
-    """Draft every token of round `number` (from 1), with its uncertainty and its threshold."""
     how = _opened(settings)
-    made, _ = _resumed(how, state)
+    made = Rounds(how, generating=True)
+    if how.rounds != rounds:
+        raise SettingsError(
+            f"setting 'rounds' = {how.rounds}: this pipeline was compiled for {rounds}"
+        )
+    devices, profiles = DevicesHere(how, _Nowhere(), made.clusters.assignment), {}
+    if made.clusters.learned:
+        agreed = profile_settings(how)
+        for client in range(how.clients):
+            sent = device_profile(devices.joined(client), 0).to_array(agreed)
+            profiles[client] = Profile.from_array(sent, agreed)
+    made.start(profiles)
+    _save(state, {"rounds": made.state_dict(), "lines": [], "counts": []})
+    _save(memory, devices.state())
+
+
+def slm_inference(
+    settings: str, number: int, state: str, memory: str, drafts: str, memory_after: str
+) -> None:
+    """Draft every token of round `number` (from 1), with its uncertainty and its threshold.
+
+    Generated tokens are decided as well. `memory` has what devices and edge servers remember.
+    """
+    how = _opened(settings)
+    made, before = _resumed(how, state)
     current = made.open(number)
     nodes = list(current.asked.values())
     told, parts = made.told(current, nodes), []
-    contributions = told.contributions
-    # An audited draft would be verified at once.
-    drafting = how.model_copy(update={"audit_rate": 0.0})
-    for place, node in enumerate(nodes):
-        device = Device(drafting, node.client, _Nowhere())
-        draw = RoundDraw(how, node.client, device.train_rows, number, contributions[place])
+    generating = how.workload == "generate"
+    # An audited draft of a given text would be verified at once.
+    devices = DevicesHere(
+        how if generating else how.model_copy(update={"audit_rate": 0.0}),
+        _to_llm(how) if generating else _Nowhere(),
+        made.clusters.assignment,
+    )
+    devices.restore(_load(memory))
+    for place, (node, contribution) in enumerate(zip(nodes, told.contributions, strict=True)):
+        device = devices.joined(node.client)
+        device.heard(before["counts"])
+        policy: Policy = FixedPolicy(kept=True)
+        if generating:
+            policy = device.policy(made.strategy.named(told.starts[place]))
+        draw = RoundDraw(how, node.client, device.train_rows, number, contribution)
         batch = 0
         while draw.left > 0:
             items, sessions, each = draw.batch(device.work.tokens_each)
             work = device.work.make(items, sessions, each)
             records, _, _ = device.route(
-                FixedPolicy(kept=True),
+                policy,
                 work.texts,
                 work.first if work.texts.given else work.new_tokens,
-                learning=False,
+                learning=not certifies(how, number),
                 measuring=False,
             )
             draw.left -= records.tokens
             count = len(items)
             marked = draw.calibration if batch == 0 else None
-            assert work.answers is not None
+            unknown = np.full(records.token.shape, -1, np.int64)
             parts.append(
                 Tokens(
                     client=np.full(count, node.client),
@@ -104,22 +133,38 @@ def slm_inference(settings: str, number: int, state: str, drafts: str) -> None:
                     threshold=np.full(count, told.starts[place, 0]),
                     counted=np.zeros(count, np.bool_) if marked is None else marked,
                     reading=np.full(count, told.reading[place]),
+                    read=np.zeros(count, np.int64),
                     records=records,
-                    answers=work.answers,
+                    answers=unknown if work.answers is None else work.answers,
                 )
             )
             batch += 1
+        devices.finish(device, Traffic())
+    if not certifies(how, number):
+        devices.edges.publish()
     save(drafts, parts)
+    _save(memory_after, devices.state())
 
 
 def routing_decision(settings: str, drafts: str, routed: str) -> None:
-    """Keep each draft, or escalate it."""
+    """Keep each draft, or escalate it; refuse a generated token that went another way.
+
+    Raises
+    ------
+    ValueError
+        Where one did.
+    """
     how, tokens = _opened(settings), load(drafts)
     records = tokens.records
     at = np.nonzero(records.present)
     kept, audited = routes(
         how, tokens.threshold[at[0]], records.uncertainty[at], _keys(how, tokens, at)
     )
+    if how.workload == "generate":
+        if wrong := int((records.sure[at] != kept).sum()):
+            raise ValueError(f"{drafts}: {wrong} tokens went another way than their threshold says")
+        save(routed, [tokens])
+        return
     local = kept & ~audited
     records.sure[at] = records.kept[at] = kept
     records.audited[at], records.escalated[at] = audited, ~local
@@ -135,7 +180,7 @@ def llm_fallback(settings: str, routed: str, decided: str) -> None:
     maker = BatchMaker(
         items_of(how), tokenizer, how.workload, how.prompt_tokens, how.tokens_per_prompt
     )
-    transport = llm_link(how) if how.llm_address else DirectTransport(build_service(how))
+    transport = _to_llm(how)
     vocab = vocabulary_size(how.slm) or len(tokenizer)
     sampling, seed, parts = sampling_of(how), shared_seed(how), []
     for client in np.unique(tokens.client).tolist():
@@ -151,9 +196,9 @@ def llm_fallback(settings: str, routed: str, decided: str) -> None:
 
 
 def _decide(how: Settings, uplink: LanguageModelUplink, texts: TextBatch, part: Tokens) -> None:
-    """What a device's router does with the rows of one batch that do not stay."""
+    """What a device's router does with tokens of one batch that nobody decided, and reads after."""
     records = part.records
-    at = np.nonzero(records.escalated)
+    at = np.nonzero(records.escalated & (records.stage < 0))
     if len(at[0]):
         drafts = torch.from_numpy(records.draft[at])
         escalation = Escalation(
@@ -173,8 +218,14 @@ def _decide(how: Settings, uplink: LanguageModelUplink, texts: TextBatch, part: 
         for feedback in decided.feedback:
             records.note_feedback(feedback)
         records.choice[at] = np.where(decided.is_llm_choice, 1, records.choice[at])
+    if how.workload == "generate":
+        for step, present in enumerate(records.present.T):
+            rows = np.flatnonzero(present)
+            texts.append(rows, records.token[rows, step])
     if part.reading[0]:
+        known = (records.draft_choice >= 0).sum(axis=1)
         read_unseen(uplink.sender, texts, records, Traffic(), learned=True)
+        part.read[:] = (records.draft_choice >= 0).sum(axis=1) - known
     read_unseen(uplink.sender, texts, records, Traffic())
 
 
@@ -195,16 +246,21 @@ def result_validator(settings: str, decided: str, validated: str) -> None:
     same, theirs = records.token == records.draft, records.choice == 1
     unresolved = records.unresolved & same
     right = (local & ~records.escalated & same) | (accepted & same & theirs)
-    right |= (resampled & ~same & theirs) | unresolved
+    shared = np.isin(records.stage, (Stage.CACHE, Stage.PEER, Stage.EDGE)) & records.escalated
+    right |= (resampled & ~same & theirs) | unresolved | shared
     if wrong := int((records.present & ~right).sum()):
         raise ValueError(f"{decided}: {wrong} tokens are not of who is said to have decided them")
-    feedback, sums = validate(_opened(settings), records, tokens.answers)
+    how = _opened(settings)
+    feedback, sums = validate(how, records, tokens.answers)
+    sums["read"] = int(tokens.read.sum())
+    if learns_take_back(how):
+        sums |= run_counts(Routed([records], Traffic()))
     save_feedback(validated, tokens, feedback, sums)
 
 
 def aggregator(settings: str, number: int, state: str, validated: str, after: str) -> None:
     """Let every client learn its threshold (eq. 4-6), and average in both tiers (eq. 7-8)."""
-    made, lines = _resumed(_opened(settings), state)
+    made, before = _resumed(_opened(settings), state)
     current = made.open(number)
     nodes = list(current.asked.values())
     told = made.told(current, nodes)
@@ -212,12 +268,24 @@ def aggregator(settings: str, number: int, state: str, validated: str, after: st
     owner = np.searchsorted([node.client for node in nodes], client)
     updates = made.learned(current, nodes, told, feedback, owner, counted)
     record = made.strategy.take(current, updates)
-    _save_state(made, [*lines, made.line(record, sums, updates)], after)
+    counts = [float(sums.get(name, 0)) for name in RUN_COUNTS]
+    found = {
+        "rounds": made.state_dict(),
+        "lines": [*before["lines"], made.line(record, sums, updates)],
+        # Of a round that counted nothing there is nothing to go by.
+        "counts": counts if any(counts) else before["counts"],
+    }
+    _save(after, found)
 
 
 def result(state: str) -> list[Line]:
     """Figures of all rounds until this state."""
-    return cast(list[Line], state_from_bytes(Path(state).read_bytes())["rounds"])
+    return cast(list[Line], _load(state)["lines"])
+
+
+def _to_llm(how: Settings) -> Transport:
+    """The way to the LLM: where it is served, or here."""
+    return llm_link(how) if how.llm_address else DirectTransport(build_service(how))
 
 
 def _opened(settings: str) -> Settings:
@@ -230,14 +298,17 @@ def _keys(how: Settings, tokens: Tokens, at: tuple[IntArray, ...]) -> DrawKeys:
     return DrawKeys(how.seed + 1, sessions, tokens.records.position[at])
 
 
-def _resumed(how: Settings, state: str) -> tuple[Rounds, list[Line]]:
-    """The rounds as a state has them, and the figures of those done."""
-    made, found = Rounds(how), state_from_bytes(Path(state).read_bytes())
+def _resumed(how: Settings, state: str) -> tuple[Rounds, dict[str, Any]]:
+    """The rounds as a state has them, and the state."""
+    made, found = Rounds(how, generating=True), _load(state)
     made.start()
-    made.strategy.load_state_dict(found["strategy"])
-    return made, found["rounds"]
+    made.load_state_dict(found["rounds"])
+    return made, found
 
 
-def _save_state(made: Rounds, lines: list[Line], path: str) -> None:
-    kept = {"strategy": made.strategy.state_dict(), "rounds": lines}
-    write_atomically(Path(path), state_to_bytes(kept).decode())
+def _load(path: str) -> dict[str, Any]:
+    return state_from_bytes(Path(path).read_bytes())
+
+
+def _save(path: str, state: dict[str, Any]) -> None:
+    write_atomically(Path(path), state_to_bytes(state).decode())

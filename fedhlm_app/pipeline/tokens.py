@@ -16,7 +16,10 @@ from clients.learning.feedback import COLUMN_DTYPES, Feedback
 from clients.records import TokenRecords
 from hlm.arrays import BoolArray, FloatArray, IntArray
 
-_OF_TEXT = ("client", "batch", "item", "session", "each", "threshold", "counted", "reading")
+_OF_TEXT = (
+    "client", "batch", "item", "session", "each", "threshold", "counted", "reading",
+    "read",
+)  # fmt: skip
 _OF_TOKEN = tuple(
     name
     for name, value in vars(TokenRecords(0, 0)).items()
@@ -39,6 +42,8 @@ class Tokens:
         At which its client keeps.
     counted, reading : bool [t]
         A calibration may count it; the client learns from what it keeps as well.
+    read : int64 [t]
+        Kept tokens that the LLM has read for this.
     records : TokenRecords
         [t, steps], as far as steps have come with them.
     answers : int64 [t, steps]
@@ -53,6 +58,7 @@ class Tokens:
     threshold: FloatArray
     counted: BoolArray
     reading: BoolArray
+    read: IntArray
     records: TokenRecords
     answers: IntArray
 

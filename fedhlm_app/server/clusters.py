@@ -137,10 +137,22 @@ class Clusters:
         return self._cluster(server_round, strategy)
 
     def _cluster(self, server_round: int, strategy: Reclusters) -> bool:
-        settings = self.settings
         self._clustered_after = server_round
-        profiles = self._profiles(sorted(self.roster.nodes), server_round, settings.round_timeout)
-        members = list(profiles)
+        seconds = self.settings.round_timeout
+        return self.learn(
+            self._profiles(sorted(self.roster.nodes), server_round, seconds), strategy
+        )
+
+    def learn(self, profiles: Mapping[int, Profile], strategy: Reclusters) -> bool:
+        """Cluster clients by their profiles, in ascending order; tell whether that could be done.
+
+        Parameters
+        ----------
+        profiles : mapping of client to Profile
+        strategy : Reclusters
+            Goes on with the clusters that are found.
+        """
+        settings, members = self.settings, list(profiles)
         try:
             result = cluster_clients(
                 list(profiles.values()),

@@ -6,7 +6,7 @@ all clients at once, by the code of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 from typing import Any, cast
@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from clients.learning.feedback import Feedback
 from clients.learning.owners import Owners
+from clients.learning.profile import Profile
 from clients.records import TokenRecords, Traffic
 from fedhlm_app.client.routed import Routed, feedback_of, figures
 from fedhlm_app.learning.gradients import initial_policy, loss_of
@@ -97,26 +98,43 @@ class Rounds:
     Parameters
     ----------
     settings : Settings
+    generating : bool
+        Texts may be generated, by devices with caches and edge servers: each token is decided
+        before the next is drafted. Otherwise a round's tokens are decided all at once.
 
     Raises
     ------
     SettingsError
-        On settings with which a round's texts cannot be drafted, routed and decided one after the
-        other, each for all clients at once.
+        On settings with which that cannot be.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        _refuse(settings)
+    def __init__(self, settings: Settings, *, generating: bool = False) -> None:
+        _refuse(settings, generating and settings.workload == "generate")
         self.settings = settings
-        clusters = Clusters(settings).map
-        for client in range(settings.clients):
-            clusters.register(client, client)
-        self.strategy = build_of(settings, clusters, lambda record: None)
+        self.clusters = Clusters(settings)
+        self.strategy = build_of(settings, self.clusters.map, lambda record: None)
+        self._register()
 
-    def start(self) -> None:
-        """Take up the first policy."""
+    def _register(self) -> None:
+        for client in range(self.settings.clients):
+            self.clusters.map.register(client, client)
+
+    def start(self, profiles: Mapping[int, Profile] | None = None) -> None:
+        """Take up the first policy, and clusters learned from all clients' profiles."""
+        if profiles:
+            self.clusters.learn(profiles, self.strategy)
         arrays = {name: Array(value) for name, value in initial_policy(self.settings).items()}
         self.strategy.state.adopt(ArrayRecord(arrays), self.strategy.cluster_map.num_clusters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later rounds depend on."""
+        return {"strategy": self.strategy.state_dict(), "clusters": self.clusters.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`'s value."""
+        self.clusters.load_state_dict(state["clusters"], self.strategy)
+        self._register()
+        self.strategy.load_state_dict(state["strategy"])
 
     def open(self, number: int) -> Round:
         """Choose the clients of a round, from 1."""
@@ -227,14 +245,17 @@ class Rounds:
     def line(
         self, record: RoundRecord, sums: dict[str, Any], told: Sequence[Update]
     ) -> dict[str, Any]:
-        """One round, as `metrics.jsonl` has it, without bytes; with thresholds of `told`."""
+        """One round, as `metrics.jsonl` has it, with thresholds of `told`.
+
+        Without bytes, and without hits that were audited.
+        """
         strategy = self.strategy
 
         def threshold(policy: FloatArray) -> float:
             return float(strategy.named(policy)["threshold"][0])
 
         found = shares(sums)
-        for unknown in ("bytes", "exchanges"):
+        for unknown in ("bytes", "exchanges", "false_hits"):
             del found[unknown]
         return {
             "round": record.round,
@@ -273,26 +294,32 @@ def validated(
     return feedback_of(routed, settings), sums
 
 
-def _refuse(settings: Settings) -> None:
-    """Raise SettingsError where what a round does depends on more than single tokens."""
-    wrong = (
-        ("workload", settings.workload, settings.workload == "generate"),
+def _refuse(settings: Settings, generating: bool) -> None:
+    """Raise SettingsError where what a round does depends on more than its tokens (`Rounds`)."""
+    learned = settings.cluster_by in ("classifier", "profile")
+    wrong = [
         ("decoding", settings.decoding, settings.decoding != "greedy"),
         ("policy", settings.policy, settings.policy == "router"),
-        ("cache-mode", settings.cache_mode, settings.cache_mode != "off"),
-        ("peer-mode", settings.peer_mode, settings.peer_mode != "off"),
         ("privacy", settings.privacy, settings.privacy == "local"),
         ("local-batch", settings.local_batch, settings.local_batch > 0),
         ("free-feedback", settings.free_feedback, not settings.free_feedback),
-        (
-            "cluster-by",
-            settings.cluster_by,
-            settings.cluster_by in ("classifier", "profile"),
-        ),
-    )
+    ]
+    if generating:
+        wrong += [
+            ("recluster-every", settings.recluster_every, settings.recluster_every > 0),
+            ("reproducible", settings.reproducible, not settings.reproducible),
+            ("edge-addresses", settings.edge_addresses, bool(settings.edge_addresses)),
+        ]
+    else:
+        wrong += [
+            ("workload", settings.workload, settings.workload == "generate"),
+            ("cache-mode", settings.cache_mode, settings.cache_mode != "off"),
+            ("peer-mode", settings.peer_mode, settings.peer_mode != "off"),
+            ("cluster-by", settings.cluster_by, learned),
+        ]
     for name, value, refused in wrong:
         if refused:
             raise SettingsError(
                 f"setting {name!r} = {value!r}: only fedhlm run can do this; a replay and a "
-                "pipeline decide a round's tokens all at once"
+                "pipeline's given texts decide a round's tokens all at once"
             )

@@ -38,10 +38,11 @@ def told_of(how: Settings) -> str:
 def rounds(how: Settings, folder) -> list[steps.Line]:
     """All steps one after the other, as a pipeline's processes would."""
     told, at = told_of(how), lambda name: str(folder / name)
-    steps.start(told, how.rounds, at("state-0"))
+    steps.start(told, how.rounds, at("state-0"), at("memory-0"))
     for number in range(1, how.rounds + 1):
         before, after = at(f"state-{number - 1}"), at(f"state-{number}")
-        steps.slm_inference(told, number, before, at("drafts"))
+        memory = at(f"memory-{number - 1}"), at(f"memory-{number}")
+        steps.slm_inference(told, number, before, memory[0], at("drafts"), memory[1])
         steps.routing_decision(told, at("drafts"), at("routed"))
         steps.llm_fallback(told, at("routed"), at("decided"))
         steps.result_validator(told, at("decided"), at("validated"))
@@ -60,19 +61,22 @@ def rounds(how: Settings, folder) -> list[steps.Line]:
             "tokens-per-round": 8,
             "initial-threshold": 0.02,
         },
+        {"preset": "certified", "tokens-per-round": 15, "fidelity-budget": 0.4},
+        # The main job, whose later round certifies what the first has learned.
+        {"preset": "fedhlm", "escalation": "auto", "rounds": 3, "clients": 4},
     ],
-    ids=lambda changes: changes["learning"],
+    ids=lambda changes: changes.get("preset") or changes["learning"],
 )
 def test_steps_end_with_what_the_run_ends_with(changes, tmp_path, monkeypatch):
     _, folder, _ = Runner(monkeypatch).run(tmp_path / "live", **{**BASE, **changes})
     made = rounds(settings(**changes), tmp_path)
-    assert len(made) == BASE["rounds"]
     for live, ours in zip(folder.metrics(), made, strict=True):
         assert ours["threshold"] == live["threshold"]
         for name in COUNTS:
             assert ours[name] == live[name], name
         for name in MEANS:
             assert ours[name] == pytest.approx(live[name], rel=1e-12), name
+    print([line["resolution"] for line in made], [line["threshold"]["global"] for line in made])
     tokens = load(str(tmp_path / "decided"))
     sent = tokens.records.escalated[tokens.records.present]
     assert 0 < sent.sum() < len(sent), "a round in which something stays and something goes"
@@ -93,19 +97,25 @@ def test_the_validator_refuses_tokens_that_nobody_decided(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"workload": "generate"}, "'workload' = 'generate'"),
+        ({"decoding": "sampled"}, "'decoding' = 'sampled'"),
+        ({"preset": "fedhlm", "reproducible": False}, "'reproducible' = False"),
         ({"workload": "score", "cache-mode": "context"}, "'cache-mode' = 'context'"),
     ],
 )
 def test_what_steps_cannot_do_is_refused(changes, words):
     with pytest.raises(SettingsError, match=words):
-        Rounds(settings(**changes))
+        Rounds(settings(**changes), generating=True)
+
+
+def test_a_replay_generates_no_text():
+    with pytest.raises(SettingsError, match="'workload' = 'generate'"):
+        Rounds(settings())
 
 
 def test_other_rounds_than_those_compiled_are_refused(tmp_path):
     told = told_of(settings(workload="score"))
     with pytest.raises(SettingsError, match="'rounds' = 2: this pipeline was compiled for 3"):
-        steps.start(told, 3, str(tmp_path / "state"))
+        steps.start(told, 3, str(tmp_path / "state"), str(tmp_path / "memory"))
 
 
 def test_without_kfp_one_line_says_what_to_install(monkeypatch):

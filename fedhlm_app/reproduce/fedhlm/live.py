@@ -7,7 +7,7 @@ by calls in place of Flower's messages and Ray's actors. Clusters are assigned, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from logging import WARNING, getLogger
 from typing import Any, cast
 
@@ -16,9 +16,8 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 
 from clients.records import Stage
-from fedhlm_app.client.device import Device
 from fedhlm_app.client.routed import Routed, feedback_of, figures
-from fedhlm_app.hosting.edge import build_edge
+from fedhlm_app.hosting.devices_here import DevicesHere
 from fedhlm_app.learning.gradients import initial_policy, learn_locally
 from fedhlm_app.results.figures import accuracy
 from fedhlm_app.results.figures import figures as shares
@@ -28,7 +27,6 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.trace.rounds import Here, LocalUpdate
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import FloatArray
-from servers.edge.server import EdgeServer
 from servers.llm import LanguageModelService
 from strategies.sampling import Node
 from strategies.state import state_to_bytes
@@ -37,17 +35,6 @@ Sums = dict[str, Any]
 
 COUNTS = ("correct", "answered", "uplink", "downlink", "edge", "uncertainty")
 """Sums that are kept of each client, beside its tokens by stage."""
-
-
-class _ToEdge(DirectTransport):
-    """Reaches an edge server that may not be there yet."""
-
-    def __init__(self, servers: list[EdgeServer], cluster: int) -> None:
-        self.servers, self.cluster = servers, cluster
-
-    def exchange(self, payload: bytes) -> bytes:
-        """Send a message, return the reply."""
-        return self.servers[self.cluster].handle(payload)
 
 
 def live(
@@ -80,8 +67,8 @@ def live(
     first = ArrayRecord({n: Array(a) for n, a in initial_policy(settings).items()})
     strategy.state.adopt(first, strategy.cluster_map.num_clusters)
     assigned = clusters.clusters_of(range(settings.clients))
-    servers = _edge_servers(settings, assigned)
-    clients = _Clients(settings, service, servers, assigned)
+    devices = DevicesHere(settings, DirectTransport(service), assigned)
+    clients = _Clients(settings, devices)
     lines, here = [], cast(Grid, Here(settings.clients))
     for number in range(1, settings.rounds + 1):
         current, updates = strategy.open_round(number, here), []
@@ -92,33 +79,18 @@ def live(
             updates.append(clients.learn(node, routed, policy, arrays, config, sums))
         begin = time.perf_counter()
         record = strategy.take(current, updates)
-        for server in servers:
-            server.publish()
+        devices.edges.publish()
         seconds = time.perf_counter() - begin
         threshold = float(strategy.named(strategy.policy)["threshold"][0])
         loss = record.means.get("loss-before")
         lines.append(_line(settings, number, threshold, loss, seconds, sums))
         listen(number)
     memory = {
-        "device": clients.memory(),
-        "edge": float(np.mean([server.memory for server in servers])) if servers else 0.0,
+        "device": devices.memory(),
+        "edge": float(np.mean([one.memory for one in devices.edges.servers] or [0.0])),
         "server": len(state_to_bytes(strategy.state_dict())),
     }
     return {"rounds": lines, "clients": clients.told(), "memory": memory}
-
-
-def _edge_servers(settings: Settings, assigned: Sequence[int]) -> list[EdgeServer]:
-    """An edge server for each cluster; none where there are no peers."""
-    servers: list[EdgeServer] = []
-    if settings.peer_mode == "off":
-        return servers
-    for cluster in range(settings.clusters):
-        members = [client for client, own in enumerate(assigned) if own == cluster]
-        servers.append(build_edge(settings, 0, cluster, members, settings.clusters))
-        others = [other for other in range(settings.clusters) if other != cluster]
-        if settings.inter_cluster:
-            servers[-1].neighbours = [_ToEdge(servers, other) for other in others]
-    return servers
 
 
 class _Clients:
@@ -127,28 +99,11 @@ class _Clients:
     Parameters
     ----------
     settings : Settings
-    service : LanguageModelService
-    servers : list of EdgeServer
-        By cluster; none where there are no peers.
-    assigned : sequence of int
-        The cluster of each client.
+    devices : DevicesHere
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        service: LanguageModelService,
-        servers: list[EdgeServer],
-        assigned: Sequence[int],
-    ) -> None:
-        self._settings = settings
-        self._devices = [
-            Device(settings, client, DirectTransport(service), lambda c: _ToEdge(servers, c))
-            for client in range(settings.clients)
-        ]
-        self._sizes = np.bincount(assigned, minlength=settings.clusters)
-        # What a client would keep between rounds in its Flower state.
-        self._states: list[Mapping[str, Any]] = [{} for _ in self._devices]
+    def __init__(self, settings: Settings, devices: DevicesHere) -> None:
+        self._settings, self._devices = settings, devices
         self._stages = np.zeros((settings.clients, len(Stage)), np.int64)
         self._counts = np.zeros((settings.clients, len(COUNTS)))
 
@@ -156,14 +111,10 @@ class _Clients:
         self, node: Node, policy: Mapping[str, FloatArray], number: int, sums: Sums
     ) -> Routed:
         """A client's tokens of a round; their figures are added to the round's."""
-        device, client = self._devices[node.client], node.client
-        if device.edge is not None:
-            device.edge.join(node.cluster, int(self._sizes[node.cluster]), self._states[client])
+        client = node.client
+        device = self._devices.joined(client)
         routed = device.train_round(device.policy(policy), number)
-        edge: Mapping[str, Any] = {}
-        if device.edge is not None:
-            self._states[client] = device.edge.finish(routed.traffic)
-            edge = device.edge.figures()
+        edge = self._devices.finish(device, routed.traffic)
         found, traffic = figures(routed, self._settings), routed.traffic
         counts = routed.correct, routed.answered, traffic.uplink, traffic.downlink, traffic.edge
         self._counts[client] += [*counts, found["uncertainty"]]
@@ -202,11 +153,6 @@ class _Clients:
         """By client: tokens by stage, and `COUNTS`."""
         counts = {name: self._counts[:, i].tolist() for i, name in enumerate(COUNTS)}
         return {"stages": self._stages.tolist(), **counts}
-
-    def memory(self) -> float:
-        """Bytes that a device keeps between rounds, on average."""
-        arrays = [a for state in self._states for kept in state.values() for a in kept.values()]
-        return sum(np.asarray(array).nbytes for array in arrays) / len(self._states)
 
 
 def _add(sums: Sums, found: Mapping[str, Any]) -> None:
