@@ -18,6 +18,7 @@ from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.cli.trace import rounds_table
+from fedhlm_app.presets import DEFAULT
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings import Settings
 
@@ -25,15 +26,15 @@ pipeline_app = command_app(no_args_is_help=True)
 
 _Clients = Annotated[int | None, typer.Option("--clients", "-n", help="As in run.")]
 _Rounds = Annotated[int | None, typer.Option("--rounds", "-r", help="As in run.")]
-_Set = Annotated[list[str] | None, set_option("Any setting; workload is score or classify.")]
+_Set = Annotated[list[str] | None, set_option("Any setting.")]
 
 
 @pipeline_app.callback()
 def _group() -> None:
     """Run FedHLM as a Kubeflow pipeline: five steps a round, with files between them.
 
-    Drafting, routing, the LLM, validation, aggregation. A round's drafts are made all at once, so
-    `workload` is `score` (the default here) or `classify`, without caches and peers.
+    Drafting, routing, the LLM, validation, aggregation. Starts from preset `fedhlm`, as
+    `fedhlm run` does; given texts (`-s workload=score`, `classify`) take `-s preset=certified`.
     """
 
 
@@ -44,11 +45,11 @@ def _ready(clients: int | None, rounds: int | None, pairs: list[str]) -> Iterato
         if importlib.util.find_spec("kfp") is None:
             raise ValueError("kfp is not installed; `pip install 'fedhlm[pipeline]'` brings it")
         given = {"clients": clients, "rounds": rounds}
-        settings = collect(given, pairs, base={"workload": "score"})
+        settings = collect(given, pairs, preset=DEFAULT)
         # Models take seconds to load, which a wrong setting need not await.
         from fedhlm_app.trace.rounds import Rounds
 
-        Rounds(settings)
+        Rounds(settings, generating=True)
         yield settings
 
 
@@ -91,8 +92,7 @@ def run(
 ) -> None:
     """Run the pipeline on this machine, each step a process, and show its rounds.
 
-    Ends with what `fedhlm run --preset certified` with these settings ends with. A step takes
-    seconds to start.
+    Ends with what `fedhlm run` with these settings ends with. A step takes seconds to start.
 
     Example: `fedhlm pipeline run --clients 4 --rounds 2`
     """

@@ -63,7 +63,16 @@ def rounds(how: Settings, folder) -> list[steps.Line]:
         },
         {"preset": "certified", "tokens-per-round": 15, "fidelity-budget": 0.4},
         # The main job, whose later round certifies what the first has learned.
-        {"preset": "fedhlm", "escalation": "auto", "rounds": 3, "clients": 4},
+        {
+            "preset": "fedhlm",
+            "escalation": "auto",
+            "rounds": 3,
+            "clients": 4,
+            "tokens-per-round": 20,
+            # Drafts of the same step, of which some are alike even among so few.
+            "peer-mode": "paper",
+            "similarity": 0.2,
+        },
     ],
     ids=lambda changes: changes.get("preset") or changes["learning"],
 )
@@ -76,7 +85,11 @@ def test_steps_end_with_what_the_run_ends_with(changes, tmp_path, monkeypatch):
             assert ours[name] == live[name], name
         for name in MEANS:
             assert ours[name] == pytest.approx(live[name], rel=1e-12), name
-    print([line["resolution"] for line in made], [line["threshold"]["global"] for line in made])
+    if changes.get("preset") == "fedhlm":
+        counts = [line["resolution"] for line in made]
+        assert all(sum(count[tier] for count in counts) for tier in ("cache", "peer", "edge")), (
+            counts
+        )
     tokens = load(str(tmp_path / "decided"))
     sent = tokens.records.escalated[tokens.records.present]
     assert 0 < sent.sum() < len(sent), "a round in which something stays and something goes"
@@ -152,7 +165,7 @@ def test_processes_end_with_what_the_steps_end_with(tmp_path, monkeypatch):
     found = CliRunner().invoke(app, [*given, "-n", "2", "-r", "1", *small])
     assert found.exit_code == 0, found.output
     how = Settings.from_sources(
-        {"clients": 2, "rounds": 1, "tokens-per-round": 10, "workload": "score"}, {}
+        {"preset": "fedhlm", "clients": 2, "rounds": 1, "tokens-per-round": 10}, {}
     )
     assert json.loads(out.read_text("utf-8")) == rounds(how, tmp_path)
 
