@@ -87,7 +87,7 @@ def live(
         listen(number)
     memory = {
         "device": devices.memory(),
-        "edge": float(np.mean([one.memory for one in devices.edges.servers] or [0.0])),
+        "edge": float(np.mean([one.memory for one in devices.edges.servers] or [0])),
         "server": len(state_to_bytes(strategy.state_dict())),
     }
     return {"rounds": lines, "clients": clients.told(), "memory": memory}
