@@ -20,6 +20,8 @@ ENTRIES = (
     "fedhlm_app.cli",
     "fedhlm_app.client_app",
     "fedhlm_app.server_app",
+    # Imported by Ray Serve, as `deploy/ray-serve/llm.yaml` says.
+    "fedhlm_app.hosting.replicas",
     # Imported by other people's Flower apps, as README shows.
     "strategies",
 )

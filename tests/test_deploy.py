@@ -82,8 +82,12 @@ def manifests(path: Path) -> dict:
     return {one["kind"]: one for one in yaml.safe_load_all(path.read_text())}
 
 
+KUBERAY = DEPLOY / "kubernetes" / "replicas.yaml"
+WORKLOADS = sorted(set(DEPLOY.glob("kubernetes/*.yaml")) - {KUBERAY})
+
+
 def lines_of_kubernetes() -> Iterator[tuple[str, list[str]]]:
-    for path in sorted(DEPLOY.glob("kubernetes/*.yaml")):
+    for path in WORKLOADS:
         (container,) = manifests(path)["StatefulSet"]["spec"]["template"]["spec"]["containers"]
         yield path.name, entry(container["image"].removeprefix("fedhlm-")) + container["args"]
 
@@ -131,7 +135,8 @@ def test_images_are_not_roots_and_hold_every_package():
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= {source for source, *_ in copied}
-    for target in found.keys() - {"build", "base"}:
+    # KubeRay says what runs in the replicas' image.
+    for target in found.keys() - {"build", "base", "build-replicas", "replicas"}:
         check(entry(target))
 
 
@@ -148,7 +153,7 @@ def test_services_of_compose_have_their_volumes_and_keys():
         assert set(service.get("depends_on", [])) <= known["services"].keys()
 
 
-@pytest.mark.parametrize("path", sorted(DEPLOY.glob("kubernetes/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WORKLOADS, ids=lambda p: p.stem)
 def test_a_manifest_fits_itself_and_the_image(path):
     service, workload = manifests(path)["Service"], manifests(path)["StatefulSet"]
     template = workload["spec"]["template"]
@@ -165,6 +170,35 @@ def test_a_manifest_fits_itself_and_the_image(path):
     assert {one["name"] for one in container["volumeMounts"]} == volumes
     mounted = tuple(one["mountPath"] + "/" for one in container["volumeMounts"])
     assert all(word.startswith(mounted) for word in container["args"] if word.startswith("/"))
+
+
+def test_kuberay_starts_replicas_as_serve_reads_them():
+    (service,) = manifests(KUBERAY).values()
+    cluster, served = (
+        service["spec"]["rayClusterConfig"],
+        yaml.safe_load(service["spec"]["serveConfigV2"]),
+    )
+    pins = (DEPLOY.parent / "constraints.txt").read_text().splitlines()
+    assert f"ray=={cluster['rayVersion']}" in pins
+    (workers,) = cluster["workerGroupSpecs"]
+    scaled = served["applications"][0]["deployments"][0]["autoscaling_config"]
+    # A pod of one core for each replica of one.
+    for bound in ("min", "max"):
+        assert workers[f"{bound}Replicas"] == scaled[f"{bound}_replicas"]
+    for group in (cluster["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        mounts = {one["name"]: one["mountPath"] + "/" for one in container["volumeMounts"]}
+        assert mounts.keys() == {one["name"] for one in pod["volumes"]}
+        assert container["image"].removeprefix("fedhlm-") in stages()
+        files = [*served["http_options"].values(), served["applications"][0]["args"]["token-file"]]
+        files = [one for one in files if str(one).startswith("/")]
+        assert len(files) == 3 and all(file.startswith(mounts["keys"]) for file in files)
+    (port,) = container["ports"]
+    assert port["name"] == "serve" == container["readinessProbe"]["httpGet"]["port"]
+    assert [str(port["containerPort"])] == stages()["replicas"]["EXPOSE"]
+    assert port["containerPort"] == served["http_options"]["port"]
 
 
 def test_the_script_is_bash():

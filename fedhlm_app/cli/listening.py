@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhlm_app.cli.run import FAILED
@@ -76,19 +75,15 @@ def read_access(
     ValueError
         Naming the option and what is allowed.
     """
+    from fedhlm_app.hosting.served import read_tokens
     from fedhlm_app.settings.address import is_loopback
-    from fedhlm_app.transport.llm_access import read_token
-    from servers.access import Tokens, check_certificate
+    from servers.access import check_certificate
 
     if key and not certificate:
         raise ValueError(f"--tls-key = {key!r}: needs the certificate too (--tls-cert)")
     if certificate:
         check_certificate(certificate, key)
-    tokens = None
-    if token_file.endswith(".json"):
-        tokens = Tokens(file=Path(token_file))
-    elif token := read_token(token_file, "--token-file", environ):
-        tokens = Tokens(token)
+    tokens = read_tokens(token_file, "--token-file", environ)
     wanted = {"--tls-cert": certificate, "--token-file": tokens}
     lacking = [name for name, given in wanted.items() if not given]
     if lacking and not insecure and not is_loopback(host):

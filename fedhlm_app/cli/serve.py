@@ -43,9 +43,6 @@ DEFAULT_PORT = 8471
 DEVICE_PORT = 8472
 EDGE_PORT = 8473
 
-ANSWERED_WITHIN = 0.9
-"""Share of `llm-timeout` after which the server gives up an answer."""
-
 serve_app = command_app(
     no_args_is_help=True,
     help="Serve the large model to devices, or a device's text to programs.",
@@ -174,24 +171,12 @@ def serve(
     """
     import torch
 
-    from fedhlm_app.hosting.llm import build_service
-    from fedhlm_app.models.vocabulary import fingerprint
-    from servers.service import ServedLanguageModel, ServiceOptions
+    from fedhlm_app.hosting.served import build_served
 
     # Taken before the model is loaded: a port in use is told at once.
     listener = take_port(host, port)
     torch.set_num_threads(threads)
-    options = ServiceOptions(
-        wait=settings.llm_batch_wait_ms / 1000,
-        # A server elsewhere puts its passes together by itself.
-        most=1 if settings.reproducible and settings.loads_llm else 64,
-        queue=queue,
-        # What a device no longer waits for need not be answered.
-        answer_seconds=ANSWERED_WITHIN * settings.llm_timeout,
-    )
-    service = build_service(settings)
-    tokenizer = fingerprint(settings.llm)
-    served = ServedLanguageModel(service, options, settings.llm, access.tokens, tokenizer)
+    served = build_served(settings, queue, access.tokens)
     engine = served.service.engine
 
     def ready(at: str) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from http import HTTPStatus
 from http.client import (
     HTTPConnection,
@@ -36,7 +37,14 @@ _REFUSAL_BYTES = 1 << 12
 _BESIDE_STREAM = 2
 """Connections that are ready beside a stream: for what the device says, and what it asks next."""
 
+_NO_ANSWER = "Internal Server Error"
+"""What a web server says with status 500 for an application that ended without an answer."""
+
 Answer = TypeVar("Answer")
+
+
+class _CutOff(LinkDown):
+    """A proxy lost its server under the request; another one may answer it."""
 
 
 class HttpTransport:
@@ -45,7 +53,7 @@ class HttpTransport:
     Connections are kept open, so that no token pays for a handshake, and may be used by several
     threads. One that the server has closed meanwhile, be it idle for long or started again, is
     replaced without notice: a request that is sent twice does no harm, since it says itself where
-    its tokens belong.
+    its tokens belong. So is one that a proxy has lost with its server.
 
     Parameters
     ----------
@@ -105,7 +113,7 @@ class HttpTransport:
         """
         if not payload:
             raise WireError("an empty request")
-        return self.ask("POST", EXCHANGE, payload)
+        return _twice(partial(self.ask, "POST", EXCHANGE, payload))
 
     def post(self, payload: bytes) -> None:
         """Send a message (see `hlm.transport.Transport`)."""
@@ -126,11 +134,15 @@ class HttpTransport:
         LinkRefused, LinkDown, WireError
             As `exchange`, also while the frames are read.
         """
+        connection, response = _twice(partial(self._opened, payload))
+        if len(self._idle) < _BESIDE_STREAM:
+            threading.Thread(target=self._make_ready, daemon=True).start()
+        return self._frames(connection, response)
+
+    def _opened(self, payload: bytes) -> tuple[_Connection, HTTPResponse]:
         connection, response = self._reached("POST", STREAM, payload, lambda response: response)
         if response.status == HTTPStatus.OK:
-            if len(self._idle) < _BESIDE_STREAM:
-                threading.Thread(target=self._make_ready, daemon=True).start()
-            return self._frames(connection, response)
+            return connection, response
         with closing(connection):
             raise self._refusal(response.status, response.read(_REFUSAL_BYTES))
 
@@ -210,7 +222,8 @@ class HttpTransport:
         text = body.decode("utf-8", errors="replace").strip()[:200]
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return WireError(f"{self._who} refused a request: {text}")
-        return LinkDown(f"{self._who} answered {status}: {text}")
+        cut_off = status == HTTPStatus.INTERNAL_SERVER_ERROR and text == _NO_ANSWER
+        return (_CutOff if cut_off else LinkDown)(f"{self._who} answered {status}: {text}")
 
     def _reached(
         self, method: str, path: str, payload: bytes, read: Callable[[HTTPResponse], Answer]
@@ -272,6 +285,14 @@ class HttpTransport:
         connection.body_follows = bool(payload)
         connection.endheaders(payload)
         return connection.getresponse()
+
+
+def _twice(ask: Callable[[], Answer]) -> Answer:
+    """Ask, and once more where a proxy lost its server under the first request."""
+    try:
+        return ask()
+    except _CutOff:
+        return ask()
 
 
 def _whole(response: HTTPResponse) -> tuple[int, bytes]:

@@ -38,7 +38,7 @@ EXTRAS = {name: _requirements(lines) for name, lines in PROJECT["optional-depend
 DEV = BASE | EXTRAS["dev"]
 OPTIONAL = {extra: wanted for extra, wanted in EXTRAS.items() if extra != "dev"}
 # Large, and tested with a module in their place, where they are, or at odds with the pins.
-NOT_IN_DEV = {"mlflow", "wandb", "smollm", "pipeline", "onnx", "llama"}
+NOT_IN_DEV = {"mlflow", "wandb", "smollm", "pipeline", "onnx", "llama", "serve"}
 # Type checkers bring it; nothing imports it at run time.
 TYPES_ALONE = {"_typeshed"}
 # What Transformers and PyTorch import where it is there, and what is a file alone.

@@ -1,0 +1,96 @@
+"""Verdicts a second of two replicas of the LLM on Ray Serve against one, in one run.
+
+    python -m benchmarks.replicas [--llm-ms 100] [--devices 16] [--seconds 20] [--turns 2]
+
+No forward pass takes less than ``--llm-ms``, as of a larger model on processors or a GPU of its
+own, so that replicas do not wait for each other's cores. Simulated devices (`benchmarks.fleet`)
+with a token each ask without a pause, text after text; one replica and two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import ray
+from ray import serve
+
+from benchmarks._report import write_report
+from benchmarks.fleet import Fleet, device
+from fedhlm_app.hosting.replicas import deployment
+from fedhlm_app.models.vocabulary import load_tokenizer
+from servers.access import DeviceTokens
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def asked(
+    fleet: Fleet, vocab: int, tokens: list[str], port: int, seconds: float
+) -> dict[str, float]:
+    """What all devices get in so many seconds."""
+    waits: list[float] = []
+
+    async def write(number: int) -> None:
+        while True:
+            await device(number, tokens[number], fleet, vocab, ("127.0.0.1", port), waits, [])
+
+    async def all_devices() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*map(write, range(len(tokens))))
+
+    begin = time.perf_counter()
+    asyncio.run(all_devices())
+    return {
+        "verdicts_per_s": len(waits) / (time.perf_counter() - begin),
+        "p50_ms": 1e3 * float(np.quantile(waits, 0.5)),
+    }
+
+
+def main() -> None:
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--llm-ms", type=float, default=100, help="least time of a forward pass")
+    parser.add_argument("--devices", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=20, help="of a turn")
+    parser.add_argument("--turns", type=int, default=2)
+    options = parser.parse_args()
+    fleet = Fleet(tokens=24, share=0.5)
+    vocab = len(load_tokenizer("builtin"))
+    environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+    ray.init(
+        include_dashboard=False, logging_level="error", log_to_driver=False, runtime_env=environ
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"port": port})
+    turns = []
+    with TemporaryDirectory() as folder:
+        known = DeviceTokens(Path(folder) / "devices.json")
+        tokens = [known.issue(f"device-{number}") for number in range(options.devices)]
+        args = {"llm-backend": f"engine:{options.llm_ms:g}", "token-file": str(known.file)}
+        for count in [1, 2] * options.turns:
+            scaled = deployment(args).options(num_replicas=count, ray_actor_options={"num_cpus": 0})
+            serve.run(scaled.bind(), name="fedhlm")
+            asked(fleet, vocab, tokens, port, 3)  # warms up
+            found = {"replicas": count, **asked(fleet, vocab, tokens, port, options.seconds)}
+            turns.append(found)
+            print({name: round(value, 2) for name, value in found.items()}, flush=True)
+        serve.shutdown()
+    ray.shutdown()
+    one, two = (
+        np.mean([turn["verdicts_per_s"] for turn in turns if turn["replicas"] == count])
+        for count in (1, 2)
+    )
+    print(f"two replicas: {two / one:.2f} of one")
+    print(write_report("replicas", {**vars(options), "turns": turns, "ratio": two / one}))
+
+
+if __name__ == "__main__":
+    main()
