@@ -7,12 +7,14 @@ and goes on from there. `deploy/ray-serve/llm.yaml` names `build`.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve.request_router import (  # type: ignore[attr-defined]
+    FIFOMixin,
     PendingRequest,
     RequestRouter,
     RunningReplica,
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
 QUEUE = 512
 """Requests that a replica has in work at a time."""
 
+LOST_SECONDS = 0.05
 
-class DeviceRouter(RequestRouter):
+
+class DeviceRouter(FIFOMixin, RequestRouter):
     """Sends what a device asks to the same replica, and to its next one only if that one is gone.
 
-    One that has `QUEUE` requests in work counts as gone, until it has fewer.
+    One that has `QUEUE` requests in work counts as gone, until it has fewer. What Serve chose for
+    one request is for that one alone. (`FIFOMixin` gives it to the oldest otherwise; without the
+    mixin, what is being routed when a replica dies may wait for ever, in Ray 2.55.)
     """
 
     # A replica that is busy with a pass is slow to say so, and not gone.
@@ -46,12 +52,20 @@ class DeviceRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Replicas in the order of the device that asks."""
+        if pending_request is None:
+            # Serve looks for one that has lost its turn; give those in work the time they take.
+            await asyncio.sleep(LOST_SECONDS)
+            left = (one for one in self._pending_requests_to_fulfill if not one.future.done())
+            pending_request = next(left, None)
         if pending_request is None or not pending_request.metadata.is_http_request:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # once all have been tried
         caller = caller_of(pickle.loads(pending_request.args[0]).asgi_scope)
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         return [[named[name]] for name in ranked(caller, named)]
+
+    def _get_pending_request_matching_metadata(self, request_metadata: Any = None) -> Any:
+        return self._get_pending_request_matching_internal_request_id(request_metadata)
 
 
 def build(args: Mapping[str, Any]) -> Any:

@@ -70,7 +70,13 @@ def replicas():
     from fedhlm_app.hosting.replicas import deployment
 
     environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", runtime_env=environ)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        runtime_env=environ,
+    )
     port = free_port()
     serve.start(http_options=CONFIG["http_options"] | {"port": port})
     (told,) = CONFIG["applications"]

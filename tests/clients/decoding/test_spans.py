@@ -17,10 +17,13 @@ from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
 from fedhlm_app.client.edge import token_embeddings
 from fedhlm_app.transport.http_transport import HttpTransport
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.spans import AT_ONCE, NEVER, ONE_BY_ONE, SpanCosts, TakeBack, certain, learned
 from hlm.uncertainty import closed_form
 from hlm.wire.frames import Frame, encode_frame
 from hlm.wire.stream import decode_opening
+from servers.engine.engine import Engine
+from servers.llm import LanguageModelService
 from tests.models import VOCAB, random_model
 from tests.routed import GREEDY, SAMPLED, Link, build, make_prompts, new_part, own_text
 from tests.served import serving
@@ -199,6 +202,27 @@ def test_a_broken_stream_goes_on_by_a_new_opening(rule, pieces):
     again, told, failed, setup = made(RULES[rule], link=Breaking, window=64, drafts=drafts)
     assert again == texts and not told.unresolved.any()
     assert failed.failures > 0 and failed.streams >= traffic.streams
+    assert len(setup.link.service.streams) == 0
+
+
+@pytest.mark.parametrize("rule", ["certain", "never"])
+def test_what_only_another_replica_hears_costs_openings_and_no_text(rule):
+    class Elsewhere(Link):
+        """What the device says of its streams reaches a service that does not write them."""
+
+        def __init__(self, service):
+            super().__init__(service)
+            self.other = LanguageModelService(Engine(LLM, max_sessions=64, max_context=64))
+
+        def post(self, payload):
+            DirectTransport(self.other).post(payload)
+
+    texts, _, traffic, _ = made(RULES[rule], window=3)
+    again, told, more, setup = made(RULES[rule], window=3, link=Elsewhere)
+    assert again == texts and not told.unresolved.any() and more.failures == 0
+    assert more.streams + more.overshot > traffic.streams + traffic.overshot
+    heard = setup.link.other.streams.stats
+    assert heard.unknown == heard.controls > 0
     assert len(setup.link.service.streams) == 0
 
 

@@ -62,6 +62,7 @@ def test_a_device_is_sent_to_the_replicas_in_its_own_order():
     from fedhlm_app.hosting.replicas import DeviceRouter
 
     router = DeviceRouter.__new__(DeviceRouter)
+    router._pending_requests_to_fulfill = []
     replicas = [
         SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in ("one", "two", "3")
     ]
@@ -72,6 +73,7 @@ def test_a_device_is_sent_to_the_replicas_in_its_own_order():
             args=[pickle.dumps(SimpleNamespace(asgi_scope=scope))],
             metadata=SimpleNamespace(is_http_request=address is not None),
             routing_context=SimpleNamespace(should_backoff=False),
+            future=SimpleNamespace(done=lambda: False),
         )
         ranks = asyncio.run(router.choose_replicas(replicas, request))
         return [[one.replica_id.unique_id for one in rank] for rank in ranks], request, scope
@@ -81,5 +83,10 @@ def test_a_device_is_sent_to_the_replicas_in_its_own_order():
         assert ranks == [[name] for name in ranked(caller_of(scope), ["one", "two", "3"])]
         # Or the router would ask them all again without a pause.
         assert request.routing_context.should_backoff
+        # One that lost its turn is found again.
+        router._pending_requests_to_fulfill = [request]
+        found = asyncio.run(router.choose_replicas(replicas))
+        assert [[one.replica_id.unique_id for one in rank] for rank in found] == ranks
+        router._pending_requests_to_fulfill = []
     assert asked(None)[0] == [["one", "two", "3"]]
     assert asyncio.run(router.choose_replicas(replicas)) == [replicas]
