@@ -114,7 +114,7 @@ def estimate(
 
 
 def _show(made: Estimate, settings: Settings, out: Path | None) -> None:
-    from fedhlm_app.estimate.page import HEADINGS, cells, render
+    from fedhlm_app.estimate.page import HEADINGS, MEANING, cells, render
     from fedhlm_app.estimate.sums import verdict
 
     ways = made.ways()
@@ -127,6 +127,7 @@ def _show(made: Estimate, settings: Settings, out: Path | None) -> None:
         f"{terms.round_trip_ms:g} ms round trip, {terms.rate:g} Mbit/s"
     )
     table = Table(box=box.SIMPLE, pad_edge=False, padding=0, title=what, title_justify="left")
+    table.caption, table.caption_justify = MEANING, "left"
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in cells(ways):

@@ -33,7 +33,7 @@ def watch(console: Console, settings: Settings) -> Iterator[Listener]:
         The run's settings.
     """
     console.print(
-        f"{settings.clients} clients in {settings.clusters} clusters, {settings.rounds} rounds, "
+        f"clients: {settings.clients}, clusters: {settings.clusters}, rounds: {settings.rounds}; "
         f"{settings.policy} policy, {settings.decoding} decoding",
         style="dim",
     )

@@ -12,9 +12,24 @@ from fedhlm_app.results.report.charts import line_chart
 from fedhlm_app.results.report.templates import fill
 
 HEADINGS = ("", "kept", "wrong", "at most", "tokens/s", "cost/M", "trips", "RTT <", "LLM >")
-"""Of the table: tokens kept, kept and wrong, that with 95 % confidence, speed, cost of a million
-tokens, round trips a text, and below which round trip and above which pace of the LLM, both in ms,
-it pays."""
+MEANING = (
+    "kept: tokens that the SLM decides; wrong: kept and not what the LLM would write, at most with "
+    "95 % confidence; cost/M: of a million tokens; trips: round trips a text; it pays where a "
+    "round trip is below RTT ms, or a token of the LLM takes more than LLM ms"
+)
+"""What the headings say, for whoever reads the table."""
+
+_TERMS = {
+    "llm_ms": "a token of the LLM, ms",
+    "slm_ms": "a draft of the SLM, ms",
+    "round_trip_ms": "round trip, ms",
+    "rate": "rate of the link, Mbit/s",
+    "input_price": "price of a million tokens read",
+    "cached_price": "price of a million tokens read again",
+    "output_price": "price of a million tokens written",
+    "request_price": "price of a request",
+    "hour_price": "worth of an hour of waiting",
+}
 
 _CURVE_POINTS = 25
 
@@ -71,7 +86,8 @@ def render(estimate: Estimate, ways: Sequence[Mapping[str, Any]], what: str, ver
         axis="ms",
     )
     terms = {
-        name: "-" if value is None else f"{value:g}" for name, value in vars(estimate.terms).items()
+        _TERMS[name]: "-" if value is None else f"{value:g}"
+        for name, value in vars(estimate.terms).items()
     }
     return fill(
         "estimate",
@@ -79,6 +95,7 @@ def render(estimate: Estimate, ways: Sequence[Mapping[str, Any]], what: str, ver
         what=what,
         verdict=verdict,
         headings=HEADINGS,
+        meaning=MEANING,
         rows=cells(ways),
         chart=chart,
         terms=terms,

@@ -63,7 +63,7 @@ def test_a_good_run_shows_its_result(fedhlm: Any, ending: Any, tmp_path: Path) -
     assert (seen[0].clients, seen[0].rounds, seen[0].clusters, seen[0].seed) == (4, 2, 2, 3)
     assert Path(seen[0].run_dir) == tmp_path / "runs"
     assert "transmission reduction" in answer.stdout and "run folder" in answer.stdout
-    assert "4 clients in 2 clusters, 2 rounds" in answer.stderr
+    assert "clients: 4, clusters: 2, rounds: 2; threshold policy" in answer.stderr
 
 
 def test_json_goes_to_standard_output_alone(fedhlm: Any, ending: Any) -> None:

@@ -199,4 +199,6 @@ def test_the_command_records_the_builtin_pair(tmp_path: Path) -> None:
     assert " ".join(made["verdict"].split()) in " ".join(result.stdout.split())
     page = (tmp_path / "estimate.html").read_text("utf-8")
     assert made["verdict"] in page and "<polyline" in page
+    assert "a token of the LLM, ms</th>" in page and "trips: round trips a text" in page
+    assert "trips: round trips a text" in " ".join(result.stdout.split())
     assert "http" not in page and "<script" not in page

@@ -93,8 +93,8 @@ def render(
     settings = config["settings"]
     shown = curves.thinned(metrics)
     what = (
-        f"{settings['clients']} clients in {settings['clusters']} clusters, "
-        f"{len(metrics)} of {settings['rounds']} rounds, {settings['workload']} with "
+        f"clients: {settings['clients']}, clusters: {settings['clusters']}, rounds: "
+        f"{len(metrics)} of {settings['rounds']}; {settings['workload']} with "
         f"{settings['decoding']} decoding, {settings['policy']} policy, "
         f"{settings['learning']} learning; started {config['started']}"
     )
@@ -117,12 +117,13 @@ def render(
         decided=""
         if summary is None
         else curves.decided({"": summary["resolution"]}, "All rounds"),
-        charts=curves.charts_of(shown),
+        charts=curves.charts_of(shown) if metrics else [],
         by_cluster=curves.decided(clusters, "Who decided") if len(clusters) > 1 else "",
         clusters=sections.clusters(summary),
         clients=clients,
         client_headings=headings,
-        clients_note="all rounds; held-out: kept and wrong in the last evaluation"
+        clients_note="all rounds"
+        + ("; held-out: kept and wrong in the last evaluation" * (("held-out", "wide") in headings))
         + (f"; {more:,} more are left out" if more > 0 else ""),
         examples=examples,
         examples_legend=_stages_of(log or []),

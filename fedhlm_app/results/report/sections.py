@@ -115,7 +115,7 @@ def clients(
             "kept": _part(own["local"], tokens),
             "asked the LLM": _part(own["llm_accepted"] + own["llm_resampled"], tokens),
             "kept and wrong": _part(own["wrong"], own["known"]),
-            "held-out": _cell(held_out.get(client), "{:.1%}"),
+            **({"held-out": _cell(held_out.get(client), "{:.1%}")} if held_out else {}),
             "up": (own["uplink"], size(own["uplink"])),
             "down": (own["downlink"], size(own["downlink"])),
             "replies lost": _cell(own["not counted"], "{}"),

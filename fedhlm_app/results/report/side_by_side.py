@@ -128,7 +128,10 @@ def render_side_by_side(
         if finished
         else "",
         charts=[*more, *charts],
-        verdicts={name: f"{verdict(summary)}." for name, summary in finished.items()},
+        verdicts={
+            run.label: run.state if run.summary is None else f"{verdict(run.summary)}."
+            for run in runs
+        },
     )
 
 
@@ -141,7 +144,8 @@ def _table(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[list[Cell]]
         told: list[Cell] = [(run.settings.get(key, ""),) * 2 for key in keys]
         found = run.summary
         figures = [("", "") if found is None else _figure(found, name) for name in _FIGURES]
-        state = "completed" if found is not None and not found.get("error") else run.state
+        done = found is not None and not found.get("error")
+        state = "completed" if done else run.state.partition(":")[0]  # why stands below
         rows.append([(run.label, run.label), (state, state), *figures, *told])
     return [(head, "") for head in heads], rows
 

@@ -24,7 +24,8 @@ section { padding: 16px 18px; margin-bottom: 14px; min-width: 0; }
 .grid2 { display: grid; gap: 14px; margin-bottom: 14px;
   grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); }
 .grid2 section { margin: 0; }
-svg { display: block; width: 100%; } svg.bar { border-radius: 6px; }
+svg { display: block; width: 100%; overflow: visible; }
+svg.bar { border-radius: 6px; overflow: hidden; }
 svg text { fill: var(--dim); font-size: 11px; } svg .grid { stroke: var(--line); }
 .dot { opacity: 0; } .dot:hover { opacity: 1; } rect:hover { opacity: .8; }
 rect.band { fill: var(--band); } line.level { stroke: var(--level); stroke-dasharray: 6 4;
@@ -34,7 +35,8 @@ rect.band { fill: var(--band); } line.level { stroke: var(--level); stroke-dasha
   padding: 0; font-size: 13px; color: var(--dim); }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
   margin-right: 6px; } .legend .band { background: var(--band); border: 1px solid var(--line); }
-.legend .level { height: 0; border-top: 2px dashed var(--level); vertical-align: middle; }
+.legend .level { width: 18px; height: 0; border-radius: 0;
+  border-top: 2px dashed var(--level); vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; font-weight: inherit; } thead th, tr.changed th { font-weight: 600; }

@@ -19,7 +19,7 @@ CHART = """\
 {% for x, words in rounds %}
 <text x="{{ px(x) }}" y="{{ foot }}" text-anchor="middle">{{ words }}</text>{% endfor %}
 {% if axis | length < 9 %}
-<text x="{{ left - 6 }}" y="{{ foot }}" text-anchor="end">{{ axis }}</text>{% endif %}
+<text x="{{ left - 14 }}" y="{{ foot }}" text-anchor="end">{{ axis }}</text>{% endif %}
 {% if level %}
 <line x1="{{ left }}" x2="{{ right }}" y1="{{ px(level[0]) }}" y2="{{ px(level[0]) }}"
  class="level"/>

@@ -64,8 +64,9 @@ _ESTIMATE = """\
 {% from "parts" import section, table, scrolled -%}
 {% include "head" %}
 <section><b>{{ verdict }}</b></section>
-<section>{% call scrolled("Ways of decoding") %}
-<table><thead><tr>{% for heading in headings %}
+<section><h2>Ways of decoding</h2><p class="dim">{{ meaning }}</p>
+{% call scrolled("Ways of decoding") %}
+<table class="values"><thead><tr>{% for heading in headings %}
 <{{ "th" if heading else "td" }}{% if heading %} scope="col"{% endif %}>{{ heading }}
 </{{ "th" if heading else "td" }}>{% endfor %}</tr></thead>
 {% for row in rows %}
@@ -135,8 +136,8 @@ _SIDE_BY_SIDE = """\
 {% if decided %}{{ section("Who decided the tokens", "all rounds together", decided) }}{% endif %}
 <div class="grid2">{% for title, note, chart in charts %}
 {{ section(title, note, chart) }}{% endfor %}</div>
-{% if verdicts %}<section><h2>Verdicts</h2>{% for run, words in verdicts.items() %}
-<p><b>{{ run }}</b>: {{ words }}</p>{% endfor %}</section>{% endif %}
+<section><h2>Verdicts</h2>{% for run, words in verdicts.items() %}
+<p><b>{{ run }}</b>: {{ words }}</p>{% endfor %}</section>
 {% include "foot" %}
 """
 

@@ -121,7 +121,8 @@ def test_changed_settings_stand_out(folder: RunFolder) -> None:
 def test_a_run_that_failed_early_has_a_page_too(tmp_path: Path) -> None:
     made = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path)}, {}), {})
     text = text_of(write_report(made).read_text("utf-8"))
-    assert "This run has no summary" in text and "nothing to draw" in text
+    assert "This run has no summary" in text and "nothing to draw" not in text
+    assert "clients: 20, clusters: 4, rounds: 0 of 30; generate" in text
     made.write_failure("RoundFailed: no usable reply")
     (made.path / CHECKPOINT).write_text("{}")
     made.write_progress(2, 30, {})
@@ -256,7 +257,12 @@ def test_runs_stand_side_by_side(fedhlm: Any, folder: RunFolder, tmp_path: Path)
     assert answer.stdout.split() == [str(tmp_path / "two.html")]
     page = (tmp_path / "two.html").read_text("utf-8")
     text = text_of(page)
-    assert "failed: RoundFailed" in text and "completed" in text and "87.65%" in text
+    assert 'data-value="failed">failed</td>' in page  # why would make the table wide
+    assert (
+        f"{failed.path.name} : failed: RoundFailed" in text
+        and "completed" in text
+        and "87.65%" in text
+    )
     # Of the settings those that differ, and nothing about where the runs lie.
     for heading, there in (("seed", True), ("clients", False), ("run-dir", False)):
         assert (f'<button type="button">{heading}</button>' in page) == there
