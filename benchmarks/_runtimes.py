@@ -1,8 +1,9 @@
-"""A small model in PyTorch, in ONNX Runtime, and there in 8 bits: time of a step, and agreement.
+"""A small model in PyTorch and as devices without it hold it: time of a step, and agreement.
 
-Run with ``python -m benchmarks._runtimes [--slm builtin]`` where the extra ``onnx`` is installed;
-writes ``benchmarks/out/runtimes.json``. Processor time of one thread, rounds of the three taken in
-turn; agreement in the most likely token is with PyTorch, on articles of the built-in corpus.
+Run with ``python -m benchmarks._runtimes [--slm builtin]`` where the extra ``onnx`` is installed,
+or with ``--slm smollm2`` or a GGUF file where ``llama`` is; writes benchmarks/out/runtimes.json.
+Processor time of one thread, rounds of all taken in turn; agreement in the most likely token is
+with PyTorch, on articles of the built-in corpus.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks._report import write_report
-from clients.decoding.onnx_runtime import OnnxModel
 from clients.decoding.ways import best_ways, lockstep_decoder
 from fedhlm_app.data.items import load_items
 from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.small import load_lean
+from fedhlm_app.models.sources import gguf_file, lean_file
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.pair.export import export
 
@@ -50,8 +52,13 @@ def main() -> None:
     found = [tokenizer.encode(text) for text in load_items("builtin", "test").texts()]
     texts = [np.array(one[: PROMPT + STEPS]) for one in found if len(one) >= PROMPT + STEPS // 2]
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {n: export(slm, Path(folder) / n, n == "int8") for n in ("float32", "int8")}
-        lean = {name: OnnxModel(Path(folder) / name / "model.onnx") for name in sizes}
+        kinds = ("gguf",) if gguf_file(slm) else ("float32", "int8")
+        sizes = {n: export(slm, Path(folder) / n, n == "int8") for n in kinds}
+        lean = {
+            name: load_lean(file, PROMPT + STEPS)
+            for name in sizes
+            if (file := lean_file(f"{folder}/{name}"))
+        }
     starts = {"torch": lambda prompts: lockstep_decoder(model, prompts)}
     starts |= {name: one.decoder for name, one in lean.items()}
     report: dict[str, Any] = {"slm": slm, "bytes": sizes}

@@ -1,5 +1,6 @@
 """What runs on the server between rounds: Flower strategies and their aggregation rules."""
 
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.cluster_map import AssignedClusters, ClusterMap, OneCluster, contiguous, round_robin
 from strategies.drop_in import HierarchicalFedAvg, HierarchicalFedNova, HierarchicalFedProx
 from strategies.factory import METHODS, build_strategy
@@ -14,7 +15,6 @@ from strategies.record_options import RecordOptions
 from strategies.records import Failure, NotEnoughNodes, RoundFailed, RoundRecord
 from strategies.rules import RULES, AggregationRule, build_rule
 from strategies.scaffold import Scaffold
-from strategies.state import state_from_bytes, state_to_bytes
 from strategies.validation import Refusal, ReplySchema, Update, validate_replies, validate_reply
 
 __all__ = [

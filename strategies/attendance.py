@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.rules import State
+from hlm.state import State
 
 
 class Attendance:

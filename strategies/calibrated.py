@@ -16,13 +16,13 @@ import numpy as np
 
 from hlm.arrays import BoolArray, FloatArray
 from hlm.local_steps import Personalisation
+from hlm.state import State
 from strategies.calibration import Calibration
 from strategies.cluster_map import ClusterMap, KnowsClients
 from strategies.outbox import Start
 from strategies.phases import Addition, Round
 from strategies.pooled import PooledCalibration
 from strategies.records import RoundRecord
-from strategies.rules import State
 from strategies.sampling import Node
 from strategies.server_state import ServerState
 from strategies.shortfall import Shortfall

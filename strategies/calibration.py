@@ -26,8 +26,8 @@ import numpy as np
 from hlm.arrays import FloatArray
 from hlm.risk import ESCALATE_ALL, RiskSums
 from hlm.risk.betting import FRACTIONS, log_imbalance, log_wealth, wealth_bounds
+from hlm.state import State
 from strategies.attendance import Attendance
-from strategies.rules import State
 from strategies.shortfall import fewest
 
 NEAREST = 0.9

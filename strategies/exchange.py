@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from hlm.arrays import FloatArray, IntArray
+from hlm.state import State
 from strategies.at_edge import AtEdge
 from strategies.cluster_map import ClusterMap
 from strategies.node_clusters import ReplyClusters
@@ -20,7 +21,6 @@ from strategies.outbox import Outbox
 from strategies.phases import Phase, Round
 from strategies.records import Failure, RoundFailed
 from strategies.replies import log_replies, sort_replies, why_failed
-from strategies.rules import State
 from strategies.sampling import Leg, Participation
 from strategies.validation import Refusal, Update
 

@@ -26,6 +26,7 @@ from flwr.serverapp.strategy.strategy_utils import log_strategy_start_info
 from flwr.supercore import log
 
 from hlm.arrays import FloatArray
+from hlm.state import State
 from strategies.at_edge import AtEdge
 from strategies.calibrated import Calibrating
 from strategies.cluster_map import ClusterMap, OneCluster
@@ -38,7 +39,6 @@ from strategies.outbox import Outbox, Start
 from strategies.phases import Phase, Round
 from strategies.record_options import RecordOptions
 from strategies.records import Failure, RoundRecord
-from strategies.rules import State
 from strategies.sampling import Node, Participation
 from strategies.server_state import ServerState
 from strategies.tiers import TierRules
@@ -279,7 +279,7 @@ class Hierarchical(Strategy):
     def state_dict(self) -> State:
         """Everything needed to continue identically: arrays, numbers, lists and dicts.
 
-        `strategies.state` writes it to bytes.
+        `hlm.state` writes it to bytes.
         """
         return {**self.state.state_dict(), **self._exchange.state_dict()}
 

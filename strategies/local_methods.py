@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hlm.arrays import FloatArray, IntArray
-from strategies.rules import State
+from hlm.state import State
 
 EdgeCombine = Callable[[FloatArray, FloatArray, IntArray, FloatArray], FloatArray]
 """(values [n, d], weights [n], clusters [n], previous [C, d]) -> [C, d], without a state."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hlm.arrays import FloatArray
+from hlm.state import State
 from strategies.aggregation import cluster_means
-from strategies.rules import State
 from strategies.validation import Update
 
 

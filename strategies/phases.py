@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hlm.arrays import BoolArray, FloatArray, IntArray
+from hlm.state import State
 from strategies.cluster_map import ClusterMap
-from strategies.rules import State
 from strategies.sampling import Leg, Node
 from strategies.validation import Refusal, Update
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hlm.arrays import FloatArray
+from hlm.state import State
 from strategies.attendance import Attendance, best_level, heard_at_least
-from strategies.rules import State
 from strategies.shortfall import fewest
 
 ThresholdOf = Callable[[FloatArray], float]

@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from hlm.arrays import FloatArray
+from hlm.state import State
 from strategies.aggregation import clip_by_norm, krum_order, median, trimmed_mean, weighted_mean
-
-State = dict[str, Any]
-"""NumPy arrays, numbers, strings, None, and lists and dicts of these."""
 
 
 class AggregationRule(ABC):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hlm.arrays import FloatArray
+from hlm.state import State
 from strategies.local_methods import Batch, EdgeCombine, LocalMethod, step_towards
-from strategies.rules import State
 
 
 class Scaffold(LocalMethod):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord
 
+from hlm.state import State
 from strategies.layout import Layout
 from strategies.local_methods import LocalMethod
 from strategies.memory import ClientMemory
-from strategies.rules import State
 from strategies.tiers import TierRules, Tiers
 from strategies.validation import Bounds
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from hlm.arrays import BoolArray, FloatArray, IntArray
+from hlm.state import State
 from strategies.aggregation import cluster_means
-from strategies.rules import AggregationRule, State, WeightedMean, build_rule
+from strategies.rules import AggregationRule, WeightedMean, build_rule
 
 RuleSource = str | Callable[[], AggregationRule]
 """A name in `RULES`, or a function that makes a fresh rule."""

@@ -89,7 +89,8 @@ class LlamaCppDecoder:
         self._sequences = np.arange(len(prompts))
         parameters = library.llama_context_default_params()
         parameters.n_seq_max = len(prompts)
-        parameters.n_ctx = len(prompts) * model.context
+        # llama.cpp makes room in units of 256 tokens.
+        parameters.n_ctx = len(prompts) * -(-model.context // 256) * 256
         parameters.n_batch = parameters.n_ubatch = _AT_ONCE
         parameters.n_threads = parameters.n_threads_batch = model.threads
         self._context = library.llama_init_from_model(model.model, parameters)

@@ -13,6 +13,7 @@ from rich.console import Console
 from clients.policies import POLICIES
 from fedhlm_app.cli.run import collect
 from fedhlm_app.client.feedback_folder import ServedPolicy, difference, made_with
+from fedhlm_app.models.sources import decides_as
 from fedhlm_app.results.report.verdict import threshold as shown
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
@@ -112,7 +113,9 @@ def choose_policy(
     folder = RunFolder.existing(run)
     kept = folder.config()["settings"]
     settings, theirs = collect_alone(given, pairs, kept), Settings.from_sources(kept, {})
-    there, here = ({**made_with(one), "slm": one.slm, "llm": one.llm} for one in (theirs, settings))
+    there, here = (
+        {**made_with(one), "slm": decides_as(one.slm), "llm": one.llm} for one in (theirs, settings)
+    )
     if differs := difference(there, here):
         raise SettingsError(f"--run '{run}': it has learned for {differs}")
     # Strategies, and with them Flower, take a second to load.

@@ -42,7 +42,7 @@ def load_small(settings: Settings) -> PreTrainedModel | Runtime:
                     f"setting {_NAMES.get(field, field)!r} = {value!r}: the slm '{settings.slm}' "
                     f"is in {LEAN_FORMATS[file.suffix].name}, which allows {', '.join(allowed)}"
                 )
-        return _runtime(file, settings.llm_context)
+        return load_lean(file, settings.llm_context)
     from clients.decoding.ways import best_ways
     from fedhlm_app.models.context_length import longest_context
     from fedhlm_app.models.load import load_slm
@@ -54,7 +54,7 @@ def load_small(settings: Settings) -> PreTrainedModel | Runtime:
 
 
 @lru_cache(maxsize=2)
-def _runtime(file: Path, longest: int) -> Runtime:
+def load_lean(file: Path, longest: int) -> Runtime:
     """Load a model once per process, for texts of so many tokens."""
     return OnnxModel(file) if file.suffix == ".onnx" else LlamaCppModel(file, longest)
 

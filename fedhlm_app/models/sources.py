@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import lru_cache
@@ -96,6 +97,18 @@ def lean_file(name: str) -> Path | None:
         return path
     files = [file for suffix in LEAN_FORMATS if (file := path / f"model{suffix}").is_file()]
     return files[0] if files and not any(path.glob("*.safetensors")) else None
+
+
+EXPORTED_FROM = "exported_from"
+"""Entry of a `config.json`: the model whose drafts and uncertainties an exported one has."""
+
+
+def decides_as(name: str) -> str:
+    """Name of the model that was exported, where this one decides as it does; else the name."""
+    file = lean_file(name)
+    if file is None or not (config := file.with_name("config.json")).is_file():
+        return name
+    return str(json.loads(config.read_text("utf-8")).get(EXPORTED_FROM, name))
 
 
 def _check_lean(file: Path, name: str, role: str) -> None:

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from clients.decoding.onnx_runtime import PAST, PRESENT, OnnxModel
 from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.sources import SMOLLM2_SMALL, PairError, gguf_file
+from fedhlm_app.models.sources import EXPORTED_FROM, SMOLLM2_SMALL, PairError, gguf_file
 from fedhlm_app.models.vocabulary import load_tokenizer
 from hlm.reading.agreement import context_limit
 
@@ -120,6 +120,8 @@ def _export_onnx(model: PreTrainedModel, slm: str, int8: bool, made: Path) -> No
     # A window of attention is not in the configuration's number of positions.
     config = json.loads((made / "config.json").read_text("utf-8"))
     config["max_position_embeddings"] = context_limit(model.config.get_text_config())
+    if not int8:  # which keeps and escalates other tokens
+        config[EXPORTED_FROM] = slm
     (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     furthest = _difference(model, OnnxModel(made / "model.onnx"))
     if not furthest <= FURTHEST:

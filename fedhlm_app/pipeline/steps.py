@@ -44,9 +44,9 @@ from fedhlm_app.transport.llm_access import llm_link
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import IntArray
 from hlm.randomness import DrawKeys, session_keys
+from hlm.state import state_from_bytes, state_to_bytes
 from hlm.transport import LinkDown, Transport
 from hlm.verification import Claim, Draft
-from strategies.state import state_from_bytes, state_to_bytes
 
 Line = dict[str, Any]
 """Figures of a round, as `metrics.jsonl` has them, without bytes and seconds."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhlm_app.results.runs import CHECKPOINT, write_atomically
-from strategies.rules import State
-from strategies.state import state_from_bytes, state_to_bytes
+from hlm.state import State, state_from_bytes, state_to_bytes
 
 _VERSION = 4
 

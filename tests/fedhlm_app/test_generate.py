@@ -19,6 +19,7 @@ from clients.records import Stage
 from fedhlm_app.cli import app
 from fedhlm_app.cli import generate as command
 from fedhlm_app.cli.coloured import ColouredText
+from fedhlm_app.cli.policy import choose_policy
 from fedhlm_app.client.feedback_folder import ServedPolicy
 from fedhlm_app.client.prompted import Ask, PromptedModel, Token
 from fedhlm_app.hosting.llm import build_service
@@ -29,7 +30,7 @@ from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.results.stages import STAGE_COLOURS, STAGE_WORDS
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.server import checkpoint
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import joined
 from tests.fedhlm_app.in_process import Runner
@@ -221,6 +222,17 @@ def test_a_runs_policy(fedhlm, run):
         assert (token["uncertainty"] <= learned) == (token["stage"] == "local")
     words = fedhlm(PROMPT, "--run", str(run.path), "-n", "2").stderr
     assert words.endswith(f"threshold {learned:.4f} of {run.path.name}, 1 rounds\n")
+
+
+def test_a_runs_policy_is_that_of_its_small_model_in_another_format(run, tmp_path):
+    given = {"slm": str(tmp_path), "initial-threshold": None}
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "config.json").write_text('{"exported_from": "builtin"}')
+    assert choose_policy(given, [], run.path, None).settings.slm == str(tmp_path)
+    # As one in 8 bits, or another model.
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SettingsError, match="it has learned for slm = 'builtin' there"):
+        choose_policy(given, [], run.path, None)
 
 
 def test_what_a_run_has_certified_is_said(fedhlm, tmp_path):

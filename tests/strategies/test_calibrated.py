@@ -11,12 +11,12 @@ import pytest
 from benchmarks._risk_curves import personal_thresholds
 from hlm.risk import RiskSums, conformal_threshold, risk_sums, threshold_grid
 from hlm.risk.betting import log_terms
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.calibrated import CalibrationOptions
 from strategies.calibration import SequentialCalibration
 from strategies.cluster_map import AssignedClusters
 from strategies.hierarchical import Hierarchical
 from strategies.pooled import PooledCalibration
-from strategies.state import state_from_bytes, state_to_bytes
 
 
 def _load(name):

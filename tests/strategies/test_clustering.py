@@ -7,6 +7,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.cluster_map import ClusterMap, shuffled
 from strategies.clustering.features import SHRINKAGE, FeatureSpace, ProfileError, within_covariance
 from strategies.clustering.learned import LearnedClusters
@@ -19,7 +20,6 @@ from strategies.clustering.methods import (
 from strategies.clustering.pairwise import pairwise_test
 from strategies.clustering.reports import adjusted_rand_index, label_mapping, purity
 from strategies.clustering.result import ClusterResult
-from strategies.state import state_from_bytes, state_to_bytes
 
 DIMS, BINS = 6, 4
 LEARNED = ("classifier", "profile")

@@ -7,9 +7,9 @@ import pytest
 
 from hlm.risk import RiskSums, threshold_grid
 from hlm.risk.betting import FRACTIONS, log_terms
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.calibration import SequentialCalibration
 from strategies.pooled import PooledCalibration
-from strategies.state import state_from_bytes, state_to_bytes
 
 GRID, ALPHA, DELTA = threshold_grid(64), 0.05, 0.05
 RUNS, ROUNDS, PROMPTS, TOKENS = 1000, 18, 60, 10

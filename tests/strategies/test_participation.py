@@ -20,13 +20,13 @@ from benchmarks._participation import Pattern, false_certificates, false_thresho
 from fedhlm_app.settings import Settings
 from hlm.risk import RiskSums, learn_then_test
 from hlm.risk.betting import log_terms
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.attendance import Attendance, best_level, heard_at_least
 from strategies.calibrated import CalibrationOptions
 from strategies.calibration import SequentialCalibration
 from strategies.cluster_map import AssignedClusters
 from strategies.hierarchical import Hierarchical
 from strategies.pooled import PooledCalibration, Unread
-from strategies.state import state_from_bytes, state_to_bytes
 
 
 def _load(name):

@@ -13,12 +13,12 @@ import pytest
 from hlm.privacy import gaussian_epsilon
 from hlm.risk import ESCALATE_ALL, CurveRelease, private_conformal_threshold, threshold_grid
 from hlm.risk.private import square_root_sums
+from hlm.state import state_from_bytes, state_to_bytes
 from strategies.calibrated import CalibrationOptions
 from strategies.cluster_map import AssignedClusters
 from strategies.hierarchical import Hierarchical
 from strategies.pooled import PooledCalibration
 from strategies.privacy import CentralPrivacy
-from strategies.state import state_from_bytes, state_to_bytes
 
 
 def _load(name):

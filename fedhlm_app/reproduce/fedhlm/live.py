@@ -27,9 +27,9 @@ from fedhlm_app.settings import Settings
 from fedhlm_app.trace.rounds import Here, LocalUpdate
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import FloatArray
+from hlm.state import state_to_bytes
 from servers.llm import LanguageModelService
 from strategies.sampling import Node
-from strategies.state import state_to_bytes
 
 Sums = dict[str, Any]
 

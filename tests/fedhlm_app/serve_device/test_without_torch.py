@@ -37,6 +37,7 @@ NEEDS_TORCH = {
 
 IMPORT_ALL = """
 import importlib, pkgutil, hlm, clients
+import fedhlm_app.server.learned  # what `--run` reads
 for room in (hlm, clients):
     for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
         try:

@@ -21,9 +21,9 @@ from fedhlm_app.server import roster
 from fedhlm_app.server.cluster_report import true_groups
 from fedhlm_app.server.clusters import Clusters
 from fedhlm_app.settings import Settings, SettingsError
+from hlm.state import state_from_bytes, state_to_bytes
 from servers.edge.actor import EdgeActor
 from strategies.clustering.learned import LearnedClusters
-from strategies.state import state_from_bytes, state_to_bytes
 
 
 def _in_process():

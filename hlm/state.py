@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from strategies.rules import State
+State = dict[str, Any]
+"""NumPy arrays, numbers, strings, None, and lists and dicts of these."""
 
 _ARRAY = "__array__"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies import state_from_bytes, state_to_bytes
+from hlm.state import state_from_bytes, state_to_bytes
 
 
 def test_everything_comes_back_bit_for_bit() -> None:
