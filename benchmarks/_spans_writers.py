@@ -26,7 +26,7 @@ from fedhlm_app.data.workload import WorkloadBatch
 from fedhlm_app.estimate.recording import Recorded
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.settings import Settings
-from hlm.arrays import IntArray
+from hlm.arrays import BoolArray, IntArray
 from hlm.channels import Link
 from hlm.spans import SpanCosts, count_runs, learned
 from hlm.transport import Transport
@@ -39,16 +39,32 @@ LEAST_SECONDS, MOST_SECONDS = 6.0, 15.0
 """How long plain streaming and spans are written in a cell, in turns."""
 SHARP = 0.03
 """Width of the interval of their ratio below which `LEAST_SECONDS` are enough."""
+TIMED = 3
+"""How often the paces of a cell are taken, of which the medians count."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One LLM pace, link and budget, and what is followed there."""
+    """One LLM pace, link and budget, and the texts that are written there.
+
+    Attributes
+    ----------
+    budget, threshold : float
+        Share of tokens that may be kept and wrong, and the threshold certified for it.
+    llm_ms : float
+        Pace that the LLM keeps, in ms; 0: its own.
+    link : Link
+    prompts : int64 [texts, tokens]
+    sure : bool [texts, positions]
+        Where the recorded drafts of these texts are sure.
+    """
 
     budget: float
     threshold: float
-    costs: SpanCosts
+    llm_ms: float
     link: Link
+    prompts: IntArray
+    sure: BoolArray
 
 
 @dataclass
@@ -80,6 +96,16 @@ class Written:
         return any(ratio > 1.1 for ratio in found["spans"].faster_than(self))
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One text, and what it took, in all and of the device's work."""
+
+    seconds: float
+    device_seconds: float
+    records: TokenRecords
+    traffic: Traffic
+
+
 class Writers:
     """The sides, over any transport.
 
@@ -89,11 +115,13 @@ class Writers:
         Of a text.
     fitted : Recorded
         What rules learn from.
+    window : int
+        Tokens that the server may be ahead of the device.
     """
 
-    def __init__(self, tokens: int, fitted: Recorded) -> None:
+    def __init__(self, tokens: int, fitted: Recorded, window: int) -> None:
         settings = Settings.from_sources({}, {})
-        self.tokens, self.fitted = tokens, fitted
+        self.tokens, self.fitted, self.window = tokens, fitted, window
         self.slm, self.llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
         self.config = RouterConfig(
             sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset()
@@ -103,84 +131,104 @@ class Writers:
         self._sessions = count(1)
 
     def sides(self, transport: Transport, cell: Cell) -> dict[str, Write]:
-        """Plain streaming, one token at a time, and spans."""
-        drafter = VERIFIERS["greedy"]()
-        reader = Router(self.llm, self.config, FixedPolicy(True), drafter, [])
+        """Plain streaming, and one token at a time."""
         recorder = (
             transport
             if isinstance(transport, Recorder)
             else Recorder(transport, time.perf_counter, [cell.link])
         )
+        drafter = VERIFIERS["greedy"]()
+        reader = Router(self.llm, self.config, FixedPolicy(True), drafter, [])
         alone = LanguageModelAlone(METHODS["llm"], reader, self.common, recorder)
 
         def streamed(texts: TextBatch, tokens: int) -> tuple[TokenRecords, Traffic]:
             return alone.streamed(WorkloadBatch(texts, tokens, texts.lengths.copy(), None))
 
-        def routed(router: Router) -> Write:
-            def write(texts: TextBatch, tokens: int) -> tuple[TokenRecords, Traffic]:
-                traffic = Traffic()
-                return router.generate(texts, tokens, traffic), traffic
-
-            return write
-
-        policy = ThresholdPolicy(cell.threshold)
-        counts = count_runs(self.fitted.uncertainty <= cell.threshold)
-        rule = learned(counts, cell.costs, self.tokens)
         one = LanguageModelUplink(transport, drafter, self.common)
-        streams = SpanUplink(transport, drafter, self.common, cell.costs.window)
-        spans = SpanRouting(rule, streams, drafts=False)
-        return {
-            "plain": streamed,
-            "token": routed(Router(self.slm, self.config, policy, drafter, [one])),
-            "spans": routed(Router(self.slm, self.config, policy, drafter, [streams], spans=spans)),
-        }
+        return {"plain": streamed, "token": self._routed(cell, one)}
 
-    def write(
-        self, transport: Transport, cell: Cell, prompts: Sequence[IntArray]
-    ) -> dict[str, Written]:
+    def spans(self, transport: Transport, cell: Cell, costs: SpanCosts) -> Write:
+        """Streams that are taken back by the learned rule for `costs`."""
+        rule = learned(count_runs(self.fitted.uncertainty <= cell.threshold), costs, self.tokens)
+        streams = SpanUplink(transport, VERIFIERS["greedy"](), self.common, self.window)
+        return self._routed(cell, streams, SpanRouting(rule, streams, drafts=False))
+
+    def _routed(
+        self, cell: Cell, uplink: LanguageModelUplink, spans: SpanRouting | None = None
+    ) -> Write:
+        policy, drafter = ThresholdPolicy(cell.threshold), VERIFIERS["greedy"]()
+        router = Router(self.slm, self.config, policy, drafter, [uplink], spans=spans)
+
+        def write(texts: TextBatch, tokens: int) -> tuple[TokenRecords, Traffic]:
+            traffic = Traffic()
+            return router.generate(texts, tokens, traffic), traffic
+
+        return write
+
+    def measured(self, transport: Transport, sides: dict[str, Write], cell: Cell) -> SpanCosts:
+        """Paces and round trip as this transport has them, from writing the first text anew.
+
+        A streamed token takes what a longer text of plain streaming takes more than a shorter one,
+        a draft the device's part of a text written one token at a time, and a round trip the rest
+        of that, for each request, without the LLM's step.
+        """
+        paces = []
+        for _ in range(TIMED):
+            short, whole = (
+                self._timed(transport, sides["plain"], cell.prompts[0], tokens)
+                for tokens in (WARM_TOKENS, self.tokens)
+            )
+            llm = (whole.seconds - short.seconds) / (self.tokens - WARM_TOKENS)
+            token = self._timed(transport, sides["token"], cell.prompts[0], self.tokens)
+            asked = (token.seconds - token.device_seconds) / token.traffic.messages
+            paces.append((llm, token.device_seconds / self.tokens, max(asked - llm, 0.0)))
+        return SpanCosts(*(1000 * np.median(paces, axis=0)).tolist(), self.window)
+
+    def write(self, transport: Transport, cell: Cell) -> tuple[dict[str, Written], SpanCosts]:
         """Every side's texts, in turns, again and again until the comparison is sharp.
 
         One token at a time is written once where it is far behind. Seconds are those of the
-        recorder, if the transport is one; else they have passed.
+        recorder, if the transport is one; else they have passed. Told, too, are the costs for which
+        the rule of the spans was made.
         """
         sides = self.sides(transport, cell)
         for side in sides.values():  # opens connections, and warms up
-            self._timed(transport, side, prompts[0], WARM_TOKENS)
+            self._timed(transport, side, cell.prompts[0], WARM_TOKENS)
+        costs = self.measured(transport, sides, cell)
+        sides["spans"] = self.spans(transport, cell, costs)
+        self._timed(transport, sides["spans"], cell.prompts[0], WARM_TOKENS)
         found = {name: Written() for name in sides}
         for repetition in count():
             order = [name for name in sides if name != "token" or not found[name].behind(found)]
             seconds = dict.fromkeys(order, 0.0)
-            for number, prompt in enumerate(prompts):
+            for number, prompt in enumerate(cell.prompts):
                 first = (repetition + number) % len(order)
                 for name in order[first:] + order[:first]:
-                    took, records, crossed = self._timed(
-                        transport, sides[name], prompt, self.tokens
-                    )
-                    seconds[name] += took
-                    found[name].traffic.include(crossed)
-                    found[name].kept += int(records.kept.sum())
+                    one = self._timed(transport, sides[name], prompt, self.tokens)
+                    seconds[name] += one.seconds
+                    found[name].traffic.include(one.traffic)
+                    found[name].kept += int(one.records.kept.sum())
                     if not repetition:
-                        found[name].texts.append(records.token[0].tolist())
+                        found[name].texts.append(one.records.token[0].tolist())
             for name in order:
                 found[name].seconds.append(seconds[name])
             passed = sum(found["plain"].seconds) + sum(found["spans"].seconds)
             _, low, high = middle(found["spans"].faster_than(found["plain"]))
             sharp = passed > LEAST_SECONDS and high - low < SHARP
             if repetition and (sharp or passed > MOST_SECONDS):
-                return found
+                return found, costs
 
-    def _timed(
-        self, transport: Transport, side: Write, prompt: IntArray, tokens: int
-    ) -> tuple[float, TokenRecords, Traffic]:
+    def _timed(self, transport: Transport, side: Write, prompt: IntArray, tokens: int) -> Timed:
         texts = TextBatch([prompt], np.array([next(self._sessions)]), room=tokens)
         if isinstance(transport, Recorder):
             transport.clear()
         begin = time.perf_counter()
         records, crossed = side(texts, tokens)
-        seconds = time.perf_counter() - begin
+        seconds, device = time.perf_counter() - begin, crossed.slm
         if isinstance(transport, Recorder):
-            seconds = float(transport.took().times.now[0])
-        return seconds, records, crossed
+            took = transport.took()
+            seconds, device = float(took.times.now[0]), took.device_seconds
+        return Timed(seconds, device, records, crossed)
 
 
 def middle(values: Sequence[float]) -> tuple[float, float, float]:

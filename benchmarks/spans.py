@@ -62,7 +62,7 @@ def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     from benchmarks._spans_wire import in_real_time, table
 
     _, prompts, found = recorded(options.texts, options.tokens)
-    path = CACHE / f"spans-cells-{options.wire_prompts}x{options.wire_tokens}.jsonl"
+    path = CACHE / f"spans-measured-{options.wire_prompts}x{options.wire_tokens}.jsonl"
     if options.anew:
         path.unlink(missing_ok=True)
     rows = [json.loads(line) for line in path.open()] if path.exists() else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -78,14 +78,10 @@ def _partition(
     order = np.random.default_rng(seed).permutation(len(items))
     if kind == "iid":
         shares = _dealt_evenly(order, clients)
+    elif kind == "dirichlet":
+        shares = _drawn_by_label(items, order, clients, alpha, seed)
     else:
-        partitioner = _partitioner(kind, clients, alpha, seed, items)
-        try:
-            shares = _dealt_by_label(items, order, partitioner)
-        except ValueError as error:
-            raise DataError(
-                f"partition = {kind!r} cannot divide {items.name} among {clients} clients: {error}"
-            ) from error
+        shares = _dealt_by_label(items, order, kind, clients, seed)
     _top_up(shares, np.random.default_rng([seed, clients]))
     for share in shares:
         share.flags.writeable = False
@@ -95,53 +91,64 @@ def _partition(
 def _dealt_evenly(order: np.ndarray, clients: int) -> list[np.ndarray]:
     """Cut shuffled rows into even runs, as the `IidPartitioner` of `flwr-datasets` does.
 
-    Doing so here spares most runs the seconds that importing `flwr-datasets` takes, since it
-    brings its plotting along.
+    Doing so here, as in `_drawn_by_label`, spares each process of most runs the seconds that
+    importing `flwr-datasets` takes, since it brings its plotting along.
     """
     return [np.array(share, dtype=np.int64) for share in np.array_split(order, clients)]
 
 
-def _dealt_by_label(items: Items, order: np.ndarray, partitioner: Any) -> list[np.ndarray]:
-    """Let a partitioner divide the shuffled rows by their labels."""
-    from datasets import Dataset
+def _drawn_by_label(
+    items: Items, order: np.ndarray, clients: int, alpha: float, seed: int
+) -> list[np.ndarray]:
+    """Divide shuffled rows, label by label, as the `DirichletPartitioner` of `flwr-datasets`."""
+    if not alpha > 0:
+        raise DataError(f"dirichlet-alpha = {alpha} is not allowed; it must be positive")
+    generator = np.random.default_rng(seed)
+    labels = items.labels(order)
+    shares: list[list[int]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        ends = np.cumsum(generator.dirichlet(np.full(clients, alpha))) * len(places)
+        for share, drawn in zip(shares, np.split(places, ends.astype(int)[:-1]), strict=True):
+            share.extend(drawn.tolist())
+    for share in shares:
+        generator.shuffle(share)
+    return [order[np.array(share, np.int64)].astype(np.int64) for share in shares]
 
-    partitioner.dataset = Dataset.from_dict({"label": items.labels(order), "row": order})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return [
-            np.asarray(partitioner.load_partition(client).with_format("numpy")["row"][:], np.int64)
-            for client in range(partitioner.num_partitions)
-        ]
 
-
-def _partitioner(kind: str, clients: int, alpha: float, seed: int, items: Items) -> Any:
-    """Create the partitioner of a kind that goes by label."""
-    if kind not in ("dirichlet", "by-class"):
+def _dealt_by_label(
+    items: Items, order: np.ndarray, kind: str, clients: int, seed: int
+) -> list[np.ndarray]:
+    """Let a partitioner of `flwr-datasets` divide the shuffled rows by their labels."""
+    if kind != "by-class":
         raise DataError(f"partition = {kind!r} is unknown; allowed are iid, dirichlet, by-class")
-    if kind == "by-class" and not items.label_names:
+    if not items.label_names:
         raise DataError(
             f"partition = 'by-class' needs labels, and {items.name} has none: name their column "
             f"with label-column, or set partition=iid or dirichlet"
         )
-    from flwr_datasets.partitioner import DirichletPartitioner, PathologicalPartitioner
+    from datasets import Dataset
+    from flwr_datasets.partitioner import PathologicalPartitioner
 
-    if kind == "dirichlet":
-        if not alpha > 0:
-            raise DataError(f"dirichlet-alpha = {alpha} is not allowed; it must be positive")
-        return DirichletPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            alpha=alpha,
-            min_partition_size=0,
-            seed=seed,
-        )
-    return PathologicalPartitioner(
+    partitioner = PathologicalPartitioner(
         num_partitions=clients,
         partition_by="label",
         num_classes_per_partition=max(1, len(np.unique(items.labels())) - clients + 1),
         class_assignment_mode="deterministic",
         seed=seed,
     )
+    partitioner.dataset = Dataset.from_dict({"label": items.labels(order), "row": order})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return [
+                np.array(partitioner.load_partition(client)["row"], np.int64)
+                for client in range(partitioner.num_partitions)
+            ]
+    except ValueError as error:
+        raise DataError(
+            f"partition = {kind!r} cannot divide {items.name} among {clients} clients: {error}"
+        ) from error
 
 
 def _top_up(shares: list[np.ndarray], generator: np.random.Generator) -> None:

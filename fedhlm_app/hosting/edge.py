@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from flwr.common.logger import log
 
-from fedhlm_app.client.edge import token_embeddings
 from fedhlm_app.learning.gradients import policy_bounds
 from fedhlm_app.learning.rules import sums_rule
-from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.torch_names import torch_dtype
+from fedhlm_app.models.embeddings import slm_embeddings
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import NAMESPACE, edge_actor_name
@@ -35,7 +33,6 @@ def build_edge(
     settings: Settings, run: int, cluster: int, members: Sequence[int], clusters: int
 ) -> EdgeServer:
     """The edge server of one cluster; runs inside its actor."""
-    embeddings = token_embeddings(load_slm(settings.slm, torch_dtype(settings.dtype), "cpu"))
     neighbours = []
     if settings.inter_cluster:
         others = [other for other in range(clusters) if other != cluster]
@@ -49,7 +46,9 @@ def build_edge(
         key_bytes=8 * settings.sketch_words,
         deferred=settings.reproducible,
     )
-    return EdgeServer(cluster, embeddings, config, members, neighbours, averaging=averaging)
+    return EdgeServer(
+        cluster, slm_embeddings(settings), config, members, neighbours, averaging=averaging
+    )
 
 
 def update_limits(settings: Settings) -> UpdateLimits:

@@ -24,6 +24,9 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_WORTH = 0.99
+"""Share of a cost that is left where saving the rest is worth a further draft, or any."""
+
 
 @dataclass(frozen=True)
 class TakeBack:
@@ -95,8 +98,9 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
 
     `NEVER` where even the best take-backs would cost more than the LLM alone: with one token to
     write, unless ``p >= tS / (R + tL)`` for sure drafts of share p, which is eq. 13 of the paper
-    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. `ONE_BY_ONE` where
-    that costs least, `certain` where nothing was counted.
+    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. With more, unless a
+    hundredth is saved: less is lost in what the costs leave out. `ONE_BY_ONE` where that costs
+    least, `certain` where nothing was counted.
 
     Parameters
     ----------
@@ -121,11 +125,11 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
     least, rule = planned(counts, costs, tokens, 1)
     for further in range(2, ahead + 1):
         cost, other = planned(counts, costs, tokens, further)
-        if cost < 0.99 * least:
+        if cost < _WORTH * least:
             least, rule = cost, other
     if (alone := _one_by_one(counts, costs, tokens)) < least:
         least, rule = alone, ONE_BY_ONE
-    return rule if least <= costs.plain(tokens) else NEVER
+    return rule if least <= costs.plain(tokens) * (_WORTH if tokens > 1 else 1) else NEVER
 
 
 def _one_by_one(counts: Floats, costs: SpanCosts, tokens: int) -> float:

@@ -21,9 +21,6 @@ class EdgeActor:
     retries = 0
 
     def __init__(self, build: Callable[[], EdgeServer]) -> None:
-        import torch
-
-        torch.set_num_threads(1)
         self._server = build()
 
     def exchange(self, payload: bytes) -> bytes:

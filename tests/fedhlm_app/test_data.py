@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedhlm_app.data import files
@@ -337,6 +337,26 @@ class TestPartition:
         partitioner.dataset = table.shuffle(seed=seed, keep_in_memory=True)
         for client, share in enumerate(partition(made_items(rows), clients, "iid", seed=seed)):
             assert share.tolist() == list(partitioner.load_partition(client)["row"])
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        clients=st.integers(1, 12),
+        alpha=st.sampled_from([0.05, 1.0, 1e6]),
+        seed=st.integers(0, 50),
+        labels=st.integers(1, 6),
+    )
+    def test_dirichlet_shares_are_those_of_flowers_partitioner(self, clients, alpha, seed, labels):
+        from datasets import Dataset
+        from flwr_datasets.partitioner import DirichletPartitioner
+
+        items = made_items(180, labels, seed)
+        order = np.random.default_rng(seed).permutation(180)
+        partitioner = DirichletPartitioner(clients, "label", alpha, 0, seed=seed)
+        partitioner.dataset = Dataset.from_dict({"label": items.labels(order), "row": order})
+        expected = [list(partitioner.load_partition(client)["row"]) for client in range(clients)]
+        assume(min(map(len, expected)) >= 2)  # no share is topped up
+        shares = partition(items, clients, "dirichlet", alpha, seed)
+        assert [share.tolist() for share in shares] == expected
 
     def test_small_alpha_gives_fewer_labels_a_client(self):
         items = made_items(2000)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedhlm_app.client.edge import token_embeddings
-from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.torch_names import torch_dtype
+from fedhlm_app.models.embeddings import slm_embeddings
 from fedhlm_app.reproduce.fedhlm.inputs import Inputs
 from fedhlm_app.reproduce.pieces import Cell, Finding, Measured, Piece, Table
 from hlm.arrays import IntArray
@@ -15,7 +13,7 @@ from hlm.arrays import IntArray
 def similarity(inputs: Inputs) -> Finding:
     """Mean cosine of tokens' embeddings to the true ones', over all of the data's tokens."""
     settings, trace = inputs.settings(), inputs.trace()
-    vectors = token_embeddings(load_slm(settings.slm, torch_dtype(settings.dtype), "cpu"))
+    vectors = slm_embeddings(settings)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     known = trace.answer >= 0
     right = trace.answer[known]
