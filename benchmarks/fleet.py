@@ -1,6 +1,6 @@
 """An LLM server under many devices, over real connections, against the bare engine in the same run.
 
-    python -m benchmarks.fleet [--devices 1 16 64 256] [--tokens 48] [--share 0.25]
+    python -m benchmarks.fleet [--devices 1 16 64 256 1024] [--tokens 48] [--share 0.25]
 
 A device is simulated: the small model writes texts of the corpus once, and its drafts and their
 uncertainties are every device's from then on. What is less sure than the threshold of `--share` is
@@ -19,6 +19,8 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -150,7 +152,7 @@ async def device(
 
 def served(fleet: Fleet, vocab: int, devices: int) -> dict[str, float]:
     """What a server does for so many devices at once, and what of this machine it takes."""
-    words = ["--port", "0", "--batch", "--per-address", str(devices + 1), "--queue", "512"]
+    words = ["--per-address", str(devices + 1), "--queue", str(max(512, 2 * devices))]
     with TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(devices)]
@@ -158,10 +160,11 @@ def served(fleet: Fleet, vocab: int, devices: int) -> dict[str, float]:
         return measured(words, tokens, fleet, vocab)
 
 
-def measured(words: list[str], tokens: list[str], fleet: Fleet, vocab: int) -> dict[str, float]:
-    """Start the server, let all devices write, stop it."""
+@contextmanager
+def started(words: list[str]) -> Iterator[tuple[tuple[str, int], psutil.Process]]:
+    """A server, which is stopped in the end: its address and its process."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedhlm_app", "serve", "llm", *words],
+        [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch", *words],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -169,8 +172,16 @@ def measured(words: list[str], tokens: list[str], fleet: Fleet, vocab: int) -> d
         line = process.stdout.readline()
         if not line.startswith(READY):
             raise RuntimeError("the server did not start")
-        host, _, port = line.removeprefix(READY).split()[0].rpartition(":")
-        address, own = (host, int(port)), psutil.Process(process.pid)
+        host, _, port = line.removeprefix(READY).split()[0].rstrip(",").rpartition(":")
+        yield (host, int(port)), psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def measured(words: list[str], tokens: list[str], fleet: Fleet, vocab: int) -> dict[str, float]:
+    """Let all devices write, each a text."""
+    with started(words) as (address, own):
         asyncio.run(device(len(tokens), tokens[0], fleet, vocab, address, [], []))  # warms up
         before, memory = own.cpu_times(), own.memory_info().rss
         waits: list[float] = []
@@ -198,15 +209,12 @@ def measured(words: list[str], tokens: list[str], fleet: Fleet, vocab: int) -> d
             "message_B": float(np.mean(sizes)),
             "device_kB": (own.memory_info().rss - memory) / len(tokens) / 1e3,
         }
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def main() -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 16, 64, 256, 1024])
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each device")
     parser.add_argument("--share", type=float, default=0.25, help="of tokens that are asked about")
     options = parser.parse_args()
