@@ -108,15 +108,18 @@ def _versions() -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> str:
+    from fedhlm_app.hosting.pairs import check_pair
     from fedhlm_app.models.sources import check_folder
-    from fedhlm_app.models.vocabulary import check_same_tokenizer
+    from fedhlm_app.models.vocabulary import one_tokenizer
     from fedhlm_app.server.preflight import check_devices
 
     check_devices(settings)
     check_folder(settings.slm, "slm")
     check_folder(settings.llm, "llm", weights=not settings.llm_address)
-    check_same_tokenizer(settings.slm, settings.llm)
-    return f"slm {settings.slm}, llm {settings.llm}: there, with one tokenizer"
+    check_pair(settings)
+    alike = one_tokenizer(settings.slm, settings.llm)
+    tokenizers = "one tokenizer" if alike else "different tokenizers: text is compared"
+    return f"slm {settings.slm}, llm {settings.llm}: there, with {tokenizers}"
 
 
 def _llm(settings: Settings) -> Iterator[Finding]:

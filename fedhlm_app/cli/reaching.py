@@ -50,8 +50,7 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
             "elsewhere, behind `fedhlm serve llm`; allowed is the address of one, as host:port or "
             "URL"
         )
-    from fedhlm_app.hosting.backends import build_backend, check_backend
-    from fedhlm_app.models.vocabulary import check_same_tokenizer
+    from fedhlm_app.hosting.pairs import build_pair, check_pair
     from fedhlm_app.transport.transports import DirectTransport
     from servers.llm import LanguageModelService
 
@@ -60,7 +59,6 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
         backend = f"openai:{settings.llm_address}"
         update = {"llm_backend": backend, "llm_address": "", "llm": settings.slm}
         settings = settings.model_copy(update=update)
-    check_backend(settings)
     check_folder(settings.llm, "llm", weights=settings.loads_llm)
-    check_same_tokenizer(settings.slm, settings.llm)
-    return DirectTransport(LanguageModelService(build_backend(settings)))
+    check_pair(settings)
+    return DirectTransport(LanguageModelService(build_pair(settings)))

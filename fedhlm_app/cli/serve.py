@@ -54,6 +54,10 @@ def llm(
     host: HostOption = "127.0.0.1",
     port: PortOption = DEFAULT_PORT,
     llm: Annotated[str | None, ModelOption] = None,
+    slm: Annotated[
+        str | None,
+        typer.Option(help="The devices' small model, if its tokenizer is another: text is sent."),
+    ] = None,
     sessions: Annotated[
         int | None, typer.Option(help="Prompts whose key-value cache is kept.")
     ] = None,
@@ -109,7 +113,7 @@ def llm(
     after a stop, 1 when the model cannot be loaded, 2 when a setting, the certificate or the token
     is wrong or the address cannot be listened on.
     """
-    from fedhlm_app.hosting.backends import check_backend
+    from fedhlm_app.hosting.pairs import check_pair
     from fedhlm_app.models.sources import check_folder
     from fedhlm_app.server import preflight
 
@@ -123,9 +127,11 @@ def llm(
     with ends_with(BAD_SETTINGS, ValueError, trace=True):
         given["llm-backend"] = _backend(backend, pace_ms, url, model)
         settings = collect(given, overrides or [])
+        settings = settings.model_copy(update={"slm": slm or settings.llm})
         check_folder(settings.llm, "llm", weights=settings.loads_llm)
+        check_folder(settings.slm, "slm", weights=False)
         preflight.check_devices(settings, simulated=False)
-        check_backend(settings)
+        check_pair(settings)
         access = read_access(host, tls_cert, tls_key, token_file, insecure=insecure)
     with (
         ends_with(FAILED, OSError, ValueError),

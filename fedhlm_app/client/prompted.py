@@ -17,7 +17,7 @@ from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.client.routed import Routed
 from fedhlm_app.models.small import readable
 from fedhlm_app.models.text_stream import TextStream
-from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer, one_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.arrays import IntArray
 from hlm.transport import Transport
@@ -213,6 +213,12 @@ class PromptedModel(RoutedModel):
         return tokens
 
     def _templated(self, messages: Messages) -> str:
+        slm, llm = self.settings.slm, self.settings.llm
+        if not (self.settings.llm_address or one_tokenizer(slm, llm)):
+            raise BadPrompt(
+                f"chat: slm {slm!r} and llm {llm!r} have different tokenizers, and so no chat "
+                "template in common; give text to continue"
+            )
         if not self.tokenizer.chat_template:
             raise BadPrompt(
                 f"chat: the tokenizer of slm {self.settings.slm!r} has no chat template; give a "

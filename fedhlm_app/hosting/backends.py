@@ -86,7 +86,7 @@ def build_openai(settings: Settings, argument: str) -> Backend:
     from servers.openai.backend import OpenAIBackend
     from servers.openai.client import KEY_VARIABLE, Client
     from servers.openai.dialect import choose_model, find_dialect
-    from servers.openai.words import Words
+    from servers.words import Words
 
     url, model = openai_server(argument)
     key, address = os.environ.get(KEY_VARIABLE, "").strip(), parse_address(url)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def build_service(settings: Settings) -> LanguageModelService:
     """Load the large model and put the service around it."""
     # Imported by the process that runs the model; the ServerApp only says what is to be built.
-    from fedhlm_app.hosting.backends import build_backend
+    from fedhlm_app.hosting.pairs import build_pair
     from servers.llm import LanguageModelService
 
-    return LanguageModelService(build_backend(settings))
+    return LanguageModelService(build_pair(settings))
 
 
 def wait_for_ray() -> None:

@@ -20,6 +20,7 @@ from ray.serve.request_router import (  # type: ignore[attr-defined]
     RunningReplica,
 )
 
+from fedhlm_app.models.sources import BUILTIN
 from fedhlm_app.settings import Settings, SettingsError
 from servers.affinity import caller_of, ranked
 
@@ -74,9 +75,9 @@ def build(args: Mapping[str, Any]) -> Any:
     Parameters
     ----------
     args : mapping
-        Settings of the LLM (``llm``, ``llm-context``, ...), and ``token-file`` (see `read_tokens`),
-        ``insecure`` (true: whoever reaches the proxies is answered) and ``threads`` of a replica
-        (1, which repeats bit for bit).
+        Settings of the LLM (``llm``, ``llm-context``, ...; ``slm`` where the devices' tokenizer is
+        another), ``token-file`` (see `read_tokens`), ``insecure`` (true: whoever reaches the
+        proxies is answered) and ``threads`` of a replica (1, which repeats bit for bit).
 
     Raises
     ------
@@ -93,7 +94,7 @@ def deployment(args: Mapping[str, Any]) -> Any:
     given = dict(args)
     token_file, insecure = str(given.pop("token-file", "")), given.pop("insecure", False)
     threads = int(given.pop("threads", 1))
-    settings = Settings.from_sources(given)
+    settings = Settings.from_sources({"slm": given.get("llm", BUILTIN), **given})
 
     def tokens() -> Tokens | None:
         found = read_tokens(token_file, "token-file")

@@ -29,6 +29,7 @@ def build_served(settings: Settings, queue: int, tokens: Tokens | None) -> Serve
         Those of which callers must bring one.
     """
     from fedhlm_app.hosting.llm import build_service
+    from fedhlm_app.hosting.pairs import ids_on_the_wire
     from fedhlm_app.models.vocabulary import fingerprint
     from servers.service import ServedLanguageModel, ServiceOptions
 
@@ -41,7 +42,8 @@ def build_served(settings: Settings, queue: int, tokens: Tokens | None) -> Serve
         answer_seconds=ANSWERED_WITHIN * settings.llm_timeout,
     )
     service = build_service(settings)
-    return ServedLanguageModel(service, options, settings.llm, tokens, fingerprint(settings.llm))
+    _, speaking = ids_on_the_wire(settings)
+    return ServedLanguageModel(service, options, settings.llm, tokens, fingerprint(speaking))
 
 
 def read_tokens(

@@ -28,20 +28,22 @@ _TOPIC_TOKEN = "<|topic|>"
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str = BUILTIN, *, lean: bool = True) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
 
     Parameters
     ----------
     name : str
         ``"builtin"``, ``"smollm2"``, ``"smollm2-small"``, a GGUF file, a folder, or a hub name.
+    lean : bool
+        That of a model in ONNX or llama.cpp's format is read without Transformers.
 
     Raises
     ------
     PairError
         If there is no tokenizer under that name.
     """
-    if file := lean_file(name):
+    if lean and (file := lean_file(name)):
         from fedhlm_app.models.lean_tokenizer import LeanTokenizer
 
         return cast("PreTrainedTokenizerBase", LeanTokenizer(file.parent))
@@ -54,6 +56,17 @@ def load_tokenizer(name: str = BUILTIN) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def one_tokenizer(slm: str, llm: str) -> bool:
+    """Whether two models read text as the same token ids, special tokens included.
+
+    Raises
+    ------
+    PairError
+        If one has no tokenizer.
+    """
+    return slm == llm or load_tokenizer(slm).get_vocab() == load_tokenizer(llm).get_vocab()
+
+
 def check_same_tokenizer(slm: str, llm: str) -> None:
     """Refuse two models that do not read text as the same token ids.
 
@@ -64,12 +77,10 @@ def check_same_tokenizer(slm: str, llm: str) -> None:
     PairError
         Naming both models and a token on which they differ.
     """
-    if slm == llm:
+    if one_tokenizer(slm, llm):
         return
     small = load_tokenizer(slm).get_vocab()
     large = load_tokenizer(llm).get_vocab()
-    if small == large:
-        return
     differing = min(
         (token for token in small.keys() | large.keys() if small.get(token) != large.get(token)),
         key=lambda token: (small.get(token, large.get(token, 0)), token),

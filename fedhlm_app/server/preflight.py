@@ -10,12 +10,11 @@ from typing import Any
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
-from fedhlm_app.hosting.backends import check_backend
+from fedhlm_app.hosting.pairs import check_pair, ids_on_the_wire
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.sources import BUILTIN, check_folder
 from fedhlm_app.models.vocabulary import (
     check_context,
-    check_same_tokenizer,
     fingerprint,
     label_tokens,
     load_tokenizer,
@@ -57,13 +56,11 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
     trackers_of(settings.trackers)
     check_devices(settings, simulated=simulated)
     check_rules(settings)
-    if not settings.llm_address:
-        check_backend(settings)
     check_folder(settings.slm, "slm")
     check_folder(settings.llm, "llm", weights=settings.loads_llm)
+    check_pair(settings)
     items = items_of(settings)
     partition(items, settings.clients, settings.partition, settings.dirichlet_alpha, settings.seed)
-    check_same_tokenizer(settings.slm, settings.llm)
     longest = longest_context(settings)
     check_context(settings.slm, longest, "slm")
     check_context(settings.llm, longest, "llm")
@@ -99,17 +96,19 @@ def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
     served = f"the LLM at '{settings.llm_address}'" if settings.llm_address else "the LLM's actor"
     if told.get("model"):
         served += f" ('{told['model']}')"
-    expected = vocabulary_size(settings.llm)
+    role, model = ids_on_the_wire(settings)
+    fitting = "serve the model that the run names" + (" (--llm, --slm)" if role == "slm" else "")
+    expected = vocabulary_size(model)
     if expected is not None and told.get("vocab") != expected:
         raise SettingsError(
-            f"setting 'llm' = {settings.llm!r} has a vocabulary of {expected} tokens, and "
-            f"{served} one of {told.get('vocab')}; serve the model that the run names"
+            f"setting {role!r} = {model!r} has a vocabulary of {expected} tokens, and "
+            f"{served} one of {told.get('vocab')}; {fitting}"
         )
     # A server of an earlier version does not tell.
-    if told.get("tokenizer") and told["tokenizer"] != fingerprint(settings.llm):
+    if told.get("tokenizer") and told["tokenizer"] != fingerprint(model):
         raise SettingsError(
-            f"setting 'llm' = {settings.llm!r}: {served} has another tokenizer, so that its token "
-            "ids mean other text; serve the model that the run names"
+            f"setting {role!r} = {model!r}: {served} has another tokenizer, so that its token "
+            f"ids mean other text; {fitting}"
         )
     require_verifier(settings, told)
     # A text's last token is decided, and never read.

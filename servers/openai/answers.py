@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hlm.transport import LinkDown
-from servers.openai.words import Words, whole
+from servers.words import Words, whole
 
 _NAMED = "token_id:"
 _SLACK = 0.1

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from math import log
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hlm.arrays import IntArray
 from hlm.verifiers import Need
-from servers.backend import BackendStats, Feed, Unreadable, next_to_go
+from servers.backend import Feed, Unreadable
+from servers.kept_texts import KeptTexts
 from servers.openai.answers import (
     BadAnswer,
     Told,
@@ -33,7 +32,7 @@ from servers.openai.answers import (
 from servers.openai.client import Client
 from servers.openai.dialect import COMPLETIONS, Dialect
 from servers.openai.texts import Ahead, Text
-from servers.openai.words import Words, whole
+from servers.words import Words, whole
 
 PROMPTS = 64
 """Most prompts of a request."""
@@ -49,7 +48,7 @@ logger = logging.getLogger(__name__)
 Answer = Told | Unreadable
 
 
-class OpenAIBackend:
+class OpenAIBackend(KeptTexts[Text]):
     """Next tokens of an OpenAI-compatible server, greedily (see `servers.backend.Backend`).
 
     Parameters
@@ -81,32 +80,10 @@ class OpenAIBackend:
         max_sessions: int,
         max_context: int,
     ) -> None:
-        self.vocab, self.max_sessions, self.max_context = vocab, max_sessions, max_context
+        super().__init__(Text, vocab, max_sessions, max_context)
         self.reading = f"{model or 'a model'} at {client.url} ({dialect})"
-        self.stats = BackendStats()
         self._client, self._model, self._words, self._dialect = client, model, words, dialect
-        self._texts: OrderedDict[Hashable, Text] = OrderedDict()
         self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="openai")
-
-    def held(self, session: Hashable) -> int:
-        """Tokens held for a session (0 when unknown or evicted)."""
-        known = self._texts.get(session)
-        return 0 if known is None else len(known.tokens)
-
-    def computed(self, session: Hashable) -> int:
-        """Tokens of a session that the server was asked about, and so has in its cache."""
-        known = self._texts.get(session)
-        return 0 if known is None else known.asked
-
-    def tokens(self, session: Hashable) -> IntArray:
-        """The tokens of a held session, int64 [held]; not to be changed."""
-        return self._texts[session].tokens
-
-    def append(self, session: Hashable, token: int) -> None:
-        """Add a decided token to a held session."""
-        known = self._texts[session]
-        if len(known.tokens) < self.max_context:
-            known.tokens = np.append(known.tokens, np.int64(token))
 
     def score(self, feeds: Sequence[Feed]) -> list[torch.Tensor | Unreadable | None]:
         """Take in new tokens and ask for the next ones (see `servers.backend.Backend`).
@@ -117,7 +94,7 @@ class OpenAIBackend:
             When the server does not answer, or with what is unusable.
         """
         begin = time.perf_counter()
-        texts = [self._taken(feed) for feed in feeds]
+        texts = [self.taken(feed) for feed in feeds]
         wanted = [
             (text, place, feed.follow)
             for text, feed in zip(texts, feeds, strict=True)
@@ -140,19 +117,6 @@ class OpenAIBackend:
             self.stats.tokens += max(0, upto - text.asked)
             text.asked = max(text.asked, upto)
         return found
-
-    def _taken(self, feed: Feed) -> Text | None:
-        """The text of a feed, with its tokens; None where it builds on what is not held."""
-        if feed.start > self.held(feed.session):
-            return None
-        if feed.session not in self._texts and len(self._texts) >= self.max_sessions:
-            owners = {key: text.owner for key, text in self._texts.items()}
-            self._texts.pop(next_to_go(owners, feed.owner, self.max_sessions, ())).stop()
-            self.stats.evictions += 1
-        text = self._texts.setdefault(feed.session, Text(feed.owner))
-        text.take(feed.start, feed.tokens)
-        self._texts.move_to_end(feed.session)
-        return text
 
     def _told(self, wanted: Sequence[tuple[Text, int, int]]) -> list[Answer]:
         """What the server says of places of texts, of which a stream may go on with so many."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from servers.openai.answers import BadAnswer, Unnamed, choices_of, token_of_text, tokens_of, used
 from servers.openai.client import LIMITED, Client, Refused
-from servers.openai.words import Words
+from servers.words import Words
 
 COMPLETIONS, MODELS = "/completions", "/models"
 NAMING = "--model NAME, or llm-backend=openai:URL#NAME"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hlm.arrays import IntArray
+from servers.kept_texts import KeptText
 from servers.openai.answers import Told
 
 
@@ -31,32 +30,22 @@ class Ahead:
 
 
 @dataclass
-class Text:
+class Text(KeptText):
     """The tokens of a session.
 
     Attributes
     ----------
-    owner : Hashable
-        Whose it is.
-    tokens : numpy.ndarray
-        int64.
-    asked : int
-        How many of them the server was asked about, and so has in its cache.
     ahead : Ahead or None
         Where the server is ahead of it.
     """
 
-    owner: Hashable = None
-    tokens: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-    asked: int = 0
     ahead: Ahead | None = None
 
     def take(self, start: int, tokens: IntArray) -> None:
         """Go on with `tokens` from `start` on; what was written ahead of it is stopped."""
         if self.ahead is not None and start < self.ahead.base + len(self.ahead.told):
             self.stop()
-        self.tokens = np.concatenate([self.tokens[:start], tokens])
-        self.asked = min(self.asked, start)
+        super().take(start, tokens)
 
     def stop(self) -> None:
         """Read no more of what is written ahead."""

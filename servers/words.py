@@ -1,8 +1,8 @@
-"""Token ids and the text that stands for them, for servers that speak text."""
+"""Token ids and the text that stands for them, where only text is shared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ class Words:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Of the server's model.
+        Of the model.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Words:
     start, end : int or None
         The tokens that begin and end a text, where there are such.
     special : frozenset of int
-        Tokens that servers leave out of text.
+        Tokens that text leaves out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -34,7 +34,9 @@ class Words:
         self.size = len(tokenizer)
         self.start: int | None = tokenizer.bos_token_id
         self.end: int | None = tokenizer.eos_token_id
-        self.special = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.items()
+        marked = (number for number, token in added if token.special)
+        self.special = frozenset([*tokenizer.all_special_ids, *marked])
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without tokens that the tokenizer would put around it."""
@@ -53,6 +55,42 @@ class Words:
         """The text that is read as exactly these ids; None where there is none."""
         text = self.decode(ids)
         return text if self.encode(text) == list(ids) else None
+
+    def said(self, ids: Sequence[int]) -> str | None:
+        """The text of ids behind the special tokens they begin with; None if others follow."""
+        rest = ids[self._lead(ids) :]
+        return None if self.special.intersection(rest) else self.decode(rest)
+
+    def extended(self, ids: Sequence[int], text: str) -> list[int] | None:
+        """These ids and more that are a text together; None where no such ones were found.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Stay what they are, although the tokenizer may read the text otherwise.
+        text : str
+            Begins with theirs.
+        """
+        return next(
+            (one for one in self._extensions(list(ids), text) if self.said(one) == text), None
+        )
+
+    def _extensions(self, ids: list[int], text: str) -> Iterator[list[int]]:
+        whole = [*ids[: self._lead(ids)], *self.encode(text)]
+        if whole[: len(ids)] == ids:
+            yield whole
+        before = self.said(ids)
+        if before is None or not text.startswith(before):
+            return
+        rest = text.removeprefix(before)
+        yield ids + self.encode(rest)
+        # Some tokenizers put a space before whatever they read; here it comes before a line end.
+        line, after = self.encode("\n"), self.encode("\n" + rest)
+        if after[: len(line)] == line:
+            yield ids + after[len(line) :]
+
+    def _lead(self, ids: Sequence[int]) -> int:
+        return next((n for n, token in enumerate(ids) if token not in self.special), len(ids))
 
     def piece(self, token: int) -> str | None:
         """What a token adds to a text; None where it is no whole characters."""
@@ -88,3 +126,8 @@ class Words:
 def whole(text: str) -> bool:
     """Whether a text has characters, and each of them whole."""
     return bool(text) and _BROKEN not in text
+
+
+def ends_whole(text: str) -> bool:
+    """Whether a text has characters, and the last of them whole."""
+    return bool(text) and not text.endswith(_BROKEN)
