@@ -71,3 +71,13 @@ class LazyGroup(TyperGroup):
             target, short_help = self.LAZY[cmd_name]
             return LazyCommand(cmd_name, target, short_help)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; where there is none, let the lazy ones be suggested too."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            name, known = error.command_name, self.list_commands(ctx)
+            raise click.exceptions.NoSuchCommand(name, possibilities=known, ctx=ctx) from None

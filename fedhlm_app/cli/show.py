@@ -21,6 +21,7 @@ def show_settings(word: str, *, everything: bool, markdown: bool, toml: bool) ->
     word the usual ones, below the presets, or `everything`.
     """
     from fedhlm_app.settings import markdown_table, rows, toml_block
+    from fedhlm_app.settings.errors import unknown_setting
     from fedhlm_app.settings.table import USUAL
 
     if markdown or toml:
@@ -33,7 +34,8 @@ def show_settings(word: str, *, everything: bool, markdown: bool, toml: bool) ->
         found = [r for r in known if r.name in USUAL]
         show_presets(briefly=True)
     if not found:
-        say(Console(stderr=True, highlight=False), f"no setting has {word!r} in name or meaning")
+        words = unknown_setting(word, (row.name for row in known))
+        say(Console(stderr=True, highlight=False), words)
         return BAD_SETTINGS
     console = Console()
     table = Table(box=box.SIMPLE, pad_edge=False)

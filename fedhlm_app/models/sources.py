@@ -239,6 +239,6 @@ def from_transformers(kind: Any, source: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        # Transformers explains itself over several lines.
-        reason = " ".join(str(error).split())
+        # Transformers explains itself over several lines, and names every kind of model it knows.
+        reason = " ".join(str(error).split()).partition(" Model type should be one of")[0]
         raise PairError(f"cannot load the {what}: {reason}; {_ALLOWED}") from error

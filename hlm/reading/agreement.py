@@ -223,6 +223,8 @@ def _explained(reference: Reference) -> str | None:
         )
     except Exception as error:
         return f"its forward pass fails ({type(error).__name__}: {' '.join(str(error).split())})"
+    if bool(first.isnan().any()):
+        return "its logits are no numbers (NaN): are its weights damaged?"
     if difference(Compared("", again, first), dtype):
         return "it is not deterministic: the same text gives other logits the second time"
     if difference(Compared("", longer, first), dtype):

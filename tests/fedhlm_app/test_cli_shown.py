@@ -58,7 +58,8 @@ def test_completion_is_offered_where_it_works(fedhlm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["runn"], ["pair", "trian"], ["serve", "devise"], ["run", "--clinets", "3"]]
+    "words",
+    [["runn"], ["generat"], ["pair", "trian"], ["serve", "devise"], ["run", "--clinets", "3"]],
 )
 def test_a_near_name_is_suggested_once(fedhlm: Any, words: list[str]) -> None:
     answer = fedhlm(*words)
@@ -74,6 +75,7 @@ def test_settings_are_searched_in_names_and_meanings(
     assert max(map(len, table.splitlines())) <= 80
     answer = fedhlm("settings", "blah")
     assert answer.exit_code == 2 and "'blah'" in answer.stderr
+    assert "did you mean 'dataset'?" in fedhlm("settings", "datasset").stderr
 
 
 def test_runs_are_listed_newest_first(

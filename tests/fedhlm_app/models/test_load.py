@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config
 
 from fedhlm_app.data.items import items_from_rows, load_items
 from fedhlm_app.data.prompts import prompts
@@ -130,6 +130,13 @@ def test_a_name_that_is_nowhere_is_refused(tmp_path, monkeypatch):
     for load, what in ((load_slm, "model"), (load_tokenizer, "tokenizer")):
         with pytest.raises(PairError, match=f"cannot load the {what}.*and no way there; allowed"):
             load(str(tmp_path / "nothing"))
+
+
+def test_a_model_that_reads_one_text_and_writes_another_is_refused_in_short(tmp_path):
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(PairError, match=r"T5Config.*AutoModelForCausalLM") as refused:
+        load_slm(str(tmp_path))
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize(

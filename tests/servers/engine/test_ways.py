@@ -68,6 +68,13 @@ def test_a_model_that_is_not_deterministic_is_refused_by_name():
         Engine(model, max_context=32)
 
 
+def test_a_model_of_nan_is_refused_by_name():
+    model = random_model("llama")
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    with pytest.raises(ModelRefusedError, match=r"its logits are no numbers \(NaN\)"):
+        Engine(model, max_context=32)
+
+
 def test_packing_that_gives_other_logits_is_not_used(monkeypatch, caplog):
     def wrong(layer, rows):
         return 1.01 * torch.nn.functional.linear(rows, layer.weight, layer.bias) + 0.1
