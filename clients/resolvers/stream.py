@@ -216,12 +216,20 @@ class Spans:
         stream.stop(stream.running)
         self._left.append(stream)
         if len(self._left) > MOST_LEFT:
-            self._left.popleft().finish()
+            self._finish_first()
 
     def finish(self) -> None:
         """Read all streams that were left to their ends."""
         while self._left:
-            self._left.popleft().finish()
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        stream = self._left.popleft()
+        known = stream.over
+        stream.finish()
+        if stream.lost and not known:
+            # The server did answer until now: it may be asked at once.
+            self.link.back_off.wake()
 
     def collect(self) -> Traffic:
         """What crossed the link since this was asked last."""

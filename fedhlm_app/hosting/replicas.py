@@ -44,7 +44,7 @@ class DeviceRouter(FIFOMixin, RequestRouter):
     """
 
     # A replica that is busy with a pass is slow to say so, and not gone.
-    queue_len_response_deadline_s = 2.0
+    queue_len_response_deadline_s = 5.0
     max_queue_len_response_deadline_s = 10.0
 
     async def choose_replicas(

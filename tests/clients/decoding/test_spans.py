@@ -199,7 +199,9 @@ def test_a_broken_stream_goes_on_by_a_new_opening(rule, pieces):
             self.pieces = pieces
 
     drafts = rule != "never"
-    again, told, failed, setup = made(RULES[rule], link=Breaking, window=64, drafts=drafts)
+    # As long as it breaks in the middle, the server is there: nobody stays away from it.
+    options = {"link": Breaking, "window": 64, "drafts": drafts, "pause": 600.0}
+    again, told, failed, setup = made(RULES[rule], **options)
     assert again == texts and not told.unresolved.any()
     assert failed.failures > 0 and failed.streams >= traffic.streams
     assert len(setup.link.service.streams) == 0

@@ -1,0 +1,146 @@
+"""The LLM on Ray Serve, two replicas of it as in `deploy/ray-serve/llm.yaml`; one is killed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from clients.policy import ThresholdPolicy
+from fedhlm_app.client.device import Device
+from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.launch.processes import free_port
+from fedhlm_app.transport.http_transport import HttpTransport
+from fedhlm_app.transport.transports import DirectTransport
+from servers.affinity import caller_of, ranked
+from tests.e2e.streamed import SETTINGS, Struck, expected, route, unresolved
+
+pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra `serve`)")
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = yaml.safe_load((ROOT / "deploy" / "ray-serve" / "llm.yaml").read_text())
+PATIENCE = 300
+
+
+class Replicas:
+    """Two replicas behind a proxy on loopback."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        # Ours is the only caller, without a token.
+        self.caller = caller_of({"type": "http", "headers": [], "client": ("127.0.0.1", 1)})
+
+    def names(self) -> dict[str, str]:
+        """Actors of the replicas, by what the router calls them."""
+        from ray.util import list_named_actors
+
+        found = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+        return {name.split("#")[-1]: name for name in found if name.startswith("SERVE_REPLICA::")}
+
+    def kill(self) -> None:
+        """Kill the replica that the device asks."""
+        import ray
+
+        names = self.names()
+        actor = ray.get_actor(names[ranked(self.caller, names)[0]], namespace="serve")
+        ray.kill(actor, no_restart=True)
+
+    def wait(self) -> None:
+        """Until both are there, and no other is known."""
+        from ray import serve
+
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            deployed = serve.status().applications["fedhlm"].deployments["llm"]
+            if deployed.replica_states == {"RUNNING": 2} and len(self.names()) == 2:
+                return
+            assert time.monotonic() < deadline, deployed
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    import ray
+    from ray import serve
+
+    from fedhlm_app.hosting.replicas import deployment
+
+    environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        runtime_env=environ,
+    )
+    port = free_port()
+    serve.start(http_options=CONFIG["http_options"] | {"port": port})
+    (told,) = CONFIG["applications"]
+    ((options,)) = told["deployments"]
+    scaled = options | {"autoscaling_config": None, "num_replicas": 2}
+    found = deployment(told["args"]).options(**scaled | {"ray_actor_options": {"num_cpus": 0}})
+    serve.run(found.bind(), name=told["name"], route_prefix=told["route_prefix"])
+    replicas = Replicas(port)
+    replicas.wait()
+    yield replicas
+    serve.shutdown()
+    ray.shutdown()
+
+
+def test_text_is_that_of_one_server(replicas):
+    link = HttpTransport(replicas.address, timeout=PATIENCE)
+    found = route(link)
+    assert unresolved(found) == 0 == found.traffic.failures
+    served = link.stats()
+    # One that is slow to say how much it has to do may be passed over now and then.
+    assert served["streams"]["opened"] > found.traffic.streams / 2
+    link.close()
+
+
+def test_a_replica_that_is_killed_in_mid_stream_costs_a_prefix_and_no_token(replicas):
+    replicas.wait()
+    struck = Struck(replicas.address, replicas.kill)
+    struck.timeout = PATIENCE
+    found = route(struck)
+    assert struck.pieces <= 0
+    assert unresolved(found) == 0
+    assert found.records[0].stage_counts() == expected().records[0].stage_counts()
+    struck.close()
+
+
+def test_one_that_is_killed_between_verdicts_neither(replicas):
+    replicas.wait()
+    settings = SETTINGS.model_copy(update={"escalation": "token"})
+
+    class Killing(HttpTransport):
+        asked = 0
+
+        def exchange(self, payload: bytes) -> bytes:
+            self.asked += 1
+            if self.asked == 4:
+                replicas.kill()
+            return super().exchange(payload)
+
+    link = Killing(replicas.address, timeout=PATIENCE)
+    found, direct = (
+        Device(settings, 0, transport).train_round(ThresholdPolicy(0.5), 1)
+        for transport in (link, DirectTransport(build_service(settings)))
+    )
+    assert link.asked > 4
+    assert (found.records[0].token == direct.records[0].token).all()
+    assert found.records[0].stage_counts() == direct.records[0].stage_counts()
+    assert found.traffic.failures == 0 and found.traffic.uplink > direct.traffic.uplink
+    link.close()
+
+
+def test_who_asks_for_health_or_something_else_is_answered_as_by_one_server(replicas):
+    with httpx.Client(base_url=f"http://{replicas.address}", trust_env=False) as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert "fedhlm_verdicts_total" in client.get("/metrics").text
+        refused = client.post("/v1/exchange", content=b"nothing of ours")
+        assert refused.status_code == 400
