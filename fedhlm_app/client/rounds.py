@@ -67,7 +67,8 @@ def train(message: Message, context: Context) -> Message:
     start = _start(arrays, first, config)
     calibrate = bool(config.get("calibrate", False))
     if folder is None:
-        told = _route_round(settings, parted(start, first), calibrate, config, context)
+        device = _device(settings, client, context.run_id)
+        told = _route_round(device, parted(start, first), calibrate, config, context)
     else:
         bookmark = _bookmark(folder, settings, config, context)
         told = told_since(folder, settings, parted(start, first), bookmark)
@@ -230,17 +231,16 @@ def _device(settings: Settings, client: int, run: int) -> Device:
 
 
 def _route_round(
-    settings: Settings,
+    device: Device,
     start: dict[str, FloatArray],
     calibrate: bool,
     config: ConfigRecord,
     context: Context,
 ) -> RoundResult:
     """Route a round's texts of the dataset."""
-    server_round = int(cast(int, config["round"]))
+    settings, server_round = device.settings, int(cast(int, config["round"]))
     if escalates_all(settings, server_round):
         start = {**start, "threshold": np.array([ESCALATE_ALL])}
-    device = _device(settings, opened(context)[1], context.run_id)
     _join_cluster(device, config, context)
     device.heard(_counts(config))
     routed = device.train_round(

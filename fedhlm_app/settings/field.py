@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 
 
+@cache
 def kebab(name: str) -> str:
     """Return the outside form of a field's name: `tokens_per_round` is `tokens-per-round`."""
     return name.replace("_", "-")
