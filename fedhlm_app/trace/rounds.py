@@ -319,7 +319,10 @@ def _refuse(settings: Settings, generating: bool) -> None:
         ]
     for name, value, refused in wrong:
         if refused:
+            at_once = (
+                "; here all tokens are decided at once, as with preset=certified workload=score"
+            )
             raise SettingsError(
-                f"setting {name!r} = {value!r}: only fedhlm run can do this; a replay and a "
-                "pipeline's given texts decide a round's tokens all at once"
+                f"setting {name!r} = {value!r}: only fedhlm run can do this"
+                + ("" if generating else at_once)
             )
