@@ -82,7 +82,7 @@ def build(args: Mapping[str, Any]) -> Any:
     Raises
     ------
     SettingsError
-        When a setting is none, or neither a token nor ``insecure`` is given.
+        When an argument cannot be, or neither a token nor ``insecure`` is given.
     """
     return deployment(args).bind()
 
@@ -92,8 +92,12 @@ def deployment(args: Mapping[str, Any]) -> Any:
     from fedhlm_app.hosting.served import build_served, read_tokens
 
     given = dict(args)
-    token_file, insecure = str(given.pop("token-file", "")), given.pop("insecure", False)
-    threads = int(given.pop("threads", 1))
+    token_file = str(given.pop("token-file", ""))
+    # `serve run` hands on words.
+    insecure = str(given.pop("insecure", False)).lower() == "true"
+    threads = str(given.pop("threads", 1))
+    if not threads.isdecimal() or int(threads) < 1:
+        raise SettingsError(f"threads = {threads}: must be a whole number, at least 1")
     settings = Settings.from_sources({"slm": given.get("llm", BUILTIN), **given})
 
     def tokens() -> Tokens | None:
@@ -110,7 +114,7 @@ def deployment(args: Mapping[str, Any]) -> Any:
 
         from servers.connections import Connections
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(int(threads))
         # Read where the replica is: another machine's files and environment are its own.
         served = build_served(settings, QUEUE, tokens())
         # The proxies have the connections.

@@ -50,8 +50,11 @@ def test_settings_are_checked_before_a_replica_starts(monkeypatch):
     from fedhlm_app.hosting.replicas import build
 
     monkeypatch.delenv("FEDHLM_LLM_TOKEN", raising=False)
-    with pytest.raises(SettingsError, match=r"token-file: .* or insecure: true"):
-        build({"llm": "builtin"})
+    for words in ({}, {"insecure": "false"}):
+        with pytest.raises(SettingsError, match=r"token-file: .* or insecure: true"):
+            build({"llm": "builtin"} | words)
+    with pytest.raises(SettingsError, match="threads = many: must be"):
+        build({"threads": "many", "insecure": "true"})
     with pytest.raises(SettingsError, match="llm-contxt"):
         build({"llm-contxt": 64, "insecure": True})
     with pytest.raises(ValueError, match="token-file"):
