@@ -129,10 +129,16 @@ def verdict(ways: Sequence[dict[str, Any]]) -> str:
     paying = [way for way in spans if way["saved"] >= PAYS]
     if paying:
         first = paying[0]
-        return (
+        words = (
             f"Pays from a risk of {first['risk']:.0%} on: spans write {_words(first)}, the LLM "
             f"alone {_words(ways[0])}."
         )
+        if first["at_most"] > 2 * first["risk"]:
+            words += (
+                f" So few texts stand for at most {first['at_most']:.1%} kept and wrong: "
+                "--prompts takes more."
+            )
+        return words
     last = spans[-1]
     needs = [
         f"{words} {last[key]:.3g} {unit}"

@@ -128,6 +128,9 @@ def test_it_pays_over_a_short_link_to_a_slow_model() -> None:
     found = spans_of(ways)
     assert [way["risk"] for way in found] == list(RISKS)
     assert verdict(ways).startswith("Pays from a risk of 1% on: spans write")
+    for way, few in ((0.011, False), (0.031, True)):
+        told = [one | {"at_most": way} for one in ways]
+        assert ("So few texts stand for at most 3.1% kept" in verdict(told)) == few
     tokens = [way for way in ways if way["way"] == "one token at a time"]
     for way, token in zip(found, tokens, strict=True):
         assert way["saved"] > 0.05
