@@ -210,14 +210,24 @@ def measure(nodes: int, messages: int) -> dict[str, Any]:
             first = sorted(many.nodes, key=lambda node: node.node_id)[:messages]
             left, until = messages, time.monotonic() + PATIENCE
             while left and time.monotonic() < until:
-                taken = sum(many.answer(node) for node in first)
+                taken = 0
+                for node in first:
+                    try:
+                        taken += many.answer(node)
+                    except httpx.HTTPStatusError as error:
+                        found["errors"] = found.get("errors", 0) + 1
+                        print(f"{error.request.url.path}: {error.response.status_code}")
                 left -= taken
                 if not taken:
                     time.sleep(1)
             if left:
                 raise RuntimeError(f"{left} messages did not come")
 
-        timed("message", messages, answered)
+        try:
+            timed("message", messages, answered)
+        finally:
+            log = (folder / "superlink.log").read_text(errors="replace").splitlines()
+            print(*[line for line in log if "Error" in line][:5], sep="\n")
         found["memory_MB"] = own.memory_info().rss / 1e6
         return found
 

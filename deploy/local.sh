@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The deployed system on one machine: an LLM server, two edge servers, Flower's SuperLink and four
 # SuperNodes, each a process of its own, over TLS on loopback; every device has a token and a key
-# pair of its own. Runs three rounds, compares them with a simulation of the same devices, and stops
-# everything.
+# pair of its own. Runs three rounds, checks that the LLM answered every device and no token was lost,
+# and stops everything.
 #
 #   deploy/local.sh            in a temporary folder, which is removed
 #   deploy/local.sh FOLDER     in this one, which must not be there yet and is kept
@@ -144,34 +144,22 @@ finished() { flwr list local --format json >list.log 2>&1 && grep -q '"finished:
 await "run" finished
 grep -q '"finished:completed"' list.log || { echo "the run has not completed" >&2; exit 1; }
 answers "$LLM/metrics" keys/devices/device-0/token
-echo "simulation: the same devices in one process"
-PLAIN=("${SETTINGS[@]//\"/}")
-FEDHLM_LAUNCH=$MARK fedhlm run "${PLAIN[@]/#/--set=}" --set workers=1 --set run-dir=simulated >simulated.log 2>&1
 python3 - "$ROUNDS" "$DEVICES" <<'PYTHON'
 import json, sys
 from pathlib import Path
 
-def learned(folder):
-    """What must be the same wherever a run takes place."""
-    (file,) = Path(folder).glob("*/summary.json")
-    told = json.loads(file.read_text())
-    rounds = [json.loads(line) for line in file.with_name("metrics.jsonl").open()]
-    kept = ("rounds", "tokens", "resolution", "hierarchy", "threshold", "trr", "llm_agreement")
-    return {key: told[key] for key in kept} | {"thresholds": [one["threshold"] for one in rounds]}
-
-told, simulated = learned("runs"), learned("simulated")
+(file,) = Path("runs").glob("*/summary.json")
+told = json.loads(file.read_text())
+rounds = [json.loads(line) for line in file.with_name("metrics.jsonl").open()]
 asked = told["resolution"]["llm_accepted"] + told["resolution"]["llm_resampled"]
 lost = told["resolution"]["unresolved"]
 events = [json.loads(line) for line in open("llm.log") if line.startswith("{")]
 served = {one["device"] for one in events if one.get("device") and one["path"].endswith("/exchange")}
 print(f"rounds {told['rounds']}, tokens {told['tokens']}, decided by the LLM {asked}, lost {lost}")
-print(f"thresholds of the rounds {told['thresholds']}")
+print(f"thresholds of the rounds {[one['threshold'] for one in rounds]}")
 print(f"the LLM server answered {', '.join(sorted(served))}")
 wanted = {f"device-{number}" for number in range(int(sys.argv[2]))}
 if told["rounds"] != int(sys.argv[1]) or not asked or lost or not wanted <= served:
     sys.exit("this is not what was expected")
-if told != simulated:
-    sys.exit(f"the simulation came to something else: {simulated}")
-print("the simulation came to the same")
 PYTHON
 echo "all went well"

@@ -159,29 +159,42 @@ def start_device(deployed: Deployment, llm_address: str, *words: str) -> Callabl
     return address
 
 
-def start_flower(deployed: Deployment, nodes: Sequence[str], plain: Sequence[int] = ()) -> None:
-    """Start the SuperLink and SuperNodes of these node configs, and tell `flwr` about them.
+def start_flower(deployed: Deployment, nodes: Sequence[str], plain: Sequence[int] = ()) -> int:
+    """Start the SuperLink, whose port it returns, and SuperNodes of these node configs.
 
     Those with the numbers `plain` are Flower's own, which start a process for each message.
     """
     port = free_port()
-    deployed.start(
-        "superlink", program("flower-superlink"), "--insecure", "--host=127.0.0.1",
-        f"--port={port}", "--disable-runtime-dependency-installation",
-    )  # fmt: skip
     (deployed.folder / "home" / "config.toml").write_text(
         '[superlink]\ndefault = "lo"\n\n[superlink.lo]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    deployed.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "superlink")
+    start_superlink(deployed, port)
     for client, node_config in enumerate(nodes):
-        command = [sys.executable, "-m", "fedhlm_app", "serve", "supernode"]
-        if client in plain:
-            command = [program("flower-supernode"), f"--port={free_port()}"]
-        deployed.start(
-            f"supernode-{client}", *command, "--insecure", f"--superlink=127.0.0.1:{port}",
-            f"--node-config={node_config}",
-        )  # fmt: skip
+        start_supernode(deployed, client, port, node_config, client in plain)
+    return port
+
+
+def start_superlink(deployed: Deployment, port: int) -> None:
+    """Start a SuperLink on the database of the one before, if there was one."""
+    deployed.start(
+        "superlink", program("flower-superlink"), "--insecure", "--host=127.0.0.1",
+        f"--port={port}", "--database=superlink.db", "--disable-runtime-dependency-installation",
+    )  # fmt: skip
+    deployed.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "superlink")
+
+
+def start_supernode(
+    deployed: Deployment, client: int, port: int, node_config: str, plain: bool = False
+) -> None:
+    """Start a SuperNode, Flower's own where `plain`."""
+    command = [sys.executable, "-m", "fedhlm_app", "serve", "supernode"]
+    if plain:
+        command = [program("flower-supernode"), f"--port={free_port()}"]
+    deployed.start(
+        f"supernode-{client}", *command, "--insecure", f"--superlink=127.0.0.1:{port}",
+        f"--node-config={node_config}",
+    )  # fmt: skip
 
 
 def run_on(deployed: Deployment, settings: Settings) -> str:

@@ -101,7 +101,7 @@ def clients(
             own.update(found["resolution"])
             own.update({key: found[key] for key in ("uplink", "downlink", "wrong", "known")})
         for kind in ("refused", "failed", "absent"):
-            for client in line.get(kind, {}):
+            for client in map(str, line.get(kind, ())):
                 sums.setdefault(client, Counter())["not counted"] += 1
     held_out = (summary or {}).get("coverage", {}).get("clients", {})
     heads, table = [], []
