@@ -64,11 +64,11 @@ def _check_text(settings: Settings) -> None:
     for role, model in (("slm", settings.slm), ("llm", settings.llm)):
         words = _words(model)
         ids = words.encode(PASSAGE)
-        if (said := words.said(ids)) != PASSAGE:
+        if words.said(ids) != PASSAGE:
             raise PairError(
                 f"slm {settings.slm!r} and llm {settings.llm!r} have different tokenizers, and the "
-                f"{role}'s does not keep text as it is: {PASSAGE!r} becomes {said!r}; give another "
-                "one, or two models with one tokenizer"
+                f"{role}'s does not keep text as it is: {PASSAGE!r} becomes "
+                f"{words.decode(ids)!r}; give another one, or two models with one tokenizer"
             )
 
 
