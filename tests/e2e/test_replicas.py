@@ -78,7 +78,10 @@ def replicas():
         runtime_env=environ,
     )
     port = free_port()
-    serve.start(http_options=CONFIG["http_options"] | {"port": port})
+    with pytest.MonkeyPatch.context() as patch:
+        # A busy machine takes more than the minute that Serve waits for its proxy.
+        patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)
+        serve.start(http_options=CONFIG["http_options"] | {"port": port})
     (told,) = CONFIG["applications"]
     ((options,)) = told["deployments"]
     scaled = options | {"autoscaling_config": None, "num_replicas": 2}
