@@ -6,7 +6,8 @@ most `SLICE_TOKENS` tokens and yields logits at no more positions than `LOGIT_VA
 whatever the messages ask for. A long text is read over many turns, between which other devices get
 theirs; a request or stream whose caller has gone gets no further turn. Where several origins ask,
 none has more of a turn than all others together, or than `OWN_TOKENS` and `OWN_JOBS`: however much
-one asks, it does not make the turns of the others much longer.
+one asks, it does not make the turns of the others much longer. (Who has asked little lately may
+have a slice: a long text now and then is read at once.)
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Schedule:
         self._callers: OrderedDict[Caller, deque[Job | Stream]] = OrderedDict()
         self._turns = 0
         self._served: dict[Origin, int] = {}  # the last turn of each that waits, or asked lately
+        self._left: dict[Origin, int] = {}  # tokens that each had left after that turn
 
     @property
     def busy(self) -> bool:
@@ -120,6 +122,10 @@ class Schedule:
         self._turns += 1
         if jobs:
             self.service.batches.observe(len(jobs))
+        left = {job.origin: self._saved(job.origin) for job in jobs}
+        for job, tokens, _ in parts:
+            left[job.origin] = max(0, left[job.origin] - tokens)
+        self._left.update(left)
         for job in jobs:
             self._served[job.origin] = self._turns
             self._callers.move_to_end(job.caller)
@@ -159,13 +165,22 @@ class Schedule:
             of.setdefault(job.origin, []).append(index)
         asked = [sum(needs[index] for index in its) for its in of.values()]
         if len(self._served) > 1:
-            asked = [min(own, max(OWN_TOKENS, sum(asked) - own)) for own in asked]
+            asked = [
+                min(own, max(OWN_TOKENS, self._saved(origin), sum(asked) - own))
+                for origin, own in zip(of, asked, strict=True)
+            ]
         shares = [0] * len(jobs)
         for its, share in zip(of.values(), fair_shares(asked, total), strict=True):
             its = its[:share]
             for index, part in zip(its, fair_shares([needs[i] for i in its], share), strict=True):
                 shares[index] = part
         return shares
+
+    def _saved(self, origin: Origin) -> int:
+        """Tokens that an origin may have in this turn: a slice, if it has asked little lately."""
+        since = self._turns - self._served.get(origin, self._turns)
+        saved = self._left.get(origin, SLICE_TOKENS) + since * SLICE_TOKENS // LATELY
+        return min(SLICE_TOKENS, saved)
 
     def _jobs(self) -> Iterator[Job | Stream]:
         return chain.from_iterable(self._callers.values())
@@ -200,6 +215,7 @@ class Schedule:
             origin: turn for origin, turn in self._served.items() if turn > self._turns - LATELY
         }
         self._served = lately | {origin: self._served.get(origin, self._turns) for origin in of}
+        self._left = {one: left for one, left in self._left.items() if one in self._served}
         return _alternating([of[origin] for origin in sorted(of, key=self._served.__getitem__)])
 
     def drop(self, job: Job | Stream) -> None:

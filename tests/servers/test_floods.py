@@ -17,7 +17,9 @@ from tests.asking import request_of
 from tests.models import VOCAB, random_model
 from tests.wire_rows import Row
 
-FLOOD, CONNECTIONS, TURNS = Origin("flood"), 30, 10
+FLOOD, CONNECTIONS = Origin("flood"), 30
+ALONE, TURNS = 4, 14
+"""Turns before others ask, in which a flood uses up what it has for asking little; and all."""
 FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 60)}
 """Texts of a message and tokens of each."""
 
@@ -70,7 +72,7 @@ def waited(flood: str, most: int, devices: int = 6) -> tuple[list[int], list[int
             jobs = crowd.flooded(jobs, flood)
         sizes.append(crowd.turn())
         for device in range(devices):
-            if device not in asked and turn >= device % 2:
+            if device not in asked and turn >= ALONE + device % 2:
                 asked[device] = turn, crowd.ask(Origin(f"device {device}"), 1, 16, device)
             elif device in asked and asked[device][1].finished:
                 assert asked[device][1].error is None
@@ -85,9 +87,8 @@ def test_a_flood_makes_others_turns_little_longer_and_no_more(flood, most):
     beside, sizes = waited(flood, most)
     assert max(beside) <= 2 * max(usual)
     assert np.mean(beside) <= (1 if most > 1 else 2) * np.mean(usual)
-    # The first turn is before anybody else has asked.
     honest = 16 * (3 if most > 1 else 1)
-    assert max(sizes[1:]) <= honest + max(honest, OWN_TOKENS)
+    assert max(sizes[ALONE + 1 :]) <= honest + max(honest, OWN_TOKENS)
 
 
 def test_a_flood_takes_part_in_turns_with_few_requests():
@@ -107,12 +108,27 @@ def test_those_that_ask_as_much_as_each_other_share_whole_turns():
 
 
 def test_who_has_been_alone_for_long_has_whole_turns_again(monkeypatch):
-    monkeypatch.setattr(schedule, "LATELY", 5)
+    monkeypatch.setattr(schedule, "LATELY", 32)
     crowd = Crowd(64)
     crowd.ask(Origin("phone"), 1, 16, 1)
     jobs, sizes = [], []
-    for _ in range(7):
+    for _ in range(34):
         jobs = crowd.flooded(jobs, "long")
         sizes.append(crowd.turn())
-    assert max(sizes[:5]) <= 16 + OWN_TOKENS
-    assert sizes[6] == 1024
+    # The first has what the flood had not used before.
+    assert max(sizes[1:32]) <= 16 + OWN_TOKENS
+    assert sizes[33] == 1024
+
+
+def test_a_long_text_now_and_then_is_read_in_one_turn(monkeypatch):
+    monkeypatch.setattr(schedule, "LATELY", 32)
+    crowd = Crowd(64)
+    sizes = []
+    for turn in range(91):
+        crowd.ask(Origin("car"), 1, 16, 2)
+        crowd.ask(Origin("phone"), 1, 4, 3)
+        if turn in (20, 21, 90):
+            crowd.ask(Origin("phone"), 16, 60, turn)
+        sizes.append(crowd.turn())
+    assert sizes[20] == sizes[90] == 16 + 4 + 16 * 60
+    assert max(sizes[21:90]) <= 16 + 2 * OWN_TOKENS
