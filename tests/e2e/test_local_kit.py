@@ -58,7 +58,7 @@ def test_the_kit_runs_three_rounds_and_stops_everything(tmp_path, monkeypatch):
     assert launched() <= before
     run = latest_run(tmp_path / "kit" / "runs")
     assert run is not None and (run.path / "report.html").is_file()
-    apart = (*PLACES, "edge-addresses", "llm-address", "llm-ca-file")
+    apart = (*PLACES, "edge-addresses", "llm-address", "llm-ca-file", "llm-token-file")
     same = {key: value for key, value in run.config()["settings"].items() if key not in apart}
     with one_thread():
         _, simulated, _ = Runner(monkeypatch).run(tmp_path / "simulated", **same)
