@@ -40,7 +40,7 @@ class LlamaCppModel(Runtime):
         self.context = min(self.context, longest)
         # It writes all that it does to standard error.
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-        self.library: Any = llama_cpp
+        self.bindings: Any = llama_cpp
         parameters = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
         if not self.model:
@@ -84,22 +84,22 @@ class LlamaCppDecoder:
     def __init__(self, model: LlamaCppModel, prompts: Sequence[IntArray]) -> None:
         check_prompts(prompts)
         self._model, self._prompts = model, prompts
-        self._library = library = model.library
+        self._bindings = bindings = model.bindings
         self.lengths = np.zeros(len(prompts), np.int64)
         self._sequences = np.arange(len(prompts))
-        parameters = library.llama_context_default_params()
+        parameters = bindings.llama_context_default_params()
         parameters.n_seq_max = len(prompts)
         # llama.cpp makes room in units of 256 tokens.
         parameters.n_ctx = len(prompts) * -(-model.context // 256) * 256
         parameters.n_batch = parameters.n_ubatch = _AT_ONCE
         parameters.n_threads = parameters.n_threads_batch = model.threads
-        self._context = library.llama_init_from_model(model.model, parameters)
+        self._context = bindings.llama_init_from_model(model.model, parameters)
         if not self._context:
             raise MemoryError(f"no room for {len(prompts)} texts of {model.context} tokens")
-        finalize(self, library.llama_free, self._context)
-        self._memory = library.llama_get_memory(self._context)
-        self._batch = library.llama_batch_init(_AT_ONCE, 0, 1)
-        finalize(self, library.llama_batch_free, self._batch)
+        finalize(self, bindings.llama_free, self._context)
+        self._memory = bindings.llama_get_memory(self._context)
+        self._batch = bindings.llama_batch_init(_AT_ONCE, 0, 1)
+        finalize(self, bindings.llama_batch_free, self._batch)
 
     def start(self) -> Step:
         """Read the prompts; what comes after each of them."""
@@ -127,7 +127,7 @@ class LlamaCppDecoder:
 
     def _forget(self, sequence: int, length: int) -> None:
         """Leave so many tokens of a text."""
-        self._library.llama_memory_seq_rm(self._memory, sequence, length, -1)
+        self._bindings.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def _read(self, tokens: Sequence[IntArray]) -> Step:
         """Append tokens to texts, in parts that llama.cpp takes at once."""
@@ -144,7 +144,7 @@ class LlamaCppDecoder:
             part = slice(begin, begin + _AT_ONCE)
             self._decode(found[part], positions[part], self._sequences[rows[part]], last[part])
             for at in np.flatnonzero(last[part]).tolist():
-                told = self._library.llama_get_logits_ith(self._context, at)
+                told = self._bindings.llama_get_logits_ith(self._context, at)
                 logits[rows[begin + at]] = np.ctypeslib.as_array(told, (self._model.vocab,))
         return Step(logits, None)
 
@@ -162,7 +162,7 @@ class LlamaCppDecoder:
             np.ctypeslib.as_array(field, (count,))[:] = values
         for at, sequence in enumerate(sequences.tolist()):
             batch.seq_id[at][0] = sequence
-        if status := self._library.llama_decode(self._context, batch):
+        if status := self._bindings.llama_decode(self._context, batch):
             raise ValueError(
                 f"llama.cpp cannot read {count} tokens more (status {status}); a text has room "
                 f"for {self._model.context}"
