@@ -46,19 +46,22 @@ def soak(seconds: float, devices: int, pace: int) -> dict[str, Any]:
         tokens = [known.issue(f"device-{number}") for number in range(devices)]
         words = ["--token-file", str(known.file), "--pace-ms", str(pace)]
         with started([*words, "--sessions", str(2 * devices)]) as (address, own):
-            end = time.monotonic() + seconds
+            over = asyncio.Event()
 
             async def writing(number: int) -> None:
                 text = number
-                while time.monotonic() < end:
+                while not over.is_set():
                     # A number of its own for each text: those of before are dropped some time.
                     await device(text, tokens[number], fleet, VOCAB, address, waits, [])
                     text += devices
 
             async def watching() -> None:
-                while time.monotonic() < end:
-                    await asyncio.sleep(seconds / SAMPLES)
+                begun = time.monotonic()
+                for look in range(1, SAMPLES + 1):
+                    # By the clock of the whole, so that late looks do not add up.
+                    await asyncio.sleep(begun + look * seconds / SAMPLES - time.monotonic())
                     sizes.append(own.memory_info().rss / 1e6)
+                over.set()
 
             async def all_of_it() -> None:
                 await asyncio.gather(watching(), *map(writing, range(devices)))
