@@ -76,12 +76,15 @@ def wrapped(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), eos_token=END, **begin)
 
 
-def save(kind: str, folder: Path, seed: int = 0) -> str:
-    """A random model with such a tokenizer, in a folder, that writes no bytes of characters."""
+def save(kind: str, folder: Path, seed: int = 0, rows: int = 0) -> str:
+    """A random model with such a tokenizer, in a folder, that writes no bytes of characters.
+
+    It has `rows` logits, as many as tokens where none are given.
+    """
     tokenizer = wrapped(kind)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=rows or len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -95,7 +98,11 @@ def save(kind: str, folder: Path, seed: int = 0) -> str:
     )
     model = LlamaForCausalLM(config)
     pieces = enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    parts = [n for n, one in pieces if one.startswith("<0x") or "\ufffd" in tokenizer.decode([n])]
+    parts = [
+        n
+        for n, one in pieces
+        if n < config.vocab_size and (one.startswith("<0x") or "\ufffd" in tokenizer.decode([n]))
+    ]
     with torch.no_grad():
         model.lm_head.weight[parts] = 0.0
     model.save_pretrained(folder)

@@ -19,7 +19,7 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     ----------
     settings : Settings
         Both models are checked. An `llm-address` whose path ends in ``/v1`` is a server that speaks
-        OpenAI's API.
+        OpenAI's API, whose tokenizer `llm` names.
     threads : int
         Processor threads of all models of this process, >= 1.
 
@@ -29,7 +29,7 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
         When a model cannot be had, they are no pair, or the server does not let this device in.
     """
     from clients.decoding.steps import Runtime
-    from fedhlm_app.models.sources import check_folder
+    from fedhlm_app.models.sources import BUILTIN, check_folder
     from fedhlm_app.transport.llm_access import require_access
 
     Runtime.threads = threads
@@ -55,9 +55,10 @@ def reach_llm(settings: Settings, threads: int) -> Transport:
     from servers.llm import LanguageModelService
 
     if settings.llm_address:
-        # Both models have one tokenizer, and the device's is here.
+        # Its tokenizer is the small model's, unless another one is named.
+        own = settings.slm if settings.llm == BUILTIN else settings.llm
         backend = f"openai:{settings.llm_address}"
-        update = {"llm_backend": backend, "llm_address": "", "llm": settings.slm}
+        update = {"llm_backend": backend, "llm_address": "", "llm": own}
         settings = settings.model_copy(update=update)
     check_folder(settings.llm, "llm", weights=settings.loads_llm)
     check_pair(settings)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 from fedhlm_app.hosting.backends import build_backend, check_backend
 from fedhlm_app.models.sources import PairError
-from fedhlm_app.models.vocabulary import load_tokenizer, one_tokenizer, vocabulary_size
+from fedhlm_app.models.vocabulary import (
+    check_logits,
+    load_tokenizer,
+    one_tokenizer,
+    vocabulary_size,
+)
 from fedhlm_app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -27,7 +32,9 @@ def check_pair(settings: Settings) -> None:
     """
     if not settings.llm_address:
         check_backend(settings)
-    if not one_tokenizer(settings.slm, settings.llm):
+    if one_tokenizer(settings.slm, settings.llm):
+        check_logits(settings.slm, settings.llm)
+    else:
         _check_text(settings)
 
 

@@ -25,7 +25,7 @@ from transformers import (
 from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.packing import PACKED_FORMAT, read_packed
 from fedhlm_app.models.sources import BUILTIN, from_transformers
-from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
+from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer, vocabulary_size
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_assets import asset_path
 
@@ -105,6 +105,9 @@ def _cached_model(name: str, role: str, dtype: torch.dtype, device: str) -> PreT
     else:
         source, what = unpacked(name, "model"), f"model {name!r}"
         model = from_transformers(AutoModelForCausalLM, source, what, dtype=dtype)
+        tokens = vocabulary_size(name)
+        if tokens is not None and tokens < model.config.get_text_config().vocab_size:
+            model.resize_token_embeddings(tokens)
     model.to(torch.device(device))  # type: ignore[arg-type]
     model.train(False)
     return model

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fedhlm_app.models.gguf import unpacked
@@ -23,6 +24,9 @@ BUILTIN_LABELS = ("world", "sports", "business", "scitech")
 
 TOPIC_PROMPT = " Topic:"
 """Stands between text and label for models without a topic token."""
+
+_WHOLE_FILES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes that Transformers names where `tokenizer.json` says everything."""
 
 _TOPIC_TOKEN = "<|topic|>"
 
@@ -47,12 +51,14 @@ def load_tokenizer(name: str = BUILTIN, *, lean: bool = True) -> PreTrainedToken
         from fedhlm_app.models.lean_tokenizer import LeanTokenizer
 
         return cast("PreTrainedTokenizerBase", LeanTokenizer(file.parent))
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     source = str(asset_path("pair")) if name == BUILTIN else unpacked(name)
-    tokenizer: PreTrainedTokenizerBase = from_transformers(
-        AutoTokenizer, source, f"tokenizer of {name!r}"
-    )
+    file = Path(source, "tokenizer_config.json")
+    declared = json.loads(file.read_text("utf-8")).get("tokenizer_class") if file.is_file() else ""
+    # AutoTokenizer goes by the model's type, and makes Qwen's of any tokenizer beside a Qwen2.
+    kind = PreTrainedTokenizerFast if declared in _WHOLE_FILES else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = from_transformers(kind, source, f"tokenizer of {name!r}")
     return tokenizer
 
 
@@ -75,9 +81,10 @@ def check_same_tokenizer(slm: str, llm: str) -> None:
     Raises
     ------
     PairError
-        Naming both models and a token on which they differ.
+        Naming both models and a token on which they differ, or that the LLM cannot choose.
     """
     if one_tokenizer(slm, llm):
+        check_logits(slm, llm)
         return
     small = load_tokenizer(slm).get_vocab()
     large = load_tokenizer(llm).get_vocab()
@@ -91,6 +98,34 @@ def check_same_tokenizer(slm: str, llm: str) -> None:
         f"{large.get(differing)} in the llm; give two models with one tokenizer "
         "(`fedhlm pair carve` makes a small one out of a large)"
     )
+
+
+def check_logits(slm: str, llm: str) -> None:
+    """Refuse an LLM that has no logits for token ids that an SLM of the same tokenizer drafts.
+
+    Raises
+    ------
+    PairError
+        Naming both models.
+    """
+    small, large = vocabulary_size(slm), vocabulary_size(llm)
+    if small is not None and large is not None and large < small:
+        raise PairError(
+            f"slm {slm!r} and llm {llm!r} have one tokenizer, of which the slm writes {small} "
+            f"token ids, and the llm only {large}; give an llm with a logit for each of them"
+        )
+
+
+@lru_cache(maxsize=8)
+def token_ids(name: str) -> int:
+    """One more than the largest token id of a model's tokenizer.
+
+    Raises
+    ------
+    PairError
+        If there is no tokenizer under that name.
+    """
+    return 1 + max(load_tokenizer(name).get_vocab().values())
 
 
 @lru_cache(maxsize=8)
@@ -137,16 +172,26 @@ def check_context(name: str, longest: int, role: str = "llm") -> None:
 
 
 def vocabulary_size(name: str) -> int | None:
-    """Token ids a model has logits for, from its config; None where that does not say."""
-    return _config_value(name, "llm", "vocab_size")
+    """Token ids that a model reads and writes; None where its config does not say.
+
+    Rows of its embedding and its head that no token of its tokenizer has are padding, of which
+    models of one family have more or fewer (Qwen2.5's 151,665 tokens have 151,936 rows or 152,064),
+    and are left out when it is loaded.
+    """
+    rows = _config_value(name, "llm", "vocab_size")
+    return None if rows is None else min(rows, token_ids(name))
 
 
 def _config_value(name: str, role: str, key: str) -> int | None:
     """An entry of a model's config; None where it has none."""
-    if name == BUILTIN:
+    file = asset_path(f"pair/{role}/config.json") if name == BUILTIN else None
+    if lean := lean_file(name):
+        file = lean.with_name("config.json")
+    if file:
         # Written by us and known to be good: no need for Transformers to read it.
-        config = json.loads(asset_path(f"pair/{role}/config.json").read_text(encoding="utf-8"))
-        return int(config[key])
+        config = json.loads(file.read_text(encoding="utf-8"))
+        told: int | None = (config | config.get("text_config", {})).get(key)
+        return told
     from transformers import AutoConfig
 
     found = from_transformers(AutoConfig, unpacked(name), f"config of {role} {name!r}")

@@ -13,19 +13,13 @@ from fedhlm_app.data.partitions import partition
 from fedhlm_app.hosting.pairs import check_pair, ids_on_the_wire
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.sources import BUILTIN, check_folder
-from fedhlm_app.models.vocabulary import (
-    check_context,
-    fingerprint,
-    label_tokens,
-    load_tokenizer,
-    vocabulary_size,
-)
+from fedhlm_app.models.vocabulary import check_context, label_tokens, load_tokenizer
 from fedhlm_app.results.events import trackers_of
 from fedhlm_app.results.unresolved import needs_llm
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.errors import closest
-from fedhlm_app.transport.llm_access import check_llm, require_verifier
+from fedhlm_app.transport.llm_access import check_llm, require_tokens, require_verifier, served_llm
 
 
 def check(settings: Settings, *, simulated: bool = True) -> Items:
@@ -93,30 +87,15 @@ def require_model(settings: Settings, told: Mapping[str, Any]) -> None:
     SettingsError
         Naming both models.
     """
-    served = f"the LLM at '{settings.llm_address}'" if settings.llm_address else "the LLM's actor"
-    if told.get("model"):
-        served += f" ('{told['model']}')"
-    role, model = ids_on_the_wire(settings)
-    fitting = "serve the model that the run names" + (" (--llm, --slm)" if role == "slm" else "")
-    expected = vocabulary_size(model)
-    if expected is not None and told.get("vocab") != expected:
-        raise SettingsError(
-            f"setting {role!r} = {model!r} has a vocabulary of {expected} tokens, and "
-            f"{served} one of {told.get('vocab')}; {fitting}"
-        )
-    # A server of an earlier version does not tell.
-    if told.get("tokenizer") and told["tokenizer"] != fingerprint(model):
-        raise SettingsError(
-            f"setting {role!r} = {model!r}: {served} has another tokenizer, so that its token "
-            f"ids mean other text; {fitting}"
-        )
+    require_tokens(settings, *ids_on_the_wire(settings), told)
     require_verifier(settings, told)
     # A text's last token is decided, and never read.
     longest = longest_context(settings) - 1
     if told.get("max_context", longest) < longest:
         raise SettingsError(
-            f"setting 'llm-context': {served} reads texts of at most {told['max_context']} tokens, "
-            f"and the run's have up to {longest}; raise it where the LLM is served (--context)"
+            f"setting 'llm-context': {served_llm(settings, told)} reads texts of at most "
+            f"{told['max_context']} tokens, and the run's have up to {longest}; raise it where the "
+            "LLM is served (--context)"
         )
 
 

@@ -10,6 +10,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from fedhlm_app.models.vocabulary import fingerprint, vocabulary_size
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import TOKEN_VARIABLE, parse_address, speaks_openai
 from fedhlm_app.transport.http_transport import HttpTransport
@@ -138,12 +139,14 @@ def require_access(settings: Settings) -> HttpTransport:
     Raises
     ------
     SettingsError
-        When the server is there, and does not accept the device's token, is not to be trusted or
-        does not serve its verifier.
+        When the server is there, and does not accept the device's token, is not to be trusted, does
+        not serve its verifier or means other text by its token ids.
     """
     with closing(llm_link(settings, _patience(settings))) as link:
         try:
-            require_verifier(settings, link.stats())
+            told = link.stats()
+            require_verifier(settings, told)
+            require_tokens(settings, "slm", settings.slm, told)
         except LinkRefused as error:
             raise SettingsError(f"setting 'llm-address': {error}") from None
         except LinkDown as error:
@@ -167,6 +170,44 @@ def require_verifier(settings: Settings, told: Mapping[str, Any]) -> None:
             + (f" at '{settings.llm_address}'" if settings.llm_address else "'s actor")
             + " does not tell the distributions that this needs; with it: "
             + ", ".join(served)
+        )
+
+
+def served_llm(settings: Settings, told: Mapping[str, Any]) -> str:
+    """What messages call the LLM that said this of itself."""
+    served = f"the LLM at '{settings.llm_address}'" if settings.llm_address else "the LLM's actor"
+    return served + (f" ('{told['model']}')" if told.get("model") else "")
+
+
+def require_tokens(settings: Settings, role: str, model: str, told: Mapping[str, Any]) -> None:
+    """Refuse an LLM that means other text by a device's token ids, or cannot choose all of them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the device or the run.
+    role, model : str
+        Whose token ids go up: the setting, and the model that it names.
+    told : mapping
+        What the LLM says of itself.
+
+    Raises
+    ------
+    SettingsError
+        Naming both models.
+    """
+    fitting = "serve the LLM of this pair (--llm; with another tokenizer, --slm too)"
+    # A server of an earlier version does not tell.
+    if told.get("tokenizer") and told["tokenizer"] != fingerprint(model):
+        raise SettingsError(
+            f"setting {role!r} = {model!r}: {served_llm(settings, told)} has another tokenizer, so "
+            f"that its token ids mean other text; {fitting}"
+        )
+    expected = vocabulary_size(model)
+    if expected is not None and told.get("vocab", expected) < expected:
+        raise SettingsError(
+            f"setting {role!r} = {model!r} has a vocabulary of {expected} tokens, and "
+            f"{served_llm(settings, told)} one of {told['vocab']}; {fitting}"
         )
 
 

@@ -170,7 +170,7 @@ def find_dialect(client: Client, model: str, words: Words, tokenizer: str) -> Di
     if count is not None and count != len(ids) + lead:
         raise DialectError(
             f"{client.url} reads a passage as {count} tokens, and the tokenizer {tokenizer!r} as "
-            f"{len(ids)}: take models with the server's own (slm; --llm where it is served)"
+            f"{len(ids)}: let llm (--llm) name the server's own, a folder or hub name"
         )
     found = trial.richest([words.start, *ids] if lead and words.start is not None else ids, lead)
     if found is None:

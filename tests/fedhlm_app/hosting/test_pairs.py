@@ -59,6 +59,15 @@ def test_generate_writes_the_llms_own_text_where_nothing_is_kept(slm):
     assert told["stages"]["llm_accepted"] + told["stages"]["llm_resampled"] == len(told["tokens"])
 
 
+def test_one_tokenizer_and_other_numbers_of_logits(tmp_path):
+    slm, llm, less = (save("byte-level", tmp_path / str(n), n, n) for n in (1024, 960, 890))
+    found = generate("--slm", slm, "--llm", llm, "--decoding", "sampled", "-n", "8", "--json")
+    assert found.exit_code == 0 and len(json.loads(found.stdout)["tokens"]) == 8, found.output
+    found = generate("--slm", slm, "--llm", less)
+    assert found.exit_code == 2 and not found.stdout, found.output
+    assert "the slm writes 900 token ids, and the llm only 890" in " ".join(found.stderr.split())
+
+
 @pytest.mark.parametrize("kind", ["vllm", "hosted"])
 def test_a_server_that_speaks_openai_stands_behind_it_too(slm, kind):
     with Fake(kind).serving() as url:
@@ -69,6 +78,19 @@ def test_a_server_that_speaks_openai_stands_behind_it_too(slm, kind):
         (answer,) = model.continued([Ask(model.read_prompt(PROMPT, 12), 12, 1)], policy)
     assert answer.text and own_text().startswith(answer.text)
     assert answer.stages["unresolved"] == 0
+
+
+def test_the_tokenizer_of_a_server_at_llm_address_is_told_or_found_to_be_wrong(slm, tmp_path):
+    load_tokenizer().save_pretrained(tmp_path)
+    load_llm().config.save_pretrained(tmp_path)
+    with Fake("vllm").serving() as url:
+        words = ("--slm", slm, "--llm-address", url, "--threshold", "-1", "-n", "8", "--json")
+        found = generate(*words)
+        assert found.exit_code == 2 and not found.stdout, found.output
+        assert "let llm (--llm) name the server's own" in " ".join(found.stderr.split())
+        found = generate(*words, "--llm", str(tmp_path))
+    assert found.exit_code == 0, found.output
+    assert own_text().startswith(json.loads(found.stdout)["text"])
 
 
 @pytest.mark.parametrize(
@@ -129,4 +151,4 @@ def test_a_served_llm_speaks_the_ids_of_its_devices(slm, monkeypatch):
     told = {"vocab": vocab, "tokenizer": fingerprint(slm), "verifiers": ["greedy"]}
     require_model(settings, told)
     with pytest.raises(SettingsError, match=rf"'slm' = .* a vocabulary of {vocab} tokens.*--slm"):
-        require_model(settings, {**told, "vocab": 4096})
+        require_model(settings, {**told, "vocab": vocab - 1})

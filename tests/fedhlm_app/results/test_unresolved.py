@@ -149,7 +149,7 @@ def test_an_actor_with_another_model_is_refused_before_the_first_round(run):
 def test_a_served_llm_of_another_kind_is_refused_by_name():
     with serving(make_service()) as (port, served):
         settings = Settings.from_sources({"llm-address": f"127.0.0.1:{port}"}, {})
-        with pytest.raises(SettingsError, match=r"\('random'\) one of \d+; serve the model"):
+        with pytest.raises(SettingsError, match=r"\('random'\) one of \d+; serve the LLM"):
             preflight.check(settings)
         served.service.engine.vocab = 4096
         served.tokenizer = "0123456789abcdef"

@@ -358,6 +358,9 @@ def test_a_device_whose_verifier_the_server_cannot_serve_is_refused():
     service = LanguageModelService(TopTokens(random_model("llama", 2)))
     with serving(service) as (port, _):
         address = f"127.0.0.1:{port}"
+        with pytest.raises(SettingsError, match=r"'slm' = 'builtin' has .* of 4096.* one of 64;"):
+            require_access(settings(address))
+        service.engine.vocab = 4096
         require_access(settings(address)).close()
         with pytest.raises(SettingsError, match=r"'verification' = 'scalar'.*with it: greedy"):
             require_access(settings(address, decoding="sampled", verification="scalar"))
