@@ -91,7 +91,7 @@ def test_files_for_people_and_machines_are_well_formed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     environ = {
         **{key: value for key, value in os.environ.items() if not key.startswith("FEDHLM_")},

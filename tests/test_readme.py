@@ -95,7 +95,7 @@ def readers_own(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_commands_of_the_readme_do_what_it_says(fedhlm: Any, tmp_path: Path) -> None:
     readers_own(tmp_path)
     made = subprocess.run(

@@ -7,11 +7,13 @@ launch left behind. It imports little, because it is one more process beside eve
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -19,12 +21,17 @@ LAUNCH_VARIABLE = "FEDHLM_LAUNCH"
 """Environment variable that marks every process of a launch with the launch's own number."""
 
 
+PORTS = range(20_000, 32_768)
+"""Ports that are chosen from: systems give higher ones to whoever connects to something."""
+
+
 def free_port() -> int:
     """Return a port on 127.0.0.1 that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"every port from {PORTS.start} to {PORTS.stop - 1} of 127.0.0.1 is taken")
 
 
 def marked(launch: str) -> list[psutil.Process]:

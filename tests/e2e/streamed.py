@@ -26,11 +26,11 @@ SETTINGS = Settings.from_sources(
 
 
 class Struck(HttpTransport):
-    """Has something happen once so many pieces of streams are there."""
+    """Has something happen once three pieces of streams are there."""
 
-    def __init__(self, address: str, strike: Callable[[], object], pieces: int = 3) -> None:
-        super().__init__(address, timeout=5)
-        self.strike, self.pieces = strike, pieces
+    def __init__(self, address: str, strike: Callable[[], object], timeout: float = 300) -> None:
+        super().__init__(address, timeout=timeout)
+        self.strike, self.pieces = strike, 3
 
     def stream(self, payload: bytes) -> Frames:
         for frames in super().stream(payload):

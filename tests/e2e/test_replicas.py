@@ -107,7 +107,6 @@ def test_text_is_that_of_one_server(replicas):
 def test_a_replica_that_is_killed_in_mid_stream_costs_a_prefix_and_no_token(replicas):
     replicas.wait()
     struck = Struck(replicas.address, replicas.kill)
-    struck.timeout = PATIENCE
     found = route(struck)
     assert struck.pieces <= 0
     assert unresolved(found) == 0

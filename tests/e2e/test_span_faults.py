@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import httpx
 import numpy as np
@@ -32,11 +31,11 @@ time.sleep(3600)
 """A device that begins to read a stream, and says so."""
 
 
-def serve(deployed: Deployment, port: int) -> None:
-    """Start the LLM server at a port, slow enough that a stream is not over before a kill."""
+def serve(deployed: Deployment, port: int, pace: int = 0) -> None:
+    """Start the LLM server at a port; a pass takes at least so many milliseconds."""
     deployed.start(
         "llm", sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", str(port),
-        "--pace-ms", "50",
+        "--pace-ms", str(pace),
     )  # fmt: skip
     deployed.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "llm")
 
@@ -46,7 +45,7 @@ def streams(port: int) -> dict[str, int]:
     return httpx.get(url, timeout=PATIENCE, trust_env=False).json()["streams"]
 
 
-def kill_a_reader(port: int) -> None:
+def kill_a_reader(deployed: Deployment, port: int) -> None:
     """A device's process is killed while the server writes for it."""
     row = Row(0, 0, np.array([1, 300, 17]), 7)
     request = request_of("greedy", [row], vocab=4096, client=9)
@@ -55,17 +54,15 @@ def kill_a_reader(port: int) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None and reader.stdout.readline() == b"reading\n"
         reader.kill()
-    deadline = time.monotonic() + PATIENCE
-    while streams(port)["open"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    deployed.wait_for(lambda: not streams(port)["open"], "llm")
 
 
 def test_what_a_kill_in_mid_stream_leaves():
     with deployment() as deployed:
         port = free_port()
-        serve(deployed, port)
-        kill_a_reader(port)
+        # However late a reader is, no stream is over before the kill.
+        serve(deployed, port, 300)
+        kill_a_reader(deployed, port)
         transport = Struck(f"127.0.0.1:{port}", deployed.processes["llm"].kill)
         struck = route(transport)
         assert unresolved(struck) > 0
@@ -77,4 +74,4 @@ def test_what_a_kill_in_mid_stream_leaves():
         again = HttpTransport(f"127.0.0.1:{port}", timeout=PATIENCE)
         mended = route(again)
         assert unresolved(mended) == 0 == mended.traffic.failures
-        assert streams(port)["open"] == 0
+        deployed.wait_for(lambda: not streams(port)["open"], "llm")

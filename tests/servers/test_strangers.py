@@ -53,18 +53,23 @@ def test_one_address_has_some_connections_and_no_more():
 
 
 def test_a_handshake_that_never_ends_is_counted_and_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
     authority = Authority(tmp_path)
     certificate, key = authority.issue("127.0.0.1")
     files = {"certificate": certificate, "key": key}
-    with serving(make_service(), per_address=4, **files) as (port, served), ExitStack() as stack:
-        for _ in range(8):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
-        assert one.recv(1) == b""
+    with serving(make_service(), per_address=4, **files) as (port, served):
         door = served.app.state.connections
-        assert door.refused == 4
+        with ExitStack() as stack:
+            for _ in range(8):
+                silent = socket.create_connection(("127.0.0.1", port), timeout=120)
+                one = stack.enter_context(silent)
+            assert one.recv(1) == b""
+            assert (len(door), door.refused) == (4, 4)
         wait_until(lambda: len(door) == 0)
-        monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 120)
+        with monkeypatch.context() as patch:
+            patch.setattr(connections, "HANDSHAKE_SECONDS", 0.1)
+            with socket.create_connection(("127.0.0.1", port), timeout=120) as silent:
+                assert silent.recv(1) == b""
+        wait_until(lambda: len(door) == 0)
         trusted = ssl.create_default_context(cafile=authority.file)
         with trusted.wrap_socket(
             socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1"

@@ -35,6 +35,12 @@ def server():
         yield port, served
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A stream waits for a device that other work on the machine holds up."""
+    monkeypatch.setattr(stream, "CREDIT_SECONDS", 120)
+
+
 @pytest.fixture
 def link(server):
     with closing(HttpTransport(f"127.0.0.1:{server[0]}", timeout=120)) as link:
