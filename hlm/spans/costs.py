@@ -27,6 +27,9 @@ class SpanCosts:
         R, from the request to the first byte of its reply, without the LLM's own time; from 0.
     window
         Tokens that the server may be ahead of what the device has acknowledged, at least 1.
+    beside_ms
+        What a draft made while the LLM's token is under way adds to that token, from 0: more than
+        nothing where device and server share processors.
     per_ms
         What a millisecond is worth in the unit of the prices, from 0.
     input_price, output_price, request_price
@@ -42,6 +45,7 @@ class SpanCosts:
     slm_ms: float
     round_trip_ms: float
     window: int = 64
+    beside_ms: float = 0.0
     per_ms: float = 1.0
     input_price: float = 0.0
     output_price: float = 0.0
@@ -51,7 +55,8 @@ class SpanCosts:
         require_between("llm_ms", self.llm_ms, 0.0, _MOST, open_low=True)
         require_between("window", self.window, 1, _MOST)
         for name in (
-            "slm_ms", "round_trip_ms", "per_ms", "input_price", "output_price", "request_price",
+            "slm_ms", "round_trip_ms", "beside_ms",
+            "per_ms", "input_price", "output_price", "request_price",
         ):  # fmt: skip
             require_between(name, getattr(self, name), 0.0, _MOST)
 
@@ -78,7 +83,8 @@ class SpanCosts:
         as `window` tokens take a round trip and a decode step at least.
         """
         acknowledged = (self.round_trip_ms + self.llm_ms) / self.window
-        return np.maximum(max(self.llm_ms, acknowledged), np.multiply(drafts, self.slm_ms))
+        decoded = np.add(self.llm_ms, np.multiply(drafts, self.beside_ms))
+        return np.maximum(np.maximum(decoded, acknowledged), np.multiply(drafts, self.slm_ms))
 
     def streamed(self, drafts: ArrayLike = 1) -> NDArray[np.float64]:
         """Of a further token of a stream; see `streamed_ms`."""

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _WORTH = 0.99
-"""Share of a cost that is left where saving the rest is worth a further draft, or any."""
+"""Share of a cost that is left where saving the rest is worth more of device or LLM."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def certain(costs: SpanCosts, ahead: int = 4) -> TakeBack:
     if not costs.break_even <= ahead:
         return NEVER
     fewest = max(math.ceil(costs.break_even), 1)
-    if costs.streamed_ms(fewest) > costs.streamed_ms(0):
+    if fewest * costs.slm_ms > costs.streamed_ms(0):
         return NEVER
     held_up = costs.per_ms * float(costs.held_up_ms(1, math.inf))
     if fewest == 1 and held_up > costs.opened - costs.streamed():
@@ -94,13 +94,14 @@ def certain(costs: SpanCosts, ahead: int = 4) -> TakeBack:
 
 
 def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> TakeBack:
-    """The best rule for texts of `tokens` tokens whose drafts follow the counted chain.
+    """A rule for texts of `tokens` tokens whose drafts follow the counted chain.
 
-    `NEVER` where even the best take-backs would cost more than the LLM alone: with one token to
-    write, unless ``p >= tS / (R + tL)`` for sure drafts of share p, which is eq. 13 of the paper
-    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. With more, unless a
-    hundredth is saved: less is lost in what the costs leave out. `ONE_BY_ONE` where that costs
-    least, `certain` where nothing was counted.
+    The first of `NEVER`, `ONE_BY_ONE` and streams of 1 to `ahead` drafts, unless a later one saves
+    a hundredth: the device drafts for no less, the LLM decodes nothing in vain for less, and less
+    is lost in what costs leave out. Of one token `ONE_BY_ONE` need not save that much: it is
+    drafted where ``p >= tS / (R + tL)`` for sure drafts of share p, which is eq. 13 of the paper
+    (Solat et al., arXiv 2507.00082) with the device in the place of its peers. `certain` where
+    nothing was counted.
 
     Parameters
     ----------
@@ -110,8 +111,7 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
     tokens : int
         Most tokens of a text, >= 1.
     ahead : int
-        Most drafts that the device may make before it decides, >= 1. The rule makes do with fewer
-        where one more saves less than a hundredth.
+        Most drafts that the device may make before it decides, >= 1.
 
     Raises
     ------
@@ -122,14 +122,15 @@ def learned(counts: Floats, costs: SpanCosts, tokens: int, ahead: int = 4) -> Ta
         raise ValueError(f"tokens, ahead: {tokens}, {ahead}; allowed: >= 1")
     if not counts.any():
         return certain(costs, ahead)
-    least, rule = planned(counts, costs, tokens, 1)
-    for further in range(2, ahead + 1):
+    least, rule = costs.plain(tokens), NEVER
+    alone = _one_by_one(counts, costs, tokens)
+    if alone <= least * (_WORTH if tokens > 1 else 1):
+        least, rule = alone, ONE_BY_ONE
+    for further in range(1, ahead + 1):
         cost, other = planned(counts, costs, tokens, further)
         if cost < _WORTH * least:
             least, rule = cost, other
-    if (alone := _one_by_one(counts, costs, tokens)) < least:
-        least, rule = alone, ONE_BY_ONE
-    return rule if least <= costs.plain(tokens) * (_WORTH if tokens > 1 else 1) else NEVER
+    return rule
 
 
 def _one_by_one(counts: Floats, costs: SpanCosts, tokens: int) -> float:

@@ -23,6 +23,7 @@ COSTS = SpanCosts(llm_ms=40, slm_ms=5, round_trip_ms=60)
         ("slm_ms", -1.0),
         ("round_trip_ms", math.nan),
         ("window", 0),
+        ("beside_ms", -0.1),
         ("per_ms", -0.1),
         ("input_price", math.inf),
         ("output_price", -1.0),
@@ -57,6 +58,12 @@ def test_a_step_in_vain_holds_up_who_is_back_before_its_end() -> None:
     # 80 ms, less a round trip, the kept drafts and the unsure one.
     assert slow.held_up_ms([1, 2, 13, 14, 99], 100).tolist() == [65, 60, 5, 0, 0]
     assert SpanCosts(80, 5, 5, window=1).held_up_ms(1, 100) == 0
+
+
+def test_drafts_beside_a_stream_hold_it_up_where_processors_are_shared() -> None:
+    shared = SpanCosts(llm_ms=6, slm_ms=2.5, round_trip_ms=30, beside_ms=0.5)
+    assert shared.streamed_ms([0, 1, 2, 4]).tolist() == [6, 6.5, 7, 10]
+    assert shared.plain(10) == 30 + 10 * 6
 
 
 def test_prices_are_added_to_what_time_is_worth() -> None:

@@ -19,6 +19,7 @@ COSTS = SpanCosts(llm_ms=40, slm_ms=5, round_trip_ms=30)
 PRICED = SpanCosts(9, 5, 10, per_ms=0.5, input_price=0.2, output_price=3, request_price=8)
 SLOW = SpanCosts(llm_ms=8.5, slm_ms=5, round_trip_ms=4)
 NEAR = SpanCosts(llm_ms=80, slm_ms=5, round_trip_ms=5)
+SHARED = SpanCosts(llm_ms=6, slm_ms=2, round_trip_ms=13, beside_ms=0.4)
 
 LASTING = np.array([[10.0, 0.0], [10.0, 10.0], [1.0, 99.0]])
 EVEN = np.array([[0.0, 10.0], [10.0, 10.0], [5.0, 5.0]])
@@ -33,7 +34,7 @@ def expected_cost(rule: TakeBack, counts: np.ndarray, costs: SpanCosts) -> float
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 3])
-@pytest.mark.parametrize("costs", [COSTS, PRICED, SLOW, NEAR])
+@pytest.mark.parametrize("costs", [COSTS, PRICED, SLOW, NEAR, SHARED])
 def test_the_plan_costs_what_it_says_and_no_other_decision_costs_less(
     ahead: int, costs: SpanCosts
 ) -> None:
@@ -107,6 +108,28 @@ def test_a_device_does_not_read_along_for_less_than_a_hundredth() -> None:
     assert 0.99 * costs.plain(30) < planned_cost < costs.plain(30)
     assert learned(counts, costs, 30) is NEVER
     assert learned(counts, SpanCosts(8.5, 1, 60), 30).reads_along
+
+
+def test_a_device_does_not_read_along_where_that_holds_the_stream_up() -> None:
+    counts = np.array([[109.0, 141.0], [4106.0, 3199.0], [3191.0, 4254.0]])
+    costs = SpanCosts(llm_ms=6, slm_ms=2.5, round_trip_ms=37)
+    assert learned(counts, costs, 30).reads_along
+    assert learned(counts, replace(costs, beside_ms=0.2), 30) is NEVER
+
+
+def test_streams_are_opened_only_where_they_save_a_hundredth_of_one_token_at_a_time() -> None:
+    """What they have the LLM decode in vain is not worth less."""
+    worth = []
+    for round_trip_ms in np.arange(20.0, 35.0, 0.5):
+        costs = SpanCosts(80, 5, float(round_trip_ms))
+        rule = learned(EVEN, costs, TOKENS, 2)
+        alone, streamed = (
+            expected_cost(other, EVEN, costs)
+            for other in (ONE_BY_ONE, planned(EVEN, costs, TOKENS, 1)[1])
+        )
+        worth.append(streamed / alone)
+        assert rule.streams == (worth[-1] < 0.99)
+    assert min(worth) < 0.99 < max(worth) and any(0.99 < share < 1 for share in worth)
 
 
 @pytest.mark.parametrize(("rule", "taken"), [(AT_ONCE, [False, True]), (NEVER, [False, False])])
