@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks._teacher_forced import BOS, CACHE, corpus, pair_name
 from clients.decoding.drafting import RouterConfig
-from fedhlm_app.estimate.recording import Recorded, record
+from fedhlm_app.estimate.recording import Recorded, alone, record
 from fedhlm_app.settings import Settings
 from hlm.arrays import IntArray
 from hlm.spans import (
@@ -75,7 +75,7 @@ def recorded(texts: int, tokens: int) -> tuple[str, IntArray, Recorded]:
         settings = Settings.from_sources({}, {})
         config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
         CACHE.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **vars(record(slm, llm, list(prompts), tokens, config)))
+        np.savez(path, **vars(record(slm, alone(llm, config), list(prompts), tokens, config)))
     with np.load(path) as stored:
         return name, prompts, Recorded(**stored)
 

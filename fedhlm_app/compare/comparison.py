@@ -41,10 +41,11 @@ from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
 from fedhlm_app.data.workload import BatchMaker
+from fedhlm_app.hosting.pairs import check_pair, with_ids_of_slm
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.small import end_tokens
 from fedhlm_app.models.torch_names import torch_device, torch_dtype
-from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer, one_tokenizer
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.channels import LINKS, Link
@@ -133,7 +134,7 @@ class Comparison:
     slm, llm : transformers.PreTrainedModel
         The pair.
     tokenizer : transformers.PreTrainedTokenizerBase
-        Theirs.
+        The small model's.
     items : Items
         Texts, at least prompts + calibration prompts.
 
@@ -172,13 +173,16 @@ class Comparison:
         ValueError
             When models, tokenizer or texts cannot work together.
         """
+        check_pair(settings)
+        if not one_tokenizer(settings.slm, settings.llm):
+            # Right tokens are those of given texts, of which the LLM has other ones.
+            plan = replace(plan, accuracy=False)
         slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
         llm = load_llm(
             settings.llm,
             torch_dtype(settings.llm_dtype),
             torch_device(settings.llm_device, "llm-device"),
         )
-        check_same_tokenizer(settings.slm, settings.llm)
         return cls(settings, plan, slm, llm, load_tokenizer(settings.slm), items_of(settings))
 
     def run(
@@ -278,7 +282,8 @@ class Comparison:
         """A way to an LLM server of its own."""
         context = min(self.settings.llm_context, context_limit(self.llm))
         engine = Engine(self.llm, SESSIONS, context, pace=self.plan.llm_ms / 1000)
-        transport = DirectTransport(LanguageModelService(engine))
+        backend = with_ids_of_slm(self.settings, engine)
+        transport = DirectTransport(LanguageModelService(backend))
         return Recorder(transport, self.plan.clock, self.plan.links)
 
     def _uplink_config(self, client: int, feedback: bool) -> UplinkConfig:

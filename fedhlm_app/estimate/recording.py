@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
 from clients.policy import FixedPolicy
-from clients.records import TextBatch, Traffic
+from clients.records import Stage, TextBatch, Traffic
 from hlm.arrays import BoolArray, FloatArray, IntArray
 from hlm.verification import VERIFIERS, plain_verifier
 
@@ -63,9 +63,15 @@ class Recorded:
         return float(uncertainty[order[within - 1]]) if within else -1.0
 
 
+def alone(model: PreTrainedModel, config: RouterConfig) -> Router:
+    """A model that decides every token by itself."""
+    drafter = VERIFIERS[plain_verifier(config.sampling.decoding)]()
+    return Router(model, config, FixedPolicy(True), drafter, [])
+
+
 def record(
     slm: PreTrainedModel,
-    llm: PreTrainedModel,
+    writer: Router,
     prompts: Sequence[IntArray],
     tokens: int,
     config: RouterConfig,
@@ -75,8 +81,10 @@ def record(
 
     Parameters
     ----------
-    slm, llm : transformers.PreTrainedModel
-        The pair.
+    slm : transformers.PreTrainedModel
+        Reads along.
+    writer : Router
+        Makes the LLM's texts: `alone`, or all of it escalated.
     prompts : sequence of numpy.ndarray
         int64 [n_i] token ids.
     tokens : int
@@ -86,8 +94,7 @@ def record(
     listen : callable
         Told how many texts of how many are done.
     """
-    drafter = VERIFIERS[plain_verifier(config.sampling.decoding)]()
-    writer, reader = (Router(model, config, FixedPolicy(True), drafter, []) for model in (llm, slm))
+    reader = alone(slm, config)
     vocab = int(slm.config.get_text_config().vocab_size)
     batch = min(max(1, _MOST_PROBABILITIES // (tokens * vocab)), 50)
     shape = len(prompts), tokens
@@ -104,7 +111,10 @@ def record(
         by_slm = reader.score(given, written.prompt_lengths, Traffic())
         steps = by_slm.draft.shape[1]
         uncertainty[chosen, :steps] = np.where(by_slm.present, by_slm.uncertainty, 0.0)
-        wrong[chosen, :steps] = by_slm.present & (by_slm.draft != by_llm.token[:, :steps])
+        # What the LLM could not be asked about is not known to be right.
+        other = by_slm.draft != by_llm.token[:, :steps]
+        other |= by_llm.stage[:, :steps] == Stage.UNRESOLVED
+        wrong[chosen, :steps] = by_slm.present & other
         lengths.append(by_slm.present.sum(axis=1))
     return Recorded(
         uncertainty, wrong, np.concatenate(lengths), np.array([len(prompt) for prompt in prompts])
@@ -112,18 +122,19 @@ def record(
 
 
 def decode_ms(
-    model: PreTrainedModel, prompts: Sequence[IntArray], tokens: int, config: RouterConfig
+    router: Router,
+    prompts: Sequence[IntArray],
+    tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Time of a token on this machine, in ms, where the model writes one text at a time.
+    """Time of a token on this machine, in ms, where one text is written at a time.
 
     The median over prompts, after one that does not count. The prompt's own reading is part of it.
     """
-    drafter = VERIFIERS[plain_verifier(config.sampling.decoding)]()
-    router = Router(model, config, FixedPolicy(True), drafter, [])
     taken = []
     for session, prompt in enumerate([prompts[0], *prompts]):
         text = TextBatch([prompt], np.array([session]), room=tokens)
-        begin = time.perf_counter()
+        begin = clock()
         made = router.generate(text, tokens, Traffic()).present.sum()
-        taken.append(1000 * (time.perf_counter() - begin) / made)
+        taken.append(1000 * (clock() - begin) / made)
     return float(np.median(taken[1:]))

@@ -40,14 +40,20 @@ def check_pair(settings: Settings) -> None:
 
 def build_pair(settings: Settings) -> Backend:
     """The backend that `llm-backend` names, with the token ids of `slm`."""
+    if not one_tokenizer(settings.slm, settings.llm):
+        _check_text(settings)
+    return with_ids_of_slm(settings, build_backend(settings))
+
+
+def with_ids_of_slm(settings: Settings, backend: Backend) -> Backend:
+    """The backend, whose model is `llm`, with the token ids of `slm`."""
     if one_tokenizer(settings.slm, settings.llm):
-        return build_backend(settings)
-    _check_text(settings)
+        return backend
     from servers.retokenized import Retokenized
 
     small = _words(settings.slm)
     vocab = max(vocabulary_size(settings.slm) or 0, small.size)
-    return Retokenized(build_backend(settings), small, _words(settings.llm), vocab)
+    return Retokenized(backend, small, _words(settings.llm), vocab)
 
 
 def ids_on_the_wire(settings: Settings) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from clients.decoding.drafting import RouterConfig
 from fedhlm_app.cli import app
 from fedhlm_app.client.inference import sampling_of, uncertainty_of
-from fedhlm_app.estimate.recording import Recorded, record
+from fedhlm_app.estimate.recording import Recorded, alone, record
 from fedhlm_app.estimate.sums import LEAST_MS, MOST_MS, RISKS, Estimate, verdict
 from fedhlm_app.estimate.terms import Terms, message_bytes
 from fedhlm_app.models.load import load_llm, load_slm
@@ -60,7 +60,7 @@ def test_recorded_is_what_plain_forward_passes_say(ends: bool) -> None:
         ids = frozenset([end] if ends else [])
         settings = Settings.from_sources({}, {})
         config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, ids)
-        recorded = record(slm, llm, prompts, 7, config)
+        recorded = record(slm, alone(llm, config), prompts, 7, config)
         for row, (prompt, text) in enumerate(zip(prompts, plain, strict=True)):
             new = text[0, len(prompt) :].tolist()
             length = new.index(end) + 1 if ends and end in new else 7

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from clients.decoding.drafting import RouterConfig
+from clients.records import TextBatch, Traffic
 from fedhlm_app.cli import app
 from fedhlm_app.cli import serve as serve_command
 from fedhlm_app.client.feedback_folder import ServedPolicy
+from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.client.prompted import Ask, PromptedModel
+from fedhlm_app.compare import Comparison, Plan, chosen_methods
+from fedhlm_app.estimate.measuring import _writer, measure
+from fedhlm_app.estimate.terms import Terms
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.hosting.pairs import check_pair, ids_on_the_wire
 from fedhlm_app.learning.gradients import initial_policy
-from fedhlm_app.models.load import load_llm
+from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.models.vocabulary import fingerprint, load_tokenizer
 from fedhlm_app.server.preflight import require_model
 from fedhlm_app.settings import SettingsError
@@ -121,6 +128,37 @@ def test_commands_that_cannot_do_it_name_both_models(slm):
     assert found.exit_code == 2 and "with them: greedy" in " ".join(found.stderr.split())
     with pytest.raises(SettingsError, match="setting 'workload' = 'score'"):
         record(settings_of(slm=slm, workload="score"))
+
+
+def test_a_comparison_has_the_llms_own_text_and_counts_no_right_tokens(slm):
+    settings = settings_of(slm=slm, decoding="greedy")
+    plan = Plan(
+        chosen_methods(["llm", "slm", "hlm", "speculative", "fedhlm"]),
+        prompts=2,
+        calibration_prompts=3,
+        tokens=6,
+    )
+    llm, alone, hlm, speculative, fedhlm = Comparison.of(settings, plan).run()
+    for method in (hlm, speculative):
+        assert method["sent_to_llm"] == method["tokens"] == llm["tokens"] == 12
+        assert method["llm_agreement"] == 1 and method["unresolved"] == 0
+    assert alone["llm_agreement"] < 1 and fedhlm["llm_decoded"]["1 Mbit/s 60 ms"] > 0
+    assert llm["accuracy"] == {"token": None, "label": None}
+
+
+def test_an_estimate_is_of_the_llms_own_texts(slm):
+    settings = settings_of(slm=slm, tokens_per_prompt=12)
+    prompt = np.array(load_tokenizer(slm).encode(PROMPT, add_special_tokens=False))
+    text = TextBatch([prompt], np.zeros(1, np.int64), room=12)
+    config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
+    writer, clock = _writer(settings, load_slm(slm), config)
+    assert writer.generate(text, 12, Traffic()).tokens == 12 and clock() > 0
+    assert own_text().startswith(load_tokenizer(slm).decode(text.text(0)[len(prompt) :]).strip())
+    terms = Terms(llm_ms=1.0, slm_ms=1.0)
+    made = measure(settings, 4, terms, ["llm_ms"], lambda *_: None)
+    assert made.terms.llm_ms > 0 and made.terms.slm_ms == 1
+    assert made.fitted.lengths.tolist() == made.judged.lengths.tolist() == [12, 12]
+    assert made.fitted.wrong.mean() > 0.5  # a random model
 
 
 def test_a_run_in_one_process(slm, tmp_path, monkeypatch):
