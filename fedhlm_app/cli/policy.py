@@ -14,7 +14,6 @@ from clients.policies import POLICIES
 from fedhlm_app.cli.run import collect
 from fedhlm_app.client.feedback_folder import ServedPolicy, difference, made_with
 from fedhlm_app.models.sources import decides_as
-from fedhlm_app.results.report.verdict import threshold as shown
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.settings import Settings, SettingsError
 
@@ -125,7 +124,9 @@ def choose_policy(
     policy = ServedPolicy(learned.arrays, learned.server_round, take_back=learned.take_back)
     words = f"policy {settings.policy}"
     if POLICIES[settings.policy].learns:
-        words = f"threshold {shown(float(learned.arrays['threshold'][0]))}"
-    words += f" of {folder.path.name}, {learned.server_round} rounds"
+        threshold = float(learned.arrays["threshold"][0])
+        words = f"threshold {threshold:.4f}" if threshold >= 0 else "no token kept, by the policy"
+    rounds = "1 round" if learned.server_round == 1 else f"{learned.server_round} rounds"
+    words += f" of {folder.path.name}, {rounds}"
     words += f"; certified on texts like the run's: {learned.promise}" if learned.promise else ""
     return Chosen(settings, policy, words, learned.promise)

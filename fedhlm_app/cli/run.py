@@ -185,6 +185,8 @@ def _announce(console: Console, settings: Settings) -> None:
     words = f"preset {settings.preset}"
     if changed := in_short(settings.changed()):
         words += f"; changed: {changed}"
+    if followed := in_short(settings.followed()):
+        words += f"; from this follows {followed}"
     console.print(words, style="dim", markup=False, soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ from hlm.verifiers import plain_verifier, shares_draw
 
 PLACES = ("run-dir", "name", "resume")
 """Settings that say where a run is written, and nothing about it."""
+DERIVED = ("learning", "learn-rounds", "clusters", "slm")
+"""Settings that others may decide, where nobody gives them."""
 GRADIENT_SETTINGS = (
     "strategy", "edge-rule", "cloud-rule", "local-steps", "local-batch", "learning-rate",
     "privacy", "initial-threshold", "cost-transmit", "cost-error",
@@ -243,7 +246,24 @@ class Settings(
         return {DECIDED: values.pop("preset"), **values}
 
     def changed(self) -> dict[str, Scalar]:
-        """Return what is not as the preset has it, by kebab-case key; `PLACES` are left out."""
+        """Return what makes these settings of the preset, by kebab-case key.
+
+        Without `PLACES`, and without what follows from the rest (see `followed`).
+        """
+        wanted = changed = self._unlike_preset()
+        for key in DERIVED:
+            rest = {name: value for name, value in changed.items() if name != key}
+            with suppress(SettingsError):
+                if self.from_sources({"preset": self.preset, **rest}, {})._unlike_preset() == wanted:
+                    changed = rest
+        return changed
+
+    def followed(self) -> dict[str, Scalar]:
+        """Return what is not as the preset has it because of `changed`, by kebab-case key."""
+        changed = self.changed()
+        return {key: v for key, v in self._unlike_preset().items() if key not in changed}
+
+    def _unlike_preset(self) -> dict[str, Scalar]:
         plain = self.from_sources({"preset": self.preset}, {}).to_run_config()
         return {
             key: value

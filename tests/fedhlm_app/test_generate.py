@@ -221,7 +221,7 @@ def test_a_runs_policy(fedhlm, run):
     for token in told["tokens"]:
         assert (token["uncertainty"] <= learned) == (token["stage"] == "local")
     words = fedhlm(PROMPT, "--run", str(run.path), "-n", "2").stderr
-    assert words.endswith(f"threshold {learned:.4f} of {run.path.name}, 1 rounds\n")
+    assert words.endswith(f"threshold {learned:.4f} of {run.path.name}, 1 round\n")
 
 
 def test_a_runs_policy_is_that_of_its_small_model_in_another_format(run, tmp_path):
@@ -242,6 +242,8 @@ def test_what_a_run_has_certified_is_said(fedhlm, tmp_path):
     yet = certified_run(tmp_path, -1.0)
     told = json.loads(fedhlm(PROMPT, "--run", str(yet.path), "-n", "2", "--json").stdout)
     assert told["certified"] is None and told["stages"]["local"] == 0
+    words = fedhlm(PROMPT, "--run", str(yet.path), "-n", "2").stderr
+    assert f"no token kept, by the policy of {yet.path.name}, " in words
     # What was certified of given texts says nothing about generated ones.
     given = certified_run(tmp_path, 0.61, workload="score")
     told = json.loads(fedhlm(PROMPT, "--run", str(given.path), "-n", "2", "--json").stdout)

@@ -197,6 +197,23 @@ def test_a_preset_replaces_defaults_and_nothing_else() -> None:
     assert Settings.from_run_config(fused, {}).verification == "truncated"
 
 
+@pytest.mark.parametrize(
+    ("given", "followed"),
+    [
+        ({"rounds": 10}, {"learn-rounds"}),
+        ({"rounds": 2, "clients": 3}, {"learning", "learn-rounds", "clusters"}),
+        ({"learn-rounds": 0}, {"learning"}),
+        ({"llm": "smollm2"}, {"slm"}),
+        ({"initial-threshold": 0.3}, set()),
+    ],
+)
+def test_what_follows_from_a_change_is_none_of_the_users(given, followed) -> None:
+    settings = Settings.from_sources({"preset": "fedhlm", **given}, {})
+    assert settings.changed() == given
+    assert settings.followed().keys() == followed
+    assert Settings.from_sources({"preset": "fedhlm", **settings.changed()}, {}) == settings
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_one_that_may_run_and_says_what_it_changes(name: str) -> None:
     settings = Settings.from_sources({"preset": name}, {})

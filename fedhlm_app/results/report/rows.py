@@ -92,10 +92,10 @@ def _course(summary: Mapping[str, Any]) -> Iterator[Row]:
     if missed := sum(lost.values()):
         why = ", ".join(f"{words} {count:,}" for words, count in lost.items() if count)
         yield "replies missing", f"{missed:,}", why
-    seconds = summary["seconds"]
-    parts = (("small model", "slm"), ("large", "llm"), ("Flower", "flower"))
-    shares = ", ".join(f"{words} {seconds[part]:.1f}" for words, part in parts)
-    yield "seconds", f"{seconds['total']:.1f}", shares
+    total, slm, llm, rest = (summary["seconds"][part] for part in ("total", "slm", "llm", "flower"))
+    yield "seconds", f"{total:.1f}", f"{total - rest:.1f} in rounds, {rest:.1f} around them"
+    # Devices and LLM compute at the same time: these do not add up to the rounds.
+    yield "  in models", f"{slm + llm:.1f}", f"small {slm:.1f}, large {llm:.1f}; side by side"
 
 
 def _thresholds(summary: Mapping[str, Any]) -> list[Row]:
