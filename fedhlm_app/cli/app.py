@@ -160,11 +160,12 @@ def run(
 @app.command(name="list")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
 ) -> None:
     """List the runs of a folder, the newest first: state, size, shares kept, and kept and wrong."""
     from fedhlm_app.cli.listing import show_runs
 
-    raise typer.Exit(show_runs(folder))
+    raise typer.Exit(show_runs(folder, as_json=as_json))
 
 
 @app.command()

@@ -150,10 +150,8 @@ def _write_all(
     """Continue one prompt after the other, and say if the LLM was missed."""
     from fedhlm_app.client.prompted import Ask
 
-    # Told once, below the text and not within it.
-    link_log = logging.getLogger("clients.resolvers.link")
-    level = link_log.level
-    link_log.setLevel(logging.ERROR)
+    # What goes wrong is told once, below the text and not within it.
+    logging.disable(logging.WARNING)
     answers: list[Continuation] = []
     try:
         with ends_with(FAILED, WireError):
@@ -162,7 +160,7 @@ def _write_all(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        link_log.setLevel(level)
+        logging.disable(logging.NOTSET)
     if lost := sum(answer.stages["unresolved"] for answer in answers):
         why = model.uplink.link.problem or "some of its answers did not come"
         say(errors, f"the small model wrote {lost} tokens alone that the LLM was to decide: {why}")

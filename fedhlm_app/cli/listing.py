@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +19,18 @@ from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, runs_in
 _COLUMNS = ("run", "state", "rounds", "tokens", "kept", "and wrong", "age")
 
 
-def show_runs(directory: Path) -> int:
-    """Print a table of the runs in a directory, and return the exit status."""
+def show_runs(directory: Path, *, as_json: bool) -> int:
+    """Print the runs in a directory, as a table or in JSON, and return the exit status."""
     found = runs_in(directory)
     if not found:
         errors = Console(stderr=True, highlight=False)
         say(errors, f"no run in {directory}: start one with `fedhlm run`, or name another folder")
         return BAD_SETTINGS
+    running = _running()
+    runs = [{"run": str(one.path), **_told(one, running)} for one in reversed(found)]
+    if as_json:
+        print(json.dumps(runs, indent=2))
+        return COMPLETED
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in _COLUMNS:
         left = name in ("run", "state")
@@ -32,15 +38,14 @@ def show_runs(directory: Path) -> int:
         table.add_column(
             name, justify="left" if left else "right", no_wrap=name != "run", overflow="fold"
         )
-    running = _running()
-    for folder in reversed(found):
-        table.add_row(folder.path.name, *_row(folder, running))
+    for run in runs:
+        table.add_row(Path(run["run"]).name, run["state"], *_figures(run))
     Console().print(table)
     return COMPLETED
 
 
-def _row(folder: RunFolder, running: set[Path]) -> Iterable[str]:
-    """The columns but the first; the state alone of a run whose files cannot be read."""
+def _told(folder: RunFolder, running: set[Path]) -> dict[str, Any]:
+    """What is known of a run; the state alone where its files cannot be read."""
     try:
         config, summary = folder.config(), folder.summary()
         done = folder.progress() or {
@@ -49,17 +54,25 @@ def _row(folder: RunFolder, running: set[Path]) -> Iterable[str]:
         counts = done["counts"]
         tokens = sum(counts.values())
         last: dict[str, Any] = summary or next(reversed(folder.metrics()), {})
-        risk = last.get("certificate")
-        return (
-            "running" if folder.path.resolve() in running else _state(folder, summary),
-            f"{done['round']}/{done['rounds']}",
-            f"{tokens:,}",
-            f"{counts['local'] / tokens:.1%}" if tokens else "",
-            "" if risk is None else f"{risk:.1%}",
-            _age(config["started"]),
-        )
+        return {
+            "state": "running" if folder.path.resolve() in running else _state(folder, summary),
+            "started": datetime.fromisoformat(config["started"]).isoformat(),
+            "round": int(done["round"]),
+            "rounds": int(done["rounds"]),
+            "tokens": tokens,
+            "kept": counts["local"] / tokens if tokens else None,
+            "kept_and_wrong": last.get("certificate"),
+        }
     except (KeyError, TypeError, AttributeError, ValueError, OSError):
-        return ("unreadable",)
+        return {"state": "unreadable"}
+
+
+def _figures(run: dict[str, Any]) -> Iterable[str]:
+    """The columns behind the state."""
+    if run["state"] == "unreadable":
+        return ()
+    shares = ("" if run[key] is None else f"{run[key]:.1%}" for key in ("kept", "kept_and_wrong"))
+    return (f"{run['round']}/{run['rounds']}", f"{run['tokens']:,}", *shares, _age(run["started"]))
 
 
 def _state(folder: RunFolder, summary: dict[str, Any] | None) -> str:

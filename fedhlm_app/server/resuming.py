@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedhlm_app.results.runs import CONFIG, RunFolder
-from fedhlm_app.settings import SettingsError
+from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.model import PLACES
 from fedhlm_app.settings.sources import Scalar
-
-if TYPE_CHECKING:
-    from fedhlm_app.settings import Settings
 
 MAY_CHANGE = (
     "rounds", "workers", "token-log", "token-texts", "trackers", "checkpoint", "device",
@@ -76,6 +73,12 @@ def check(settings: Settings) -> int:
     ]
     if found:
         found.append("what may change when a run goes on: " + ", ".join(MAY_CHANGE))
+        was = Settings.from_sources(settings_of(folder), {})
+        words = {"preset": was.preset, **was.changed()}
+        found.append(
+            "fedhlm run --resume takes up the others by itself; flwr run wants them beside resume: "
+            + " ".join(f"{key}={json.dumps(value)}" for key, value in words.items())
+        )
     if settings.rounds < done:
         found.append(
             f"setting 'rounds' = {settings.rounds}: the run in '{folder.path}' has done {done}; "

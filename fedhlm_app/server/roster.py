@@ -9,6 +9,9 @@ from logging import INFO, WARNING
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
+
+from fedhlm_app.settings import SettingsError
 
 INTRODUCTION_SECONDS = 180.0
 """Longest wait for nodes to say which data partition they are."""
@@ -43,7 +46,13 @@ class Roster:
         self._grid: Grid | None = None
 
     def wait(self, grid: Grid) -> list[int]:
-        """Wait for the run's clients to say who they are; those that did."""
+        """Wait for the run's clients to say who they are; those that did.
+
+        Raises
+        ------
+        SettingsError
+            A simulation has fewer nodes than the run has clients.
+        """
         clients, began = self.size, time.monotonic()
         told = began
         self._grid, found = grid, list[int]()
@@ -52,6 +61,8 @@ class Roster:
             left = began + INTRODUCTION_SECONDS - now
             nodes = list(grid.get_node_ids())
             found += self.identify(nodes, max(left, 1.0))
+            if self.nodes and isinstance(grid, InMemoryGrid):
+                self._refuse_too_few(len(list(grid.get_node_ids())))
             if len(self.nodes) >= clients or left <= 0:
                 break
             if now - told >= PROGRESS_SECONDS:
@@ -66,6 +77,15 @@ class Roster:
         else:
             log(INFO, "%d of %d clients are here", len(self.nodes), clients)
         return found
+
+    def _refuse_too_few(self, nodes: int) -> None:
+        """End a simulation for which Flower made too few nodes: no others will come."""
+        if nodes < self.size:
+            raise SettingsError(
+                f"setting 'clients' = {self.size}: this simulation has {nodes} SuperNodes; give "
+                f'flwr run --federation-config "num-supernodes={self.size}", or set clients to '
+                f"{nodes} at most"
+            )
 
     def identify(self, nodes: Sequence[int], seconds: float) -> list[int]:
         """Ask unknown nodes for their client; silent ones are asked again ever more rarely."""

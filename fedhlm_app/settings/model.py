@@ -250,11 +250,12 @@ class Settings(
 
         Without `PLACES`, and without what follows from the rest (see `followed`).
         """
-        wanted = changed = self._unlike_preset()
+        changed = self._unlike_preset()
         for key in DERIVED:
             rest = {name: value for name, value in changed.items() if name != key}
             with suppress(SettingsError):
-                if self.from_sources({"preset": self.preset, **rest}, {})._unlike_preset() == wanted:
+                again = self.from_sources({"preset": self.preset, **rest}, {})
+                if again._unlike_preset() == self._unlike_preset():
                     changed = rest
         return changed
 

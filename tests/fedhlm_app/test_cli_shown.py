@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -103,6 +104,9 @@ def test_runs_are_listed_newest_first(
     ]
     assert lines[4].split() == ["2025-broken", "unreadable"]
     assert max(map(len, lines)) <= 80
+    told = json.loads(fedhlm("list", "--json").stdout)
+    assert [one["state"] for one in told] == ["unfinished", "failed", "completed", "unreadable"]
+    assert (told[1]["round"], told[1]["kept"], told[1]["kept_and_wrong"]) == (4, 0.25, 0.1)
     # A long name costs no figure.
     (tmp_path / "runs/2026-01-03T00-00-00Z-one").rename(tmp_path / "runs" / f"2024-{'long' * 20}")
     lines = fedhlm("list").stdout.splitlines()

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def llm():
 
 
 @pytest.fixture
-def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Iterator[Callable[..., Any]]:
+def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Callable[..., Any]:
     """The command, with an LLM that was loaded before."""
 
     def opened(settings: Settings, threads: int) -> PromptedModel:
@@ -59,9 +59,7 @@ def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llm) -> Iterator[Cal
     def call(*words: str, **options: Any) -> Any:
         return CliRunner().invoke(app, ["generate", *words], **options)
 
-    yield call
-    # The command says at its end that the LLM was down, and keeps the log quiet meanwhile.
-    logging.getLogger("clients.resolvers.link").setLevel(logging.NOTSET)
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +323,20 @@ def test_an_llm_that_is_served_and_one_that_is_not_there(fedhlm, llm, monkeypatc
     assert answer.stdout.startswith(PROMPT) and len(answer.stdout) > len(PROMPT) + 8
     assert "tokens alone that the LLM was to decide" in answer.stderr
     assert re.search(r", [1-9]\d* unresolved \(", answer.stderr)
+
+
+def test_nothing_is_said_within_a_text(fedhlm, monkeypatch, caplog):
+    log = logging.getLogger("servers.openai.backend")
+
+    def told(self, asks, policy, **how):
+        log.warning("a stream ended")
+        return []
+
+    monkeypatch.setattr(PromptedModel, "continued", told)
+    fedhlm(PROMPT)
+    assert not caplog.messages
+    log.warning("afterwards")
+    assert caplog.messages == ["afterwards"]
 
 
 def test_the_pair_of_the_settings_is_loaded_here(fedhlm, monkeypatch):

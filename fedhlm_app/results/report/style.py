@@ -27,6 +27,7 @@ section { padding: 16px 18px; margin-bottom: 14px; min-width: 0; }
 svg { display: block; width: 100%; overflow: visible; }
 svg.bar { border-radius: 6px; overflow: hidden; }
 svg text { fill: var(--dim); font-size: 11px; } svg .grid { stroke: var(--line); }
+polyline, .level { vector-effect: non-scaling-stroke; }
 .dot { opacity: 0; } .dot:hover { opacity: 1; } rect:hover { opacity: .8; }
 rect.band { fill: var(--band); } line.level { stroke: var(--level); stroke-dasharray: 6 4;
   stroke-width: 1.6; }
@@ -40,6 +41,7 @@ rect.band { fill: var(--band); } line.level { stroke: var(--level); stroke-dasha
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; font-weight: inherit; } thead th, tr.changed th { font-weight: 600; }
+thead th { vertical-align: bottom; }
 td.value { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 7.5em; }
 .scroll { overflow-x: auto; max-height: 70vh; }
 .sorts td, .sorts tbody th, .values td { font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -82,6 +82,9 @@ def test_what_the_checkpoint_does_not_stand_for_is_refused(
     assert says.format(**places) in answer.stderr
     if not change.startswith("rounds"):
         assert "what may change when a run goes on: rounds, workers" in answer.stderr
+        assert 'beside resume: preset="certified" seed=7 clients=5 rounds=6' in " ".join(
+            answer.stderr.split()
+        )
     assert launched == []
     assert contents(finished) == before
 

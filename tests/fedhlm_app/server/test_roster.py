@@ -10,6 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedhlm_app.server import roster
 from fedhlm_app.server.roster import Roster, numbers
+from fedhlm_app.settings import SettingsError
 
 
 class Grid:
@@ -55,6 +56,13 @@ def test_it_waits_for_all_and_says_for_whom(grid, caplog):
         "2 of 3 clients are here",
         "3 of 3 clients are here",
     ]
+
+
+def test_a_simulation_of_too_few_nodes_ends_at_once(grid, monkeypatch):
+    monkeypatch.setattr(roster, "InMemoryGrid", Grid)
+    with pytest.raises(SettingsError, match="'clients' = 3: this simulation has 1 SuperNodes"):
+        Roster(3).wait(grid)
+    assert grid.now == 0 and Roster(1).wait(grid) == [0]
 
 
 def test_whoever_does_not_come_is_named(grid, caplog):
