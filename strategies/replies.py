@@ -99,9 +99,13 @@ def _length(value: object) -> int:
 
 def why_failed(what: str, server_round: int, refused: list[Refusal], failed: list[Failure]) -> str:
     """Say why a round without a usable reply has none, naming the first few clients."""
-    shown = [f"client {entry.client}: {entry.reason} ({entry.detail})" for entry in refused]
-    shown += [f"client {entry.client}: {entry.reason}" for entry in failed]
+    shown = [f"{_who(entry)}: {entry.reason} ({entry.detail})" for entry in refused]
+    shown += [f"{_who(entry)}: {entry.reason}" for entry in failed]
     return (
         f"{what} of round {server_round}: no usable reply; {len(failed)} clients failed or were "
         f"silent, {len(refused)} replies were refused: " + "; ".join(shown[:5])
     )
+
+
+def _who(entry: Refusal | Failure) -> str:
+    return f"client {entry.client}" if entry.client >= 0 else f"node {entry.node_id}"

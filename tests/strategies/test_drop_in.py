@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod, message_size_mod
 from flwr.serverapp.strategy import FedAvg
 
 from strategies import (
@@ -52,6 +62,15 @@ class Stock:
         return Message(content, reply_to=message)
 
 
+def _modded(node: int, mod: Any) -> Callable[[Message], Message]:
+    """The stock client in an app with one of Flower's mods."""
+    app, stock = ClientApp(mods=[mod]), Stock(node)
+    for register in (app.train, app.evaluate):
+        register()(lambda message, context: stock(message))
+    context = Context(1, node, {}, RecordDict(), {})
+    return lambda message: app(message, context)
+
+
 def _start(dtype: str = "f8") -> ArrayRecord:
     rng = np.random.default_rng(1)
     return ArrayRecord([np.asarray(rng.random(shape), dtype) for shape in SHAPES.values()])
@@ -68,6 +87,20 @@ def _arrays(record: ArrayRecord) -> np.ndarray:
 def _without(clients: FakeGrid, **culprits: Callable[[Message], Message]) -> FakeGrid:
     clients.clients |= {int(name[1:]): culprit for name, culprit in culprits.items()}  # type: ignore[misc]
     return clients
+
+
+def test_flowers_mods_go_before_any_client(caplog: pytest.LogCaptureFixture) -> None:
+    def trained(mod: Any) -> np.ndarray:
+        grid = FakeGrid({node: _modded(node, mod) for node in WEIGHTS})
+        strategy = HierarchicalFedAvg(fraction_evaluate=float(mod is message_size_mod))
+        return _arrays(strategy.start(grid, _start(), num_rounds=1).arrays)
+
+    plain = trained(message_size_mod)
+    noisy = trained(LocalDpMod(clipping_norm=100.0, sensitivity=1e-3, epsilon=10.0, delta=1e-5))
+    assert 0 < np.abs(noisy - plain).max() < 0.01
+    # This one wants Flower's own wrapper at the server: its words end the run.
+    with pytest.raises(RoundFailed, match="node 11: fixedclipping_mod requires the key"):
+        trained(fixedclipping_mod)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f8", 1e-14), ("f4", 1e-6), ("f2", 2e-3)])
