@@ -1,4 +1,9 @@
-"""A grid that takes replies soon after they have come: Flower's own looks every three seconds."""
+"""A grid that takes replies soon after they have come: Flower's own looks every three seconds.
+
+It sends many messages a few at a time. A SuperLink stores those of one request without a break, and
+who would write meanwhile asks SQLite every .1 s for a free moment and gives up after 5 s: a
+SuperNode that looks for its message then hears of an internal error ("database is locked").
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ from flwr.serverapp import Grid
 
 SOON, LATEST = 0.1, 3.0
 """Shortest and longest wait between two looks, in seconds."""
+TOGETHER, BREAK = 10, 0.15
+"""Messages of one request, and the seconds between two in which others may write."""
 
 
 class PromptGrid:
@@ -32,7 +39,11 @@ class PromptGrid:
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Send, and wait until all have replied or `timeout` seconds are over."""
-        due = set(self._grid.push_messages(messages))
+        due, all_messages = set[str](), list(messages)
+        for first in range(0, len(all_messages), TOGETHER):
+            if first:
+                time.sleep(BREAK)
+            due.update(self._grid.push_messages(all_messages[first : first + TOGETHER]))
         begin = time.monotonic()
         replies: list[Message] = []
         while True:

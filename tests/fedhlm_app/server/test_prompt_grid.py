@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -14,13 +15,15 @@ class Grid:
     """Replies to message `n` after `seconds[n]`."""
 
     def __init__(self, clock, seconds):
-        self.clock, self.seconds, self.looks = clock, seconds, 0
+        self.clock, self.seconds, self.looks, self.pushed = clock, seconds, 0, []
 
     def get_node_ids(self):
         return [4]
 
     def push_messages(self, messages):
-        return [str(number) for number, _ in enumerate(messages)]
+        before = sum(number for _, number in self.pushed)
+        self.pushed.append((self.clock[0], len(messages)))
+        return [str(before + number) for number, _ in enumerate(messages)]
 
     def pull_messages(self, ids):
         self.looks += 1
@@ -56,6 +59,15 @@ def test_after_its_time_it_returns_what_has_come(clock):
     replies = PromptGrid(Grid(clock, [1.0, 100.0])).send_and_receive(["a", "b"], timeout=5)
     assert [one.metadata.reply_to_message_id for one in replies] == ["0"]
     assert 5 <= clock[0] <= 5.7
+
+
+def test_many_messages_leave_others_time_to_write(clock):
+    grid = Grid(clock, [0.0] * 25)
+    assert len(PromptGrid(grid).send_and_receive([str(n) for n in range(25)])) == 25
+    assert [number for _, number in grid.pushed] == [10, 10, 5]
+    begun = [when for when, _ in grid.pushed]
+    # SQLite asks for a free moment every .1 s.
+    assert all(later - earlier > 0.1 for earlier, later in pairwise(begun))
 
 
 def test_nodes_are_the_grids(clock):
