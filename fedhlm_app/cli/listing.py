@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from fedhlm_app.cli.error_log import say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
-from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, runs_in
+from fedhlm_app.results.runs import RunFolder, in_use, runs_in
 
 _COLUMNS = ("run", "state", "rounds", "tokens", "kept", "and wrong", "age")
 
@@ -26,7 +25,7 @@ def show_runs(directory: Path, *, as_json: bool) -> int:
         errors = Console(stderr=True, highlight=False)
         say(errors, f"no run in {directory}: start one with `fedhlm run`, or name another folder")
         return BAD_SETTINGS
-    running = _running()
+    running = in_use()
     runs = [{"run": str(one.path), **_told(one, running)} for one in reversed(found)]
     if as_json:
         print(json.dumps(runs, indent=2))
@@ -80,18 +79,6 @@ def _state(folder: RunFolder, summary: dict[str, Any] | None) -> str:
     if folder.failure():
         return "failed"
     return "unfinished" if summary is None else "completed"
-
-
-def _running() -> set[Path]:
-    """Run folders that living processes of this user are at work on."""
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if folder := process.environ().get(RUN_FOLDER_VARIABLE):
-                found.add(Path(folder).resolve())
-        except (psutil.Error, OSError):
-            continue  # somebody else's, or gone
-    return found
 
 
 def _age(started: str) -> str:

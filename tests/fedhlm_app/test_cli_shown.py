@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from fedhlm_app.cli.completing import settings_keys
-from fedhlm_app.cli.listing import _running
-from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, in_use
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import Settings
 from tests.fedhlm_app.launch_apps import summary
@@ -114,8 +113,10 @@ def test_runs_are_listed_newest_first(
     assert max(map(len, lines)) <= 80 and "completed 4/7 1,000 25.0% 10.0%" in told
     monkeypatch.setenv("COLUMNS", "40")
     assert fedhlm("list", "runs").exit_code == 0
-    assert path.resolve() not in _running()
+    assert path.resolve() not in in_use()
     monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(path))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert path.resolve() in _running()
+        assert path.resolve() in in_use()
+        answer = fedhlm("run", "--resume", str(path))
+        assert answer.exit_code == 2 and "a run is at work there" in answer.stderr
         process.communicate(b"\n")
