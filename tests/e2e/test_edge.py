@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.test_run import follow, ray_processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
 def test_a_run_that_learns_its_clusters_outlives_an_edge_server(tmp_path):

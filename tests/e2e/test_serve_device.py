@@ -12,7 +12,7 @@ from fedhlm_app.results.runs import latest_run
 from fedhlm_app.settings import Settings
 from tests.e2e.deployed import deployment, run_on, start_device, start_flower, start_llm
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 SMALL = {
     "clients": 1,

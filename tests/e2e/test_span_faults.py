@@ -17,7 +17,7 @@ from tests.e2e.deployed import PATIENCE, Deployment, answers, deployment
 from tests.e2e.streamed import Struck, route, unresolved
 from tests.wire_rows import Row
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 READER = """
 import sys, time

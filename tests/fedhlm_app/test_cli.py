@@ -141,6 +141,7 @@ def test_an_interruption_is_answered_at_once_and_the_second_ends(number: signal.
         (["--clients", "2", "--clusters", "3"], "at most one cluster per client"),
         (["--clients", "2", "--set", "clusters=4"], "at most one cluster per client"),
         (["--set", "slm=./nowhere"], "nowhere': no such file or folder"),
+        (["--set", "dataset=/no/such/file.csv"], "/no/such/file.csv"),
         (["--resume", "gone"], "setting 'resume'"),
     ],
 )
