@@ -37,7 +37,11 @@ def certified(fitted: Recorded, budget: float) -> float:
     return conformal_threshold(sums.risk, sums.prompts, grid, budget)
 
 
-def typical(sure: BoolArray, prompts: int) -> IntArray:
+LIKELY = 32
+"""Texts, typical as recorded, among which those are looked for that are typical as written."""
+
+
+def typical(sure: BoolArray, texts: int) -> IntArray:
     """Texts whose sure drafts are nearest to the mean in share and in number of runs, int64 [n].
 
     What a take-back can win is a matter of runs. Of the same share, but with short runs, two texts
@@ -46,7 +50,21 @@ def typical(sure: BoolArray, prompts: int) -> IntArray:
     runs = sure[:, 0] + (sure[:, 1:] & ~sure[:, :-1]).sum(axis=1)
     both = np.column_stack([sure.mean(axis=1), runs])
     far = np.abs(both - both.mean(axis=0)) / both.std(axis=0)
-    return np.argsort(far.sum(axis=1), kind="stable")[:prompts]
+    return np.argsort(far.sum(axis=1), kind="stable")[:texts]
+
+
+def typical_texts(
+    writers: Writers, threshold: float, prompts: IntArray, recorded: Recorded, texts: int
+) -> tuple[IntArray, BoolArray]:
+    """Prompts of a cell, int64 [texts, tokens], and where their recorded drafts are sure.
+
+    Typical along the LLM's own text, which is `recorded` of each of `prompts`, and in the text with
+    all sure drafts kept: what spans write is one of these or between.
+    """
+    sure = recorded.uncertainty[:, : writers.tokens] <= threshold
+    likely = typical(sure, LIKELY)
+    chosen = likely[typical(writers.sure(prompts[likely], threshold), texts)]
+    return prompts[chosen], sure[chosen]
 
 
 def rows(
@@ -65,7 +83,7 @@ def rows(
             "llm_ms": cell.llm_ms,
             "round_trip_ms": 1000 * cell.link.round_trip_s,
             "way": name,
-            "measured": [costs.llm_ms, costs.slm_ms, costs.round_trip_ms],
+            "measured": [costs.llm_ms, costs.slm_ms, costs.round_trip_ms, costs.beside_ms],
             "repetitions": len(side.seconds),
             "tokens_per_second": tokens / seconds,
             "speed": middle(side.faster_than(found["plain"])),
@@ -85,7 +103,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     """Cells as the table of `docs/spans.md`; the paces; who loses where."""
     of = {(row["wire"], *(row[name] for name in CELL), row["way"]): row for row in found}
     columns = sorted({key[:2] for key in of}, key=lambda column: (-column[1], column[0]))
-    head = [f"{budget:g}: {wire}" for wire, budget in columns]
+    head = [
+        f"{budget:g}: {'channels' if wire == 'channels' else 'slow wire'}"
+        for wire, budget in columns
+    ]
     lines = [
         "| " + " | ".join(("LLM, ms", "round trip, ms", *head)) + " |",
         "|---:" * 2 + "|---" * len(columns) + "|",
@@ -122,7 +143,7 @@ def timed(found: Sequence[dict[str, Any]]) -> Iterator[str]:
         paces = np.array([row["measured"] for row in here])
         # What a round trip takes beyond the wire's own: bytes, and the server's work for it.
         paces[:, 2] -= [row["round_trip_ms"] for row in here]
-        names = "a token", "a draft", "a request beyond the round trip"
+        names = ("a token", "a draft", "a request beyond the round trip", "a draft's hold-up")
         words = zip(names, paces.T, strict=True)
         told = (f"{name} {each.min():.1f} to {each.max():.1f} ms" for name, each in words)
         yield f"{wire}, LLM {pace:g}: " + ", ".join(told)
@@ -180,6 +201,11 @@ def in_real_time(
 
     fitted, tested = recorded.halves()
     writers = Writers(options.wire_tokens, fitted, options.window)
+    thresholds = {budget: certified(fitted, budget) for _, _, budget in options.cells}
+    texts = {
+        budget: typical_texts(writers, threshold, prompts[1::2], tested, options.wire_prompts)
+        for budget, threshold in thresholds.items()
+    }
     kind = next((kind for kind in ("netem", "tun") if not why_not(kind)), None)
     if kind is None:
         print(f"over hlm.channels alone: {why_not('tun')}")
@@ -189,10 +215,7 @@ def in_real_time(
         if kind is not None:
             missing[kind] = []
         for _, trip, budget in chosen_cells:
-            threshold = certified(fitted, budget)
-            sure = tested.uncertainty[:, : options.wire_tokens] <= threshold
-            chosen = typical(sure, options.wire_prompts)
-            cell = Cell(budget, threshold, pace, links[trip], prompts[1::2][chosen], sure[chosen])
+            cell = Cell(budget, thresholds[budget], pace, links[trip], *texts[budget])
             for wire, cells in missing.items():
                 if (wire, budget, pace, trip) not in known:
                     cells.append(cell)

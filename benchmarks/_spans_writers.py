@@ -26,11 +26,14 @@ from fedhlm_app.data.workload import WorkloadBatch
 from fedhlm_app.estimate.recording import Recorded
 from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.settings import Settings
+from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import BoolArray, IntArray
 from hlm.channels import Link
-from hlm.spans import SpanCosts, count_runs, learned
+from hlm.spans import NEVER, SpanCosts, TakeBack, count_runs, learned
 from hlm.transport import Transport
 from hlm.verification import VERIFIERS
+from servers.engine.engine import Engine
+from servers.llm import LanguageModelService
 
 Write = Callable[[TextBatch, int], tuple[TokenRecords, Traffic]]
 """Continues a text by so many tokens."""
@@ -39,8 +42,8 @@ LEAST_SECONDS, MOST_SECONDS = 6.0, 15.0
 """How long plain streaming and spans are written in a cell, in turns."""
 SHARP = 0.03
 """Width of the interval of their ratio below which `LEAST_SECONDS` are enough."""
-TIMED = 3
-"""How often the paces of a cell are taken, of which the medians count."""
+TIMED, TIMED_SECONDS = 3, 8.0
+"""How often and how long the paces of a cell are taken, at least; medians count."""
 
 
 @dataclass(frozen=True)
@@ -145,20 +148,32 @@ class Writers:
             return alone.streamed(WorkloadBatch(texts, tokens, texts.lengths.copy(), None))
 
         one = LanguageModelUplink(transport, drafter, self.common)
-        return {"plain": streamed, "token": self._routed(cell, one)}
+        return {"plain": streamed, "token": self._writer(self._router(cell.threshold, one))}
 
-    def spans(self, transport: Transport, cell: Cell, costs: SpanCosts) -> Write:
-        """Streams that are taken back by the learned rule for `costs`."""
-        rule = learned(count_runs(self.fitted.uncertainty <= cell.threshold), costs, self.tokens)
-        streams = SpanUplink(transport, VERIFIERS["greedy"](), self.common, self.window)
-        return self._routed(cell, streams, SpanRouting(rule, streams, drafts=False))
-
-    def _routed(
-        self, cell: Cell, uplink: LanguageModelUplink, spans: SpanRouting | None = None
+    def streams(
+        self, transport: Transport, cell: Cell, rule: TakeBack, drafts: bool = False
     ) -> Write:
-        policy, drafter = ThresholdPolicy(cell.threshold), VERIFIERS["greedy"]()
-        router = Router(self.slm, self.config, policy, drafter, [uplink], spans=spans)
+        """Streams that are taken back by a rule; with `drafts` read along whatever it says."""
+        uplink = SpanUplink(transport, VERIFIERS["greedy"](), self.common, self.window)
+        routing = SpanRouting(rule, uplink, drafts)
+        return self._writer(self._router(cell.threshold, uplink, routing))
 
+    def sure(self, prompts: IntArray, threshold: float) -> BoolArray:
+        """Where drafts are sure in texts written one token at a time, bool [texts, positions]."""
+        service = LanguageModelService(Engine(self.llm, len(prompts), 128))
+        uplink = LanguageModelUplink(DirectTransport(service), VERIFIERS["greedy"](), self.common)
+        sessions = np.array([next(self._sessions) for _ in prompts])
+        texts = TextBatch(list(prompts), sessions, room=self.tokens)
+        records = self._router(threshold, uplink).generate(texts, self.tokens, Traffic())
+        return records.sure
+
+    def _router(
+        self, threshold: float, uplink: LanguageModelUplink, spans: SpanRouting | None = None
+    ) -> Router:
+        policy, drafter = ThresholdPolicy(threshold), VERIFIERS["greedy"]()
+        return Router(self.slm, self.config, policy, drafter, [uplink], spans=spans)
+
+    def _writer(self, router: Router) -> Write:
         def write(texts: TextBatch, tokens: int) -> tuple[TokenRecords, Traffic]:
             traffic = Traffic()
             return router.generate(texts, tokens, traffic), traffic
@@ -170,19 +185,29 @@ class Writers:
 
         A streamed token takes what a longer text of plain streaming takes more than a shorter one,
         a draft the device's part of a text written one token at a time, and a round trip the rest
-        of that, for each request, without the LLM's step.
+        of that, for each request, without the LLM's step. What a draft beside the stream holds it
+        up is what the same text takes more if the device reads along, less its first draft.
         """
-        paces = []
-        for _ in range(TIMED):
-            short, whole = (
-                self._timed(transport, sides["plain"], cell.prompts[0], tokens)
-                for tokens in (WARM_TOKENS, self.tokens)
-            )
+        along = self.streams(transport, cell, NEVER, drafts=True)
+        paces, written, further = [], 0.0, self.tokens - 1
+        while len(paces) < TIMED or written < TIMED_SECONDS:
+            timed = [
+                self._timed(transport, side, cell.prompts[0], tokens)
+                for side, tokens in (
+                    (sides["plain"], WARM_TOKENS),
+                    (sides["plain"], self.tokens),
+                    (along, self.tokens),
+                    (sides["token"], self.tokens),
+                )
+            ]
+            written += sum(one.seconds for one in timed)
+            short, whole, read, token = timed
             llm = (whole.seconds - short.seconds) / (self.tokens - WARM_TOKENS)
-            token = self._timed(transport, sides["token"], cell.prompts[0], self.tokens)
+            slm = token.device_seconds / self.tokens
             asked = (token.seconds - token.device_seconds) / token.traffic.messages
-            paces.append((llm, token.device_seconds / self.tokens, max(asked - llm, 0.0)))
-        return SpanCosts(*(1000 * np.median(paces, axis=0)).tolist(), self.window)
+            paces.append((llm, slm, asked - llm, (read.seconds - whole.seconds - slm) / further))
+        llm, slm, trip, beside = (1000 * np.median(paces, axis=0)).tolist()
+        return SpanCosts(llm, slm, max(trip, 0.0), self.window, max(beside, 0.0))
 
     def write(self, transport: Transport, cell: Cell) -> tuple[dict[str, Written], SpanCosts]:
         """Every side's texts, in turns, again and again until the comparison is sharp.
@@ -195,7 +220,8 @@ class Writers:
         for side in sides.values():  # opens connections, and warms up
             self._timed(transport, side, cell.prompts[0], WARM_TOKENS)
         costs = self.measured(transport, sides, cell)
-        sides["spans"] = self.spans(transport, cell, costs)
+        counts = count_runs(self.fitted.uncertainty <= cell.threshold)
+        sides["spans"] = self.streams(transport, cell, learned(counts, costs, self.tokens))
         self._timed(transport, sides["spans"], cell.prompts[0], WARM_TOKENS)
         found = {name: Written() for name in sides}
         for repetition in count():

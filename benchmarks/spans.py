@@ -4,7 +4,7 @@ Over recorded uncertainties of 500 articles (AG News, or the built-in corpus): t
 take-back rule are fitted on one half and judged on the other, in each cell of LLM pace and round
 trip. Speeds are against the LLM streaming its own text. Takes seconds, after half a minute of
 recording the first time. With ``--wire`` a few texts are also decoded, over `hlm.channels` and, in
-real time, over a slow wire between two network namespaces (root, Linux): some nine minutes, cell
+real time, over a slow wire between two network namespaces (root, Linux): some twenty minutes, cell
 by cell; a run that was broken off goes on with the cells that it lacks.
 """
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--slm-ms", type=float, default=5.0, help="time of a draft")
     parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--wire", action="store_true", help="also in real time: nine minutes")
+    parser.add_argument("--wire", action="store_true", help="also in real time: twenty minutes")
     parser.add_argument("--wire-prompts", type=int, default=2)
     parser.add_argument("--wire-tokens", type=int, default=30)
     parser.add_argument(
