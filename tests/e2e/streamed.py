@@ -28,8 +28,10 @@ SETTINGS = Settings.from_sources(
 class Struck(HttpTransport):
     """Has something happen once three pieces of streams are there."""
 
-    def __init__(self, address: str, strike: Callable[[], object], timeout: float = 300) -> None:
-        super().__init__(address, timeout=timeout)
+    def __init__(
+        self, address: str, strike: Callable[[], object], timeout: float = 300, token: str = ""
+    ) -> None:
+        super().__init__(address, timeout=timeout, token=token)
         self.strike, self.pieces = strike, 3
 
     def stream(self, payload: bytes) -> Frames:

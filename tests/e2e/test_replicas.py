@@ -1,8 +1,11 @@
-"""The LLM on Ray Serve, two replicas of it as in `deploy/ray-serve/llm.yaml`; one is killed."""
+"""The LLM on Ray Serve, two replicas of it as in `deploy/ray-serve/llm.yaml`; one is lost."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,12 +30,14 @@ PATIENCE = 300
 
 
 class Replicas:
-    """Two replicas behind a proxy on loopback."""
+    """Two replicas behind a proxy on loopback; `scale` has another number of them."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, scale: Callable[[int], object]) -> None:
+        self.scale = scale
+        self.before: dict[str, str] = {}  # names before one was killed
         self.address = f"127.0.0.1:{port}"
         # Ours is the only caller, without a token.
-        self.caller = caller_of({"type": "http", "headers": [], "client": ("127.0.0.1", 1)})
+        self.caller = caller("")
 
     def names(self) -> dict[str, str]:
         """Actors of the replicas, by what the router calls them."""
@@ -45,21 +50,29 @@ class Replicas:
         """Kill the replica that the device asks."""
         import ray
 
-        names = self.names()
+        self.before = names = self.names()
         actor = ray.get_actor(names[ranked(self.caller, names)[0]], namespace="serve")
         ray.kill(actor, no_restart=True)
 
-    def wait(self) -> None:
-        """Until both are there, and no other is known."""
+    def wait(self, count: int = 2) -> None:
+        """Until so many are there, none of them one that was killed, and no other is known."""
         from ray import serve
 
         deadline = time.monotonic() + PATIENCE
         while True:
             deployed = serve.status().applications["fedhlm"].deployments["llm"]
-            if deployed.replica_states == {"RUNNING": 2} and len(self.names()) == 2:
+            names = self.names()
+            settled = deployed.replica_states == {"RUNNING": count} and len(names) == count
+            if settled and names != self.before:
                 return
             assert time.monotonic() < deadline, deployed
             time.sleep(0.2)
+
+
+def caller(token: str) -> bytes:
+    """Who sends a request from this machine with a token."""
+    told = [(b"authorization", f"Bearer {token}".encode())] if token else []
+    return caller_of({"type": "http", "headers": told, "client": ("127.0.0.1", 1)})
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +99,15 @@ def replicas():
     ((options,)) = told["deployments"]
     scaled = options | {"autoscaling_config": None, "num_replicas": 2}
     found = deployment(told["args"]).options(**scaled | {"ray_actor_options": {"num_cpus": 0}})
-    serve.run(found.bind(), name=told["name"], route_prefix=told["route_prefix"])
-    replicas = Replicas(port)
+    # With one version a further number of replicas leaves those that are there as they are.
+    found = found.options(version="1", _internal=True)
+
+    def scale(count: int) -> None:
+        scaled = found.options(num_replicas=count).bind()
+        serve.run(scaled, name=told["name"], route_prefix=told["route_prefix"])
+
+    scale(2)
+    replicas = Replicas(port, scale)
     replicas.wait()
     yield replicas
     serve.shutdown()
@@ -137,6 +157,26 @@ def test_one_that_is_killed_between_verdicts_neither(replicas):
     assert found.records[0].stage_counts() == direct.records[0].stage_counts()
     assert found.traffic.failures == 0 and found.traffic.uplink > direct.traffic.uplink
     link.close()
+
+
+def test_one_that_is_taken_away_under_a_stream_costs_no_token_either(replicas):
+    if not replicas.before:  # where this test runs alone
+        replicas.kill()
+    replicas.wait()
+    # Ray takes the newest away, which is there in the place of one that was killed.
+    names = replicas.names()
+    (newest,) = set(names) - set(replicas.before)
+    token = next(t for t in map(str, range(100)) if ranked(caller(t), names)[0] == newest)
+    scaling = threading.Thread(target=partial(replicas.scale, 1))
+    struck = Struck(replicas.address, scaling.start, token=token)
+    struck.timeout = PATIENCE
+    found = route(struck)
+    scaling.join(PATIENCE)
+    replicas.wait(1)
+    assert struck.pieces <= 0 and newest not in replicas.names()
+    assert unresolved(found) == 0 == found.traffic.failures
+    assert found.records[0].stage_counts() == expected().records[0].stage_counts()
+    struck.close()
 
 
 def test_who_asks_for_health_or_something_else_is_answered_as_by_one_server(replicas):
