@@ -323,21 +323,25 @@ class LanguageModelActor:
 
 
 def start_actor(
-    kind: type[LanguageModelActor] | type[EdgeActor], name: str, namespace: str, *arguments: Any
+    kind: type[LanguageModelActor] | type[EdgeActor],
+    name: str,
+    namespace: str,
+    *arguments: Any,
+    gpus: float = 0.0,
 ) -> Any:
     """Start the named actor, or find it if it is there; returns its Ray handle.
 
     It claims no CPU, since Flower's client pool claims all of them, and is restarted for ever;
-    what it was asked meanwhile waits for it, if its kind says so.
+    what it was asked meanwhile waits for it, if its kind says so. It ends with the first handle,
+    and with the process that has it, however that ends: a cluster may outlive a run.
     """
     import ray
 
     # Ray has no types that mypy follows here.
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(kind)
+    actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
     return actor.options(
         name=name,
         namespace=namespace,
-        lifetime="detached",
         get_if_exists=True,
         max_concurrency=kind.concurrency,
         max_task_retries=kind.retries,

@@ -135,6 +135,9 @@ def _run_job(
         if result is None:
             with watch(errors, settings) as on_progress:
                 result = launch(settings, on_progress=on_progress)
+    except SettingsError as error:  # the Ray cluster of the environment
+        say(errors, str(error))
+        return BAD_SETTINGS
     except (LaunchError, OSError) as error:
         say(errors, str(error))
         return FAILED

@@ -106,7 +106,7 @@ class EdgeHost:
     def __init__(self, settings: Settings, run: int) -> None:
         self.settings = settings
         self.run = run
-        self._actors: list[Any] = []
+        self._actors: dict[int, Any] = {}
         self._assignments: set[tuple[int, ...]] = set()
 
     def ensure(self, assignment: Sequence[int]) -> None:
@@ -117,15 +117,17 @@ class EdgeHost:
         clusters = self.settings.clusters
         self._assignments.add(tuple(assignment))
         moved = len(self._assignments) > 1
-        self._actors = []
         for cluster in range(clusters):
             members = [client for client, own in enumerate(assignment) if own == cluster]
             build = partial(build_edge, self.settings, self.run, cluster, members, clusters)
             name = edge_actor_name(self.run, cluster)
-            self._actors.append(start_actor(EdgeActor, name, NAMESPACE, build))
+            actor = start_actor(EdgeActor, name, NAMESPACE, build)
+            # The handle of one that is found again does not keep it.
+            if actor != self._actors.get(cluster):
+                self._actors[cluster] = actor
             if moved:
                 # An actor that is found knows the members it was built with.
-                self._actors[-1].serve.remote(members)
+                actor.serve.remote(members)
 
     def open(self, number: int, summed: Collection[int]) -> None:
         """Begin a round of updates; see `strategies.at_edge.EdgeServers`."""
@@ -153,7 +155,7 @@ class EdgeHost:
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        asked = {cluster: call(cluster, actor) for cluster, actor in enumerate(self._actors)}
+        asked = {cluster: call(cluster, actor) for cluster, actor in self._actors.items()}
         found = {}
         for cluster, answer in asked.items():
             try:
@@ -166,6 +168,6 @@ class EdgeHost:
         """End the actors."""
         import ray
 
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor, no_restart=True)
-        self._actors = []
+        self._actors = {}

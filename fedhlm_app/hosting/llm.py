@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.common.logger import log
 
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.ray_cluster import llm_gpus
 from fedhlm_app.transport.actor_names import NAMESPACE
 from servers.actors import LanguageModelActor, start_actor
 
@@ -87,8 +88,11 @@ class LanguageModelHost:
 
     def ensure(self) -> None:
         """Find the actor, or start it again if it is gone for good."""
+        import ray
+
         settings = self.settings
-        self._actor = start_actor(
+        known: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        actor = start_actor(
             LanguageModelActor,
             self.name,
             NAMESPACE,
@@ -96,7 +100,11 @@ class LanguageModelHost:
             settings.llm_batch_wait_ms / 1000,
             # Float sums depend on the shape of a batch: only a batch of one request repeats.
             1 if settings.reproducible else 64,
+            gpus=llm_gpus(settings, known.get("GPU", 0.0)),
         )
+        # The handle of one that is found again does not keep it.
+        if actor != self._actor:
+            self._actor = actor
 
     def stats(self) -> dict[str, float]:
         """Counters of the engine, empty when it does not answer."""

@@ -15,8 +15,10 @@ from fedhlm_app.launch.app_folder import Components, write_app
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.stages import FIRST, stage
 from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLink, program
+from fedhlm_app.launch.turn import Cluster, turn
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.ray_cluster import client_resources
 
 Listener = Callable[[Progress | str], None]
 """Is told how far a run is, and before its first round in words what is being started."""
@@ -68,6 +70,9 @@ def launch(
 ) -> RunResult:
     """Run the app on a private local SuperLink and wait for its end.
 
+    Its Ray is private too, unless the environment names a cluster (`RAY_ADDRESS`): the run joins
+    that one when no other run has it, and leaves it as it was.
+
     Every process it starts is ended before it returns or raises, also on Ctrl-C.
 
     Parameters
@@ -89,23 +94,37 @@ def launch(
     Raises
     ------
     SettingsError
-        A file or folder in the settings does not exist.
+        A file or folder in the settings does not exist, or no cluster at the address.
     LaunchError
         Flower could not be started, or stopped answering.
     Interrupted
         On Ctrl-C.
     """
     settings.check_paths()
+    base = dict(os.environ if environ is None else environ)
+    with turn(base, on_progress) as cluster:
+        return _launch(settings, on_progress, components, base, cluster)
+
+
+def _launch(
+    settings: Settings,
+    on_progress: Listener,
+    components: Components,
+    base: dict[str, str],
+    cluster: Cluster | None,
+) -> RunResult:
+    federation = _federation(settings, cluster)
     started = time.monotonic()
     folder = RunFolder.create(settings, {})
     before = folder.summary()
-    base = dict(os.environ if environ is None else environ)
     base[RUN_FOLDER_VARIABLE] = str(folder.path)
+    if cluster is not None:
+        base["RAY_ADDRESS"] = cluster.address
     try:
         on_progress(FIRST)
         with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
             app = write_app(superlink.folder / "fedhlm", settings, components)
-            run_id = _follow(superlink, app, settings, folder, on_progress)
+            run_id = _follow(superlink, app, federation, folder, on_progress)
             status, details = _status(superlink, run_id)
     except KeyboardInterrupt:
         raise Interrupted(folder) from None
@@ -137,7 +156,7 @@ def _result(
 def _follow(
     superlink: PrivateSuperLink,
     app: Path,
-    settings: Settings,
+    federation: str,
     folder: RunFolder,
     on_progress: Listener,
 ) -> str:
@@ -147,7 +166,7 @@ def _follow(
     before = output.stat().st_size if output.exists() else 0
     with output.open("ab") as handle:
         command = subprocess.Popen(
-            _flwr_run(app, settings),
+            _flwr_run(app, federation),
             cwd=superlink.folder / "work",
             env=superlink.environ,
             stdin=subprocess.DEVNULL,
@@ -181,7 +200,7 @@ def _require_alive(superlink: PrivateSuperLink) -> None:
         )
 
 
-def _flwr_run(app: Path, settings: Settings) -> list[str]:
+def _flwr_run(app: Path, federation: str) -> list[str]:
     return [
         program("flwr"),
         "run",
@@ -189,12 +208,19 @@ def _flwr_run(app: Path, settings: Settings) -> list[str]:
         CONNECTION,
         "--stream",
         "--federation-config",
-        _federation(settings),
+        federation,
     ]
 
 
-def _federation(settings: Settings) -> str:
+def _federation(settings: Settings, cluster: Cluster | None = None) -> str:
     """Return the simulation's size: a SuperNode per client, a client process per worker."""
+    if cluster is not None:
+        # Ray is told of nothing more, as what a cluster has is its own affair.
+        cpus, gpus = client_resources(settings, cluster.nodes)
+        return (
+            f"num-supernodes={settings.clients} client-resources-num-cpus={cpus} "
+            f"client-resources-num-gpus={gpus}"
+        )
     workers = min(settings.workers or cores(), settings.clients)
     # Flower counts whole CPUs; Ray may be told of more than there are.
     return (

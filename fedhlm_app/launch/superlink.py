@@ -1,4 +1,4 @@
-"""A SuperLink for one run: own folder, own port, own Ray, gone with the run."""
+"""A SuperLink for one run: own folder, own port, mostly own Ray, gone with the run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import httpx
 from fedhlm_app.launch.app_folder import code_root
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, start_guard
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.ray_cluster import joined
 from fedhlm_app.settings.sources import without_settings
 
 CONNECTION = "private"
@@ -39,10 +40,10 @@ class PrivateSuperLink:
     Flower's own local SuperLink is a daemon on a fixed port that outlives the command and keeps
     the folder, environment and Ray cluster of its first call. This one has everything to itself.
 
-    Its Ray listens on loopback only and answers nobody without a token drawn for this launch:
-    whoever reaches a Ray cluster as it comes may run any code in it. The token is in a file of
-    mode 0600 in the launch's own folder (0700) and goes with it, so that no environment, log or
-    run folder holds it.
+    Its Ray, where it joins none, listens on loopback only and answers nobody without a token drawn
+    for this launch: whoever reaches a Ray cluster as it comes may run any code in it. The token is
+    in a file of mode 0600 in the launch's own folder (0700) and goes with it, so that no
+    environment, log or run folder holds it.
 
     Parameters
     ----------
@@ -156,19 +157,35 @@ class PrivateSuperLink:
     def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         # The run-config is complete: a variable must not override it a second time.
         kept = without_settings(environ, Settings.defaults())
-        # A cluster that happens to run here must not be joined; a token that is set here would
-        # be taken instead of the launch's own.
+        paths = [str(code_root()), *filter(None, [kept.get("PYTHONPATH")])]
+        ray = {} if joined(kept) else self._own_ray(kept)
+        return (
+            kept
+            | ray
+            | {
+                LAUNCH_VARIABLE: self.launch,
+                "FLWR_HOME": str(self.folder / "home"),
+                "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+                "FLWR_DISABLE_UPDATE_CHECK": "1",
+                "FLWR_TELEMETRY_ENABLED": "0",
+                # Looking for a task once a second, as is usual, makes one short run wait for it.
+                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
+                "RAY_DEDUP_LOGS": "0",
+                "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+                "PATH": os.pathsep.join([str(_scripts()), kept.get("PATH", os.defpath)]),
+                "PYTHONPATH": os.pathsep.join(paths),
+                "PYTHONUNBUFFERED": "1",
+                # Loopback must not go through a proxy.
+                "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"])),
+            }
+        )
+
+    def _own_ray(self, kept: dict[str, str]) -> dict[str, str]:
+        """Variables of the launch's own Ray; takes out of `kept` what would lead elsewhere."""
+        # A token that is set here would be taken instead of the launch's own.
         for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_ID", "RAY_AUTH_TOKEN"):
             kept.pop(name, None)
-        paths = [str(code_root()), *filter(None, [kept.get("PYTHONPATH")])]
-        return kept | {
-            LAUNCH_VARIABLE: self.launch,
-            "FLWR_HOME": str(self.folder / "home"),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            # Looking for a task once a second, as is usual, makes one short run wait for it.
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
+        return {
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
@@ -181,13 +198,6 @@ class PrivateSuperLink:
             "RAY_prestart_worker_first_driver": "0",
             # Actors without a GPU of their own may still use the one the settings name.
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_DEDUP_LOGS": "0",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "PATH": os.pathsep.join([str(_scripts()), kept.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONUNBUFFERED": "1",
-            # Loopback must not go through a proxy.
-            "NO_PROXY": ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"])),
         }
 
 

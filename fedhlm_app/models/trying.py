@@ -22,6 +22,7 @@ from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.sources import BUILTIN, PairError, cache_folder
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings import Settings
+from fedhlm_app.settings.ray_cluster import joined
 
 logger = getLogger(__name__)
 
@@ -50,6 +51,8 @@ def try_models(settings: Settings, *, simulated: bool = True) -> None:
     if settings.loads_llm and settings.llm != BUILTIN:
         wanted.append(("llm", settings.llm, settings.llm_dtype, settings.llm_device))
     for role, name, dtype, device in wanted:
+        # The nodes of a cluster have other devices than this machine.
+        device = "auto" if joined() else device
         longest = longest_context(settings) if role == "slm" else settings.llm_context
         refusal = _remembered(role, name, dtype, device, longest)
         if refusal:

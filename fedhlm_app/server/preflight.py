@@ -19,6 +19,7 @@ from fedhlm_app.results.unresolved import needs_llm
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.errors import closest
+from fedhlm_app.settings.ray_cluster import joined, reach
 from fedhlm_app.transport.llm_access import check_llm, require_tokens, require_verifier, served_llm
 
 
@@ -48,7 +49,10 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
         resuming.check(settings)
     check_writable(settings)
     trackers_of(settings.trackers)
-    check_devices(settings, simulated=simulated)
+    if address := joined():
+        reach(address)
+    else:
+        check_devices(settings, simulated=simulated)
     check_rules(settings)
     check_folder(settings.slm, "slm")
     check_folder(settings.llm, "llm", weights=settings.loads_llm)

@@ -46,11 +46,11 @@ def small(folder: Path, name: str = "well") -> Settings:
 
 
 def environment() -> dict[str, str]:
-    # A stale address must not be joined, and a setting in the environment must not come twice.
+    # Ray's word for a cluster of its own; a setting in the environment must not come twice.
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "RAY_ADDRESS": "127.0.0.1:1",
+        "RAY_ADDRESS": "local",
         "FEDHLM_CLIENTS": "7",
     }
 

@@ -39,10 +39,11 @@ def ray_here():
 
 @pytest.fixture(scope="module")
 def link(ray_here):
-    start_actor(LanguageModelActor, "llm", NAMESPACE, make_service)
+    actor = start_actor(LanguageModelActor, "llm", NAMESPACE, make_service)
     link = RayTransport("llm", 300)
     link.exchange(encode_request(asked()))
-    return link
+    yield link
+    del actor  # which ends without it
 
 
 @pytest.mark.parametrize("window", [1, 4, 64])
