@@ -62,7 +62,11 @@ def compare(
     ] = None,
     llm_ms: Annotated[
         float,
-        typer.Option(min=0.0, help="Least time of a pass of the LLM: stands in for a larger one."),
+        typer.Option(
+            min=0.0,
+            metavar="MS",
+            help="Least time of a pass of the LLM: stands in for a larger one.",
+        ),
     ] = 0.0,
     dataset: Annotated[
         str | None, typer.Option(help="Texts: builtin, a hub name, or a file or folder of them.")
@@ -70,9 +74,9 @@ def compare(
     workload: Annotated[
         str | None, typer.Option(help="generate, score or classify; generate by default.")
     ] = None,
-    accuracy: Annotated[
-        bool, typer.Option(help="Also count right next tokens and right labels.")
-    ] = True,
+    no_accuracy: Annotated[
+        bool, typer.Option("--no-accuracy", help="Count no right next tokens and right labels.")
+    ] = False,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it.")
     ] = None,
@@ -108,7 +112,7 @@ def compare(
         "risk_prone": prone,
         "draft_tokens": draft_tokens,
         "calibration_prompts": calibration_prompts,
-        "accuracy": accuracy,
+        "accuracy": not no_accuracy,
         "llm_ms": llm_ms,
     }
     if links:

@@ -76,7 +76,7 @@ def llm(
     url: Annotated[
         str | None,
         typer.Option(
-            help="A server that speaks OpenAI's API, as http://127.0.0.1:8000/v1; --llm is then "
+            help="A server that speaks OpenAI's API, as http://HOST:8000/v1; --llm is then "
             "its tokenizer, and FEDHLM_LLM_KEY its key, if it wants one."
         ),
     ] = None,

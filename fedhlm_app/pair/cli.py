@@ -43,10 +43,7 @@ pair_app = command_app(
 _Dataset = Annotated[str, typer.Option(help="builtin, a file, a folder, or a hub name.")]
 _Out = Annotated[Path, typer.Option(help="Folder to write; an unfinished one is resumed.")]
 _Text = Annotated[
-    str,
-    typer.Option(
-        "--text-columns", "--text-column", help="Text columns, comma separated; found by default."
-    ),
+    str, typer.Option("--text-columns", help="Text columns, comma separated; found by default.")
 ]
 _Label = Annotated[str, typer.Option(help="Label column; found by default.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of weights and order of articles.")]
@@ -55,7 +52,10 @@ _Steps = Annotated[int, typer.Option(min=0, help="Steps of the distillation.")]
 _Weight = Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of KL to the LLM.")]
 _Every = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 _Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
-_Half = Annotated[bool, typer.Option(help="In bfloat16; slow where the processor lacks it.")]
+_Single = Annotated[
+    bool,
+    typer.Option("--no-bfloat16", help="In float32: faster where the processor lacks bfloat16."),
+]
 _Parts = Annotated[
     int, typer.Option(min=1, help="Parts that a step's batch is cut into: less memory.")
 ]
@@ -80,7 +80,7 @@ def train(
     threads: _Threads = 0,
     checkpoint_every: _Every = 200,
     cpu: _Cpu = False,
-    bfloat16: _Half = True,
+    no_bfloat16: _Single = False,
     accumulate: _Parts = 1,
     report_to: _Tracker = "",
 ) -> None:
@@ -167,7 +167,7 @@ def distil(
     threads: _Threads = 0,
     checkpoint_every: _Every = 200,
     cpu: _Cpu = False,
-    bfloat16: _Half = True,
+    no_bfloat16: _Single = False,
     accumulate: _Parts = 1,
     report_to: _Tracker = "",
 ) -> None:
@@ -225,14 +225,18 @@ def pack(
     group_size: Annotated[
         int, typer.Option(min=0, help="Weights that share a scale; 0 keeps fp16.")
     ] = 24,
-    keep_embedding: Annotated[bool, typer.Option(help="Keep the embedding fp16.")] = True,
-    tokenizer: Annotated[bool, typer.Option(help="Copy the tokenizer's files too.")] = True,
+    pack_embedding: Annotated[
+        bool, typer.Option("--pack-embedding", help="Store the embedding in 8 bits too.")
+    ] = False,
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Leave the tokenizer's files out.")
+    ] = False,
 ) -> None:
     """Store a model's matrices as 8-bit rows with fp16 scales."""
     from fedhlm_app.models.packing import pack_model
 
-    keep = ("model.embed_tokens.weight",) if keep_embedding else ()
-    size = pack_model(source, out, group_size, keep, tokenizer)
+    keep = ("model.embed_tokens.weight",) if not pack_embedding else ()
+    size = pack_model(source, out, group_size, keep, not no_tokenizer)
     typer.echo(f"{out}: {size:,} bytes of weights")
 
 
@@ -243,6 +247,7 @@ def _settings(ctx: typer.Context) -> PairTraining:
     # Options that name models are none of the fields of that name, which are recipes.
     names = {field.name for field in dataclasses.fields(PairTraining)} - {"slm", "llm"}
     given = {name: value for name, value in ctx.params.items() if name in names}
+    given["bfloat16"] = not ctx.params["no_bfloat16"]
     return PairTraining(**given | {"out": str(given["out"])})
 
 

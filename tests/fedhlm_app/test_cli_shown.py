@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,9 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 
+from fedhlm_app.cli import app
 from fedhlm_app.cli.completing import settings_keys
+from fedhlm_app.cli.lazy import LazyCommand
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, in_use
 from fedhlm_app.results.summary import STAGES
 from fedhlm_app.settings import Settings
@@ -64,6 +69,29 @@ def test_completion_is_offered_where_it_works(fedhlm: Any) -> None:
 def test_a_near_name_is_suggested_once(fedhlm: Any, words: list[str]) -> None:
     answer = fedhlm(*words)
     assert answer.exit_code == 2 and answer.stderr.count("Did you mean") == 1
+
+
+def test_help_of_every_command_is_whole_at_80_columns(
+    fedhlm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def walk(words: list[str], command: click.Command) -> list[list[str]]:
+        if isinstance(command, LazyCommand):
+            module, _, attribute = command.target.partition(":")
+            command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        if not isinstance(command, click.Group):
+            return [words]
+        context, found = click.Context(command), [words]
+        for name in command.list_commands(context):
+            if (child := command.get_command(context, name)) is not None:
+                found += walk([*words, name], child)
+        return found
+
+    commands = walk([], typer.main.get_command(app))
+    assert ["pair", "train"] in commands and len(commands) > 30
+    cut = {" ".join(words) for words in commands if "…" in fedhlm(*words, "--help").stdout}
+    assert cut == set()
 
 
 def test_settings_are_searched_in_names_and_meanings(
