@@ -17,6 +17,7 @@ from clients.decoding.steps import Runtime, Step, left_padded, shortened
 from hlm.arrays import IntArray
 
 PAST, PRESENT = "past_key_values", "present"
+_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 Cache = dict[str, NDArray[np.float32]]
 """[rows, heads, tokens, size] by name of the input."""
@@ -47,8 +48,9 @@ class OnnxModel(Runtime):
         self._outputs = [output.name for output in session.get_outputs()]
         inputs = {one.name: one.shape for one in session.get_inputs()}
         self._shapes = {name: shape for name, shape in inputs.items() if name.startswith(PAST)}
-        rest = inputs.keys() - self._shapes.keys()
-        if not self._shapes or rest != {"input_ids", "attention_mask", "position_ids"}:
+        # Models that count from the mask (ALiBi) have no positions.
+        self._others = inputs.keys() - self._shapes.keys()
+        if not self._shapes or self._others | {"position_ids"} != _INPUTS:
             raise ValueError(f"model '{file}': is no decoder with a key-value cache")
 
     def decoder(self, prompts: Sequence[IntArray]) -> OnnxDecoder:
@@ -64,7 +66,8 @@ class OnnxModel(Runtime):
 
     def run(self, inputs: dict[str, Any]) -> tuple[NDArray[np.float32], Cache]:
         """Logits [rows, vocab] behind the last token of each row, and the longer cache."""
-        found = dict(zip(self._outputs, self._run(self._outputs, inputs), strict=True))
+        known = {name: inputs[name] for name in (*self._others, *self._shapes)}
+        found = dict(zip(self._outputs, self._run(self._outputs, known), strict=True))
         cache = {name: found[name.replace(PAST, PRESENT, 1)] for name in self._shapes}
         return found["logits"][:, -1], cache
 

@@ -134,14 +134,15 @@ def _export_onnx(model: PreTrainedModel, slm: str, int8: bool, made: Path) -> No
 
 
 def _write(model: PreTrainedModel, file: Path) -> None:
-    config: Any = model.config.get_text_config()
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers = [f"{at}.{part}" for at in range(config.num_hidden_layers) for part in ("key", "value")]
-    past, present = ([f"{kind}.{one}" for one in layers] for kind in (PAST, PRESENT))
     # Two tokens behind three, so that no size is taken for a constant.
-    positions = torch.tensor([[3, 4], [3, 4]])
-    example = [torch.zeros(2, heads, 3, int(size)) for _ in layers]
+    cache, positions = DynamicCache(), torch.tensor([[3, 4], [3, 4]])
+    with torch.no_grad():
+        model(torch.ones(2, 3, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    example = [one for layer in cache.layers for one in (layer.keys, layer.values)]
+    if not example:
+        raise ValueError("it keeps no keys and values")
+    layers = [f"{at}.{part}" for at in range(len(cache.layers)) for part in ("key", "value")]
+    past, present = ([f"{kind}.{one}" for one in layers] for kind in (PAST, PRESENT))
     inputs = (torch.ones_like(positions), torch.ones(2, 5, dtype=torch.int64), positions)
     names = ["input_ids", "attention_mask", "position_ids"]
     axes = {
@@ -155,7 +156,8 @@ def _write(model: PreTrainedModel, file: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Step(model),
+            # Left as it is found: a model that trains drops values out (GPT-2, OPT).
+            _Step(model).eval(),
             (*inputs, *example),
             file,
             input_names=[*names, *past],

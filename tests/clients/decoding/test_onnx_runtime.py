@@ -10,8 +10,10 @@ from transformers import DynamicCache
 from clients.decoding.onnx_runtime import PAST, OnnxDecoder, OnnxModel
 from clients.decoding.steps import Step
 from clients.decoding.ways import _lockstep_trial, _rollback_trial
+from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.vocabulary import load_tokenizer
 from hlm.reading.agreement import Reference
-from tests.models import random_model
+from tests.models import ARCHITECTURES, random_model
 
 
 class InTorch(OnnxModel):
@@ -68,3 +70,25 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"model\.onnx' cannot be read"):
         OnnxModel(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_families_are_exported_and_write_the_same_text(tmp_path, architecture):
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra 'onnx' is not installed")
+    from fedhlm_app.pair.export import export
+
+    random_model(architecture, 5).save_pretrained(tmp_path / "slm")
+    load_tokenizer().save_pretrained(tmp_path / "slm")
+    export(str(tmp_path / "slm"), tmp_path / "out")
+    model, prompt, written = load_slm(str(tmp_path / "slm")), [7, 40, 9], []
+    assert not model.training
+    decoder = OnnxModel(tmp_path / "out" / "model.onnx").decoder([np.array(prompt)])
+    step = decoder.start()
+    for _ in range(16):
+        written.append(int(step.logits.argmax()))
+        step = decoder.step(np.array(written[-1:]))
+    with torch.inference_mode():
+        for _ in range(16):
+            prompt.append(int(model(torch.tensor([prompt])).logits[0, -1].argmax()))
+    assert written == prompt[3:]
