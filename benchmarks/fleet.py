@@ -1,6 +1,6 @@
 """An LLM server under many devices, over real connections, against the bare engine in the same run.
 
-    python -m benchmarks.fleet [--devices 1 16 64 256 1024] [--tokens 48] [--share 0.25]
+    python -m benchmarks.fleet [--devices 1 16 64 256 1024] [--tokens 48] [--share 0.25] [--llm X]
 
 A device is simulated: the small model writes texts of the corpus once, and its drafts and their
 uncertainties are every device's from then on. What is less sure than the threshold of `--share` is
@@ -29,6 +29,7 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks._pair import add_pair_options, pair_settings
 from benchmarks._report import write_report
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
@@ -38,6 +39,7 @@ from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.verification import VERIFIERS
@@ -54,7 +56,6 @@ from servers.backend import Feed
 
 TEXTS, PROMPT = 64, 16
 IDENTITY = bytes(16)
-READY = "serving builtin at "
 
 
 class Fleet:
@@ -68,13 +69,13 @@ class Fleet:
         Whether a draft is less sure than the threshold.
     """
 
-    def __init__(self, tokens: int, share: float) -> None:
-        tokenizer: Any = load_tokenizer("builtin")
+    def __init__(self, settings: Settings, tokens: int, share: float) -> None:
+        tokenizer: Any = load_tokenizer(settings.slm)
         encoded = tokenizer(load_items("builtin").texts(), add_special_tokens=False)["input_ids"]
         self.prompts = np.array([ids[:PROMPT] for ids in encoded if len(ids) >= PROMPT][:TEXTS])
-        settings = Settings.from_sources({}, {})
         config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
-        router = Router(load_slm(), config, FixedPolicy(True), VERIFIERS["greedy"](), [])
+        slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
+        router = Router(slm, config, FixedPolicy(True), VERIFIERS["greedy"](), [])
         texts = TextBatch(list(self.prompts), np.arange(TEXTS), room=tokens)
         made = router.generate(texts, tokens, Traffic())
         self.drafts = made.draft
@@ -150,9 +151,11 @@ async def device(
     writer.close()
 
 
-def served(fleet: Fleet, vocab: int, devices: int) -> dict[str, float]:
+def served(settings: Settings, fleet: Fleet, vocab: int, devices: int) -> dict[str, float]:
     """What a server does for so many devices at once, and what of this machine it takes."""
     words = ["--per-address", str(devices + 1), "--queue", str(max(512, 2 * devices))]
+    words += ["--llm", settings.llm, "--set", f"llm-device={settings.llm_device}"]
+    words += ["--set", f"llm-dtype={settings.llm_dtype}"]
     with TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(devices)]
@@ -170,9 +173,9 @@ def started(words: list[str]) -> Iterator[tuple[tuple[str, int], psutil.Process]
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        if not line.startswith(READY):
+        if not line.startswith("serving "):
             raise RuntimeError("the server did not start")
-        host, _, port = line.removeprefix(READY).split()[0].rstrip(",").rpartition(":")
+        host, _, port = line.rpartition(" (vocabulary ")[0].split()[-1].rpartition(":")
         yield (host, int(port)), psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -217,13 +220,15 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 16, 64, 256, 1024])
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each device")
     parser.add_argument("--share", type=float, default=0.25, help="of tokens that are asked about")
+    add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    fleet = Fleet(options.tokens, options.share)
+    fleet = Fleet(pair_settings(options), options.tokens, options.share)
     figures = {}
     for devices in options.devices:
-        service = build_service(Settings.from_sources({"llm-sessions": devices + 64}, {}))
-        found = served(fleet, service.engine.vocab, devices)
+        settings = pair_settings(options, llm_sessions=devices + 64)
+        service = build_service(settings)
+        found = served(settings, fleet, service.engine.vocab, devices)
         bare(service.engine, fleet, min(devices, 4))  # warms up
         engine_ms = 1e3 * bare(service.engine, fleet, devices)
         found |= {"engine_ms": engine_ms, "of_bare": engine_ms / found["server_ms"]}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.uplink [--prompts 24] [--tokens 32] [--share 0.25] [--vocab 4096 32000]
 
-The built-in pair decodes continuations of headlines, sampled, one prompt at a time, so that each
+The built-in pair (or `--slm --llm`) decodes continuations of headlines, sampled, one prompt at a time, so that each
 escalated token is a message of its own. Every byte of every message counts: headers, the ids of
 prompt and kept tokens that the server has not seen, claims, replies. Compute is the processor
 time of one thread of this machine; links come from `hlm.channels`. AG News is looked for in
@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import shared_folder
 from fedhlm_app.compare import DEFAULT_METHODS, Comparison, Plan, chosen_methods
 from fedhlm_app.compare.calibration import Calibration
 from fedhlm_app.data.dataset import items_of
-from fedhlm_app.models.load import load_llm, load_slm
-from fedhlm_app.models.vocabulary import load_tokenizer
-from fedhlm_app.settings import Settings
+from fedhlm_app.models.load import ModelPair
 from hlm.channels import LINKS
 
 PUBLISHED_COUNT = 30
@@ -85,24 +84,22 @@ def dataset() -> tuple[str, str]:
     return str(folder / "data" / "ag_news" / "validation.csv.gz"), "AG News validation"
 
 
-def measure(options: argparse.Namespace, vocab: int) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, pair: ModelPair, vocab: int) -> list[dict[str, Any]]:
     """Results of all methods, and of CU-HLM with its published k, at one vocabulary."""
     results: list[dict[str, Any]] = []
-    slm, llm = padded(load_slm("builtin"), vocab), padded(load_llm("builtin"), vocab)
+    slm, llm = padded(pair.slm, vocab), padded(pair.llm, vocab)
     variants: tuple[tuple[str, int, list[str]], ...] = (
         ("", 0, list(DEFAULT_METHODS)),
         (f" k={PUBLISHED_COUNT}", PUBLISHED_COUNT, ["cu-hlm"]),
     )
     calibration: Calibration | None = None
     for suffix, count, names in variants:
-        settings = Settings.from_sources(
-            {
-                "decoding": "sampled",
-                "dataset": dataset()[0],
-                "seed": options.seed,
-                "truncation-k": count,
-            },
-            {},
+        settings = pair_settings(
+            options,
+            decoding="sampled",
+            dataset=dataset()[0],
+            seed=options.seed,
+            truncation_k=count,
         )
         plan = Plan(
             chosen_methods(names),
@@ -114,9 +111,7 @@ def measure(options: argparse.Namespace, vocab: int) -> list[dict[str, Any]]:
             accuracy=False,
             clock=time.process_time,
         )
-        comparison = Comparison(
-            settings, plan, slm, llm, load_tokenizer("builtin"), items_of(settings)
-        )
+        comparison = Comparison(settings, plan, slm, llm, pair.tokenizer, items_of(settings))
         found = comparison.run(
             lambda what, done, total: _tell(vocab, what, done, total), calibration
         )
@@ -192,12 +187,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32_000])
+    parser.add_argument(
+        "--vocab", type=int, nargs="+", help="the pair's own by default, and 32000 where it is less"
+    )
+    add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    pair = load_models(pair_settings(options))
+    own = max(model.config.get_text_config().vocab_size for model in (pair.slm, pair.llm))
     figures: dict[str, Any] = {"options": vars(options), "text": dataset()[1], "vocab": {}}
-    for vocab in options.vocab:
-        results = measure(options, vocab)
+    for vocab in options.vocab or sorted({own, max(own, 32_000)}):
+        results = measure(options, pair, vocab)
         figures["vocab"][str(vocab)] = {"results": results, "against": verdict(results)}
         print(f"\nV = {vocab:,}, {figures['text']}\n\n{markdown(results)}\n")
         for name, findings in figures["vocab"][str(vocab)]["against"].items():

@@ -135,7 +135,8 @@ def _export_onnx(model: PreTrainedModel, slm: str, int8: bool, made: Path) -> No
 
 def _write(model: PreTrainedModel, file: Path) -> None:
     # Two tokens behind three, so that no size is taken for a constant.
-    cache, positions = DynamicCache(), torch.tensor([[3, 4], [3, 4]])
+    cache: Any = DynamicCache()
+    positions = torch.tensor([[3, 4], [3, 4]])
     with torch.no_grad():
         model(torch.ones(2, 3, dtype=torch.int64), past_key_values=cache, use_cache=True)
     example = [one for layer in cache.layers for one in (layer.keys, layer.values)]
