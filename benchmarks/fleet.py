@@ -69,7 +69,8 @@ class Fleet:
         Whether a draft is less sure than the threshold.
     """
 
-    def __init__(self, settings: Settings, tokens: int, share: float) -> None:
+    def __init__(self, tokens: int, share: float, settings: Settings | None = None) -> None:
+        settings = settings or Settings.from_sources({}, {})
         tokenizer: Any = load_tokenizer(settings.slm)
         encoded = tokenizer(load_items("builtin").texts(), add_special_tokens=False)["input_ids"]
         self.prompts = np.array([ids[:PROMPT] for ids in encoded if len(ids) >= PROMPT][:TEXTS])
@@ -223,7 +224,7 @@ def main() -> None:
     add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    fleet = Fleet(pair_settings(options), options.tokens, options.share)
+    fleet = Fleet(options.tokens, options.share, pair_settings(options))
     figures = {}
     for devices in options.devices:
         settings = pair_settings(options, llm_sessions=devices + 64)

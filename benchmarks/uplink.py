@@ -2,11 +2,12 @@
 
     python -m benchmarks.uplink [--prompts 24] [--tokens 32] [--share 0.25] [--vocab 4096 32000]
 
-The built-in pair (or `--slm --llm`) decodes continuations of headlines, sampled, one prompt at a time, so that each
-escalated token is a message of its own. Every byte of every message counts: headers, the ids of
-prompt and kept tokens that the server has not seen, claims, replies. Compute is the processor
-time of one thread of this machine; links come from `hlm.channels`. AG News is looked for in
-``FEDHLM_SHARED`` or ``../shared``; without it the built-in corpus is used, and the report says so.
+The built-in pair (or `--slm --llm`) decodes continuations of headlines, sampled, one prompt at a
+time, so that each escalated token is a message of its own. Every byte of every message counts:
+headers, the ids of prompt and kept tokens that the server has not seen, claims, replies. Compute is
+the processor time of one thread of this machine; links come from `hlm.channels`. AG News is looked
+for in ``FEDHLM_SHARED`` or ``../shared``; without it the built-in corpus is used, and the report
+says so.
 
 A vocabulary of 32,000 is the same pair with tokens that never occur behind the 4,096: ids take 15
 bits, whole distributions have 32,000 entries, and what the truncated upload leaves out is spread
