@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from logging import INFO, WARNING
 from typing import Any
 
@@ -26,17 +27,20 @@ Write = Callable[[Mapping[str, float], int], object]
 
 @contextmanager
 def _tensorboard(folder: RunFolder, rounds_done: int) -> Iterator[Write]:
-    # Brings PyTorch along, which a ServerApp has no other use for.
-    from torch.utils.tensorboard import SummaryWriter
+    # PyTorch's writer is this one, and brings PyTorch along: seconds before the first round.
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    # Drops later rounds that an earlier life wrote, since they will be run again.
-    with SummaryWriter(str(folder.path / EVENTS), purge_step=rounds_done + 1) as writer:
+    def write(figures: Mapping[str, float], number: int) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        writer.add_event(Event(wall_time=time.time(), step=number, summary=Summary(value=values)))
+        writer.flush()
 
-        def write(figures: Mapping[str, float], number: int) -> None:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, number)
-            writer.flush()
-
+    with closing(EventFileWriter(str(folder.path / EVENTS))) as writer:
+        # Drops later rounds that an earlier life wrote, since they will be run again.
+        start = SessionLog(status=SessionLog.START)
+        writer.add_event(Event(wall_time=time.time(), step=rounds_done + 1, session_log=start))
         yield write
 
 
