@@ -219,7 +219,9 @@ class HttpTransport:
                 f"(llm-token-file) or in the environment ({TOKEN_VARIABLE})"
             )
             return LinkRefused(f"{self._who} {what}", cause="token")
-        text = body.decode("utf-8", errors="replace").strip()[:200]
+        text = " ".join(body.decode("utf-8", errors="replace").split())[:200]
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED):
+            text = "no server of FedHLM's is there; an address of OpenAI's API ends in /v1"
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             return WireError(f"{self._who} refused a request: {text}")
         cut_off = status == HTTPStatus.INTERNAL_SERVER_ERROR and text == _NO_ANSWER

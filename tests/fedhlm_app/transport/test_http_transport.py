@@ -15,8 +15,8 @@ from tests.served import serving_app
 class Proxy:
     """Answers like one whose server dies under the next `lost` requests."""
 
-    def __init__(self, lost: int, refusal: bytes = b"") -> None:
-        self.lost, self.refusal, self.bodies = lost, refusal, list[bytes]()
+    def __init__(self, lost: int, refusal: bytes = b"", status: int = 500) -> None:
+        self.lost, self.refusal, self.bodies = lost, Response(refusal, status), list[bytes]()
         self.app = Starlette(
             routes=[Route(path, self, methods=["POST"]) for path in ("/v1/exchange", "/v1/stream")]
         )
@@ -26,8 +26,8 @@ class Proxy:
         assert not message["more_body"]
         self.bodies.append(message["body"])
         if len(self.bodies) <= self.lost:
-            if self.refusal:
-                await Response(self.refusal, 500)(scope, receive, send)
+            if self.refusal.body:
+                await self.refusal(scope, receive, send)
             return  # the web server answers by itself
         await StreamingResponse(iter([b"answer"]))(scope, receive, send)
 
@@ -63,3 +63,14 @@ def test_a_failure_that_the_server_tells_of_itself_is_not_asked_about_again():
             link.exchange(b"asked")
         link.close()
     assert len(proxy.bodies) == 1
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "no server of FedHLM's"), (503, "<p> Busy")])
+def test_what_a_server_of_others_says_is_told_in_one_line(status, said):
+    proxy = Proxy(lost=1, refusal=b"<html>\n<p>\n Busy </p>", status=status)
+    with serving_app(proxy.app) as port:
+        link = HttpTransport(f"127.0.0.1:{port}", timeout=120)
+        with pytest.raises(LinkDown, match=f"answered {status}: .*{said}") as found:
+            link.exchange(b"asked")
+        link.close()
+    assert "\n" not in str(found.value)
