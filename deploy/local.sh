@@ -54,7 +54,18 @@ export FLWR_HOME=$FOLDER/flwr FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK
 export NO_PROXY=127.0.0.1,localhost OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 mkdir "$FLWR_HOME"
 
-free_port() { python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+# Below 32,768: higher ones systems give to whoever connects to something, before they are used here.
+free_port() {
+  python3 - <<'PYTHON'
+import random, socket
+while True:
+    try:
+        print(socket.create_server(("127.0.0.1", random.randrange(20_000, 32_768))).getsockname()[1])
+        break
+    except OSError:
+        continue
+PYTHON
+}
 
 # start NAME DEVICE COMMAND...: a process with the token of a device, which writes NAME.log
 start() {
@@ -136,7 +147,7 @@ SETTINGS=('preset="certified"' "clients=$DEVICES" "min-clients=$DEVICES" "cluste
   tokens-per-round=24 tokens-per-prompt=12 evaluate-every=0 'learning="balanced"' 'escalation="token"'
   initial-threshold=0.3 'peer-mode="context"' opportunistic=false context-gate=0.9 reuse-gate=0.9)
 echo "run: $DEVICES devices, $EDGES edge servers, $ROUNDS rounds"
-flwr run "$HERE" local --run-config "${SETTINGS[*]} run-dir=\"$FOLDER/runs\" llm-address=\"$LLM\" \
+flwr run "$HERE" local --stream --run-config "${SETTINGS[*]} run-dir=\"$FOLDER/runs\" llm-address=\"$LLM\" \
 edge-addresses=\"$ADDRESSES\" llm-ca-file=\"$FOLDER/keys/ca.pem\"" >run.log 2>&1
 
 # `flwr run` ends with 0 whatever happened: Flower's list and the run's summary know.

@@ -15,7 +15,7 @@ from fedhlm_app.launch.superlink import CONNECTION, PrivateSuperLink, program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("quickstart-numpy", "quickstart-pytorch")
-NODES = "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2"
+NODES = "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=1"
 
 
 def run(superlink: PrivateSuperLink, app: Path) -> str:
@@ -27,7 +27,7 @@ def run(superlink: PrivateSuperLink, app: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
         check=False,
     )
     log = done.stdout + done.stderr
@@ -38,7 +38,7 @@ def run(superlink: PrivateSuperLink, app: Path) -> str:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_stock_apps_run_with_one_import_changed(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     logs = {}

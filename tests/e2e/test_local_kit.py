@@ -18,13 +18,12 @@ from fedhlm_app.launch.processes import LAUNCH_VARIABLE
 from fedhlm_app.results.runs import latest_run
 from fedhlm_app.settings.model import PLACES
 from servers.access import DeviceTokens
+from tests.checkout import checkout
 from tests.e2e.test_deployment import learned
 from tests.fedhlm_app.in_process import Runner
 from tests.golden.recording import one_thread
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
-
-SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "local.sh"
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 
 def launched():
@@ -44,12 +43,12 @@ def test_the_kit_runs_three_rounds_and_stops_everything(tmp_path, monkeypatch):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FEDHLM_", "RAY_", "FLWR_"))}
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        [str(SCRIPT), str(tmp_path / "kit")],
+        [str(checkout(tmp_path / "fedhlm") / "deploy" / "local.sh"), str(tmp_path / "kit")],
         env={**kept, "PATH": programs, "PYTHONPATH": str(code_root())},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=1400,
+        timeout=2400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
