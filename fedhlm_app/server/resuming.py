@@ -8,7 +8,7 @@ from typing import Any
 
 from fedhlm_app.results.runs import CONFIG, RunFolder
 from fedhlm_app.settings import Settings, SettingsError
-from fedhlm_app.settings.model import PLACES
+from fedhlm_app.settings.model import DERIVED, PLACES
 from fedhlm_app.settings.sources import Scalar
 
 MAY_CHANGE = (
@@ -65,16 +65,22 @@ def check(settings: Settings) -> int:
     state, _, _ = checkpoint.load(folder.path)
     done = int(state["round"])
     before = settings.defaults() | settings_of(folder)
+    differs = {
+        key: value
+        for key, value in settings.to_run_config().items()
+        if value != before[key] and key not in (*MAY_CHANGE, *PLACES)
+    }
     found = [
         f"setting {key!r} = {value!r}: the run in '{folder.path}' has {before[key]!r}, and its "
         "checkpoint stands for nothing else"
-        for key, value in settings.to_run_config().items()
-        if value != before[key] and key not in (*MAY_CHANGE, *PLACES)
+        for key, value in differs.items()
     ]
     if found:
         found.append("what may change when a run goes on: " + ", ".join(MAY_CHANGE))
         was = Settings.from_sources(settings_of(folder), {})
         words = {"preset": was.preset, **was.changed()}
+        # What followed from the number of rounds would follow from another one now.
+        words |= {key: before[key] for key in DERIVED if key in differs}
         found.append(
             "fedhlm run --resume takes up the others by itself; flwr run wants them beside resume: "
             + " ".join(f"{key}={json.dumps(value)}" for key, value in words.items())

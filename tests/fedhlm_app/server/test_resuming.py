@@ -65,7 +65,7 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
         ("partition=dirichlet", "'partition' = 'dirichlet': the run in '{run}' has 'iid'"),
         ("seed=8", "setting 'seed' = 8: the run in '{run}' has 7"),
         ("workload=score", "'workload' = 'score': the run in '{run}' has 'generate'"),
-        ("learning=balanced", "has 'certified-high-probability'"),
+        ("learning=balanced", 'rounds=6 learning="certified-high-probability"'),
         ("policy=always", "setting 'policy' = 'always': the run in '{run}' has 'threshold'"),
         ("fidelity-budget=0.1", "'fidelity-budget' = 0.1: the run in '{run}' has 0.05"),
         ("rounds=5", "setting 'rounds' = 5: the run in '{run}' has done 6; allowed: at least 6"),
