@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.fedhlm_app.serve_device.test_without_torch import ABSENT
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PACKAGES = ("hlm", "clients", "servers", "strategies", "fedhlm_app", "fedhlm_assets")
@@ -115,6 +117,15 @@ def test_the_page_names_each_dependency_that_is_declared() -> None:
         named = [[cell.strip("`") for cell in row[:-2]] for row in rows]
         assert sorted(named) == sorted(wanted), title
         assert all(len(cell) > 3 for row in rows for cell in row[-2:]), title
+
+
+def test_a_device_without_pytorch_installs_lines_of_the_project() -> None:
+    lines = (ROOT / "fedhlm_app" / "device-requirements.txt").read_text("utf-8").splitlines()
+    wanted = [line for line in lines if not line.startswith("#")]
+    assert set(wanted) < set(PROJECT["dependencies"]) and len(wanted) == len(set(wanted))
+    # Those of no module that a device without PyTorch is tested without.
+    absent = {owner for module in ABSENT.split() for owner in _distributions(module)}
+    assert _requirements(wanted).keys() == BASE.keys() - absent
 
 
 def _pins() -> dict[str, str]:
