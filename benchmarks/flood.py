@@ -5,7 +5,8 @@ the built-in pair at a pace of `PACE_MS` a pass, as a larger model has, tokens b
 ``--batch``; `DEVICES` honest devices ask it, each for one token of a text after another, with a
 pause between. The flood is a process of its own: one device with many connections, which asks
 without a pause, under as many client numbers, in one of the ways of `FLOODS`, at the lowest
-priority, since its own processor time is nobody's wait. Turns with and without it alternate, so
+priority, since its own processor time is nobody's wait. ``refused`` sends what is no message, and
+every other connection has a wrong token. Turns with and without it alternate, so
 that both see the same machine.
 """
 
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,9 @@ from _report import write_report  # noqa: E402
 from long_message import message  # noqa: E402
 
 DEVICES, PAUSE, CONNECTIONS, PACE_MS = 4, 0.05, 32, 100
-FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 120)}
-"""Texts of a message and tokens of each: one question; many new texts; as much as there may be."""
+FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 120), "refused": (0, 0)}
+"""Texts of a message and tokens of each: one question; many new texts; as much as there may be;
+none at all, so that it is no message (see `refused`)."""
 
 
 def flood(address: str, token: str, texts: int, length: int) -> None:
@@ -42,6 +46,11 @@ def flood(address: str, token: str, texts: int, length: int) -> None:
     from hlm.transport import LinkDown
 
     os.nice(19)
+    if not texts:
+        for number in range(CONNECTIONS):
+            word = "wrong" if number % 2 else token
+            threading.Thread(target=refused, args=(address, word), daemon=True).start()
+        threading.Event().wait()
 
     def ask(number: int) -> None:
         link = HttpTransport(address, timeout=60, token=token)
@@ -53,6 +62,19 @@ def flood(address: str, token: str, texts: int, length: int) -> None:
     for number in range(CONNECTIONS):
         threading.Thread(target=ask, args=(number,), daemon=True).start()
     threading.Event().wait()
+
+
+def refused(address: str, token: str) -> None:
+    """Send what is no message over one connection, or one after another if they are closed."""
+    from fedhlm_app.transport.http_transport import EXCHANGE
+
+    while True:
+        link = HTTPConnection(address, timeout=60)
+        with suppress(OSError, HTTPException):
+            while True:
+                link.request("POST", EXCHANGE, b"x" * 64, {"authorization": f"Bearer {token}"})
+                link.getresponse().read()
+        link.close()
 
 
 def asked(address: str, token: str, client: int, until: float) -> list[float]:
@@ -92,8 +114,11 @@ def turn(address: str, tokens: list[str], seconds: float, kind: str) -> list[flo
             process.join()
 
 
-def measure(seconds: float, turns: int) -> list[dict[str, Any]]:
-    """Milliseconds of devices' waits, usual and beside each flood."""
+def measure(
+    seconds: float, turns: int, floods: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Milliseconds of devices' waits, usual and beside each flood; all answers by status."""
+    from fedhlm_app.transport.http_transport import HttpTransport
     from servers.access import DeviceTokens
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,13 +127,14 @@ def measure(seconds: float, turns: int) -> list[dict[str, Any]]:
         words = [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch"]
         words += ["--token-file", str(known.file), "--pace-ms", str(PACE_MS)]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *FLOODS)}
+        waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *floods)}
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[3].rstrip(",")
             for _ in range(turns):
                 for kind, found in waits.items():
                     found += turn(address, tokens, seconds, kind)
+            answers = HttpTransport(address, timeout=60, token=tokens[1]).stats()["answers"]
         finally:
             server.terminate()
             server.wait()
@@ -118,18 +144,21 @@ def measure(seconds: float, turns: int) -> list[dict[str, Any]]:
         rows.append({"flood": kind, "answers": len(found), "p50_ms": p50, "p99_ms": p99})
     for row in rows:
         row["p99_over_usual"] = row["p99_ms"] / rows[0]["p99_ms"]
-    return rows
+    return rows, answers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of each turn")
     parser.add_argument("--turns", type=int, default=3, help="of each kind")
+    parser.add_argument("--floods", nargs="+", choices=FLOODS, default=list(FLOODS))
     options = parser.parse_args()
-    rows = measure(options.seconds, options.turns)
+    rows, answers = measure(options.seconds, options.turns, options.floods)
     for row in rows:
-        print({key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()})
-    write_report("flood", {"devices": DEVICES, "connections": CONNECTIONS, "rows": rows})
+        print({key: round(float(v), 2) if isinstance(v, float) else v for key, v in row.items()})
+    print("answers by status:", answers)
+    figures = {"devices": DEVICES, "connections": CONNECTIONS, "rows": rows, "answers": answers}
+    write_report("flood", figures)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def measure(nodes: int, messages: int) -> dict[str, Any]:
         timed("beat", nodes, lambda: [many.beat(node) for node in many.nodes])
         place = "benchmarks._superlink_app"
         components = Components(f"{place}:server", f"{place}:client")
-        settings = Settings.from_sources({"clients": messages, "min-clients": 1}, {})
+        settings = Settings.from_sources({"clients": messages, "min-clients": 1, "rounds": 1}, {})
         app = write_app(folder / "fedhlm", settings, components)
 
         def answered() -> None:
