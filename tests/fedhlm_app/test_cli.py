@@ -251,6 +251,8 @@ def test_the_result_table_counts_and_shares() -> None:
     assert "from the device's cache" not in rows
     assert "accuracy, tokens" not in rows and "by cluster" not in rows
     assert rows["bytes up"] == ("10", "0.10 per token")
+    assert rows["seconds"] == ("1.0", "0.9 in rounds, 0.1 around them")
+    assert rows["in models"] == ("0.2", "small 0.1, large 0.1; side by side")
     judged = found | {
         "accuracy": {"token": None, "label": 0.875},
         "threshold": {"global": 0.5, "clusters": {"0": 0.25, "1": 0.75}, "clients": {}},
