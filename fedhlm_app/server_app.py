@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
+from fedhlm_app.client.profiles import learns_clusters
 from fedhlm_app.foreign import foreign_packages
 from fedhlm_app.models.trying import try_models
 from fedhlm_app.results.report import write_report
@@ -54,6 +55,9 @@ def main(grid: Grid, context: Context) -> None:
     host = None
     if not settings.llm_address:
         from fedhlm_app.hosting.llm import LanguageModelHost
+
+        if learns_clusters(settings):
+            import sklearn.cluster  # noqa: F401  # takes a second or two, which Ray does as well
 
         host = LanguageModelHost(settings, llm_actor_name(context.run_id))
         host.start()
