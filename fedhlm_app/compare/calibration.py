@@ -115,7 +115,7 @@ def _fitted(sums: LineSums) -> UncertaintyLine:
     except DegenerateLineError as error:
         raise ValueError(
             f"calibration prompts: their {sums.count:.0f} tokens give U-HLM no line ({error}); "
-            "use more of them"
+            "use more of them (--calibration-prompts), or --methods without u-hlm and cu-hlm"
         ) from error
 
 
