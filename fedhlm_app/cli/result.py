@@ -19,7 +19,8 @@ def show_result(console: Console, summary: Mapping[str, Any], folder: Path) -> N
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    table.add_column(style="dim")
+    # A word that is too long, such as a setting's, goes on below itself.
+    table.add_column(style="dim", overflow="fold")
     for row in figures(summary):
         if row is None:
             table.add_section()

@@ -269,10 +269,12 @@ def test_the_result_table_counts_and_shares() -> None:
 @pytest.mark.parametrize("width", [80, 40])
 def test_the_result_fits_the_terminal(width: int) -> None:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    show_result(console, summary(Settings()), Path("/somewhere"))
+    told = {"settings": {"preset": "fedhlm"}, "changed": {"learning": "certified-high-probability"}}
+    show_result(console, summary(Settings()) | told, Path("/somewhere"))
     lines = console.export_text().splitlines()
     assert lines[-1] == "run folder: /somewhere" and max(map(len, lines)) <= width
     assert lines[0].startswith("Of 20 tokens 20 were decided on their")
+    assert not any("…" in line for line in lines)
 
 
 def test_progress_is_a_line_per_round_where_there_is_no_terminal() -> None:
