@@ -55,6 +55,8 @@ def wait_for(runs: Path, what) -> list[dict]:
 def test_supernode_and_superlink_are_killed_and_come_back(tmp_path):
     runs = tmp_path / "runs"
     service = build_service(Settings.from_sources({}, environ={}))
+    # Rounds that nobody looks at, while Flower notices who is gone, take time and no processor.
+    service.engine.pace = 0.2
     with serving(service) as (llm, _), deployment() as deployed:
         nodes = [f"partition-id={number} num-partitions={CLIENTS}" for number in range(CLIENTS)]
         port = start_flower(deployed, nodes)
