@@ -47,7 +47,7 @@ def grid(monkeypatch):
 
 
 def test_it_waits_for_all_and_says_for_whom(grid, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "flwr")
     assert sorted(Roster(3).wait(grid)) == [0, 1, 2]
     assert 40 <= grid.now < 41
     said = [record.message for record in caplog.records]

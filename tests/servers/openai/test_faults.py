@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_said_before_the_first_text():
     other._answer = lambda *args: {**answer(*args), "usage": {"prompt_tokens": 21}}
     with (
         other.serving() as url,
-        pytest.raises(ValueError, match=r"as 21 tokens.*--llm where it is served"),
+        pytest.raises(ValueError, match=r"as 21 tokens.*let llm \(--llm\) name the server's own"),
     ):
         backend_at(url)
 
