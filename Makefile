@@ -11,9 +11,10 @@ run: $(READY)
 	$(BIN)/fedhlm run
 
 # Every part is tested in `test`, with a real run of each kind; `test-slow` has the long variants.
-# Three at a time, one thread each. Compiled files are kept whatever the environment says: dozens of
-# processes import the project.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+# Three at a time, one thread each; the longest are named at the end. Compiled files are kept whatever
+# the environment says: dozens of processes import the project.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal \
+	--durations 12 --durations-min 10
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
