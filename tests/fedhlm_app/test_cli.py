@@ -101,17 +101,20 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(fedhlm: Any, ending: Any, tmp_pa
     assert "go on with: fedhlm run --resume 'runs/my run'" in answer.stderr
 
 
+# Naps are short: a signal just before the system call of a long one would be heard after it.
 SLOW_TO_END = """
-import signal, sys, time
+import itertools, signal, sys, time
 from rich.console import Console
 from fedhlm_app.cli.interrupting import interruptible
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with interruptible(Console(stderr=True)):
     try:
         print("started", flush=True)
-        time.sleep(600)
+        for nap in itertools.repeat(0.05, 12_000):
+            time.sleep(nap)
     finally:
-        time.sleep(600)
+        for nap in itertools.repeat(0.05, 12_000):
+            time.sleep(nap)
 """
 
 
