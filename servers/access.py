@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 WANTED = "a bearer token is wanted, or another one"
 
-_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_DEVICE = re.compile(f"({_NAME}/)?{_NAME}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,10 @@ class DeviceTokens:
             When the name cannot be one, or has a token already.
         """
         if not _DEVICE.fullmatch(name):
-            raise ValueError(f"device {name!r}: allowed are 1 to 64 letters, digits and ._-")
+            raise ValueError(
+                f"device {name!r}: allowed are 1 to 64 letters, digits and ._-, behind as many of "
+                "a tenant and a slash if it has one"
+            )
         if name in self.digests:
             raise ValueError(f"device {name!r} has a token already; revoke it before another one")
         token = secrets.token_urlsafe(32)

@@ -18,6 +18,9 @@ from hlm.arrays import IntArray
 from hlm.verifiers import VERIFIERS, Need, served_verifiers
 from hlm.wire import Request, WireError
 
+Owner = tuple[Hashable, ...]
+"""Whose a session is, the widest first: a tenant, if there is one, then its device."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -39,7 +42,7 @@ class Feed:
         empty for a backend that offers distributions.
     follow : int
         How many tokens after the one behind it a stream may ask for, one by one.
-    owner : Hashable
+    owner : Owner
         Whose session it is, if it is new: who has half of all makes room for its own.
     """
 
@@ -49,7 +52,7 @@ class Feed:
     wanted: IntArray
     asked: IntArray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     follow: int = 0
-    owner: Hashable = None
+    owner: Owner = ()
 
 
 class Unreadable(Exception):
@@ -78,7 +81,10 @@ class BackendStats:
 
 
 def next_to_go(
-    owners: Mapping[Hashable, Hashable], owner: Hashable, most: int, kept: Collection[Hashable]
+    owners: Mapping[Hashable, Owner],
+    owner: Owner,
+    most: int,
+    kept: Collection[Hashable],
 ) -> Hashable:
     """Which session makes room for a new one: whoever has its half gives up one of its own.
 
@@ -86,17 +92,19 @@ def next_to_go(
     ----------
     owners : mapping
         Owners of sessions, the one not used for longest first.
-    owner : Hashable
-        Of the new session.
+    owner : Owner
+        Of the new session (`Feed.owner`).
     most : int
         Most sessions, all of which are there.
     kept : collection of Hashable
         Sessions that stay; not all.
     """
     spare = [session for session in owners if session not in kept]
-    own = [session for session, whose in owners.items() if whose == owner]
-    if len(own) >= max(1, most // 2):
-        return next((session for session in own if session not in kept), spare[0])
+    # The narrowest first: a device that has half of all takes its own place, not its tenant's.
+    for depth in range(len(owner), 0, -1):
+        own = [session for session, whose in owners.items() if whose[:depth] == owner[:depth]]
+        if len(own) >= max(1, most // 2):
+            return next((session for session in own if session not in kept), spare[0])
     return spare[0]
 
 

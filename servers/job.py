@@ -19,7 +19,7 @@ import torch
 from hlm.arrays import IntArray
 from hlm.verifiers import Need
 from hlm.wire import NO_TOKEN, Reply, Request, Rows, Status
-from servers.backend import Backend, Feed, Unreadable
+from servers.backend import Backend, Feed, Owner, Unreadable
 from servers.origin import NOBODY, Caller, Origin
 from servers.texts import SessionKey
 from servers.verdicts import Verdicts
@@ -44,7 +44,7 @@ class Reading:
         The engine's.
     verdicts : Verdicts
         Which say what is wanted of them.
-    owner : Origin
+    owner : Owner
         Whose text it is.
     """
 
@@ -55,7 +55,7 @@ class Reading:
         end: int,
         session: SessionKey | None,
         verdicts: Verdicts,
-        owner: Origin,
+        owner: Owner,
     ) -> None:
         self.rows = slice(begin, end)
         self.session = session
@@ -228,7 +228,9 @@ class Job:
                 if begin == end:
                     continue
                 session, columns = self._sessions[begin], self.request.rows
-                self._reading = Reading(columns, begin, end, session, self._verdicts, self.origin)
+                self._reading = Reading(
+                    columns, begin, end, session, self._verdicts, self.origin.shares
+                )
             reading = self._reading
             feed, cost = reading.feed(engine, tokens, rows)
             if feed is None:

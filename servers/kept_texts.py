@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from hlm.arrays import IntArray
-from servers.backend import BackendStats, Feed, next_to_go
+from servers.backend import BackendStats, Feed, Owner, next_to_go
 
 
 @dataclass
@@ -19,15 +19,15 @@ class KeptText:
 
     Attributes
     ----------
-    owner : Hashable
-        Whose it is.
+    owner : Owner
+        Whose it is (`servers.backend.Feed`).
     tokens : numpy.ndarray
         int64.
     asked : int
         How many of them were read to say what follows.
     """
 
-    owner: Hashable = None
+    owner: Owner = ()
     tokens: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     asked: int = 0
 
@@ -57,7 +57,11 @@ class KeptTexts(Generic[Text]):
     """
 
     def __init__(
-        self, make: Callable[[Hashable], Text], vocab: int, max_sessions: int, max_context: int
+        self,
+        make: Callable[[Owner], Text],
+        vocab: int,
+        max_sessions: int,
+        max_context: int,
     ) -> None:
         self.vocab, self.max_sessions, self.max_context = vocab, max_sessions, max_context
         self.stats = BackendStats()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from typing import NamedTuple
 
 
@@ -12,13 +13,23 @@ class Origin(NamedTuple):
     Attributes
     ----------
     device : str
-        Name of the device that its token proves; empty where tokens name nobody.
+        Name of the device that its token proves, behind its tenant's and a slash if it has one;
+        empty where tokens name nobody.
     address : str
         Where it asks from, unless its device is known; empty within a process.
     """
 
     device: str = ""
     address: str = ""
+
+    @property
+    def shares(self) -> tuple[Hashable, ...]:
+        """Of whose shares it has its own, the widest first: its tenant's, if it has one; then its.
+
+        All devices of a tenant (a run, a customer) have the share of one together.
+        """
+        tenant, slash, _ = self.device.partition("/")
+        return (tenant, self) if slash else (self,)
 
 
 NOBODY = Origin()
@@ -40,7 +51,7 @@ class Full(Exception):
 
 
 class Shared:
-    """Something bounded, of which no origin gets more than half.
+    """Something bounded, of which no origin gets more than half, nor all of a tenant together.
 
     Parameters
     ----------
@@ -55,7 +66,7 @@ class Shared:
 
     def __init__(self, most: int) -> None:
         self.most, self.taken = most, 0
-        self._of: Counter[Origin] = Counter()
+        self._of: Counter[Hashable] = Counter()
 
     def take(self, origin: Origin, amount: int) -> None:
         """Give some of it to an origin; negative: back from it.
@@ -67,12 +78,14 @@ class Shared:
         """
         if amount > 0 and self.taken + amount > self.most:
             raise Full(share=False)
-        if amount > 0 and self._of[origin] + amount > max(1, self.most // 2):
+        half = max(1, self.most // 2)
+        if amount > 0 and any(self._of[share] + amount > half for share in origin.shares):
             raise Full(share=True)
         self.taken += amount
-        self._of[origin] += amount
-        if not self._of[origin]:
-            del self._of[origin]
+        for share in origin.shares:
+            self._of[share] += amount
+            if not self._of[share]:
+                del self._of[share]
 
 
 Caller = tuple[str, int]

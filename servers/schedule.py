@@ -1,21 +1,22 @@
 """Who is served next: requests take turns, one slice at a time, and devices share alike.
 
-Who asks under many client numbers still gets the turns of one (`servers.origin`). A stream takes
-turns like a request; each writes a token of its rows. A pass of the engine reads at
-most `SLICE_TOKENS` tokens and yields logits at no more positions than `LOGIT_VALUES` allows,
-whatever the messages ask for. A long text is read over many turns, between which other devices get
-theirs; a request or stream whose caller has gone gets no further turn. Where several origins ask,
-none has more of a turn than all others together, or than `OWN_TOKENS` and `OWN_JOBS`: however much
-one asks, it does not make the turns of the others much longer. (Who has asked little lately may
-have a slice: a long text now and then is read at once.)
+Who asks under many client numbers still gets the turns of one (`servers.origin`), and all devices
+of a tenant share those of one. A stream takes turns like a request; each writes a token of its
+rows. A pass of the engine reads at most `SLICE_TOKENS` tokens and yields logits at no more
+positions than `LOGIT_VALUES` allows, whatever the messages ask for. A long text is read over many
+turns, between which other devices get theirs; a request or stream whose caller has gone gets no
+further turn. Where several origins or tenants ask, none has more of a turn than all others
+together, or than `OWN_TOKENS` and `OWN_JOBS`: however much one asks, it does not make the turns of
+the others much longer. (Who has asked little lately may have a slice: a long text now and then is
+read at once.)
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from hlm.wire.frames import End
 from servers.job import Job
 from servers.next_tokens import write
 from servers.origin import Caller, Origin
+from servers.shares import Lately, alternating, fair_shares
 from servers.stream import Stream
 from servers.texts import TextName
 
@@ -36,15 +38,13 @@ LOGIT_VALUES = 1 << 26
 """Most logits (positions times vocabulary) that one turn yields: 256 MiB of float32."""
 
 OWN_TOKENS, OWN_JOBS = 64, 8
-"""What of a turn an origin may have beside others that ask less: tokens (positions), requests."""
-LATELY = 256
-"""Turns for which an origin that asks nothing more still counts as one beside others."""
+"""What of a turn one may have beside others that ask less: tokens (positions), requests."""
 
 LONGEST_PAUSE = 60.0
 """Seconds after which somebody looks whether devices have gone."""
 
 Anyone = TypeVar("Anyone", bound=Job | Stream)
-Thing = TypeVar("Thing")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Schedule:
@@ -69,9 +69,8 @@ class Schedule:
         self.abandoned = 0
         # Whose turn it is comes first.
         self._callers: OrderedDict[Caller, deque[Job | Stream]] = OrderedDict()
-        self._turns = 0
-        self._served: dict[Origin, int] = {}  # the last turn of each that waits, or asked lately
-        self._left: dict[Origin, int] = {}  # tokens that each had left after that turn
+        # Of origins without a tenant the two are one.
+        self._tenants, self._origins = Lately(OWN_TOKENS), Lately(OWN_TOKENS)
 
     @property
     def busy(self) -> bool:
@@ -119,15 +118,12 @@ class Schedule:
             write([stream for stream in streams if not stream.finished])
             for stream in streams:
                 stream.settle()
-        self._turns += 1
         if jobs:
             self.service.batches.observe(len(jobs))
-        left = {job.origin: self._saved(job.origin) for job in jobs}
-        for job, tokens, _ in parts:
-            left[job.origin] = max(0, left[job.origin] - tokens)
-        self._left.update(left)
+        taken = [(job, tokens) for job, tokens, _ in parts]
+        self._tenants.take(_summed((job.origin.shares[0], n) for job, n in taken), SLICE_TOKENS)
+        self._origins.take(_summed((job.origin, n) for job, n in taken), SLICE_TOKENS)
         for job in jobs:
-            self._served[job.origin] = self._turns
             self._callers.move_to_end(job.caller)
             if isinstance(job, Stream):
                 # The device's other requests need not wait for its end.
@@ -156,31 +152,28 @@ class Schedule:
             begin = end
 
     def _shares(self, jobs: Sequence[Job | Stream], needs: Sequence[int], total: int) -> list[int]:
-        """What each request has of a turn: origins share alike, and each one's requests do.
+        """What each request has of a turn: tenants share alike, and then origins and requests.
 
-        0 for those of an origin that has less than one for each.
+        0 for those of one that has less than one for each.
         """
-        of: dict[Origin, list[int]] = {}
+        of: dict[Hashable, dict[Origin, list[int]]] = {}
         for index, job in enumerate(jobs):
-            of.setdefault(job.origin, []).append(index)
-        asked = [sum(needs[index] for index in its) for its in of.values()]
-        if len(self._served) > 1:
-            asked = [
-                min(own, max(OWN_TOKENS, self._saved(origin), sum(asked) - own))
-                for origin, own in zip(of, asked, strict=True)
-            ]
+            of.setdefault(job.origin.shares[0], {}).setdefault(job.origin, []).append(index)
+        asked = _summed((job.origin, need) for job, need in zip(jobs, needs, strict=True))
+        own = self._origins.limited(asked, SLICE_TOKENS)
+        together = _summed((origin.shares[0], need) for origin, need in asked.items())
+        together = self._tenants.limited(together, SLICE_TOKENS)
+        wanted = [
+            min(together[tenant], sum(own[origin] for origin in its)) for tenant, its in of.items()
+        ]
         shares = [0] * len(jobs)
-        for its, share in zip(of.values(), fair_shares(asked, total), strict=True):
-            its = its[:share]
-            for index, part in zip(its, fair_shares([needs[i] for i in its], share), strict=True):
-                shares[index] = part
+        for origins, share in zip(of.values(), fair_shares(wanted, total), strict=True):
+            parts = fair_shares([own[origin] for origin in origins], share)
+            for its, part in zip(origins.values(), parts, strict=True):
+                found = fair_shares([needs[index] for index in its], part)
+                for index, tokens in zip(its, found, strict=True):
+                    shares[index] = tokens
         return shares
-
-    def _saved(self, origin: Origin) -> int:
-        """Tokens that an origin may have in this turn: a slice, if it has asked little lately."""
-        since = self._turns - self._served.get(origin, self._turns)
-        saved = self._left.get(origin, SLICE_TOKENS) + since * SLICE_TOKENS // LATELY
-        return min(SLICE_TOKENS, saved)
 
     def _jobs(self) -> Iterator[Job | Stream]:
         return chain.from_iterable(self._callers.values())
@@ -190,15 +183,11 @@ class Schedule:
 
         Streams that ride with those come on top.
         """
-        found = _alternating([_without_conflict(jobs) for jobs in self._in_turn()])
-        if len(self._served) > 1:
-            asked = Counter(job.origin for job in found)
-            room = Counter({one: max(OWN_JOBS, len(found) - count) for one, count in asked.items()})
-            asking, found = found, []
-            for job in asking:
-                if room[job.origin]:
-                    room[job.origin] -= 1
-                    found.append(job)
+        found = alternating([_without_conflict(jobs) for jobs in self._in_turn()])
+        if self._origins.several:
+            found = _with_room(found, [job.origin for job in found])
+        if self._tenants.several:
+            found = _with_room(found, [job.origin.shares[0] for job in found])
         found = found[: self.most]
         for job in [job for job in found if isinstance(job, Stream) and job.rides]:
             beside = [one for one in self._callers[job.caller] if isinstance(one, Stream)]
@@ -206,17 +195,19 @@ class Schedule:
         return found
 
     def _in_turn(self) -> list[deque[Job | Stream]]:
-        """What each caller asks: a caller of every origin, then their second ones, and so on."""
-        of: dict[Origin, list[deque[Job | Stream]]] = {}
+        """What each caller asks: one of every tenant, then one more of each, and so on."""
+        of: dict[Hashable, dict[Origin, list[deque[Job | Stream]]]] = {}
         for jobs in self._callers.values():
-            of.setdefault(jobs[0].origin, []).append(jobs)
-        # Who comes anew is behind those that wait.
-        lately = {
-            origin: turn for origin, turn in self._served.items() if turn > self._turns - LATELY
-        }
-        self._served = lately | {origin: self._served.get(origin, self._turns) for origin in of}
-        self._left = {one: left for one, left in self._left.items() if one in self._served}
-        return _alternating([of[origin] for origin in sorted(of, key=self._served.__getitem__)])
+            origin = jobs[0].origin
+            of.setdefault(origin.shares[0], {}).setdefault(origin, []).append(jobs)
+        self._tenants.wait(of)
+        self._origins.wait([origin for origins in of.values() for origin in origins])
+        return alternating(
+            [
+                alternating([its[origin] for origin in sorted(its, key=self._origins.since)])
+                for its in (of[tenant] for tenant in sorted(of, key=self._tenants.since))
+            ]
+        )
 
     def drop(self, job: Job | Stream) -> None:
         """Give no more turns to a request or stream, if it still gets any."""
@@ -245,9 +236,23 @@ class Schedule:
         return True
 
 
-def _alternating(lists: Collection[Iterable[Thing]]) -> list[Thing]:
-    """The first of each list, then the second of each, and so on."""
-    return [one for level in zip_longest(*lists) for one in level if one is not None]
+def _summed(parts: Iterable[tuple[Key, int]]) -> dict[Key, int]:
+    """Sums by their keys."""
+    found: Counter[Key] = Counter()
+    for key, part in parts:
+        found[key] += part
+    return dict(found)
+
+
+def _with_room(asking: list[Job | Stream], whose: Sequence[Hashable]) -> list[Job | Stream]:
+    """Requests of a turn, of one no more than of all others together, or than its own least."""
+    room = {one: max(OWN_JOBS, len(asking) - count) for one, count in Counter(whose).items()}
+    found = []
+    for job, one in zip(asking, whose, strict=True):
+        if room[one]:
+            room[one] -= 1
+            found.append(job)
+    return found
 
 
 def _without_conflict(jobs: Collection[Job | Stream]) -> Iterator[Job | Stream]:
@@ -262,28 +267,3 @@ def _without_conflict(jobs: Collection[Job | Stream]) -> Iterator[Job | Stream]:
         if taken.isdisjoint(job.names):
             yield job
         taken |= job.names
-
-
-def fair_shares(needs: Sequence[int], total: int) -> list[int]:
-    """Share out `total`: nobody gets more than it needs, nor less than another but by need.
-
-    Parameters
-    ----------
-    needs : sequence of int
-        At least 1 each; at most `total` of them.
-    total : int
-        What there is.
-
-    Returns
-    -------
-    list of int
-        At least 1 each, together at most `total`.
-    """
-    if sum(needs) <= total:
-        return list(needs)
-    shares, left = [1] * len(needs), total
-    order = sorted(range(len(needs)), key=needs.__getitem__)
-    for rank, index in enumerate(order):
-        shares[index] = min(needs[index], left // (len(needs) - rank))
-        left -= shares[index]
-    return shares

@@ -60,8 +60,8 @@ class Streams:
     def room(self, asking: Stream) -> int:
         """Rows that a stream may have written beside those that are.
 
-        Each keeps a session in use; beside others no client number, and nobody under several of
-        them, has more than half.
+        Each keeps a session in use; beside others no client number, nobody under several of
+        them, and no tenant has more than half.
         """
         streams, sessions = self._streams.values(), self._service.engine.max_sessions
         rows = sum(len(stream.rows) for stream in streams)
@@ -71,8 +71,11 @@ class Streams:
             return min(sessions - rows, most - own)
 
         numbered = sum(len(stream.rows) for stream in self._of.get(asking.caller, ()))
-        origin = sum(len(stream.rows) for stream in streams if stream.origin == asking.origin)
-        return min(left(numbered), left(origin))
+        shared = [
+            sum(len(stream.rows) for stream in streams if share in stream.origin.shares)
+            for share in asking.origin.shares
+        ]
+        return min(map(left, [numbered, *shared]))
 
     def add(self, stream: Stream) -> None:
         """Know a stream by its key from now on; one opened again takes the place of the first."""

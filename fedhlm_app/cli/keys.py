@@ -28,7 +28,14 @@ DEVICES, SERVER, AUTHORITY = "devices.json", "server.pem", "ca.pem"
 _Folder = Annotated[
     Path, typer.Option("--folder", "-f", metavar="FOLDER", help="Where they are kept.")
 ]
-_Device = Annotated[str, typer.Argument(metavar="DEVICE", help="Name of the device.")]
+_Device = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEVICE",
+        help="Name of the device, or TENANT/NAME: all devices of a tenant, such as a run or a "
+        "customer, share the turns and quotas of one.",
+    ),
+]
 _KEYS = Path("keys")
 
 
@@ -80,6 +87,10 @@ def issue(device: _Device, folder: _Folder = _KEYS) -> None:
     FOLDER/devices/DEVICE then holds ca.pem, token, node.key and node.pub. Servers know the token by
     its digest in FOLDER/devices.json, which they read again by themselves; node.pub is for `flwr
     supernode register`. Move the folder to the device: it is not needed here.
+
+    - `fedhlm keys issue phone`
+
+    - `fedhlm keys issue acme/phone`: beside other tenants acme has no more than its share.
 
     Exit status: 0, or 2 when the device has a token already or its name is none.
     """

@@ -21,7 +21,7 @@ from hlm.arrays import IntArray
 from hlm.reading import agreement
 from hlm.reading.plain import Passage
 from hlm.verifiers import Need
-from servers.backend import BackendStats, Feed, next_to_go
+from servers.backend import BackendStats, Feed, Owner, next_to_go
 from servers.engine.ways import best_way
 
 
@@ -33,7 +33,7 @@ class EngineError(ValueError):
 class _Session:
     slot: int
     tokens: IntArray
-    owner: Hashable
+    owner: Owner
     computed: int = 0  # tokens 0 .. computed - 1 are in the key-value cache
 
 
@@ -200,10 +200,11 @@ class Engine:
         """How many feeds are served at a time: beside others, none of one's own fill all slots."""
         half = max(1, self.max_sessions // 2)
         if len(feeds) > half:
-            of = Counter(feed.owner for feed in feeds)
-            others = of.keys() | {session.owner for session in self._sessions.values()}
-            if len(others) > 1 and max(of.values()) > half:
-                return half
+            for depth in (1, 2):  # of a tenant, and of a device
+                of = Counter(feed.owner[:depth] for feed in feeds)
+                held = {session.owner[:depth] for session in self._sessions.values()}
+                if len(of.keys() | held) > 1 and max(of.values()) > half:
+                    return half
         return self.max_sessions
 
     def _score_wave(self, feeds: Sequence[Feed]) -> list[torch.Tensor | None]:
@@ -234,7 +235,7 @@ class Engine:
         session.computed = min(session.computed, feed.start)
         return session
 
-    def _free_slot(self, current: set[Hashable], owner: Hashable) -> int:
+    def _free_slot(self, current: set[Hashable], owner: Owner) -> int:
         if not self._free and self._slots < self.max_sessions:
             old, self._slots = self._slots, min(2 * self._slots, self.max_sessions)
             self._reader.grow(self._slots)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hlm.wire import encode_request
-from servers import schedule
+from servers import shares
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.origin import Origin
@@ -108,7 +108,7 @@ def test_those_that_ask_as_much_as_each_other_share_whole_turns():
 
 
 def test_who_has_been_alone_for_long_has_whole_turns_again(monkeypatch):
-    monkeypatch.setattr(schedule, "LATELY", 32)
+    monkeypatch.setattr(shares, "LATELY", 32)
     crowd = Crowd(64)
     crowd.ask(Origin("phone"), 1, 16, 1)
     jobs, sizes = [], []
@@ -121,7 +121,7 @@ def test_who_has_been_alone_for_long_has_whole_turns_again(monkeypatch):
 
 
 def test_a_long_text_now_and_then_is_read_in_one_turn(monkeypatch):
-    monkeypatch.setattr(schedule, "LATELY", 32)
+    monkeypatch.setattr(shares, "LATELY", 32)
     crowd = Crowd(64)
     sizes = []
     for turn in range(91):

@@ -15,7 +15,7 @@ from servers import schedule, verdicts
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from servers.origin import Origin
-from servers.schedule import fair_shares
+from servers.shares import fair_shares
 from tests.asking import IDENTITY, answers, request_of
 from tests.models import VOCAB, random_model
 from tests.served import StuckService, make_service, payload, serving

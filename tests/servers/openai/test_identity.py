@@ -159,6 +159,6 @@ def test_a_token_that_text_does_not_show_stays_unresolved_and_the_others_are_dec
 def test_who_begins_text_after_text_loses_its_own():
     with backend_of(Fake("vllm"), llm_sessions=4) as backend:
         for number, owner in enumerate(["car", *["phone"] * 9]):
-            backend.score([Feed(number, 0, np.array([5]), np.empty(0, np.int64), owner=owner)])
+            backend.score([Feed(number, 0, np.array([5]), np.empty(0, np.int64), owner=(owner,))])
         assert [number for number in range(10) if backend.held(number)] == [0, 7, 8, 9]
         assert backend.stats.evictions == 6
