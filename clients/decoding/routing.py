@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clients.decoding.drafting import Drafted, RouterConfig, draft_step
 from clients.decoding.read_ahead import ReadAhead
-from clients.decoding.spans import SpanRouting, SpanRows, heard
+from clients.decoding.spans import Listener, SpanRouting, SpanRows
 from clients.decoding.steps import Runtime, Step
 from clients.decoding.trace import text_traces, trace_of
 from clients.policy import Policy, RoutingInput
@@ -82,13 +82,6 @@ class Router:
         self.spans = spans if spans is not None and spans.rule.streams else None
 
     @property
-    def _listens(self) -> bool:
-        """Whether the LLM writes every token, and nobody looks at drafts or states."""
-        spans = self.spans
-        idle = spans is not None and not (spans.rule.reads_along or spans.drafts)
-        return idle and not self._hidden and len(self.resolvers) == 1
-
-    @property
     def _hidden(self) -> bool:
         return self.config.features is not None or any(r.needs_hidden for r in self.resolvers)
 
@@ -111,26 +104,33 @@ class Router:
         """
         records = TokenRecords(len(texts.lengths), new_tokens, self.config.feature_count)
         running = np.arange(len(texts.lengths))
-        listens, reader, written = self._listens, None, None
+        listener, reader, written = self._listener(texts, records, traffic), None, None
+        ends = np.array(sorted(self.config.end_tokens), np.int64)
         for index in range(new_tokens):
             left = new_tokens - index
-            tokens = np.full(len(running), NO_TOKEN, np.int64)
-            if listens:
-                uplink = self.resolvers[0]
-                tokens = heard(uplink, self.config, texts, records, running, index, left, traffic)
+            if listener is None:
+                tokens = np.full(len(running), NO_TOKEN, np.int64)
+            else:
+                tokens = listener.next(running, index, left)
                 if self.on_step is not None and len(there := np.flatnonzero(tokens != NO_TOKEN)):
+                    listener.settle()
                     self.on_step(records, running[there], np.full(len(there), index), traffic)
-            if len(silent := np.flatnonzero(tokens == NO_TOKEN)):
-                listens = False
+            if tokens.min() == NO_TOKEN:
+                if listener is not None:
+                    listener.settle()
+                    listener = None
                 if reader is None:
                     reader, written = self._reading(texts, running, left, traffic)
+                silent = np.flatnonzero(tokens == NO_TOKEN)
                 step, rows = reader.step.select(silent), running[silent]
                 steps, positions = np.full(len(rows), index, np.int64), texts.lengths[rows]
                 tokens[silent] = self._step(
                     step, texts, records, rows, steps, positions, traffic, written
                 )
             texts.append(running, tokens)
-            going = ~np.isin(tokens, list(self.config.end_tokens)) & ~texts.stopped[running]
+            going = ~texts.stopped[running]
+            if len(ends):
+                going &= ~np.isin(tokens, ends)
             if index + 1 == new_tokens or not going.any():
                 break
             begin = time.perf_counter()
@@ -142,10 +142,23 @@ class Router:
                 running, tokens = running[going], tokens[going]
             if reader is not None:
                 reader.append(tokens)
-            traffic.slm += time.perf_counter() - begin
+                traffic.slm += time.perf_counter() - begin
+        if listener is not None:
+            listener.settle()
         if self.spans is not None:
             traffic.include(self.spans.streams.finish())
         return records
+
+    def _listener(
+        self, texts: TextBatch, records: TokenRecords, traffic: Traffic
+    ) -> Listener | None:
+        """Where the LLM writes every token, and nobody looks at drafts or states."""
+        spans = self.spans
+        if spans is None or spans.rule.reads_along or spans.drafts:
+            return None
+        if self._hidden or len(self.resolvers) > 1:
+            return None
+        return Listener(spans.streams, self.config, texts, records, traffic)
 
     def _reading(
         self, texts: TextBatch, rows: IntArray, left: int, traffic: Traffic

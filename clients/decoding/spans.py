@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clients.decoding.drafting import RouterConfig, draw_keys
 from clients.decoding.read_ahead import ReadAhead
 from clients.records import Stage, TextBatch, TokenRecords, Traffic, Way
-from clients.resolvers.chain import Escalation, Resolution, Resolver
+from clients.resolvers.chain import Escalation, Resolution
 from hlm.arrays import BoolArray, IntArray
 from hlm.spans import TakeBack
 from hlm.verification import Claim, Draft
@@ -24,6 +24,18 @@ Look = Callable[[int, IntArray, BoolArray], tuple[IntArray, BoolArray]]
 
 class Streams(Protocol):
     """Whoever reads along for the router (`clients.resolvers.span_uplink`)."""
+
+    def resolve(self, escalation: Escalation) -> Resolution[Any]:
+        """Have rows verified, which opens streams; the next tokens of what is being written."""
+        ...
+
+    def listen(self, texts: TextBatch, rows: IntArray) -> IntArray:
+        """The next tokens of texts, int64 [n]; `NO_TOKEN` of those that nobody writes."""
+        ...
+
+    def collect(self) -> Traffic:
+        """What crossed the link for streams since."""
+        ...
 
     def stop(self, sessions: IntArray) -> None:
         """Take texts back; those that nobody writes are left alone."""
@@ -129,41 +141,82 @@ class SpanRows:
         self.remaining -= 1
 
 
-def heard(
-    uplink: Resolver[Any],
-    config: RouterConfig,
-    texts: TextBatch,
-    records: TokenRecords,
-    rows: IntArray,
-    index: int,
-    left: int,
-    traffic: Traffic,
-) -> IntArray:
-    """Write into `records` the LLM's next tokens of texts of which there are no drafts.
+class Listener:
+    """Texts of which there are no drafts: the LLM writes every token.
+
+    A step is no more than its tokens: whatever can wait is done for all of them at the end, as the
+    server may share this processor and waits for whoever reads along.
 
     Parameters
     ----------
-    uplink : Resolver
-        Reads the streams.
+    streams : Streams
+        Of the router.
     config : RouterConfig
         Of the device.
     texts, records : TextBatch, TokenRecords
         Of a batch.
-    rows : numpy.ndarray
-        int64 [n], texts of it.
-    index, left : int
-        Number of the step, and of the tokens that each text lacks.
     traffic : Traffic
         Counters, added to.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 [n]; `NO_TOKEN` where nobody answers.
     """
+
+    def __init__(
+        self,
+        streams: Streams,
+        config: RouterConfig,
+        texts: TextBatch,
+        records: TokenRecords,
+        traffic: Traffic,
+    ) -> None:
+        self._streams = streams
+        self._config = config
+        self._texts = texts
+        self._records = records
+        self._traffic = traffic
+        self._heard: list[tuple[int, IntArray, IntArray]] = []
+
+    def next(self, rows: IntArray, index: int, left: int) -> IntArray:
+        """The next tokens of texts (int64 [n]) in step `index`; `NO_TOKEN` where nobody answers.
+
+        Each text lacks `left` tokens, these included.
+        """
+        tokens = self._streams.listen(self._texts, rows)
+        if tokens.min() == NO_TOKEN:
+            silent = np.flatnonzero(tokens == NO_TOKEN)
+            asked = _without_drafts(self._config, self._texts, rows[silent], index, left)
+            decided = self._streams.resolve(asked)
+            self._traffic.include(decided.traffic)
+            tokens[silent] = decided.tokens
+        self._heard.append((index, rows, tokens))
+        return tokens
+
+    def settle(self) -> None:
+        """Write down what was heard since, and what crossed the link for it."""
+        if not self._heard:
+            return
+        self._traffic.include(self._streams.collect())
+        steps = np.repeat(
+            [index for index, _, _ in self._heard], [len(rows) for _, rows, _ in self._heard]
+        )
+        rows = np.concatenate([rows for _, rows, _ in self._heard])
+        tokens = np.concatenate([tokens for _, _, tokens in self._heard])
+        self._heard.clear()
+        there = tokens != NO_TOKEN
+        places, records = (rows[there], steps[there]), self._records
+        records.present[places] = records.escalated[places] = True
+        records.position[places] = self._texts.prompt_lengths[places[0]] + places[1]
+        records.token[places] = tokens[there]
+        # There was no draft that it could have accepted.
+        records.stage[places] = Stage.LLM_RESAMPLED
+        records.choice[places] = 1
+
+
+def _without_drafts(
+    config: RouterConfig, texts: TextBatch, rows: IntArray, index: int, left: int
+) -> Escalation:
+    """The question what comes next in texts (int64 [n]), as `Listener` asks it."""
     count, positions = len(rows), texts.lengths[rows]
     nothing = np.full(count, NO_TOKEN)
-    asked = Escalation(
+    return Escalation(
         texts=texts,
         rows=rows,
         steps=np.full(count, index, np.int64),
@@ -175,12 +228,3 @@ def heard(
         audited=np.ones(count, np.bool_),
         spans=np.full(count, left),
     )
-    decided = uplink.resolve(asked)
-    traffic.include(decided.traffic)
-    there = decided.tokens != NO_TOKEN
-    places = rows[there], asked.steps[there]
-    records.present[places] = records.escalated[places] = True
-    records.position[places] = positions[there]
-    records.token[places], records.stage[places] = decided.tokens[there], decided.stages[there]
-    records.choice[places] = 1
-    return decided.tokens

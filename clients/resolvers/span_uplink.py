@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from clients.records import Stage, Traffic
+from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Escalation, Resolution
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.stream import Spans, SpanStream
@@ -70,30 +70,53 @@ class SpanUplink(LanguageModelUplink):
         self._spans.finish()
         return self._spans.collect()
 
-    def _read_on(self, escalation: Escalation, resolution: Resolution[None]) -> None:
-        """Write into `resolution` the next tokens of open streams."""
+    def listen(self, texts: TextBatch, rows: IntArray) -> IntArray:
+        """Take the next tokens of texts (int64 [n]); `NO_TOKEN` of those that nobody writes.
+
+        What crosses the link for them is told by the next `resolve`, `collect` or `finish`.
+        """
+        tokens = self._next(texts.sessions[rows])
+        there = rows if tokens.min() != NO_TOKEN else rows[tokens != NO_TOKEN]
+        self.sender.held(texts)[there] = texts.lengths[there] + 1
+        return tokens
+
+    def collect(self) -> Traffic:
+        """What crossed the link for streams since this was asked last."""
+        return self._spans.collect()
+
+    def _next(self, sessions: IntArray) -> IntArray:
+        """Take the next tokens of texts (int64 [n]); streams that have ended are left."""
+        found = np.full(len(sessions), NO_TOKEN, np.int64)
         wanted: dict[SpanStream, list[tuple[int, int, int]]] = {}
-        sessions = escalation.texts.sessions[escalation.rows].tolist()
-        for place, session in enumerate(sessions):
-            if session in self._open and resolution.tokens[place] < 0:
+        for place, session in enumerate(sessions.tolist()):
+            if session in self._open:
                 stream, row = self._open[session]
                 wanted.setdefault(stream, []).append((place, session, row))
         for stream, places in wanted.items():
-            index = np.array([place for place, _, _ in places])
             tokens = stream.next([row for _, _, row in places])
-            for session in [s for (_, s, _), t in zip(places, tokens, strict=True) if t < 0]:
-                del self._open[session]
-            self._left(stream)
+            found[[place for place, _, _ in places]] = tokens
+            if tokens.min() == NO_TOKEN:
+                for session in [s for (_, s, _), t in zip(places, tokens, strict=True) if t < 0]:
+                    del self._open[session]
+                self._left(stream)
             if stream.lost:
                 # The server did answer until now: it may be asked once more at once.
                 self.link.back_off.wake()
-            index, tokens = index[tokens != NO_TOKEN], tokens[tokens != NO_TOKEN]
-            accepted = tokens == np.asarray(escalation.draft.tokens)[index]
-            resolution.tokens[index] = tokens
-            resolution.stages[index] = np.where(accepted, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
-            resolution.is_llm_choice[index] = True
-            held = self.sender.held(escalation.texts)
-            held[escalation.rows[index]] = escalation.positions[index] + 1
+        return found
+
+    def _read_on(self, escalation: Escalation, resolution: Resolution[None]) -> None:
+        """Write into `resolution` the next tokens of open streams."""
+        if not self._open:
+            return
+        open_rows = np.flatnonzero(resolution.tokens < 0)
+        tokens = self._next(escalation.texts.sessions[escalation.rows[open_rows]])
+        index, tokens = open_rows[tokens != NO_TOKEN], tokens[tokens != NO_TOKEN]
+        accepted = tokens == np.asarray(escalation.draft.tokens)[index]
+        resolution.tokens[index] = tokens
+        resolution.stages[index] = np.where(accepted, Stage.LLM_ACCEPTED, Stage.LLM_RESAMPLED)
+        resolution.is_llm_choice[index] = True
+        held = self.sender.held(escalation.texts)
+        held[escalation.rows[index]] = escalation.positions[index] + 1
 
     def _opened(self, request: Request, traffic: Traffic, span: int) -> Reply:
         """Send a request as an opening."""

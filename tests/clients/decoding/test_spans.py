@@ -15,6 +15,7 @@ import torch
 from clients.policy import FixedPolicy, ThresholdPolicy
 from clients.records import Stage
 from clients.resolvers.cache import CacheConfig, CacheResolver, TokenCache
+from clients.resolvers.span_uplink import SpanUplink
 from fedhlm_app.client.edge import token_embeddings
 from fedhlm_app.transport.http_transport import HttpTransport
 from fedhlm_app.transport.transports import DirectTransport
@@ -108,6 +109,21 @@ def test_where_nothing_can_be_kept_and_nobody_learns_nothing_is_drafted(sampling
     assert (traffic.streams, traffic.decoded) == (before.streams, before.decoded)
     assert traffic.uplink < before.uplink
     assert made(NEVER, sampling, drafts=False, end_tokens=ends)[0] == shorter
+
+
+def test_what_nobody_drafts_is_asked_for_once_and_then_only_heard(monkeypatch):
+    expected, before, _, _ = made(NEVER)
+    asked, ask = [], SpanUplink.resolve
+
+    def resolve(self, escalation):
+        asked.append(len(escalation.rows))
+        return ask(self, escalation)
+
+    monkeypatch.setattr(SpanUplink, "resolve", resolve)
+    texts, records, _, _ = made(NEVER, drafts=False)
+    assert texts == expected and asked == [5]
+    assert np.array_equal(records.position, before.position)
+    assert (records.stage == Stage.LLM_RESAMPLED).all() and records.escalated.all()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
