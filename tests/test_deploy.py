@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from configparser import RawConfigParser
+from configparser import RawConfigParser, SectionProxy
 from pathlib import Path
 
 import click
@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from fedhlm_app.cli.app import app
+from fedhlm_app.cli.run import collect
+from fedhlm_app.settings import SettingsError
 from tests.test_docs import PAGES, blocks, parsed
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
@@ -58,17 +60,23 @@ def entry(target: str) -> list[str]:
     return words
 
 
+KNOWN = dict(
+    line.split("=", 1)
+    for line in (DEPLOY / "systemd" / "fedhlm.env").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def service_of(path: Path) -> SectionProxy:
+    unit = RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(path)
+    return unit["Service"]
+
+
 def lines_of_units() -> Iterator[tuple[str, list[str]]]:
-    known = dict(
-        line.split("=", 1)
-        for line in (DEPLOY / "systemd" / "fedhlm.env").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
     for path in sorted(DEPLOY.glob("systemd/*.service")):
-        unit = RawConfigParser(strict=False)
-        unit.optionxform = str  # type: ignore[assignment, method-assign]
-        unit.read(path)
-        line = re.sub(r"\$\{(\w+)\}", lambda name: known[name[1]], unit["Service"]["ExecStart"])
+        line = re.sub(r"\$\{(\w+)\}", lambda name: KNOWN[name[1]], service_of(path)["ExecStart"])
         yield path.name, shlex.split(line)
 
 
@@ -138,6 +146,37 @@ def test_images_are_not_roots_and_hold_every_package():
     # KubeRay says what runs in the replicas' image.
     for target in found.keys() - {"build", "base", "build-replicas", "replicas"}:
         check(entry(target))
+
+
+def test_a_builder_without_buildkit_reads_no_keys_and_builds_only_what_is_asked_for():
+    ignored = set((DEPLOY.parent / ".dockerignore").read_text().splitlines())
+    assert {".git", ".venv", "keys"} <= ignored
+    for line in stages()["build"]["COPY"]:
+        assert not ignored & set(line.split()[:-1])
+    assert list(stages())[-2:] == ["build-replicas", "replicas"]
+
+
+def test_the_llms_unit_is_not_given_what_only_a_device_may_have(monkeypatch):
+    left_out = service_of(DEPLOY / "systemd" / "fedhlm-llm.service")["UnsetEnvironment"].split()
+    given = {name: value for name, value in KNOWN.items() if name.startswith("FEDHLM_")}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="llm-address"):
+        collect({}, [])
+    for name in left_out:
+        monkeypatch.delenv(name)
+    collect({}, [])
+
+
+def test_servers_of_compose_are_asked_how_they_are_and_may_finish():
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name in ("llm", "edge", "superlink"):
+        _, program, _, source = services[name]["healthcheck"]["test"]
+        assert program == "python" and compile(source, name, "exec")
+        (port,) = stages()[name]["EXPOSE"]
+        assert f"https://localhost:{port}/" in source
+    # uvicorn's own wait is ten seconds, and so is Docker's before it kills.
+    assert all(int(one["stop_grace_period"].removesuffix("s")) > 20 for one in services.values())
 
 
 def test_services_of_compose_have_their_volumes_and_keys():
