@@ -200,6 +200,8 @@ def test_a_manifest_fits_itself_and_the_image(path):
     assert service["spec"]["selector"] == labels == workload["spec"]["selector"]["matchLabels"]
     assert service["metadata"]["name"] == workload["spec"]["serviceName"]
     assert template["spec"]["securityContext"]["runAsNonRoot"]
+    # Of a service fedhlm-edge Kubernetes would make FEDHLM_EDGE_PORT, which is no setting.
+    assert template["spec"]["enableServiceLinks"] is False
     (container,) = template["spec"]["containers"]
     (port,) = container["ports"]
     exposed = stages()[container["image"].removeprefix("fedhlm-")]["EXPOSE"]
@@ -228,6 +230,7 @@ def test_kuberay_starts_replicas_as_serve_reads_them():
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["enableServiceLinks"] is False
         mounts = {one["name"]: one["mountPath"] + "/" for one in container["volumeMounts"]}
         assert mounts.keys() == {one["name"] for one in pod["volumes"]}
         assert container["image"].removeprefix("fedhlm-") in stages()
