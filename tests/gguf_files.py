@@ -30,7 +30,7 @@ def byte_level():
 
 
 def write(path, model, tokenizer):
-    """A Llama in float32, as llama.cpp's converter writes it."""
+    """A Llama in float32, as llama.cpp's converter writes it: no row is without a token."""
     gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     heads = config.num_attention_heads
@@ -48,9 +48,11 @@ def write(path, model, tokenizer):
     vocab = sorted(backend["vocab"], key=backend["vocab"].get)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(vocab)
     special = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    writer.add_token_types([3 if token in special else 1 for token in vocab])
+    padding = [f"[PAD{row}]" for row in range(len(vocab), config.vocab_size)]
+    writer.add_token_list([*vocab, *padding])
+    kinds = [3 if token in special else 1 for token in vocab]
+    writer.add_token_types([*kinds, *(5 for _ in padding)])
     writer.add_token_merges([" ".join(pair) for pair in backend["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -49,9 +49,18 @@ class LlamaCppModel(Runtime):
             self.model
         ):
             raise ValueError(f"model '{file}': has a state from which no token can be taken back")
-        found = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        found = llama_cpp.llama_vocab_n_tokens(vocab)
+        while found > self.vocab and self._is_padding(vocab, found - 1):
+            found -= 1
         if found != self.vocab:
             raise ValueError(f"model '{file}': has {found} tokens, its config.json {self.vocab}")
+
+    def _is_padding(self, vocab: Any, token: int) -> bool:
+        """Whether a token was made up for a row that none has."""
+        attributes = self.bindings.llama_vocab_get_attr(vocab, token)
+        text: bytes = self.bindings.llama_vocab_get_text(vocab, token)
+        return bool(attributes & self.bindings.LLAMA_TOKEN_ATTR_UNUSED) and text.startswith(b"[PAD")
 
     def decoder(self, prompts: Sequence[IntArray]) -> LlamaCppDecoder:
         """Begin to read texts; see `Runtime.decoder`."""

@@ -97,8 +97,10 @@ def run(
     Example: `fedhlm pipeline run --clients 4 --rounds 2`
     """
     with _ready(clients, rounds, overrides or []) as settings:
+        from fedhlm_app.hosting.pairs import check_one_tokenizer
         from fedhlm_app.pipeline import components
 
+        check_one_tokenizer(settings, "a pipeline")
     try:
         with ends_with(FAILED, RuntimeError, trace=True):
             lines = components.run(settings, out)

@@ -38,6 +38,30 @@ def check_pair(settings: Settings) -> None:
         _check_text(settings)
 
 
+def check_one_tokenizer(settings: Settings, what: str) -> None:
+    """Refuse two models whose tokens are not the same, where that is needed.
+
+    Parameters
+    ----------
+    settings : Settings
+        Name the models.
+    what : str
+        What needs it, in the words of the message.
+
+    Raises
+    ------
+    PairError
+        Naming both models, and which commands take them.
+    """
+    if not one_tokenizer(settings.slm, settings.llm):
+        raise PairError(
+            f"slm {settings.slm!r} and llm {settings.llm!r} have different tokenizers, and {what} "
+            "needs one for both; `fedhlm run`, `compare`, `estimate`, `generate` and `serve "
+            "device` take two, decoding greedily"
+        )
+    check_logits(settings.slm, settings.llm)
+
+
 def build_pair(settings: Settings) -> Backend:
     """The backend that `llm-backend` names, with the token ids of `slm`."""
     if not one_tokenizer(settings.slm, settings.llm):

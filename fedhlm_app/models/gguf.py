@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +39,10 @@ _ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_o
 """Tokens that end a text or a turn wherever there are such, as llama.cpp takes them."""
 
 _SPLITS, _STARTS = "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token"
+_TOKENS, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+
+_PADDING = re.compile(r"\[PAD\d+\]")
+"""Tokens that llama.cpp's converter makes up for rows that none has (`convert_hf_to_gguf.py`)."""
 
 
 def unpacked(name: str, part: Part = "tokenizer") -> str:
@@ -148,14 +154,45 @@ def _tokenizer(name: str, file: Path) -> PreTrainedTokenizerBase:
         beside: PreTrainedTokenizerBase = from_transformers(AutoTokenizer, source, what)
         return beside
     fields = GGUFReader(file).fields
-    told = {key: fields[key].contents() for key in (_SPLITS, _STARTS) if key in fields}
+    told: dict[str, Any] = {
+        key: fields[key].contents() for key in (_SPLITS, _STARTS, _TOKENS, _TYPES) if key in fields
+    }
+    backend: Any = tokenizer.backend_tokenizer
+    _drop_padding(backend, told.get(_TOKENS, []), told.get(_TYPES, []))
     if told.get(_SPLITS) in _DIGIT_BY_DIGIT:
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-        backend: Any = tokenizer.backend_tokenizer
         backend.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
     if told.get(_STARTS) is False:
         tokenizer.bos_token = None
     return tokenizer
+
+
+def _drop_padding(backend: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Leave out tokens that stand for no text, of which models of one family have more or fewer.
+
+    Parameters
+    ----------
+    backend : tokenizers.Tokenizer
+        Changed in place.
+    tokens, types : sequence
+        Of the file.
+    """
+    from gguf import TokenType
+    from tokenizers import Tokenizer
+
+    told = zip(tokens, types, strict=False)
+    padding = {one for one, kind in told if kind == TokenType.UNUSED and _PADDING.fullmatch(one)}
+    if not padding:
+        return
+    whole = json.loads(backend.to_str())
+    model, vocab = whole["model"], whole["model"]["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {one: row for one, row in vocab.items() if one not in padding}
+        model["merges"] = [one for one in model.get("merges", []) if "".join(one) not in padding]
+    else:  # pieces and their scores, whose places are their ids
+        while vocab and vocab[-1][0] in padding:
+            vocab.pop()
+    backend.model = Tokenizer.from_str(json.dumps(whole)).model

@@ -22,7 +22,7 @@ from clients.decoding.onnx_runtime import PAST, PRESENT, OnnxModel
 from fedhlm_app.models.gguf import unpacked
 from fedhlm_app.models.load import load_slm
 from fedhlm_app.models.sources import EXPORTED_FROM, SMOLLM2_SMALL, PairError, gguf_file
-from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.models.vocabulary import load_tokenizer, vocabulary_size
 from hlm.reading.agreement import context_limit
 
 FURTHEST = 1e-3
@@ -87,11 +87,7 @@ def export(slm: str, out: Path, int8: bool = False) -> int:
         )
     model, other = ("model.gguf", "model.onnx") if gguf else ("model.onnx", "model.gguf")
     # Loaded before anything is written.
-    write = (
-        partial(_copy, gguf, Path(unpacked(slm)))
-        if gguf
-        else partial(_export_onnx, load_slm(slm), slm, int8)
-    )
+    write = partial(_copy, gguf, slm) if gguf else partial(_export_onnx, load_slm(slm), slm, int8)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
         made = Path(unfinished)
@@ -103,9 +99,13 @@ def export(slm: str, out: Path, int8: bool = False) -> int:
     return size
 
 
-def _copy(gguf: Path, tokenizer: Path, made: Path) -> None:
-    shutil.copytree(tokenizer, made, dirs_exist_ok=True)
+def _copy(gguf: Path, slm: str, made: Path) -> None:
+    shutil.copytree(unpacked(slm), made, dirs_exist_ok=True)
     shutil.copyfile(gguf, made / "model.gguf")
+    # The device drafts no token that stands for no text.
+    config = json.loads((made / "config.json").read_text("utf-8"))
+    config["vocab_size"] = vocabulary_size(slm)
+    (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _export_onnx(model: PreTrainedModel, slm: str, int8: bool, made: Path) -> None:

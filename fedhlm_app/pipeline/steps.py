@@ -32,6 +32,7 @@ from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.workload import BatchMaker
 from fedhlm_app.hosting.devices_here import DevicesHere
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.hosting.pairs import check_one_tokenizer
 from fedhlm_app.learning.rules import certifies
 from fedhlm_app.models.vocabulary import load_tokenizer, vocabulary_size
 from fedhlm_app.pipeline.tokens import Tokens, load, load_feedback, save, save_feedback
@@ -70,6 +71,8 @@ def start(settings: str, rounds: int, state: str, memory: str) -> None:
         raise SettingsError(
             f"setting 'rounds' = {how.rounds}: this pipeline was compiled for {rounds}"
         )
+    # A text that a later step begins anew is not surely read as the LLM wrote it.
+    check_one_tokenizer(how, "a pipeline")
     devices, profiles = DevicesHere(how, _Nowhere(), made.clusters.assignment), {}
     if made.clusters.learned:
         agreed = profile_settings(how)

@@ -19,6 +19,7 @@ from fedhlm_app.client.inference import RoutedModel
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.prompts import TEXT_TOKENS, Prompt, prompts
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.hosting.pairs import check_one_tokenizer
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace.file import Trace
@@ -153,7 +154,10 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
     ------
     SettingsError
         On settings under which contexts or drafts depend on routing.
+    PairError
+        On models of different tokenizers.
     """
+    check_one_tokenizer(settings, "a trace")
     if settings.workload == "generate" or settings.decoding != "greedy":
         raise SettingsError(
             f"settings 'workload' = {settings.workload!r} and 'decoding' = {settings.decoding!r}: "

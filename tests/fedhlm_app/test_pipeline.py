@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from clients.records import Stage
 from fedhlm_app.cli import app
+from fedhlm_app.models.sources import PairError
 from fedhlm_app.pipeline import steps
 from fedhlm_app.pipeline.tokens import load, save
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace.rounds import Rounds
 from tests.fedhlm_app.in_process import Runner, settings_of
+from tests.other_tokenizers import save as save_model
 
 needs_kfp = pytest.mark.skipif(
     importlib.util.find_spec("kfp") is None,
@@ -129,6 +131,12 @@ def test_other_rounds_than_those_compiled_are_refused(tmp_path):
     told = told_of(settings(workload="score"))
     with pytest.raises(SettingsError, match="'rounds' = 2: this pipeline was compiled for 3"):
         steps.start(told, 3, str(tmp_path / "state"), str(tmp_path / "memory"))
+
+
+def test_two_tokenizers_are_refused_before_models_are_loaded(tmp_path):
+    told = told_of(settings(llm=save_model("unigram", tmp_path / "llm")))
+    with pytest.raises(PairError, match=r"a pipeline needs one for both; `fedhlm run`, "):
+        steps.start(told, 2, str(tmp_path / "state"), str(tmp_path / "memory"))
 
 
 def test_without_kfp_one_line_says_what_to_install(monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from fedhlm_app.cli import app
 from fedhlm_app.cli.run import collect
 from fedhlm_app.cli.trace import _base
 from fedhlm_app.settings import Settings, SettingsError
@@ -12,6 +14,7 @@ from fedhlm_app.trace.file import Trace
 from fedhlm_app.trace.recording import record
 from fedhlm_app.trace.replaying import Replay
 from tests.fedhlm_app.in_process import Runner
+from tests.other_tokenizers import save
 
 BASE = {
     "clients": 4, "clusters": 2, "rounds": 3, "tokens-per-round": 25, "tokens-per-prompt": 10,
@@ -115,6 +118,20 @@ def test_what_a_trace_cannot_tell_is_refused(changes, words, few, traces):
         Replay(traces["score"], settings(**{"workload": "score", "dataset": few, **changes}))
     with pytest.raises(SettingsError, match="set workload=score or classify"):
         record(settings(dataset=few))
+
+
+def test_two_tokenizers_are_refused_in_a_line_that_says_what_takes_them(few, tmp_path):
+    llm = save("unigram", tmp_path / "llm")
+    for file in (tmp_path / "llm").glob("*.safetensors"):
+        file.unlink()  # so that no model can have been loaded
+    asked = ["trace", "--out", str(tmp_path / "made.parquet"), "--dataset", few]
+    found = CliRunner().invoke(app, [*asked, "--set", f"llm={llm}"])
+    assert found.exit_code == 2
+    assert found.stderr.splitlines() == [
+        f"fedhlm: slm 'builtin' and llm {llm!r} have different tokenizers, and a trace needs one "
+        "for both; `fedhlm run`, `compare`, `estimate`, `generate` and `serve device` take two, "
+        "decoding greedily"
+    ]
 
 
 def test_fewer_clients_than_the_recording_has_clusters_make_fewer_clusters(few):

