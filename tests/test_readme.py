@@ -24,6 +24,7 @@ from fedhlm_app.cli import run as run_module
 from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.launch import RunResult
+from fedhlm_app.models import trying
 from fedhlm_app.results.report import write_report
 from fedhlm_app.settings import Settings
 from fedhlm_app.sweep import runner as sweep_runner
@@ -66,6 +67,7 @@ def fedhlm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
             return self.returncode
 
     monkeypatch.setattr(run_module, "launch", launch)
+    monkeypatch.setattr(trying, "_tried_apart", trying._refusal)
     monkeypatch.setattr(sweep_runner, "subprocess", SimpleNamespace(Popen=Process, DEVNULL=None))
     for name, value in SMALL.items():
         monkeypatch.setenv(f"FEDHLM_{name}", str(value))
