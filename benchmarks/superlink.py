@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,6 +147,8 @@ def superlink(folder: Path) -> Iterator[tuple[str, psutil.Process, dict[str, str
     environ = {
         **os.environ, "FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(code_root()),
+        # Flower starts its other programs by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }  # fmt: skip
     address = f"127.0.0.1:{free_port()}"
     (folder / "config.toml").write_text(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from logging import ERROR
 from pathlib import Path
 from threading import Event, Thread
@@ -27,9 +28,11 @@ OURS = ("--isolation", "--host", "--port", "--ssl-", "--superexec-auth-secret-fi
 """Options of Flower's that say how SuperNode and ClientApp find each other."""
 IDLE_SECONDS = 3.0
 """Flower's wait between two questions to the SuperLink; shorter waits are for a reply."""
-SOON, REPLY = 0.25, 0.1
-"""Shortest waits for a message, which grows by this share of the time while nothing comes (each
-question costs the SuperLink some 5 ms), and for the ClientApp's reply, in seconds."""
+SOON, REPLY, SHARE = 0.1, 0.03, 0.25
+"""Shortest waits for a message (each question costs the SuperLink some 5 ms) and for the
+ClientApp's reply, in seconds; both grow by this share of the time while nothing comes."""
+AGAIN = 0.05
+"""First wait for a part of a message that is still on its way to the SuperLink, s; Flower's: 1."""
 
 
 class Waits:
@@ -37,16 +40,16 @@ class Waits:
 
     def __init__(self) -> None:
         self.arrived = Event()
-        self._last = time.monotonic()
+        self._idle, self._since = True, time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Wait less than `seconds`, where there is reason to."""
-        if seconds < IDLE_SECONDS:
+        now, idle = time.monotonic(), seconds >= IDLE_SECONDS
+        if idle != self._idle:
+            self._idle, self._since = idle, now
+        if not idle:
             self.arrived.set()
-            self._last = time.monotonic()
-            time.sleep(REPLY)
-        else:
-            time.sleep(min(seconds, SOON * (1 + time.monotonic() - self._last)))
+        time.sleep(min(seconds, (SOON if idle else REPLY) + SHARE * (now - self._since)))
 
 
 class Worker:
@@ -116,6 +119,7 @@ def run_supernode(words: Sequence[str]) -> None:
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     port, waits = free_port(), Waits()
     vars(loop)["time"] = SimpleNamespace(**(vars(time) | {"sleep": waits.sleep}))
+    vars(loop)["pull_objects"] = partial(loop.pull_objects, initial_backoff=AGAIN)
     sys.argv = [
         "fedhlm serve supernode", *words, "--isolation=process", "--host=127.0.0.1",
         f"--port={port}",

@@ -7,12 +7,14 @@ import io
 import signal
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from flwr.supercore.exit import ExitCode, flwr_exit
 from flwr.supercore.exit.exit_handler import add_exit_handler
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from typer.testing import CliRunner
 
 from fedhlm_app.cli import app
@@ -30,6 +32,8 @@ def test_options_that_are_its_own_are_refused_by_name(word):
 def test_flower_still_has_what_is_replaced():
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     assert loop.time.sleep is time.sleep
+    assert loop.pull_objects is pull_objects
+    assert signature(pull_objects).parameters["initial_backoff"].default == 1
     assert clientapp.flower.flwr_exit is flwr_exit
 
 
@@ -45,14 +49,19 @@ def test_waits_are_short_while_a_run_goes_on(monkeypatch):
     monkeypatch.setattr(supernode, "time", ours)
     waits = Waits()
     waits.sleep(0.5)
-    assert slept == [0.1] and waits.arrived.is_set()
+    assert slept == [0.03] and waits.arrived.is_set()
     waits.arrived.clear()
     for _ in range(60):
         waits.sleep(3)
     # Nothing has come: they grow to Flower's own, and nobody is sent for a task.
-    assert slept[1] == 0.275 and slept == sorted(slept) and slept[-1] == 3.0
+    assert slept[1] == 0.1 and slept[1:] == sorted(slept[1:]) and slept[-1] == 3.0
+    assert 14 <= sum(one < 3 for one in slept[1:]) <= 16
     assert not waits.arrived.is_set()
-    waits.sleep(0.5)
+    for _ in range(60):
+        waits.sleep(0.5)
+    # So do those for a reply.
+    assert slept[61] == 0.03 and slept[61:] == sorted(slept[61:]) and slept[-1] == 0.5
+    waits.sleep(3)
     assert slept[-1] == 0.1
 
 

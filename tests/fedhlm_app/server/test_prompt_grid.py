@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.superlink.grid import HttpGrid, http_grid
 
 from fedhlm_app.server import prompt_grid
 from fedhlm_app.server.prompt_grid import PromptGrid
@@ -68,6 +71,31 @@ def test_many_messages_leave_others_time_to_write(clock):
     begun = [when for when, _ in grid.pushed]
     # SQLite asks for a free moment every .1 s.
     assert all(later - earlier > 0.1 for earlier, later in pairwise(begun))
+
+
+def test_a_part_of_a_reply_that_is_under_way_is_asked_for_again_soon(clock, monkeypatch):
+    waits, times = [], []
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return super().wait(0)
+
+    monkeypatch.setattr(http_grid, "pull_objects", inflatable_utils.pull_objects)
+    assert "pull_objects" in HttpGrid.pull_messages.__code__.co_names
+    # In this module alone.
+    names = {**vars(threading), "Event": Event}
+    monkeypatch.setattr(inflatable_utils, "threading", SimpleNamespace(**names))
+
+    def pull(name):
+        times.append(name)
+        if len(times) < 4:
+            raise inflatable_utils.ObjectUnavailableError(name)
+        return b"part"
+
+    PromptGrid(Grid(clock, []))
+    assert http_grid.pull_objects(["a"], pull) == {"a": b"part"}
+    assert sum(waits) < 0.5 and waits == sorted(waits)
 
 
 def test_nodes_are_the_grids(clock):
