@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -92,22 +94,36 @@ def asked(address: str, token: str, client: int, until: float) -> list[float]:
     return waits
 
 
-def turn(address: str, tokens: list[str], seconds: float, kind: str) -> list[float]:
-    """What all devices waited in one turn, with a flood or without (``usual``)."""
+def turn(
+    address: str, tokens: list[str], seconds: float, kind: str, server: psutil.Process
+) -> tuple[list[float], float, int]:
+    """One turn, with a flood or without (``usual``): what all devices waited, seconds of processor
+    that the server took meanwhile, and requests that it refused.
+    """
     from concurrent.futures import ThreadPoolExecutor
+
+    from fedhlm_app.transport.http_transport import HttpTransport
 
     process = None
     if kind != "usual":
         process = multiprocessing.Process(target=flood, args=(address, tokens[0], *FLOODS[kind]))
         process.start()
         time.sleep(8)  # until it has imported and asks
+
+    def refusals() -> int:
+        answers = HttpTransport(address, timeout=60, token=tokens[1]).stats()["answers"]
+        return sum(count for status, count in answers.items() if status.startswith("4"))
+
     try:
-        until = time.monotonic() + seconds
+        before, refused, until = server.cpu_times(), refusals(), time.monotonic() + seconds
         with ThreadPoolExecutor(DEVICES) as pool:
             waits = pool.map(
                 lambda number: asked(address, tokens[number], number, until), range(1, DEVICES + 1)
             )
-            return [wait for one in waits for wait in one]
+            found = [wait for one in waits for wait in one]
+        after = server.cpu_times()
+        spent = after.user + after.system - before.user - before.system
+        return found, spent, refusals() - refused
     finally:
         if process is not None:
             process.kill()
@@ -117,7 +133,9 @@ def turn(address: str, tokens: list[str], seconds: float, kind: str) -> list[flo
 def measure(
     seconds: float, turns: int, floods: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Milliseconds of devices' waits, usual and beside each flood; all answers by status."""
+    """Milliseconds of devices' waits, the server's cores in use and requests that it refused, usual
+    and beside each flood; all answers by status.
+    """
     from fedhlm_app.transport.http_transport import HttpTransport
     from servers.access import DeviceTokens
 
@@ -128,12 +146,18 @@ def measure(
         words += ["--token-file", str(known.file), "--pace-ms", str(PACE_MS)]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *floods)}
+        spent, refused = dict.fromkeys(waits, 0.0), Counter[str]()
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[3].rstrip(",")
             for _ in range(turns):
                 for kind, found in waits.items():
-                    found += turn(address, tokens, seconds, kind)
+                    more, took, times = turn(
+                        address, tokens, seconds, kind, psutil.Process(server.pid)
+                    )
+                    found += more
+                    spent[kind] += took
+                    refused[kind] += times
             answers = HttpTransport(address, timeout=60, token=tokens[1]).stats()["answers"]
         finally:
             server.terminate()
@@ -141,7 +165,9 @@ def measure(
     rows = []
     for kind, found in waits.items():
         p50, p99 = np.percentile(found, [50, 99]) * 1000
-        rows.append({"flood": kind, "answers": len(found), "p50_ms": p50, "p99_ms": p99})
+        row = {"flood": kind, "answers": len(found), "p50_ms": p50, "p99_ms": p99}
+        row["server_cores"] = spent[kind] / (turns * seconds)
+        rows.append(row | {"refused_a_second": refused[kind] / (turns * seconds)})
     for row in rows:
         row["p99_over_usual"] = row["p99_ms"] / rows[0]["p99_ms"]
     return rows, answers

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
 
 from servers.connections import place_of
 from servers.http_server import BodyTooLarge, bounded
@@ -52,7 +53,7 @@ class Bodies:
 
         The reason is also in ``about`` of the request's scope (`servers.metrics.Watch`).
         """
-        about, body, origin = request.scope["about"], bytearray(), origin_of(request)
+        about, body, origin = request.scope["about"], bytearray(), origin_of(request.scope)
         try:
             async with asyncio.timeout(self.seconds):
                 async for chunk in bounded(request, self.most):
@@ -77,11 +78,12 @@ class Bodies:
             self.held.take(origin, -len(body))
 
 
-def origin_of(request: Request) -> Origin:
+def origin_of(scope: Scope) -> Origin:
     """Who asks: a device by its token's name, or else an address."""
-    if device := request.scope["about"].get("device"):
+    if device := scope["about"].get("device"):
         return Origin(device)
-    return Origin(address=place_of(request.client.host) if request.client else "")
+    client = scope.get("client")
+    return Origin(address=place_of(client[0]) if client else "")
 
 
 async def full_up(full: Full, why: str) -> Response:

@@ -16,7 +16,7 @@ Statuses of the first two: 400 no valid request, 401 without the token that is w
 body did not come, 413 body too large, 500 the engine failed, 502 the model runs elsewhere and does
 not answer, 503 too many requests wait (``Retry-After`` says for how long to stay away). No origin
 (`servers.origin`) has more than half of the queue and of the memory for bodies; one that wants more
-hears so after a second.
+hears so after a second, and refusals wait as `servers.refusals` says.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from servers.http_server import CALLER_GONE, OPEN_PATHS
 from servers.llm import LanguageModelService
 from servers.metrics import PAGE_TYPE, Seen, Watch
 from servers.origin import Full, Origin, Shared
+from servers.refusals import Refusals, Slowed
 
 EXCHANGE, STREAM = "/v1/exchange", "/v1/stream"
 
@@ -140,7 +141,7 @@ class ServedLanguageModel:
                 Route("/v1/stats", self._stats),
                 Route("/metrics", self._metrics),
             ],
-            middleware=[Middleware(Watch, self.seen), *guard],
+            middleware=[Middleware(Watch, self.seen), Middleware(Slowed, Refusals()), *guard],
         )
 
     def _refuse(self) -> Response:
@@ -210,6 +211,8 @@ class ServedLanguageModel:
         TimeoutError, ClientDisconnect
             When it took too long, or the caller hung up.
         """
+        if answer.done():  # refused as it was read
+            return answer.result()
         # After the whole body, the next message of a connection is that it was closed.
         gone = asyncio.ensure_future(request.receive())
         try:

@@ -33,6 +33,7 @@ from servers.edge.server import EdgeServer
 from servers.http_server import OPEN_PATHS
 from servers.metrics import PAGE_TYPE, Page, Seen, Watch
 from servers.origin import Full, Origin, Shared
+from servers.refusals import Refusals, Slowed
 
 CLOUD = "cloud"
 """Name under which the token of who gives orders is issued (`fedhlm keys issue cloud`)."""
@@ -95,7 +96,7 @@ class ServedEdge:
                 *(Route(path, self._health) for path in OPEN_PATHS),
                 *(onward if upstream is not None else ()),
             ],
-            middleware=[Middleware(Watch, self.seen), *guard],
+            middleware=[Middleware(Watch, self.seen), Middleware(Slowed, Refusals()), *guard],
         )
 
     def _refuse(self) -> Response:
