@@ -179,7 +179,8 @@ def vocabulary_size(name: str) -> int | None:
     and are left out when it is loaded.
     """
     rows = _config_value(name, "llm", "vocab_size")
-    return None if rows is None else min(rows, token_ids(name))
+    # The built-in ones have no padding, and every run would wait for PyTorch to be told so.
+    return rows if rows is None or name == BUILTIN else min(rows, token_ids(name))
 
 
 def _config_value(name: str, role: str, key: str) -> int | None:

@@ -4,6 +4,8 @@ import errno
 import json
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from typer.testing import CliRunner
 
 from fedhlm_app.cli import app
 from fedhlm_app.cli import run as run_module
+from fedhlm_app.models.sources import BUILTIN
+from fedhlm_app.models.vocabulary import token_ids, vocabulary_size
 from fedhlm_app.results.runs import RunFolder
 from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings
@@ -31,6 +35,20 @@ def write_items(folder, rows):
 
 def test_the_defaults_pass():
     check()
+
+
+def test_the_defaults_are_checked_without_pytorch():
+    code = (
+        "import sys\n"
+        "from fedhlm_app.server import preflight, rounds\n"
+        "from fedhlm_app.settings import Settings\n"
+        "preflight.check(Settings.from_sources({'preset': 'fedhlm'}, {}))\n"
+        "sys.exit(', '.join(sorted({'torch', 'transformers'} & sys.modules.keys())) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # What is not looked up there.
+    assert vocabulary_size(BUILTIN) == token_ids(BUILTIN)
 
 
 def test_an_unknown_setting_is_refused():
