@@ -12,12 +12,13 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hlm.wire.stream import is_control
+from servers.actor_socket import ActorSocket, Place
 from servers.origin import NOBODY, Origin
 
 if TYPE_CHECKING:
@@ -268,6 +269,23 @@ class LanguageModelActor:
         torch.set_num_threads(1)
         self._batcher = RequestBatcher(build(), wait, most)
         self._streams: dict[int, tuple[AsyncGenerator[bytes, None], _Frames]] = {}
+        self._socket = ActorSocket(self._asked)
+
+    async def place(self) -> Place:
+        """Where `exchange`, `open`, `read` and `close` are asked without Ray."""
+        import ray
+
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return await self._socket.place(host)
+
+    async def _asked(self, method: str, *content: Any) -> Any:
+        own: dict[str, Callable[..., Awaitable[Any]]] = {
+            "exchange": self.exchange,
+            "open": self.open,
+            "read": self.read,
+            "close": self.close,
+        }
+        return await own[method](*content)
 
     async def exchange(self, payload: bytes, *posted: bytes) -> bytes:
         """Answer one request (see `RequestBatcher.exchange`), after posted ones."""

@@ -37,7 +37,7 @@ from fedhlm_app.settings.hierarchy import averages_at_edge
 from fedhlm_app.transport.actor_names import llm_actor_name
 from fedhlm_app.transport.edge_access import edge_link
 from fedhlm_app.transport.llm_access import llm_link
-from fedhlm_app.transport.transports import RayTransport
+from fedhlm_app.transport.transports import SocketTransport
 from hlm.arrays import FloatArray, joined, parted
 from hlm.local_steps import Personalisation, starting_point
 from hlm.risk import ESCALATE_ALL
@@ -221,7 +221,7 @@ def _device(settings: Settings, client: int, run: int) -> Device:
     if settings.llm_address:
         transport = llm_link(settings)
     else:
-        transport = RayTransport(llm_actor_name(run), settings.llm_timeout)
+        transport = SocketTransport(llm_actor_name(run), settings.llm_timeout)
     return Device(
         settings,
         client,

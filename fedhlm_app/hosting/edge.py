@@ -8,7 +8,6 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.common.logger import log
 
 from fedhlm_app.learning.gradients import policy_bounds
 from fedhlm_app.learning.rules import sums_rule
@@ -153,6 +152,7 @@ class EdgeHost:
     ) -> dict[int, Any]:
         """Ask all actors at once; answers by cluster, without those that do not answer."""
         import ray
+        from flwr.common.logger import log  # which an actor's process can do without
         from ray.exceptions import GetTimeoutError, RayActorError
 
         asked = {cluster: call(cluster, actor) for cluster, actor in self._actors.items()}

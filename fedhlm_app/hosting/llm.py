@@ -8,8 +8,6 @@ from functools import partial
 from logging import WARNING
 from typing import TYPE_CHECKING, Any
 
-from flwr.common.logger import log
-
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.ray_cluster import llm_gpus
 from fedhlm_app.transport.actor_names import NAMESPACE
@@ -40,6 +38,7 @@ def wait_for_ray() -> None:
         When Ray does not come up: the app is not run in a simulation.
     """
     import ray
+    from flwr.common.logger import log  # which the actor's process can do without
 
     deadline = time.monotonic() + 120.0
     while not ray.is_initialized():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+from fedhlm_app.transport.actor_connection import ActorConnection
 from fedhlm_app.transport.actor_names import NAMESPACE
 from hlm.transport import Frames, LinkDown
 from hlm.wire import WireError
@@ -98,8 +99,8 @@ class RayTransport:
                 frames, over = (b"", True) if over else self._next(number)
         finally:
             del self._arrived[number]
-            if not over and self._actor is not None:
-                self._actor.close.remote(number)
+            if not over:
+                self._drop(number)
 
     def _next(self, number: int) -> Arrived:
         """The next frames of a stream; with them come those of all whose readers wait as well."""
@@ -115,17 +116,24 @@ class RayTransport:
         return found
 
     def _ask(self, method: str, content: bytes | list[int]) -> Any:
-        import ray
-
         posted, self._posted = self._posted, []
         with self._reached() as actor:
-            answer = getattr(actor, method).remote(content, *posted)
-            if not ray.wait([answer], timeout=self.timeout)[0]:
-                begin = time.monotonic()
-                ray.get(actor.__ray_ready__.remote(), timeout=START_SECONDS)
-                if time.monotonic() - begin > 1:  # it has only started now
-                    ray.wait([answer], timeout=self.timeout)
-            return ray.get(answer, timeout=0)
+            return self._answer(actor, method, content, *posted)
+
+    def _answer(self, actor: Any, method: str, *content: Any) -> Any:
+        import ray
+
+        answer = getattr(actor, method).remote(*content)
+        if not ray.wait([answer], timeout=self.timeout)[0]:
+            begin = time.monotonic()
+            ray.get(actor.__ray_ready__.remote(), timeout=START_SECONDS)
+            if time.monotonic() - begin > 1:  # it has only started now
+                ray.wait([answer], timeout=self.timeout)
+        return ray.get(answer, timeout=0)
+
+    def _drop(self, number: int) -> None:
+        if self._actor is not None:
+            self._actor.close.remote(number)
 
     @contextmanager
     def _reached(self) -> Iterator[Any]:
@@ -137,8 +145,8 @@ class RayTransport:
             if self._actor is None:
                 self._actor = ray.get_actor(self.name, namespace=NAMESPACE)
             yield self._actor
-        except (RayActorError, GetTimeoutError, ValueError) as error:
-            if isinstance(error, WireError):
+        except (RayActorError, GetTimeoutError, ValueError, OSError) as error:
+            if isinstance(error, WireError | LinkDown):
                 raise
             # A killed actor comes back under the same name, perhaps with another identity.
             self._actor = None
@@ -147,3 +155,45 @@ class RayTransport:
             if isinstance(error.cause, WireError):
                 raise error.cause from error
             raise LinkDown(f"the actor {self.name!r} failed: {error.cause}") from error
+
+
+class SocketTransport(RayTransport):
+    """A named Ray actor that has a socket (`servers.actor_socket`): Ray only says where."""
+
+    def __init__(self, name: str, timeout: float) -> None:
+        super().__init__(name, timeout)
+        self._connection: ActorConnection | None = None
+
+    def _answer(self, actor: Any, method: str, *content: Any) -> Any:
+        while True:
+            known = self._connection is not None
+            if self._connection is None:
+                import ray
+
+                place = ray.get(actor.place.remote(), timeout=START_SECONDS)
+                self._connection = ActorConnection(place, self.timeout)
+            try:
+                answer = self._asked(self._connection, method, *content)
+                break
+            except ConnectionError:
+                # Of one that has died since, Ray says where it is once it is back.
+                if not known:
+                    raise
+        if isinstance(answer, WireError):
+            raise answer
+        if isinstance(answer, Exception):
+            raise LinkDown(f"the actor {self.name!r} failed: {answer}")
+        return answer
+
+    def _drop(self, number: int) -> None:
+        if self._connection is not None:
+            with suppress(OSError):
+                self._asked(self._connection, "close", number)
+
+    def _asked(self, connection: ActorConnection, *content: Any) -> Any:
+        try:
+            return connection.ask(*content)
+        except BaseException:  # an answer that comes later is nobody's
+            connection.close()
+            self._connection = None
+            raise

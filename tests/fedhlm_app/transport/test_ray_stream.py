@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedhlm_app.transport.actor_names import NAMESPACE
-from fedhlm_app.transport.transports import RayTransport
+from fedhlm_app.transport.transports import SocketTransport
 from hlm.wire import Status, WireError, decode_reply, encode_request
 from hlm.wire.frames import End
 from hlm.wire.stream import Opening, Outcome, encode_opening
@@ -40,7 +40,7 @@ def ray_here():
 @pytest.fixture(scope="module")
 def link(ray_here):
     actor = start_actor(LanguageModelActor, "llm", NAMESPACE, make_service)
-    link = RayTransport("llm", 300)
+    link = SocketTransport("llm", 300)
     link.exchange(encode_request(asked()))
     yield link
     del actor  # which ends without it
@@ -82,7 +82,12 @@ def test_an_actor_that_dies_in_mid_stream_is_waited_for_and_knows_no_more_of_it(
 
     device = Device(link, asked(prompts(1), client=40), credit=3, key=40)
     device.read()
-    ray.kill(ray.get_actor("llm", namespace=NAMESPACE), no_restart=False)
+    actor = ray.get_actor("llm", namespace=NAMESPACE)
+    before = ray.get(actor.place.remote())
+    ray.kill(actor, no_restart=False)
+    # It is not dead at once, and the rest of the stream is soon read.
+    while ray.get(actor.place.remote()) == before:
+        time.sleep(0.01)
     while device.read():
         pass
     assert not device.reader.finished
