@@ -132,7 +132,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             name = f"{wire}, {budget:g}, LLM {pace}, round trip {trip:g} ms"
             lost += [f"{name}: {word}" for word, holds in wrong.items() if holds]
         lines.append("| " + " | ".join((pace, f"{trip:g}", *shown)) + " |")
-    return "\n".join([*lines, "", *timed(found), *(lost or ["no cell loses"])])
+    return "\n".join([*lines, "", *timed(found), *alike(found), *(lost or ["no cell loses"])])
 
 
 def timed(found: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -147,6 +147,24 @@ def timed(found: Sequence[dict[str, Any]]) -> Iterator[str]:
         words = zip(names, paces.T, strict=True)
         told = (f"{name} {each.min():.1f} to {each.max():.1f} ms" for name, each in words)
         yield f"{wire}, LLM {pace:g}: " + ", ".join(told)
+
+
+def alike(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Cells in which nothing is taken back, together: both sides read the same streams there."""
+    of = {(row["wire"], *(row[name] for name in CELL), row["way"]): row for row in found}
+    for wire in sorted({key[0] for key in of}):
+        pairs = [
+            (of[*cell, "plain"]["seconds"], row["seconds"])
+            for (*cell, way), row in of.items()
+            if cell[0] == wire and way == "spans" and not row["kept"]
+        ]
+        ratios = [a / b for plain, spans in pairs for a, b in zip(plain, spans, strict=False)]
+        if ratios:
+            speed, low, high = middle(ratios)
+            yield (
+                f"{wire}: in {len(pairs)} cells nothing is taken back: together "
+                f"{speed:.3f} ({low:.3f} to {high:.3f}) of the speed of streaming"
+            )
 
 
 class ToldPace(Engine):

@@ -16,8 +16,10 @@ from clients.decoding.routing import Router
 from clients.decoding.spans import SpanRouting
 from clients.policy import FixedPolicy, ThresholdPolicy
 from clients.records import TextBatch, TokenRecords, Traffic
+from clients.resolvers.link import Link as DeviceLink
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.span_uplink import SpanUplink
+from clients.resolvers.stream import Spans
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.compare.contender import LanguageModelAlone, Recorder
@@ -38,7 +40,7 @@ from servers.llm import LanguageModelService
 Write = Callable[[TextBatch, int], tuple[TokenRecords, Traffic]]
 """Continues a text by so many tokens."""
 WARM_TOKENS = 10
-LEAST_SECONDS, MOST_SECONDS = 6.0, 15.0
+LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
 """How long plain streaming and spans are written in a cell, in turns."""
 SHARP = 0.03
 """Width of the interval of their ratio below which `LEAST_SECONDS` are enough."""
@@ -143,6 +145,8 @@ class Writers:
         drafter = VERIFIERS["greedy"]()
         reader = Router(self.llm, self.config, FixedPolicy(True), drafter, [])
         alone = LanguageModelAlone(METHODS["llm"], reader, self.common, recorder)
+        # Over a real wire the other sides have no recorder either.
+        alone.spans = Spans(DeviceLink(transport, "llm"))
 
         def streamed(texts: TextBatch, tokens: int) -> tuple[TokenRecords, Traffic]:
             return alone.streamed(WorkloadBatch(texts, tokens, texts.lengths.copy(), None))
@@ -180,8 +184,12 @@ class Writers:
 
         return write
 
-    def measured(self, transport: Transport, sides: dict[str, Write], cell: Cell) -> SpanCosts:
+    def measured(
+        self, transport: Transport, sides: dict[str, Write], cell: Cell
+    ) -> tuple[SpanCosts, SpanCosts]:
         """Paces and round trip as this transport has them, from writing the first text anew.
+
+        Told are the medians, and the quartiles that speak against reading along.
 
         A streamed token takes what a longer text of plain streaming takes more than a shorter one,
         a draft the device's part of a text written one token at a time, and a round trip the rest
@@ -206,25 +214,37 @@ class Writers:
             slm = token.device_seconds / self.tokens
             asked = (token.seconds - token.device_seconds) / token.traffic.messages
             paces.append((llm, slm, asked - llm, (read.seconds - whole.seconds - slm) / further))
-        # The quartiles that speak against reading along: what it saves is a few hundredths at most
-        # where the paces themselves differ by tenths from one text to the next.
-        llm = float(1000 * np.quantile(paces, 0.25, axis=0)[0])
-        slm, trip, beside = (1000 * np.quantile(paces, 0.75, axis=0)[1:]).tolist()
-        return SpanCosts(llm, slm, max(trip, 0.0), self.window, max(beside, 0.0))
+        found = []
+        for parts in ([0.5] * 4, [0.25, 0.75, 0.75, 0.75]):
+            each = zip(np.transpose(paces), parts, strict=True)
+            llm, slm, trip, beside = (1000 * float(np.quantile(one, part)) for one, part in each)
+            found.append(SpanCosts(llm, slm, max(trip, 0.0), self.window, max(beside, 0.0)))
+        return found[0], found[1]
+
+    def rule(self, cell: Cell, costs: SpanCosts, dear: SpanCosts) -> TakeBack:
+        """The rule for the medians and the dear quartiles of the costs.
+
+        Whether to read along is decided by the dear ones: what that saves is a few hundredths where
+        the paces themselves differ by tenths from one text to the next. How to read along is not:
+        a dear request speaks against one token at a time, and for streams.
+        """
+        counts = count_runs(self.fitted.uncertainty <= cell.threshold)
+        if learned(counts, dear, self.tokens) is NEVER:
+            return NEVER
+        return learned(counts, costs, self.tokens)
 
     def write(self, transport: Transport, cell: Cell) -> tuple[dict[str, Written], SpanCosts]:
         """Every side's texts, in turns, again and again until the comparison is sharp.
 
         One token at a time is written once where it is far behind. Seconds are those of the
-        recorder, if the transport is one; else they have passed. Told, too, are the costs for which
-        the rule of the spans was made.
+        recorder, if the transport is one; else they have passed. Told, too, are the medians of the
+        costs for which the rule of the spans was made.
         """
         sides = self.sides(transport, cell)
         for side in sides.values():  # opens connections, and warms up
             self._timed(transport, side, cell.prompts[0], WARM_TOKENS)
-        costs = self.measured(transport, sides, cell)
-        counts = count_runs(self.fitted.uncertainty <= cell.threshold)
-        sides["spans"] = self.streams(transport, cell, learned(counts, costs, self.tokens))
+        costs, dear = self.measured(transport, sides, cell)
+        sides["spans"] = self.streams(transport, cell, self.rule(cell, costs, dear))
         self._timed(transport, sides["spans"], cell.prompts[0], WARM_TOKENS)
         found = {name: Written() for name in sides}
         for repetition in count():
