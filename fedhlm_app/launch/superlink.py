@@ -18,6 +18,7 @@ from typing import IO, Self
 import httpx
 
 from fedhlm_app.launch.app_folder import code_root
+from fedhlm_app.launch.plain_python import scripts_for_ray
 from fedhlm_app.launch.processes import LAUNCH_VARIABLE, end_all, free_port, start_guard
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.ray_cluster import joined
@@ -158,6 +159,7 @@ class PrivateSuperLink:
         # The run-config is complete: a variable must not override it a second time.
         kept = without_settings(environ, Settings.defaults())
         paths = [str(code_root()), *filter(None, [kept.get("PYTHONPATH")])]
+        programs = [str(folder) for folder in scripts_for_ray(self.folder, _scripts())]
         ray = {} if joined(kept) else self._own_ray(kept)
         return (
             kept
@@ -172,7 +174,7 @@ class PrivateSuperLink:
                 "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
                 "RAY_DEDUP_LOGS": "0",
                 "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-                "PATH": os.pathsep.join([str(_scripts()), kept.get("PATH", os.defpath)]),
+                "PATH": os.pathsep.join([*programs, kept.get("PATH", os.defpath)]),
                 "PYTHONPATH": os.pathsep.join(paths),
                 "PYTHONUNBUFFERED": "1",
                 # Loopback must not go through a proxy.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,30 @@ def reach(address: str) -> None:
 def unfit(address: str, why: str) -> SettingsError:
     """What is wrong with the cluster at an address."""
     return SettingsError(f"RAY_ADDRESS = {address!r}: {why}; without it a run starts its own Ray")
+
+
+def is_plain(path: str) -> bool:
+    """True where a shell reads a path without quotation marks as the one word that it is."""
+    return re.search(r"[^\w@%+=:,./-]", path) is None
+
+
+def check_python() -> None:
+    """Refuse a Python that a Ray started by it cannot start in turn.
+
+    Ray starts workers by `bash -c "exec PYTHON ..."` with no quotation marks around PYTHON, the
+    `sys.executable` of whoever called `ray.init` (ray/_private/runtime_env/context.py, Ray 2.55):
+    a space ends the word there, no worker ever comes, and Ray says so after nine minutes.
+
+    Raises
+    ------
+    SettingsError
+        Naming its path, and what to do.
+    """
+    if not joined() and not is_plain(sys.executable):
+        raise SettingsError(
+            f"Ray cannot start {sys.executable!r}: its path holds a space or another sign that a "
+            "shell reads; move the virtual environment, or use `fedhlm run`, which goes around this"
+        )
 
 
 def llm_gpus(settings: Settings, gpus: float) -> float:

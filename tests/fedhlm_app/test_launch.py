@@ -21,6 +21,7 @@ from flwr.supercore.utils import simulation_config_from_json
 from fedhlm_app.launch import Components, RunResult, launch, write_app
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.launcher import _federation, _result, _run_id
+from fedhlm_app.launch.plain_python import SIMULATION, scripts_for_ray
 from fedhlm_app.launch.processes import (
     LAUNCH_VARIABLE,
     PORTS,
@@ -32,7 +33,8 @@ from fedhlm_app.launch.processes import (
 from fedhlm_app.launch.stages import FIRST, STAGES, stage
 from fedhlm_app.launch.superlink import PrivateSuperLink
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, latest_run
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.ray_cluster import check_python, is_plain
 from tests.fedhlm_app.launch_apps import summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +90,31 @@ def test_the_environment_is_the_runs_own(tmp_path: Path) -> None:
     finally:
         superlink.close()
     assert not superlink.folder.exists()
+
+
+def test_a_python_below_a_name_with_a_space_has_another_path_for_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "my files" / "venv"
+    there.parent.mkdir()
+    there.symlink_to(sys.prefix, target_is_directory=True)
+    python = there / Path(sys.executable).relative_to(sys.prefix)
+    says_where = tmp_path / "my files" / SIMULATION
+    says_where.write_text("import sys; print(sys.executable, sys.prefix, *sys.argv[1:], sep='\\n')")
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "prefix", str(there))
+    with pytest.raises(SettingsError, match=r"my files.*move the virtual environment"):
+        check_python()
+    launch_folder = tmp_path / "launch"
+    launch_folder.mkdir()
+    programs, scripts = scripts_for_ray(launch_folder, says_where.parent)
+    assert scripts == says_where.parent
+    told = subprocess.run(
+        [programs / SIMULATION, "a b"], capture_output=True, text=True, check=True
+    )
+    executable, prefix, word = told.stdout.splitlines()
+    assert is_plain(executable) and Path(executable).samefile(python) and word == "a b"
+    assert Path(prefix) == launch_folder / "python"
 
 
 def test_run_number_from_flowers_words() -> None:
