@@ -13,8 +13,10 @@ from rich.table import Table
 
 from fedhlm_app.cli.error_log import say
 from fedhlm_app.cli.run import BAD_SETTINGS, COMPLETED
-from fedhlm_app.results.runs import RunFolder, in_use, runs_in
+from fedhlm_app.results.at_work import is_at_work
+from fedhlm_app.results.runs import RunFolder, runs_in
 
+_NARROWEST = 72
 _COLUMNS = ("run", "state", "rounds", "tokens", "kept", "and wrong", "age")
 
 
@@ -25,8 +27,7 @@ def show_runs(directory: Path, *, as_json: bool) -> int:
         errors = Console(stderr=True, highlight=False)
         say(errors, f"no run in {directory}: start one with `fedhlm run`, or name another folder")
         return BAD_SETTINGS
-    running = in_use()
-    runs = [{"run": str(one.path), **_told(one, running)} for one in reversed(found)]
+    runs = [{"run": str(one.path), **_told(one)} for one in reversed(found)]
     if as_json:
         print(json.dumps(runs, indent=2))
         return COMPLETED
@@ -39,11 +40,14 @@ def show_runs(directory: Path, *, as_json: bool) -> int:
         )
     for run in runs:
         table.add_row(Path(run["run"]).name, run["state"], *_figures(run))
-    Console().print(table)
+    # A narrow terminal wraps lines by itself; cut to fit, names would go and figures be wrong.
+    console = Console()
+    console.width = max(console.width, _NARROWEST)
+    console.print(table)
     return COMPLETED
 
 
-def _told(folder: RunFolder, running: set[Path]) -> dict[str, Any]:
+def _told(folder: RunFolder) -> dict[str, Any]:
     """What is known of a run; the state alone where its files cannot be read."""
     try:
         config, summary = folder.config(), folder.summary()
@@ -54,7 +58,7 @@ def _told(folder: RunFolder, running: set[Path]) -> dict[str, Any]:
         tokens = sum(counts.values())
         last: dict[str, Any] = summary or next(reversed(folder.metrics()), {})
         return {
-            "state": "running" if folder.path.resolve() in running else _state(folder, summary),
+            "state": "running" if is_at_work(folder.path) else _state(folder, summary),
             "started": datetime.fromisoformat(config["started"]).isoformat(),
             "round": int(done["round"]),
             "rounds": int(done["rounds"]),

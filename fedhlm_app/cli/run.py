@@ -15,7 +15,8 @@ from fedhlm_app.cli.progress import watch
 from fedhlm_app.cli.result import show_result
 from fedhlm_app.launch import Interrupted, LaunchError, RunResult, launch
 from fedhlm_app.presets import DEFAULT, PLAIN
-from fedhlm_app.results.runs import CHECKPOINT, RunFolder, in_use
+from fedhlm_app.results.at_work import is_at_work
+from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError, advice
 from fedhlm_app.settings.words import in_short
@@ -81,7 +82,7 @@ def _resumed(given: Mapping[str, bool | int | float | str]) -> dict[str, bool | 
     folder = RunFolder(Path(resume).expanduser())
     if not resume or not folder.path.is_dir():
         return {}
-    if folder.path.resolve() in in_use():
+    if is_at_work(folder.path):
         raise SettingsError(
             f"setting 'resume' = '{folder.path}': a run is at work there; wait until it has ended"
         )

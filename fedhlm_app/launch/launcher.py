@@ -16,6 +16,7 @@ from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.stages import FIRST, stage
 from fedhlm_app.launch.superlink import CONNECTION, LaunchError, PrivateSuperLink, program
 from fedhlm_app.launch.turn import Cluster, turn
+from fedhlm_app.results.at_work import at_work
 from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, Progress, RunFolder, cores
 from fedhlm_app.settings import Settings
 from fedhlm_app.settings.ray_cluster import client_resources
@@ -122,7 +123,8 @@ def _launch(
         base["RAY_ADDRESS"] = cluster.address
     try:
         on_progress(FIRST)
-        with PrivateSuperLink(folder.path / SUPERLINK_LOG, base) as superlink:
+        log = folder.path / SUPERLINK_LOG
+        with at_work(folder.path), PrivateSuperLink(log, base) as superlink:
             app = write_app(superlink.folder / "fedhlm", settings, components)
             run_id = _follow(superlink, app, federation, folder, on_progress)
             status, details = _status(superlink, run_id)

@@ -252,20 +252,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def in_use() -> set[Path]:
-    """Run folders that living processes of this user, which a launch started, are at work on."""
-    import psutil
-
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if folder := process.environ().get(RUN_FOLDER_VARIABLE):
-                found.add(Path(folder).resolve())
-        except (psutil.Error, OSError):
-            continue  # somebody else's, or gone
-    return found
-
-
 def _new_folder(directory: Path, name: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     for number in itertools.count(1):

@@ -17,9 +17,10 @@ import typer
 from fedhlm_app.cli import app
 from fedhlm_app.cli.completing import settings_keys
 from fedhlm_app.cli.lazy import LazyCommand
-from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder, in_use
+from fedhlm_app.results.at_work import at_work, is_at_work
+from fedhlm_app.results.runs import RUN_FOLDER_VARIABLE, RunFolder
 from fedhlm_app.results.summary import STAGES
-from fedhlm_app.settings import Settings
+from fedhlm_app.settings import Settings, SettingsError
 from tests.fedhlm_app.launch_apps import summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,11 +141,26 @@ def test_runs_are_listed_newest_first(
     told = " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= 80 and "completed 4/7 1,000 25.0% 10.0%" in told
     monkeypatch.setenv("COLUMNS", "40")
-    assert fedhlm("list", "runs").exit_code == 0
-    assert path.resolve() not in in_use()
-    monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(path))
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert path.resolve() in in_use()
+    narrow = fedhlm("list", "runs").stdout
+    assert all(word in narrow for word in ("-three", "-two", "1,000", "25.0%", "unfinished"))
+    # Whoever marked it, as a ServerApp of plain `flwr run`, and wherever it lies by now.
+    words = f"import sys\nfrom pathlib import Path\nfrom {at_work.__module__} import at_work\n"
+    words += "with at_work(Path(sys.argv[1])):\n    print('now', flush=True)\n    input()"
+    command = [sys.executable, "-c", words, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        path = path.rename(tmp_path / "runs" / "moved")
+        states = {
+            Path(one["run"]).name: one["state"]
+            for one in json.loads(fedhlm("list", "--json").stdout)
+        }
+        assert states.pop("moved") == "running" and "running" not in states.values()
         answer = fedhlm("run", "--resume", str(path))
         assert answer.exit_code == 2 and "a run is at work there" in answer.stderr
-        process.communicate(b"\n")
+        with pytest.raises(SettingsError, match="at work there"), at_work(path):
+            pass
+        with at_work(path, launched=True):  # its own ServerApp
+            process.kill()
+            process.wait()
+            assert is_at_work(path)
+    assert not is_at_work(path)
