@@ -112,3 +112,15 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert threshold is not None and "at most 10 % are kept and wrong" in " ".join(learned.split())
     assert "completed" in listed and "report.html" in listed
     assert f"threshold {threshold.group(1)} of " in used
+
+
+def test_code_of_ones_own_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    threshold, verified, text = (code for _, code in blocks(DOCS / "library.md", ("python",)))
+    exec(threshold, {})
+    average, sure = map(float, capsys.readouterr().out.split())
+    assert 0 < sure < average < 1
+    exec(verified, {})
+    assert capsys.readouterr().out.startswith("tensor([")
+    exec(text, {})
+    first, *tokens = capsys.readouterr().out.splitlines()
+    assert "'llm_accepted'" in first and len(tokens) == 20

@@ -82,8 +82,16 @@ def risk_sums(u: FloatArray, loss: FloatArray, prompt: IntArray, grid: FloatArra
         Prompt of each token, any integers.
     grid : float64 [G]
         Ascending thresholds.
+
+    Raises
+    ------
+    ValueError
+        If the three are not flat and of one length, or the grid does not ascend.
     """
     require_grid(grid)
+    shapes = [np.shape(one) for one in (u, loss, prompt)]
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(f"u, loss and prompt must be flat and of one length, got shapes {shapes}")
     names, row = np.unique(prompt, return_inverse=True)
     # A token is kept at every grid point >= u: it enters at the first of them and stays.
     cell = np.searchsorted(grid, u, side="left")

@@ -255,3 +255,10 @@ def test_the_bound_is_the_least_risk_that_is_rejected(risk: float) -> None:
     means = np.random.default_rng(0).binomial(80, 0.1, 4000) / 80
     below = {mean: risk_bound(mean, 80, 0.05) < 0.1 for mean in np.unique(means)}
     assert np.mean([below[mean] for mean in means]) <= 0.05
+
+
+def test_tokens_and_their_prompts_are_flat_and_as_many() -> None:
+    with pytest.raises(
+        ValueError, match=r"flat and of one length, got shapes \[\(3, 2\), \(3, 2\)"
+    ):
+        risk_sums(np.zeros((3, 2)), np.zeros((3, 2)), np.arange(3), threshold_grid(8))
