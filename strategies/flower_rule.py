@@ -23,9 +23,19 @@ class FlowerRule(AggregationRule):
     ----------
     make : callable
         Makes the strategy, for example ``lambda: FedTrimmedAvg(beta=0.3)``.
+
+    Raises
+    ------
+    TypeError
+        On a strategy where a function that makes one is wanted.
     """
 
     def __init__(self, make: Callable[[], Strategy]) -> None:
+        if not callable(make):
+            raise TypeError(
+                f"make: {make!r}; allowed: a function that makes a strategy, as "
+                "lambda: FedTrimmedAvg(beta=0.3)"
+            )
         self.make = make
 
     def combine(self, values: FloatArray, weights: FloatArray, previous: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ No Flower here: a benchmark or a test drives it with plain arrays.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,13 +17,31 @@ from hlm.state import State
 from strategies.aggregation import cluster_means
 from strategies.rules import AggregationRule, WeightedMean, build_rule
 
-RuleSource = str | Callable[[], AggregationRule]
-"""A name in `RULES`, or a function that makes a fresh rule."""
+RuleSource = str | AggregationRule | Callable[[], AggregationRule]
+"""A name in `RULES`, a rule, or a function that makes a fresh one."""
 
 
 def make_rule(source: RuleSource) -> AggregationRule:
-    """Make a fresh rule."""
-    return build_rule(source) if isinstance(source, str) else source()
+    """Make a fresh rule.
+
+    Raises
+    ------
+    ValueError
+        On an unknown name.
+    TypeError
+        On what is no source of a rule.
+    """
+    if isinstance(source, str):
+        return build_rule(source)
+    if isinstance(source, AggregationRule):  # each cluster's may have a state of its own
+        return copy.deepcopy(source)
+    made: object = source() if callable(source) else source
+    if not isinstance(made, AggregationRule):
+        raise TypeError(
+            f"rule: {source!r}; allowed: a name in RULES, an AggregationRule, a function that "
+            "makes one; Flower's own as FlowerRule(lambda: FedTrimmedAvg(beta=0.2))"
+        )
+    return made
 
 
 CloudWeights = Literal["uniform", "examples"]
@@ -34,8 +53,9 @@ class TierRules:
 
     Attributes
     ----------
-    edge_rule, cloud_rule : str or callable
-        A name in `strategies.rules.RULES` or a function that makes a fresh rule.
+    edge_rule, cloud_rule : str, AggregationRule or callable
+        A name in `strategies.rules.RULES`, a rule (of which each cluster gets a copy) or a function
+        that makes a fresh one.
     cloud_weights : {"uniform", "examples"}
         ``uniform`` as in eq. 8, or ``examples``: each cluster counts with the weight it last had,
         so that weighted mean over weighted mean is the flat one.

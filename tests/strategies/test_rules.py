@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from strategies.flower_rule import FlowerRule
 from strategies.rules import RULES, build_rule
+from strategies.tiers import make_rule
 
 FLOWER = {
     "fedavg": lambda: flower.FedAvg(),
@@ -140,6 +141,21 @@ def test_any_flower_strategy_serves_as_a_rule(rng: np.random.Generator) -> None:
     values = rng.normal(size=(10, 3))
     expected = np.sort(values, axis=0)[4:6].mean(axis=0)
     np.testing.assert_allclose(rule.combine(values, np.ones(10), np.zeros(3)), expected)
+
+
+def test_a_rule_is_given_by_name_itself_or_by_what_makes_it() -> None:
+    rule = FlowerRule(lambda: flower.FedTrimmedAvg(beta=0.4))
+    values, ones = np.array([[1.0], [2.0], [9.0]]), np.ones(3)
+    for source in (rule, lambda: rule):
+        np.testing.assert_array_equal(make_rule(source).combine(values, ones, ones[:1]), [2.0])
+    momentum = build_rule("fedavgm", momentum=0.9)
+    first, second = make_rule(momentum), make_rule(momentum)
+    assert first.combine(values, ones, ones[:1]) == second.combine(values, ones, ones[:1])
+    for wrong in (flower.FedAvg(), None, 2):
+        with pytest.raises(TypeError, match=r"allowed: a name in RULES.*FlowerRule"):
+            make_rule(wrong)
+    with pytest.raises(TypeError, match="a function that makes a strategy"):
+        FlowerRule(flower.FedAvg())
 
 
 def test_bulyan_with_too_few_values_changes_nothing() -> None:
