@@ -45,6 +45,7 @@ thead th { vertical-align: bottom; }
 td.value { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 7.5em; }
 .scroll { overflow-x: auto; max-height: 70vh; }
 .sorts td, .sorts tbody th, .values td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.scroll tr > :first-child { position: sticky; left: 0; background: var(--card); }
 .sorts button { all: unset; cursor: pointer; font-weight: 600; }
 .sorts button:focus-visible, .scroll:focus-visible { outline: 2px solid; outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\25b2"; }
@@ -60,5 +61,12 @@ details summary { cursor: pointer; font-weight: 600; } details.values { margin-t
 #told:checked ~ .example .token::after { content: attr(data-told); font-size: 11px;
   margin: 0 3px; vertical-align: super; }
 @media (max-width: 560px) { body { padding: 16px 10px 40px; } section { padding: 12px; }
-  svg text { font-size: 20px; } .wide { display: none; } td.dim { display: none; } }
+  svg text { font-size: 20px; } .wide { display: none; } td.dim { display: none; }
+  .sorts tbody th { white-space: normal; } }
+@media print { body { padding: 0; } .tools { display: none; }
+  svg, tr, .card { break-inside: avoid; }
+  h2 { break-after: avoid; } .legend i, .token { print-color-adjust: exact; }
+  .scroll { max-height: none; overflow: visible; } .scroll table { font-size: 9px; }
+  .scroll tr > * { position: static; padding-right: 4px; } .scroll thead th,
+  .scroll tbody th { white-space: normal; overflow-wrap: break-word; } }
 """

@@ -17,6 +17,7 @@ from jinja2 import UndefinedError
 from fedhlm_app.results.report import charts, render, write_report
 from fedhlm_app.results.report.charts import line_chart, share_bars, stacked_bars
 from fedhlm_app.results.report.scale import Scale, short, size, ticks
+from fedhlm_app.results.report.side_by_side import Run, render_side_by_side
 from fedhlm_app.results.report.templates import fill
 from fedhlm_app.results.runs import CHECKPOINT, RunFolder
 from fedhlm_app.results.stages import PALETTE, STAGE_COLOURS
@@ -294,6 +295,32 @@ def test_a_browser_sorts_filters_and_fits_a_phone(folder: RunFolder, tmp_path: P
     # By number, not by letter; a second click turns the order round.
     assert by_number == [["10", "1", "0"], "descending"]
     assert filtered == [["10"], "1 of 3 rows"]
+
+
+CUT = """[...document.querySelectorAll('.sorts .scroll')].filter((one) =>
+  one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight).length"""
+
+
+@needs_browser
+def test_a_long_wide_table_is_whole_on_paper_and_named_on_a_phone(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    label = "initial-threshold=0.{} strategy=scaffold"
+    told = folder.metrics(), summary(Settings.from_sources({}, {}))
+    runs = [Run(label.format(n), *told, {"strategy": "scaffold"}) for n in range(60)]
+    path = tmp_path / "page.html"
+    path.write_text(render_side_by_side("Sweep", runs), "utf-8")
+    with browser(tmp_path / "profile") as page:
+        page.look(width=360)
+        page.open(path.as_uri())
+        scrolled = "const one = document.querySelector('.sorts .scroll'); one.scrollLeft = 500;"
+        name = "one.querySelector('tbody th').getBoundingClientRect()"
+        left, width = page.run(f"(() => {{ {scrolled} return [{name}.left, {name}.width] }})()")
+        assert 0 <= left < 60 and width < 180
+        page.look(width=700)
+        assert page.run(CUT) > 0
+        page.send("Emulation.setEmulatedMedia", media="print")
+        assert page.run(CUT) == 0
 
 
 @needs_browser
