@@ -62,6 +62,10 @@ def read_local(path: Path, split: str) -> tuple[Dataset, bool]:
         raise DataError(f"dataset = '{file}' is empty; at least one item is needed")
     if reader != "csv":
         return _read_files(reader, file), False
+    if len(first) == 1 and ";" in first[0]:
+        raise DataError(
+            f"dataset = '{file}' has ';' between its columns; allowed: ',' (.csv), tabs (.tsv)"
+        )
     options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
     if len(first) == len(AG_NEWS_COLUMNS) and first[0] in {"1", "2", "3", "4"}:
         # AG News' own layout: no header, class 1 to 4, title, description.

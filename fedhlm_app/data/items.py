@@ -151,6 +151,9 @@ def _load_items(
     else:
         raw = read_hub(dataset, split)
     texts, label = _columns_of(list(raw.column_names), text_column, label_column)
+    for column in texts:
+        if pa.types.is_nested(kind := raw.features.arrow_schema.field(column).type):
+            raise DataError(f"text-columns = {column!r} holds {kind} in each row; allowed is text")
     labels = [0] * len(raw)
     names: tuple[str, ...] = ()
     if label is not None:

@@ -254,7 +254,7 @@ def label_tokens(
             if token == special:
                 raise PairError(
                     f"labels {other!r} and {name!r} both begin with token {special} of this "
-                    f"tokenizer; give label names whose first tokens differ"
+                    f"tokenizer; give labels as words, not numbers, whose first tokens differ"
                 )
         found[name] = int(special)
     return found

@@ -213,6 +213,14 @@ class TestErrors:
         with pytest.raises(DataError, match=r"text-columns = 'body'.*columns are text, label"):
             load_items(path, text_column="body")
 
+    def test_records_are_no_text_and_semicolons_part_no_columns(self, tmp_path):
+        path = self.write(tmp_path, '{"text": [{"role": "user", "content": "t"}]}\n')
+        with pytest.raises(DataError, match=r"text-columns = 'text' holds list<.*allowed is text"):
+            load_items(path)
+        path = self.write(tmp_path, "text;label\nOne, two;1\n", "half.csv")
+        with pytest.raises(DataError, match=r"has ';' between its columns; allowed: ','"):
+            load_items(path)
+
     def test_missing_label_column(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "mood": "a"}\n')
         with pytest.raises(DataError, match=r"label-column = 'kind'.*columns are text, mood"):
