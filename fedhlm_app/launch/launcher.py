@@ -187,7 +187,9 @@ def _follow(
         on_progress(progress)
     text = _new_text(output, before)
     if (run_id := _run_id(text)) is None:
-        raise LaunchError("`flwr run` did not start the run: " + " ".join(text.split())[-600:])
+        nothing = f"it ended with status {command.returncode} and no word: is there room left?"
+        said = " ".join(text.split())[-600:] or nothing
+        raise LaunchError(f"`flwr run` did not start the run: {said}")
     return run_id
 
 

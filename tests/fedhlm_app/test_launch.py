@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 from flwr.supercore.utils import simulation_config_from_json
 
-from fedhlm_app.launch import Components, RunResult, launch, write_app
+from fedhlm_app.launch import Components, LaunchError, RunResult, launch, launcher, write_app
 from fedhlm_app.launch.failure import last_errors
 from fedhlm_app.launch.launcher import _federation, _result, _run_id
 from fedhlm_app.launch.plain_python import SIMULATION, scripts_for_ray
@@ -171,6 +172,17 @@ def test_a_missing_file_is_refused_before_anything_starts(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"gone\.csv"):
         launch(settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flower_that_ends_without_a_word_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk is full, so that its log holds nothing."""
+    (tmp_path / "work").mkdir()
+    there = SimpleNamespace(folder=tmp_path, environ=dict(os.environ), exit_code=lambda: None)
+    monkeypatch.setattr(launcher, "_flwr_run", lambda *_: ["sh", "-c", "exit 3"])
+    with pytest.raises(LaunchError, match="it ended with status 3 and no word: is there room left"):
+        launcher._follow(there, tmp_path, "", RunFolder(tmp_path), lambda _: None)  # type: ignore[arg-type]
 
 
 def test_a_run_without_a_summary_has_not_succeeded(tmp_path: Path) -> None:
