@@ -144,7 +144,7 @@ def test_images_are_not_roots_and_hold_every_package():
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= {source for source, *_ in copied}
     # KubeRay says what runs in the replicas' image.
-    for target in found.keys() - {"build", "base", "build-replicas", "replicas"}:
+    for target in found.keys() - {"build", "base", "installed", "build-replicas", "replicas"}:
         check(entry(target))
 
 
