@@ -63,7 +63,7 @@ def unfit(address: str, why: str) -> SettingsError:
 
 def is_plain(path: str) -> bool:
     """True where a shell reads a path without quotation marks as the one word that it is."""
-    return re.search(r"[^\w@%+=:,./-]", path) is None
+    return sys.platform == "win32" or re.search(r"[^\w@%+=:,./-]", path) is None
 
 
 def check_python() -> None:

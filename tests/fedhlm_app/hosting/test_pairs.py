@@ -23,6 +23,7 @@ from fedhlm_app.hosting.llm import build_service
 from fedhlm_app.hosting.pairs import check_pair, ids_on_the_wire
 from fedhlm_app.learning.gradients import initial_policy
 from fedhlm_app.models.load import load_llm, load_slm
+from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import fingerprint, load_tokenizer
 from fedhlm_app.server.preflight import require_model
 from fedhlm_app.settings import SettingsError
@@ -126,7 +127,7 @@ def test_commands_that_cannot_do_it_name_both_models(slm):
     assert found.exit_code == 2 and "chat: slm" in " ".join(found.stderr.split())
     found = generate("--slm", slm, "--decoding", "sampled")
     assert found.exit_code == 2 and "with them: greedy" in " ".join(found.stderr.split())
-    with pytest.raises(SettingsError, match="setting 'workload' = 'score'"):
+    with pytest.raises(PairError, match=r"slm0' and llm 'builtin' .* a trace needs one for both"):
         record(settings_of(slm=slm, workload="score"))
 
 
