@@ -55,7 +55,7 @@ async def together(
     from hlm.wire import NO_TOKEN, Request, Rows, decode_reply, encode_request
     from hlm.wire.frames import FrameReader
     from hlm.wire.stream import Control, Opening, encode_control, encode_opening
-    from servers.actors import RequestBatcher
+    from servers.batcher import RequestBatcher
 
     class Timed(RequestBatcher):
         seconds = 0.0

@@ -40,7 +40,7 @@ from hlm.transport import LinkDown
 from hlm.wire import WireError
 from servers.access import WANTED, BearerToken, Tokens
 from servers.account import metrics, stats
-from servers.actors import RequestBatcher
+from servers.batcher import RequestBatcher
 from servers.bodies import BODY_SECONDS, MEMORY_BYTES, Bodies, busy, full_up
 from servers.http_server import CALLER_GONE, OPEN_PATHS
 from servers.llm import LanguageModelService

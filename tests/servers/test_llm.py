@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlm.wire import Request, Status, WireError, decode_reply, encode_request
-from servers.actors import READ_AT_ONCE, RequestBatcher
+from servers.batcher import READ_AT_ONCE, RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, answers, request_of

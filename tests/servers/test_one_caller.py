@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlm.wire import NO_TOKEN, Request, Status, WireError, decode_reply, encode_request
-from servers.actors import RequestBatcher
+from servers.batcher import RequestBatcher
 from servers.engine.engine import Engine
 from servers.llm import LanguageModelService
 from tests.asking import IDENTITY, request_of

@@ -13,7 +13,7 @@ from hlm.wire import NO_TOKEN, Status, WireError, decode_reply, encode_request
 from hlm.wire.frames import End, FrameReader
 from hlm.wire.stream import Control, Opening, Outcome, encode_answer, encode_control, encode_opening
 from servers import schedule, stream
-from servers.actors import RequestBatcher
+from servers.batcher import RequestBatcher
 from tests.asking import IDENTITY, request_of
 from tests.streaming import CONTEXT, SAMPLED, Device, asked, make_service, own_text, prompts
 from tests.wire_rows import Row, listed, told

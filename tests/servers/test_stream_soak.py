@@ -19,7 +19,7 @@ from hlm.wire import WireError, encode_request
 from hlm.wire.frames import End, FrameReader
 from hlm.wire.stream import Control, Opening, Outcome, encode_answer, encode_control, encode_opening
 from servers import stream
-from servers.actors import RequestBatcher
+from servers.batcher import RequestBatcher
 from servers.stream import Stream
 from tests.asking import request_of
 from tests.streaming import Device, asked, make_service, own_text
