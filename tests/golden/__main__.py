@@ -2,8 +2,10 @@
 
     python -m tests.golden [--write] [CASE ...]
 
-Without `--write` nothing is changed, and the exit code is 1 where anything differs. With it and
-names, those cases alone are written anew; without names the whole file.
+There is a file for each kind of processor on which this was written; on another kind only shapes
+and sums are compared, with the file most like it. Without `--write` nothing is changed, and the
+exit code is 1 where anything differs. With it and names, those cases alone are written anew;
+without names the whole file of the kind at hand.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    file = store.load() if store.FILE.exists() else {"machine": None, "cases": {}}
-    same = file["machine"] == store.machine_kind()
+    kind = store.machine_kind()
+    file = store.load(kind)
+    same = file["machine"] == kind
     if options.write and options.cases and not same:
-        parser.error("the file is of another kind of machine: write all cases")
+        parser.error("there is no file of this kind of machine yet: write all cases")
     found, differing = {}, 0
     for name in options.cases or CASES:
         begin = time.process_time()
@@ -44,10 +47,10 @@ def main() -> int:
             print(f"    {line}")
     if options.write:
         kept = {name: file["cases"][name] for name in CASES if name in file["cases"]}
-        store.save({**(kept if options.cases else {}), **found})
+        print(f"written: {store.save({**(kept if options.cases else {}), **found})}")
         return 0
     if not same:
-        print("another kind of machine than the file's: only shapes and sums were compared")
+        print(f"only shapes and sums were compared: {store.elsewhere(file)}")
     return int(differing > 0)
 
 

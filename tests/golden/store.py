@@ -1,16 +1,17 @@
-"""The file of golden runs: reading, writing, and saying how a run differs from it."""
+"""Files of golden runs, one a kind of machine: reading, writing, how a run differs from one."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks._report import machine_facts
 
-FILE = Path(__file__).with_name("golden.json")
+FOLDER = Path(__file__).parent
 TOLERANCE = 1e-9
 """Of numbers on the machine they were written on, absolute and relative."""
 ELSEWHERE = 0.25
@@ -26,18 +27,45 @@ def machine_kind() -> dict[str, Any]:
     return {key: facts[key] for key in _KIND}
 
 
-def load() -> dict[str, Any]:
-    """What is on file: the kind of machine, and results by case."""
-    found: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
-    return found
+def file_of(kind: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Where results of a kind of machine are: one file a processor, whatever its libraries."""
+    words = " ".join((kind["processor"], kind["family"], *kind["instructions"])).lower()
+    return folder / f"golden-{re.sub(r'[^a-z0-9_]+', '-', words).strip('-')}.json"
 
 
-def save(results: dict[str, Any]) -> None:
-    """Write all results, with the kind of machine they were made on."""
-    text = json.dumps({"machine": machine_kind(), "cases": results}, indent=1, sort_keys=True)
-    temporary = FILE.with_suffix(".new")
+def load(kind: dict[str, Any], folder: Path = FOLDER) -> dict[str, Any]:
+    """What is on file for a kind of machine, or else for the one most like it.
+
+    Returns
+    -------
+    dict
+        `machine`, the kind it was written on, and `cases`, results by case.
+    """
+
+    def likeness(found: dict[str, Any]) -> int:
+        return sum(found["machine"][key] == kind[key] for key in _KIND)
+
+    files = sorted(folder.glob("golden-*.json"))
+    return max((json.loads(file.read_text("utf-8")) for file in files), key=likeness)
+
+
+def save(results: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write all results into the file of this kind of machine, and say which that is."""
+    kind = machine_kind()
+    text = json.dumps({"machine": kind, "cases": results}, indent=1, sort_keys=True)
+    file = file_of(kind, folder)
+    temporary = file.with_suffix(".new")
     temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(FILE)
+    temporary.replace(file)
+    return file
+
+
+def elsewhere(file: dict[str, Any]) -> str:
+    """Why no more could be compared with a file, and what to do about it."""
+    return (
+        f"the nearest file was written on {file['machine']}, and tokens may flip at ties on "
+        "another kind of machine; python -m tests.golden --write adds this one"
+    )
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
