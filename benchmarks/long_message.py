@@ -10,8 +10,6 @@ that another device waits for, whose short question comes when the long message 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from _memory import apart, peak_mib  # noqa: E402
+from _pair import add_pair_options, pair_settings  # noqa: E402
 from _report import write_report  # noqa: E402
 
 SESSIONS = 8
@@ -41,21 +41,15 @@ def message(texts: int, length: int, vocab: int, client: int = 0) -> bytes:
     return encode_request(request)
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def measure(texts: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace, texts: int) -> dict[str, Any]:
     """Read one message in this process."""
     import torch
 
     from fedhlm_app.hosting.llm import build_service
-    from fedhlm_app.settings import Settings
     from servers.schedule import Schedule
 
     torch.set_num_threads(1)
-    service = build_service(Settings.from_sources({"llm-sessions": SESSIONS}, {}))
+    service = build_service(pair_settings(options, llm_sessions=SESSIONS))
     engine = service.engine
     length = engine.max_context - 1
     service.handle(message(SESSIONS, length, engine.vocab))
@@ -84,14 +78,13 @@ def main() -> None:
     """Measure all lengths and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, nargs="+", default=[4, 16, 64, 256])
-    arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+    add_pair_options(parser)
+    options = parser.parse_args()
     found = []
-    for texts in arguments.texts:
-        with context.Pool(1) as pool:
-            found.append(pool.apply(measure, (texts,)))
+    for texts in options.texts:
+        found.append(apart(measure, options, texts))
         print(found[-1], flush=True)
-    write_report("long_message", {"messages": found})
+    write_report("long_message", {**vars(options), "messages": found})
 
 
 if __name__ == "__main__":

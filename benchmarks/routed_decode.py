@@ -20,6 +20,9 @@ has to read the kept tokens, but it does not have the engine's packed weights ei
 *Overhead* is both sides' time on a pair of the same layers, heads and vocabulary whose matrices are
 too thin to cost anything. The rest is products, which another processor does faster or slower:
 *to_ideal_if_products_cost_half* is what the ratio would be where they take half the time.
+*Memory* is that of a process of its own, which loads both models and routes the prompts: before the
+models, with both, the most while they are loaded and the most of all; and keys and values of a
+token, on the device and at the server, and of a session, which has room for the longest text here.
 """
 
 from __future__ import annotations
@@ -29,117 +32,29 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from benchmarks._memory import apart, key_value_bytes, peak_mib, resident_mib
 from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
-from clients.decoding.drafting import RouterConfig
-from clients.decoding.routing import Router
-from clients.decoding.slm import LockstepDecoder
-from clients.policy import ThresholdPolicy
-from clients.records import TextBatch, TokenRecords, Traffic
-from clients.resolvers.messages import UplinkConfig
-from clients.resolvers.uplink import LanguageModelUplink
+from benchmarks._routed_sides import (
+    CLOCK,
+    PROMPT_TOKENS,
+    Sides,
+    assisted,
+    llm_on_escalated,
+    seconds,
+)
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts as make_prompts
 from fedhlm_app.models.load import ModelPair
-from fedhlm_app.transport.transports import DirectTransport
-from hlm.arrays import BoolArray, FloatArray, IntArray
-from hlm.sampling import Sampling
-from hlm.uncertainty import closed_form
-from hlm.verification import VERIFIERS
+from hlm.arrays import FloatArray
 from servers.backend import Feed
 from servers.engine.engine import Engine
-from servers.llm import LanguageModelService
-
-PROMPT_TOKENS = 16
-
-
-def server(llm: PreTrainedModel, prompts: int, tokens: int) -> LanguageModelService:
-    """The LLM's server, which runs before the first device asks."""
-    return LanguageModelService(
-        Engine(llm, max_sessions=prompts, max_context=PROMPT_TOKENS + 1 + tokens)
-    )
-
-
-def routed(
-    slm: PreTrainedModel,
-    service: LanguageModelService,
-    prompts: list[IntArray],
-    tokens: int,
-    threshold: float,
-) -> TokenRecords:
-    """One routed decode of all prompts in lockstep; the server gets them whole every time."""
-    verifier = VERIFIERS["greedy"]()
-    vocab = int(slm.config.vocab_size)
-    uplink = LanguageModelUplink(
-        DirectTransport(service), verifier, UplinkConfig(0, vocab, Sampling())
-    )
-    config = RouterConfig(
-        Sampling(), lambda logits, draft, keys: closed_form(logits, draft, 1.0), 1, 0
-    )
-    router = Router(slm, config, ThresholdPolicy(threshold), verifier, [uplink])
-    texts = TextBatch(prompts, np.arange(len(prompts)), room=tokens)
-    return router.generate(texts, tokens, Traffic())
-
-
-def assisted(slm: PreTrainedModel, llm: PreTrainedModel, prompt: IntArray, tokens: int) -> None:
-    """Transformers' assisted generation, which takes one prompt at a time."""
-    llm.generate(
-        torch.from_numpy(prompt)[None].to(llm.device),
-        assistant_model=slm,
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )
-
-
-def slm_alone(slm: PreTrainedModel, prompts: list[IntArray], tokens: int) -> None:
-    """The batched SLM making every token."""
-    decoder = LockstepDecoder(slm, prompts)
-    logits = decoder.start().logits
-    for _ in range(tokens - 1):
-        logits = decoder.step(logits.argmax(-1).numpy(force=True)).logits
-
-
-@torch.inference_mode()
-def llm_on_escalated(llm: PreTrainedModel, prompts: list[IntArray], escalated: BoolArray) -> None:
-    """Batched LLM forwards over just the escalated tokens, after reading the prompts."""
-    read = torch.from_numpy(np.stack([prompt[:PROMPT_TOKENS] for prompt in prompts]))
-    read = read.to(llm.device)
-    whole = DynamicCache(config=llm.config)
-    llm(read, past_key_values=whole, logits_to_keep=1)
-    layers = [(layer.keys, layer.values) for layer in whole.layers]
-    for step in range(escalated.shape[1]):
-        rows = np.flatnonzero(escalated[:, step])
-        if not len(rows):
-            continue
-        cache = DynamicCache(config=llm.config)
-        length = PROMPT_TOKENS + step
-        for index, (keys, values) in enumerate(layers):
-            shape = (len(rows), keys.shape[1], length, keys.shape[3])
-            # Contents do not matter for the time; views cost nothing.
-            cache.update(keys[:1, :, :1].expand(shape), values[:1, :, :1].expand(shape), index)
-        llm(read.new_zeros(len(rows), 1), past_key_values=cache)
-
-
-_clock = [time.perf_counter]
-"""Wall time; processor time with `--cpu`, for a busy machine and one thread."""
-
-
-def seconds(side: Callable[[], object]) -> float:
-    """Time of one call, in s."""
-    begin = _clock[0]()
-    side()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return _clock[0]() - begin
 
 
 class PromptByPrompt:
@@ -211,41 +126,10 @@ def thin(model: PreTrainedModel) -> PreTrainedModel:
     return made.to(model.dtype).to(model.device)
 
 
-@dataclass
-class Sides:
-    """A pair, its server, and what is decoded: ready to be timed."""
-
-    slm: PreTrainedModel
-    llm: PreTrainedModel
-    prompts: list[IntArray]
-    tokens: int
-    share: float
-
-    def __post_init__(self) -> None:
-        self.service = server(self.llm, len(self.prompts), self.tokens)
-        # The threshold that escalates `share` of this text, found on the first decode.
-        probe = routed(self.slm, self.service, self.prompts, self.tokens, 1.0)
-        self.threshold = float(np.quantile(probe.uncertainty[probe.present], 1 - self.share))
-        # Everything runs once before it is measured.
-        self.records = self.route(self.prompts)
-        llm_on_escalated(self.llm, self.prompts, self.records.escalated)
-
-    def route(self, prompts: list[IntArray]) -> TokenRecords:
-        """One routed decode."""
-        return routed(self.slm, self.service, prompts, self.tokens, self.threshold)
-
-    def times(self) -> tuple[float, float, float]:
-        """Seconds of the routed decode, and of the ideal's two parts."""
-        return (
-            seconds(lambda: self.route(self.prompts)),
-            seconds(lambda: slm_alone(self.slm, self.prompts, self.tokens)),
-            seconds(lambda: llm_on_escalated(self.llm, self.prompts, self.records.escalated)),
-        )
-
-
 def overhead_figures(real: Sides, times: FloatArray, repeats: int) -> dict[str, float]:
     """What of both sides is not products, and the ratio where products cost less."""
     thin_pair = Sides(thin(real.slm), thin(real.llm), real.prompts, real.tokens, real.share)
+    thin_pair.times()  # warms up
     bare = np.median([thin_pair.times() for _ in range(repeats)], axis=0)
     whole = np.median(times, axis=0)
     half = (whole + bare) / 2
@@ -260,16 +144,45 @@ def overhead_figures(real: Sides, times: FloatArray, repeats: int) -> dict[str, 
     }
 
 
-def figures(
-    pair: ModelPair, count: int, tokens: int, repeats: int, share: float
-) -> dict[str, object]:
-    """All sides for one number of prompts."""
+def sides_of(pair: ModelPair, count: int, options: argparse.Namespace) -> Sides:
+    """The pair on so many beginnings of built-in texts."""
     items = load_items("builtin")
     rows = np.arange(count) % len(items)
     made = make_prompts(items, pair.tokenizer, rows, "generate", PROMPT_TOKENS)
     prompts = [prompt.tokens[:PROMPT_TOKENS] for prompt in made]
-    sides = Sides(pair.slm, pair.llm, prompts, tokens, share)
-    records = sides.records
+    return Sides(pair.slm, pair.llm, prompts, options.tokens, options.share)
+
+
+def memory_figures(options: argparse.Namespace, count: int) -> dict[str, float]:
+    """Memory of this process, a new one, while it loads the pair and routes so many prompts."""
+    torch.set_num_threads(options.threads)
+    before = resident_mib()
+    pair = load_models(pair_settings(options))
+    loaded, most_to_load = resident_mib(), peak_mib()
+    sides_of(pair, count, options)
+    found = {
+        "before_models_mib": before,
+        "with_both_models_mib": loaded,
+        "most_while_loading_mib": most_to_load,
+        "most_mib": peak_mib(),
+    }
+    if torch.cuda.is_initialized():
+        found["most_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    slm, llm = key_value_bytes(pair.slm), key_value_bytes(pair.llm)
+    session = llm * (PROMPT_TOKENS + 1 + options.tokens) / 2**20
+    return found | {
+        "slm_key_value_kib_a_token": slm / 2**10,
+        "llm_key_value_kib_a_token": llm / 2**10,
+        "llm_key_value_mib_a_session": session,
+    }
+
+
+def figures(pair: ModelPair, count: int, options: argparse.Namespace) -> dict[str, object]:
+    """All sides for one number of prompts."""
+    tokens, repeats = options.tokens, options.repeats
+    sides = sides_of(pair, count, options)
+    prompts, records = sides.prompts, sides.records
+    llm_on_escalated(pair.llm, prompts, records.escalated)  # warms up
     assisted(pair.slm, pair.llm, prompts[0], tokens)
 
     alone = PromptByPrompt(lambda at: sides.route([prompts[at]]), count, repeats)
@@ -286,7 +199,6 @@ def figures(
     lockstep_s = float(np.median(times[:, 0]))
     total = count * tokens
     return {
-        "prompts": count,
         "tokens": tokens,
         "repeats": repeats,
         "times_each_prompt_was_measured_alone": repeats if count < repeats else 1,
@@ -318,16 +230,19 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="share of tokens escalated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
+    parser.add_argument("--memory", action="store_true", help="measure memory alone")
     add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.cpu:
-        _clock[0] = time.process_time
+        CLOCK[0] = time.process_time
     print(f"{options.threads} threads")
-    pair = load_models(pair_settings(options))
+    pair = None if options.memory else load_models(pair_settings(options))
     found = []
     for count in options.prompts:
-        one = figures(pair, count, options.tokens, options.repeats, options.share)
+        one = {"prompts": count, "memory": apart(memory_figures, options, count)}
+        if pair is not None:
+            one |= figures(pair, count, options)
         print(json.dumps(one, indent=1), flush=True)
         found.append(one)
     print(write_report("routed_decode", {**vars(options), "runs": found}))
