@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from servers.connections import EACH_ADDRESS, Connections, Place
@@ -38,6 +40,32 @@ async def bounded(request: Request, most: int) -> AsyncIterator[bytes]:
         if length > most:
             raise BodyTooLarge
         yield chunk
+
+
+class _CutOff:
+    """Answers 503 where the server's end cuts a request off, as uvicorn does by cancelling it.
+
+    Left to uvicorn it is a failure of the application: status 500, and its whole stack in the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # An answer that has begun is cut, so that nobody takes it for whole.
+            if not begun:
+                ended = PlainTextResponse("the server is being stopped", 503)
+                await ended(scope, receive, send)
 
 
 class _ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -146,7 +174,7 @@ def make_server(
         Most connections from one address, >= 1; the application finds all in its state.
     """
     config = uvicorn.Config(
-        app,
+        _CutOff(app),
         http=_ImpatientProtocol,
         ssl_certfile=certificate or None,
         ssl_keyfile=key or None,

@@ -20,6 +20,7 @@ logger = getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+_NAMES = {"llm": "LLM", "edge": "edge"}
 _MEANWHILE = {"llm": "tokens stay with the small model", "edge": "tokens go on to the LLM"}
 
 
@@ -112,7 +113,7 @@ class Link:
         try:
             found = decode(answer)
         except WireError as error:
-            unread = LinkDown(f"the {self.server} server's answer cannot be read: {error}")
+            unread = LinkDown(f"the {_NAMES[self.server]} server's answer cannot be read: {error}")
             self.failed(unread, traffic)
             raise unread from error
         self._answered()
@@ -176,6 +177,8 @@ class Link:
 
     def _answered(self) -> None:
         self.back_off.answered()
+        if self.problem:
+            logger.warning("the %s server answers again", _NAMES[self.server])
         self.problem = ""
 
     def _count(self, up: int, down: int, traffic: Traffic) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +25,7 @@ from fedhlm_app.cli.policy import (
     RunOption,
     choose_policy,
 )
-from fedhlm_app.cli.reaching import reach_llm
+from fedhlm_app.cli.reaching import reach_llm, told_of_loading
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED
 from fedhlm_app.settings import Settings, SettingsError
 from hlm.wire import WireError
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
 generate_app = command_app(name="generate")
 
 STANDARD_INPUT = "-"
-PATIENCE = 2.0
-"""Seconds after which somebody who waits is told what for."""
 
 
 @generate_app.command()
@@ -111,7 +106,7 @@ def generate(
     }
     with (
         ends_with(BAD_SETTINGS, ValueError, OSError, trace=True),
-        _told_of_waiting(errors, "loading the models ..."),
+        told_of_loading(),
     ):
         for name, number in (("tokens", tokens), ("threads", threads)):
             if number < 1:
@@ -239,15 +234,3 @@ def _possible_stages(settings: Settings) -> list[str]:
     tiers = ["cache"] if settings.cache_mode != "off" else []
     unreached = ["unresolved"] if settings.llm_address else []
     return ["local", *tiers, "llm_accepted", "llm_resampled", *unreached]
-
-
-@contextmanager
-def _told_of_waiting(console: Console, words: str) -> Iterator[None]:
-    """Say what is being done, once it takes long."""
-    timer = threading.Timer(PATIENCE, console.print, [words])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

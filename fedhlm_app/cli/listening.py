@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -43,9 +44,13 @@ def take_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         # Python adds the address, which is named here.
         why = (error.strerror or str(error)).partition(" (")[0].lower()
-        raise SettingsError(
-            f"--host {host} --port {port}: {why}; give another, port 0 takes a free one"
-        ) from error
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        allowed = (
+            "another port, 0 takes a free one"
+            if taken
+            else "an address of this machine, as 127.0.0.1, or 0.0.0.0 for every one"
+        )
+        raise SettingsError(f"--host {host} --port {port}: {why}; give {allowed}") from error
 
 
 def read_access(

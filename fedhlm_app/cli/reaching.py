@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+import typer
 
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.settings.address import speaks_openai
 
 if TYPE_CHECKING:
     from hlm.transport import Transport
+
+PATIENCE = 2.0
+"""Seconds after which somebody who waits is told what for."""
+
+
+@contextmanager
+def told_of_loading() -> Iterator[None]:
+    """Say on standard error that models are being loaded, once it takes long."""
+    timer = threading.Timer(PATIENCE, typer.echo, ["loading the models ..."], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def reach_llm(settings: Settings, threads: int) -> Transport:

@@ -18,7 +18,7 @@ from fedhlm_app.cli.policy import (
     choose_policy,
     collect_alone,
 )
-from fedhlm_app.cli.reaching import reach_llm
+from fedhlm_app.cli.reaching import reach_llm, told_of_loading
 from fedhlm_app.cli.run import BAD_SETTINGS, FAILED, collect
 from fedhlm_app.cli.serve_options import (
     BatchingOption,
@@ -182,7 +182,8 @@ def serve(
     # Taken before the model is loaded: a port in use is told at once.
     listener = take_port(host, port)
     torch.set_num_threads(threads)
-    served = build_served(settings, queue, access.tokens)
+    with told_of_loading():
+        served = build_served(settings, queue, access.tokens)
     engine = served.service.engine
 
     def ready(at: str) -> None:
@@ -320,8 +321,9 @@ def device(
             log_as_json()
         # Taken before a model is loaded: a port in use is told at once.
         listener = take_port(host, port)
-        link = reach_llm(settings, threads)
-        texts = open_texts(settings, client, link, store, policy)
+        with told_of_loading():
+            link = reach_llm(settings, threads)
+            texts = open_texts(settings, client, link, store, policy)
         serve_texts(texts, listener, queue, fail_without_llm, hosts, access)
 
 

@@ -57,6 +57,12 @@ class _Message(_Strict):
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
 
+_ALLOWED = {
+    "prompt": "one text, or a list of one",
+    "stop": "a text of at least one character, or a list of up to 16",
+}
+"""What a field of several types may be, where the reasons for each say less."""
+
 
 class _Body(_Strict):
     model: str = MODEL
@@ -116,7 +122,7 @@ class Question:
         try:
             found = (_Chat if chat else _Completion).model_validate(given)
         except ValidationError as error:
-            raise _named(error) from None
+            raise _named(error, given) from None
         if found.model != MODEL:
             raise unknown_model(found.model)
         _check_sampling(found, settings)
@@ -159,7 +165,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _ABOUT}
 
 
-def _named(error: ValidationError) -> Refused:
+def _named(error: ValidationError, given: dict[str, Any]) -> Refused:
     """The first thing that is wrong, by its field."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
@@ -168,6 +174,9 @@ def _named(error: ValidationError) -> Refused:
     if first["type"] == "extra_forbidden":
         message = f"{name} = {shown(first['input'])}: a device does not know this field"
         return Refused(400, message, name, "unknown_parameter")
+    if name in _ALLOWED:
+        message = f"{name} = {shown(given[name])}: must be {_ALLOWED[name]}"
+        return Refused(400, message, name, "invalid_value")
     # A field that may be of several types fails once for each of them.
     of_field = [one for one in error.errors(include_url=False) if one["loc"][0] == name]
     why = " or ".join(dict.fromkeys(one["msg"][0].lower() + one["msg"][1:] for one in of_field))

@@ -289,4 +289,9 @@ def _finish(job: Job, text: Continuation) -> str:
 async def _no_such_address(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return JSONResponse(Refused(error.status_code, message).as_json(), error.status_code)
+    if error.status_code == 404:
+        message += "; programs ask POST /v1/completions (base URL /v1), people the page at /"
+    elif allowed := (error.headers or {}).get("Allow"):
+        message += f"; allowed: {allowed}"
+    refused = Refused(error.status_code, message).as_json()
+    return JSONResponse(refused, error.status_code, error.headers)

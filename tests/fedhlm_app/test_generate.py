@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from clients.records import Stage
-from fedhlm_app.cli import app
+from fedhlm_app.cli import app, reaching
 from fedhlm_app.cli import generate as command
 from fedhlm_app.cli.coloured import ColouredText
 from fedhlm_app.cli.policy import choose_policy
@@ -341,7 +341,7 @@ def test_nothing_is_said_within_a_text(fedhlm, monkeypatch, caplog):
 
 def test_the_pair_of_the_settings_is_loaded_here(fedhlm, monkeypatch):
     monkeypatch.setattr(command, "open_model", OPEN_MODEL)
-    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    monkeypatch.setattr(reaching, "PATIENCE", 0.0)
     answer = fedhlm(PROMPT, "-n", "3")
     assert answer.exit_code == 0 and answer.stderr.startswith("loading the models ...\n3 tokens: ")
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from starlette.applications import Starlette
+from starlette.routing import Route
+
 from fedhlm_app.transport.http_transport import HttpTransport
+from servers.http_server import listen, make_server
 from tests.served import StuckService, make_service, payload, serving
 
 
@@ -35,3 +41,25 @@ def test_an_answer_may_take_longer_than_headers(monkeypatch):
         time.sleep(3.5)
         service.go.set()
         assert asked.result()
+
+
+def test_a_request_that_the_end_cuts_off_is_no_failure_of_the_application(caplog):
+    begun = threading.Event()
+
+    async def waits(request):
+        begun.set()
+        await asyncio.Event().wait()
+
+    listener = listen("127.0.0.1", 0)
+    server = make_server(Starlette(routes=[Route("/", waits)]))
+    server.config.timeout_graceful_shutdown = 0
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    with socket.create_connection(listener.getsockname(), timeout=600) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert begun.wait(600)
+        server.should_exit = True
+        answer = connection.makefile("rb").read()
+    thread.join(600)
+    assert answer.startswith(b"HTTP/1.1 503") and b"the server is being stopped" in answer
+    assert not any(record.exc_info for record in caplog.records)

@@ -135,6 +135,11 @@ def test_an_answer_that_cannot_be_read_is_none(server, caplog):
     assert link.asleep and traffic.failures == 2
     assert (traffic.uplink, traffic.downlink, traffic.edge, traffic.messages) == (0, 0, 0, 0)
     assert len(caplog.records) == 1  # once in a row
+    for _ in range(2):
+        link.exchange(b"\x00", bytes, traffic)
+    assert caplog.messages[1:] == [
+        f"the {'LLM' if server == 'llm' else server} server answers again"
+    ]
 
 
 def test_bytes_are_counted_by_the_server_they_cross_to():

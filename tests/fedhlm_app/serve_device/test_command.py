@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from typer.testing import CliRunner
 
-from fedhlm_app.cli import app
+from fedhlm_app.cli import app, reaching
 from fedhlm_app.cli import serve as command
 from tests.fedhlm_app.serve_device.devices import Down
 from tests.fedhlm_app.test_generate import certified_run
@@ -57,6 +59,7 @@ def test_a_run_with_peers_is_served_without_them(serve, tmp_path):
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0: whoever reaches it would be answered"),
         (["--host", "0.0.0.0", "--insecure"], "as in --allow-host my-device"),
+        (["--host", "192.0.2.1", "--insecure"], "give an address of this machine, as 127.0.0.1"),
         (["--run", "missing"], "missing"),
         (["--cluster", "1"], "--cluster 1: is about a run"),
         (["-s", "peer-mode=context"], "'peer-mode' = 'context'"),
@@ -77,6 +80,15 @@ def test_another_address_is_served_when_it_is_said_twice(serve):
     assert access.tokens is None
     done, *_, hosts, _ = serve("--host", "127.0.0.2")
     assert done.exit_code == 0 and "127.0.0.2" in hosts
+
+
+def test_who_waits_for_the_models_is_told(serve, monkeypatch):
+    said = threading.Event()
+    monkeypatch.setattr(reaching, "PATIENCE", 0.0)
+    monkeypatch.setattr(reaching.typer, "echo", lambda *_, **__: said.set())
+    monkeypatch.setattr(command, "reach_llm", lambda *_: Down() if said.wait(600) else None)
+    done, texts, *_ = serve()
+    assert done.exit_code == 0 and texts.device.uplink.link.transport is not None
 
 
 def test_the_llms_token_does_not_open_the_device(serve, monkeypatch, tmp_path):

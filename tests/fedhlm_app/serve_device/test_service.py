@@ -102,14 +102,14 @@ def test_who_watches_sees_tokens_and_whether_the_llm_is_there(llm):
 def test_errors_have_one_shape(device):
     port, _ = device
     too_long = b" " * (MOST_BYTES + 1)
-    for path, body, status in (
-        ("/nowhere", None, 404),
-        (ADDRESS, None, 405),
-        (ADDRESS, b"\xff", 400),
-        (ADDRESS, too_long, 413),
+    for path, body, status, why in (
+        ("/completions", b"{}", 404, "programs ask POST /v1/completions (base URL /v1)"),
+        (ADDRESS, None, 405, "method not allowed; allowed: POST"),
+        (ADDRESS, b"\xff", 400, "body: no JSON"),
+        (ADDRESS, too_long, 413, "bytes are read"),
     ):
         found, told = ask(port, path, body)
-        assert found == status
+        assert found == status and why in told["error"]["message"]
         assert told["error"].keys() == {"message", "type", "param", "code"}
     assert ask(port, "/health") == (200, {"status": "ok", "llm": "ok"})
 
@@ -129,11 +129,15 @@ def test_a_body_that_never_comes_is_not_waited_for(device, monkeypatch):
         ("prompt", None, "body: no JSON"),
         (["prompt"], None, 'body = ["prompt"]: must be a JSON object'),
         ({}, "prompt", "prompt: is missing"),
-        ({"prompt": 3}, "prompt", "prompt = 3: input should be a valid string"),
-        ({"prompt": ["a", "b"]}, "prompt", "at most 1 item"),
+        ({"prompt": 3}, "prompt", "prompt = 3: must be one text, or a list of one"),
+        (
+            {"prompt": ["a", "b"]},
+            "prompt",
+            '= ["a", "b"]: must be one text, or a list of one',
+        ),
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "max_tokens = true: input should be"),
         ({"prompt": "a", "max_tokens": "9"}, "max_tokens", 'max_tokens = "9"'),
-        ({"prompt": "a", "stop": [""]}, "stop", "stop"),
+        ({"prompt": "a", "stop": [""]}, "stop", 'stop = [""]: must be a text of at least one char'),
         ({"prompt": "a", "tokens": 9}, "tokens", "tokens = 9: a device does not know this field"),
         ({"prompt": "a", "n": 3}, "n", "n = 3: a device does not do that; allowed: 1"),
         ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias", "allowed: {}"),
