@@ -130,12 +130,16 @@ def _llm(settings: Settings) -> Iterator[Finding]:
     from fedhlm_app.transport.llm_access import check_llm
 
     told: dict[str, Any] = {}
-    begun, clock = time.monotonic(), time.time()
+    begun = answered = time.time()
 
     def ask() -> str:
+        nonlocal begun, answered
+        begun = time.time()
         told.update(check_llm(settings))
+        # Before the model is looked at, which may take seconds here.
+        answered = time.time()
         require_model(settings, told)
-        took = 1000 * (time.monotonic() - begun)
+        took = 1000 * (answered - begun)
         return f"{settings.llm_address} serves {told.get('model')}, answered after {took:.0f} ms"
 
     found = _tried("llm", ask)
@@ -143,7 +147,7 @@ def _llm(settings: Settings) -> Iterator[Finding]:
     hint = "; is `fedhlm serve llm` running there, and may this machine reach it?" if silent else ""
     yield replace(found, said=found.said + hint)
     if "time" in told:
-        ahead = float(told["time"]) - (clock + time.time()) / 2
+        ahead = float(told["time"]) - (begun + answered) / 2
         said = f"{abs(ahead):.1f} s {'behind' if ahead > 0 else 'ahead of'} the LLM server's"
         state = WRONG if abs(ahead) > SKEW else OK
         more = "; set both by NTP, or certificates seem expired" if state == WRONG else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def create(
             write_private(folder / DEVICES, b"{}\n")
         until = read_certificate(folder / SERVER).not_valid_after_utc
     print(f"{folder / SERVER}: for {', '.join(hosts)}, until {until:%Y-%m-%d}")
-    print(f"next: fedhlm keys issue DEVICE -f {folder}")
+    print(f"next: fedhlm keys issue DEVICE -f {shlex.quote(str(folder))}")
 
 
 @keys_app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,3 +27,9 @@ def test_tokens_that_are_issued_at_the_same_moment_are_all_there(tmp_path, monke
     tokens = Tokens(file=tmp_path / keys.DEVICES)
     given = [(tmp_path / "devices" / name / "token").read_text().strip() for name in NAMES]
     assert [tokens.device(token) for token in given] == NAMES
+
+
+def test_the_next_command_can_be_typed_whatever_the_folders_name(tmp_path, capsys):
+    keys.create(tmp_path / "my keys", None)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert words[-2:] == ["-f", str(tmp_path / "my keys")]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedhlm_app.cli import app, checkup
 from fedhlm_app.hosting.llm import build_service
+from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings
 from servers import account
 from servers.service import ServedLanguageModel, ServiceOptions
@@ -67,6 +68,14 @@ def test_a_clock_that_is_wrong_is_told(llm, monkeypatch):
     code, ((what, said),) = doctor("-s", llm[0], "-s", llm[1])
     assert (code, what) == (1, "clock")
     assert "s behind the LLM server's; set both by NTP" in said
+
+
+def test_a_model_that_loads_slowly_here_is_no_late_clock(llm, monkeypatch):
+    late = [0.0]
+    there = namedtuple("There", "time monotonic")(lambda: time.time() + late[0], time.monotonic)
+    monkeypatch.setattr(checkup, "time", there)
+    monkeypatch.setattr(preflight, "require_model", lambda *_: late.__setitem__(0, 3600.0))
+    assert doctor("-s", llm[0], "-s", llm[1]) == (0, [])
 
 
 def test_disk_models_and_folders_are_looked_at(monkeypatch, tmp_path):
