@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fedhlm_app.cli.blocks import print_blocks
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import file_option, set_option
 from fedhlm_app.cli.error_log import keep_trace, say
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
@@ -77,12 +77,8 @@ def compare(
     no_accuracy: Annotated[
         bool, typer.Option("--no-accuracy", help="Count no right next tokens and right labels.")
     ] = False,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it.")
-    ] = None,
-    csv_file: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - prints it.")
-    ] = None,
+    json_file: Annotated[str | None, file_option("Write JSON; - prints it.", "--json")] = None,
+    csv_file: Annotated[str | None, file_option("Write CSV; - prints it.", "--csv")] = None,
     overrides: Annotated[list[str] | None, set_option("Any setting; may be repeated.")] = None,
 ) -> None:
     """Compare every method of deciding which tokens the large model sees, and how.

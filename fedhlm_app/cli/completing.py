@@ -1,7 +1,8 @@
-"""`--set KEY=VALUE`, the option that many commands have, and what a shell completes in it."""
+"""Options that many commands have, `--set KEY=VALUE` first, and what a shell completes in it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +15,20 @@ def set_option(words: str) -> Any:
     return typer.Option(
         "--set", "-s", metavar="KEY=VALUE", help=words, autocompletion=settings_keys
     )
+
+
+def file_option(words: str, *names: str) -> Any:
+    """An option that names a file to write, refused before any work where there can be none."""
+    return typer.Option(*names, metavar="FILE", help=words, callback=_place)
+
+
+def _place(value: Any) -> Any:
+    path = Path("-" if value is None else value)
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; allowed is a file")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"{path}: there is no folder {path.parent}")
+    return value
 
 
 def model_option() -> Any:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhlm_app.cli.completing import set_option
+from fedhlm_app.cli.completing import file_option, set_option
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
@@ -26,7 +26,7 @@ replay_app = command_app(name="replay")
 
 @trace_app.command()
 def trace(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.")],
+    out: Annotated[Path, file_option("Parquet file to write.")],
     dataset: Annotated[
         str | None, typer.Option(help="Texts: builtin, a hub name, or a file or folder of them.")
     ] = None,
@@ -44,8 +44,6 @@ def trace(
     errors = Console(stderr=True, highlight=False)
     with ends_with(BAD_SETTINGS, ValueError, OSError, trace=True):
         settings = collect({"dataset": dataset, "workload": workload}, overrides or [])
-        if not out.parent.is_dir():
-            raise ValueError(f"--out {out}: there is no folder {out.parent}")
         # PyTorch and Transformers take seconds to load, which a wrong setting need not await.
         from fedhlm_app.trace.recording import record
 
@@ -64,9 +62,7 @@ def replay(
     clients: Annotated[int | None, typer.Option("--clients", "-n", help="As in run.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", "-r", help="As in run.")] = None,
     clusters: Annotated[int | None, typer.Option(help="As in run.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all rounds as JSON.")
-    ] = None,
+    json_file: Annotated[Path | None, file_option("Write all rounds as JSON.", "--json")] = None,
     overrides: Annotated[
         list[str] | None, set_option("Any setting of the run that is replayed.")
     ] = None,

@@ -255,7 +255,8 @@ def _find_columns(
         if all(column in present for column in columns):
             return columns
     wanted = repr(asked) if asked else f"not set, and none of {', '.join(defaults)} is there"
-    raise DataError(f"{setting} = {wanted}; the dataset's columns are {', '.join(present)}")
+    allowed = ", ".join(present)
+    raise DataError(f"{setting} = {wanted}; allowed are the dataset's columns {allowed}")
 
 
 def _encode_labels(

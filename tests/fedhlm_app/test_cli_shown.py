@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from fedhlm_app.cli import app
 from fedhlm_app.cli.completing import settings_keys
@@ -164,3 +165,25 @@ def test_runs_are_listed_newest_first(
             process.wait()
             assert is_at_work(path)
     assert not is_at_work(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trace", "--out"],
+        ["replay", "no.parquet", "--json"],
+        ["pipeline", "run", "--json"],
+        ["compare", "--json"],
+        ["compare", "--csv"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [(".", ". is a folder; allowed is a file"), ("missing/x", "there is no folder missing")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(words, place, why, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = CliRunner().invoke(app, [*words, place])
+    assert answer.exit_code == 2
+    assert why in answer.stderr and f"'{words[-1]}'" in answer.stderr

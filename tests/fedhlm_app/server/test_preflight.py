@@ -183,7 +183,10 @@ def command(monkeypatch, tmp_path):
         ("dataset=one.csv", "one.csv (train) has 1; give it more items"),
         ("dataset=./gone.csv", "gone.csv': no such file or folder"),
         ("dataset=nodata", "nodata' holds no file for split 'train'"),
-        ("text-columns=headline", "text-columns = 'headline'; the dataset's columns are id, topic"),
+        (
+            "text-columns=headline",
+            "text-columns = 'headline'; allowed are the dataset's columns id, topic",
+        ),
         ("slm=no-config.json", "no-config.json' is no model: it has no config"),
         ("llm=no-tokenizer.json", "no-tokenizer.json' is no model: it has no tokenizer"),
         ("llm=no-model.safetensors", "no-model.safetensors' is no model: it has no weights"),
