@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks._teacher_forced import BOS, corpus
+from benchmarks._pair import start_token
+from benchmarks._teacher_forced import corpus
 from hlm.arrays import IntArray
 
 World = Literal["shared", "apart", "news"]
@@ -59,7 +60,11 @@ class Prompts:
         if world != "news":
             texts = [_BYLINE.sub(" ", text).strip() for text in texts]
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        openings = {(BOS, *ids[: length - 1]): None for ids in encoded if len(ids) >= length}
+        openings = {
+            (start_token(tokenizer), *ids[: length - 1]): None
+            for ids in encoded
+            if len(ids) >= length
+        }
         order = np.random.default_rng(seed).permutation(len(openings))
         everything = np.array(list(openings), np.int64)[order]
         pools = clusters * phrases if world == "shared" else 0

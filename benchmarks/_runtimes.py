@@ -2,8 +2,9 @@
 
 Run with ``python -m benchmarks._runtimes [--slm builtin]`` where the extra ``onnx`` is installed,
 or with ``--slm smollm2`` or a GGUF file where ``llama`` is; writes benchmarks/out/runtimes.json.
-Processor time of one thread, rounds of all taken in turn; agreement in the most likely token is
-with PyTorch, on articles of the built-in corpus.
+It has no LLM, and device and number format are what the runtimes have. Processor time of one
+thread, rounds of all taken in turn; agreement in the most likely token is with PyTorch, on articles
+of the built-in corpus.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Recorded are the device's drafts along the LLM's own greedy text, once, and cach
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
@@ -13,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._teacher_forced import BOS, CACHE, corpus, pair_name
+from benchmarks._pair import digest_of, load_models, start_token
+from benchmarks._teacher_forced import CACHE, corpus
 from clients.decoding.drafting import RouterConfig
+from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.estimate.recording import Recorded, alone, record
 from fedhlm_app.settings import Settings
 from hlm.arrays import IntArray
@@ -41,7 +42,7 @@ AHEAD = (1, 4)
 CELL = ("budget", "llm_ms", "round_trip_ms")
 
 
-def recorded(texts: int, tokens: int) -> tuple[str, IntArray, Recorded]:
+def recorded(settings: Settings, texts: int, tokens: int) -> tuple[str, IntArray, Recorded]:
     """Name of the data, prompts, and what was recorded on them; cached under ``benchmarks/out``.
 
     The LLM goes on from the first `PROMPT_TOKENS` tokens of an article by its likeliest token, past
@@ -49,33 +50,29 @@ def recorded(texts: int, tokens: int) -> tuple[str, IntArray, Recorded]:
 
     Parameters
     ----------
+    settings
+        Of the pair.
     texts
         Articles, at most.
     tokens
         Positions that are recorded of each.
     """
-    # Loading Transformers takes seconds, which a caller with a cached record is spared.
-    from fedhlm_app.client.inference import sampling_of, uncertainty_of
-    from fedhlm_app.models.load import load_llm, load_slm, load_tokenizer
-
     name, rows = corpus("validation", 0)
-    tokenizer: Any = load_tokenizer(pair_name("slm"))
+    pair = load_models(settings)
+    tokenizer: Any = pair.tokenizer
+    start = start_token(tokenizer)
     encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
-    long = [[BOS, *ids[: PROMPT_TOKENS - 1]] for ids in encoded if len(ids) >= PROMPT_TOKENS - 1]
+    long = [[start, *ids[: PROMPT_TOKENS - 1]] for ids in encoded if len(ids) >= PROMPT_TOKENS - 1]
     order = np.random.default_rng(0).permutation(len(long))[:texts]
     prompts = np.array([long[index] for index in order])
-    slm: Any = load_slm(pair_name("slm"))
-    llm: Any = load_llm(pair_name("llm"))
-    key = hashlib.sha256(prompts.tobytes() + str(tokens).encode())
-    for model in (slm, llm):
-        for parameter in model.parameters():
-            key.update(parameter.detach().numpy().tobytes())
-    path = CACHE / f"spans-{key.hexdigest()[:16]}.npz"
+    key = digest_of(pair[:2], prompts.tobytes(), str(tokens).encode())
+    path = CACHE / f"spans-{key}.npz"
     if not path.exists():
-        settings = Settings.from_sources({}, {})
         config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
         CACHE.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **vars(record(slm, alone(llm, config), list(prompts), tokens, config)))
+        np.savez(
+            path, **vars(record(pair.slm, alone(pair.llm, config), list(prompts), tokens, config))
+        )
     with np.load(path) as stored:
         return name, prompts, Recorded(**stored)
 

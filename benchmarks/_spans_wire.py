@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._pair import pair_settings, server_words
 from benchmarks._spans_recorded import CELL
 from benchmarks._spans_writers import Cell, Writers, Written, middle
 from fedhlm_app.compare.contender import Recorder
@@ -218,7 +219,8 @@ def in_real_time(
     from tests.e2e.network import FAR, PORT, served_llm, two_namespaces, why_not
 
     fitted, tested = recorded.halves()
-    writers = Writers(options.wire_tokens, fitted, options.window)
+    settings = pair_settings(options)
+    writers = Writers(settings, options.wire_tokens, fitted, options.window)
     thresholds = {budget: certified(fitted, budget) for _, _, budget in options.cells}
     texts = {
         budget: typical_texts(writers, threshold, prompts[1::2], tested, options.wire_prompts)
@@ -241,7 +243,8 @@ def in_real_time(
             yield from rows("channels", cell, *over_channels(writers, cell))
         if kind is None or not missing[kind]:
             continue
-        with two_namespaces(kind) as network, served_llm(network, "--pace-ms", f"{pace:g}"):
+        words = ["--pace-ms", f"{pace:g}", *server_words(settings)]
+        with two_namespaces(kind) as network, served_llm(network, *words):
             for cell in missing[kind]:
                 with network.joined(cell.link):
 

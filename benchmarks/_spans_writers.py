@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 from scipy.stats import binom
 
-from benchmarks._teacher_forced import pair_name
+from benchmarks._pair import load_models
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
 from clients.decoding.spans import SpanRouting
@@ -26,7 +26,6 @@ from fedhlm_app.compare.contender import LanguageModelAlone, Recorder
 from fedhlm_app.compare.methods import METHODS
 from fedhlm_app.data.workload import WorkloadBatch
 from fedhlm_app.estimate.recording import Recorded
-from fedhlm_app.models.load import load_llm, load_slm
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.arrays import BoolArray, IntArray
@@ -116,6 +115,8 @@ class Writers:
 
     Parameters
     ----------
+    settings : Settings
+        Of the pair.
     tokens : int
         Of a text.
     fitted : Recorded
@@ -124,10 +125,9 @@ class Writers:
         Tokens that the server may be ahead of the device.
     """
 
-    def __init__(self, tokens: int, fitted: Recorded, window: int) -> None:
-        settings = Settings.from_sources({}, {})
+    def __init__(self, settings: Settings, tokens: int, fitted: Recorded, window: int) -> None:
         self.tokens, self.fitted, self.window = tokens, fitted, window
-        self.slm, self.llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
+        self.slm, self.llm, _ = load_models(settings)
         self.config = RouterConfig(
             sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset()
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,17 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks._pair import digest_of, start_token
 from fedhlm_app.data.text import join_text
+from fedhlm_app.models.load import ModelPair
+from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "benchmarks" / "out"
 LONGEST_TEXT = 92
-BOS, TOPIC, FIRST_LABEL = 1, 3, 4
+MOST_LOGITS = 1 << 26
+"""Of a model in one pass; 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Forced:
-    """Rows = predicted tokens; the last row of each prompt is the label after the topic token.
+    """Rows = predicted tokens; the last row of each prompt is the label, asked for before.
 
     ``prompt`` int64, ``position`` int64, ``given`` int64 (the text's own token), ``draft`` int64
     (SLM top-1), ``top`` int64 (LLM top-1), ``x_draft``, ``y_draft``, ``x_given`` float32
@@ -65,24 +68,6 @@ def shared_folder() -> Path | None:
     """Folder with ``data/ag_news`` (``FEDHLM_SHARED``, or ``shared`` beside the checkout)."""
     folder = Path(os.environ.get("FEDHLM_SHARED", ROOT.parent / "shared"))
     return folder if (folder / "data" / "ag_news" / "validation.csv.gz").exists() else None
-
-
-def pair_name(role: str) -> str:
-    """Name of the SLM or LLM for the loader: ``FEDHLM_PAIR``, else the built-in pair, else shared.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no pair at all.
-    """
-    if "FEDHLM_PAIR" in os.environ:
-        return str(Path(os.environ["FEDHLM_PAIR"]) / role)
-    if (ROOT / "fedhlm_assets" / "pair" / role / "config.json").exists():
-        return "builtin"
-    shared = shared_folder()
-    if shared is None or not (shared / "pair" / role / "config.json").exists():
-        raise FileNotFoundError("no built-in pair, and neither FEDHLM_PAIR nor FEDHLM_SHARED")
-    return str(shared / "pair" / role)
 
 
 def articles(split: str, count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -135,42 +120,33 @@ def dirichlet_clients(
 
 
 @torch.inference_mode()
-def forced(rows: list[tuple[int, str]], batch: int = 32) -> Forced:
+def forced(rows: list[tuple[int, str]], pair: ModelPair, batch: int = 32) -> Forced:
     """One pass of both models over ``rows``; cached by content under ``benchmarks/out``."""
-    # Loading Transformers takes seconds, which a caller with cached results of its own is spared.
-    from fedhlm_app.models.load import load_llm, load_slm
-    from fedhlm_app.models.vocabulary import load_tokenizer
-
-    names = {role: pair_name(role) for role in ("slm", "llm")}
-    tokenizer: Any = load_tokenizer(names["slm"])
-    slm: Any = load_slm(names["slm"])
-    llm: Any = load_llm(names["llm"])
-    key = hashlib.sha256(json.dumps(rows).encode())
-    for model in (slm, llm):
-        for parameter in model.parameters():
-            key.update(parameter.numpy().tobytes())
-    path = CACHE / f"forced-{key.hexdigest()[:16]}.npz"
+    tokenizer: Any = pair.tokenizer
+    path = CACHE / f"forced-{digest_of(pair[:2], json.dumps(rows).encode())}.npz"
     if path.exists():
         with np.load(path) as stored:
             return Forced(**{name: stored[name] for name in stored.files})
     encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
+    start, asking = start_token(tokenizer), topic_tokens(tokenizer)
+    answers = list(label_tokens(tokenizer).values())
     sequences = [
-        [BOS, *ids[:LONGEST_TEXT], TOPIC, FIRST_LABEL + label]
+        [start, *ids[:LONGEST_TEXT], *asking, answers[label]]
         for ids, (label, _) in zip(encoded, rows, strict=True)
     ]
+    batch = max(1, min(batch, MOST_LOGITS // (max(map(len, sequences)) * len(tokenizer))))
     # Batches of like length waste little padding; rows are put back in order at the end.
     order = np.argsort([len(ids) for ids in sequences], kind="stable")
     parts: dict[str, list[np.ndarray[Any, Any]]] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        columns = _forced_batch([sequences[index] for index in chosen], chosen, slm, llm)
+        columns = _forced_batch([sequences[index] for index in chosen], chosen, pair)
         for name, values in columns.items():
             parts.setdefault(name, []).append(values)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     in_order = np.lexsort((arrays["position"], arrays["prompt"]))
     arrays = {name: values[in_order] for name, values in arrays.items()}
-    arrays["is_label"] = arrays["given"] >= FIRST_LABEL
-    arrays["is_label"] &= np.append(arrays["prompt"][1:] != arrays["prompt"][:-1], True)
+    arrays["is_label"] = np.append(arrays["prompt"][1:] != arrays["prompt"][:-1], True)
     arrays["label"] = np.array([label for label, _ in rows], dtype=np.int64)
     CACHE.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays)
@@ -178,7 +154,7 @@ def forced(rows: list[tuple[int, str]], batch: int = 32) -> Forced:
 
 
 def _forced_batch(
-    sequences: list[list[int]], prompts: NDArray[np.int64], slm: Any, llm: Any
+    sequences: list[list[int]], prompts: NDArray[np.int64], pair: ModelPair
 ) -> dict[str, np.ndarray[Any, Any]]:
     longest = max(map(len, sequences))
     ids = torch.zeros((len(sequences), longest), dtype=torch.int64)
@@ -187,11 +163,14 @@ def _forced_batch(
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     # Right padding under a causal mask cannot reach the positions that are read.
     read = torch.arange(longest - 1)[None] < (lengths - 1)[:, None]
-    small = slm(input_ids=ids, output_hidden_states=True)
-    large = llm(input_ids=ids).logits[:, :-1][read]
-    hidden = small.hidden_states[-1][:, :-1][read]
-    x_log = torch.log_softmax(small.logits[:, :-1][read], dim=-1)
-    y_log = torch.log_softmax(large, dim=-1)
+    slm, llm = (
+        model(input_ids=ids.to(model.device), output_hidden_states=model is pair.slm)
+        for model in pair[:2]
+    )
+    hidden = slm.hidden_states[-1][:, :-1].cpu()[read].float()
+    x_log, y_log = (
+        torch.log_softmax(found.logits[:, :-1].cpu()[read].float(), dim=-1) for found in (slm, llm)
+    )
     given = ids[:, 1:][read]
     draft = x_log.argmax(-1)
     position = torch.arange(longest - 1)[None].expand(len(sequences), -1)[read]

@@ -1,31 +1,26 @@
 """Hierarchical aggregation of 10^3, 10^5 and 10^6 replies: time and memory of the array core.
 
-``python benchmarks/aggregation.py`` writes ``benchmarks/out/aggregation.json``. Measured is one
+``python -m benchmarks.aggregation`` writes ``benchmarks/out/aggregation.json``. Measured is one
 round after validation: edge rule inside 100 clusters (eq. 7), cloud rule over them (eq. 8). What
-Flower's messages cost, decoding and checking every reply, is measured apart, per reply.
+Flower's messages cost, decoding and checking every reply, is measured apart, per reply. It has no
+model pair: numbers are averaged, whoever made them.
 """
 
 from __future__ import annotations
 
 import resource
-import sys
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from _report import write_report  # noqa: E402
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
-
-from strategies.layout import Layout  # noqa: E402
-from strategies.tiers import TierRules, Tiers  # noqa: E402
-from strategies.validation import ReplySchema, validate_replies  # noqa: E402
+from benchmarks._report import write_report
+from strategies.layout import Layout
+from strategies.tiers import TierRules, Tiers
+from strategies.validation import ReplySchema, validate_replies
 
 CLUSTERS = 100
 REPEATS = 5

@@ -1,16 +1,16 @@
 """Time of clustering up to 1,000 clients, and whether it finds groups in real text.
 
-``python benchmarks/clustering.py`` writes ``benchmarks/out/clustering.json``. Speed is measured
+``python -m benchmarks.clustering`` writes ``benchmarks/out/clustering.json``. Speed is measured
 on made-up profiles of the default size; quality on AG News (or the built-in corpus without it),
-read by the small model, dealt to clients whose group prefers one of four topics.
+read by the small model, dealt to clients whose group prefers one of four topics. No text is
+written, so the LLM is not loaded.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,25 @@ import torch
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks._noise import noise_for_epsilon  # noqa: E402
-from benchmarks._report import write_report  # noqa: E402
-from benchmarks._teacher_forced import BOS, LONGEST_TEXT, corpus, pair_name  # noqa: E402
-from clients.decoding.slm import read_texts  # noqa: E402
-from clients.learning.profile import Profile, ProfileSettings  # noqa: E402
-from clients.learning.profile_making import make_profile, token_sketch  # noqa: E402
-from fedhlm_app.models.load import load_slm  # noqa: E402
-from fedhlm_app.models.vocabulary import load_tokenizer  # noqa: E402
-from hlm.uncertainty import entropy  # noqa: E402
-from strategies.cluster_map import shuffled  # noqa: E402
-from strategies.clustering.methods import cluster_clients  # noqa: E402
-from strategies.clustering.reports import adjusted_rand_index, purity  # noqa: E402
+from benchmarks._noise import noise_for_epsilon
+from benchmarks._pair import (
+    add_pair_options,
+    embeddings_of,
+    load_small,
+    pair_settings,
+    start_token,
+)
+from benchmarks._report import write_report
+from benchmarks._teacher_forced import LONGEST_TEXT, MOST_LOGITS, corpus
+from clients.decoding.slm import read_texts
+from clients.learning.profile import Profile, ProfileSettings
+from clients.learning.profile_making import make_profile, token_sketch
+from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.settings import Settings
+from hlm.uncertainty import entropy
+from strategies.cluster_map import shuffled
+from strategies.clustering.methods import cluster_clients
+from strategies.clustering.reports import adjusted_rand_index, purity
 
 GROUPS = 4
 REPEATS = 5
@@ -80,22 +84,25 @@ def speed() -> list[dict[str, Any]]:
     return figures
 
 
-def read_articles() -> tuple[str, Texts, Entropies, NDArray[np.int64], NDArray[np.floating]]:
+def read_articles(
+    settings: Settings, count: int
+) -> tuple[str, Texts, Entropies, NDArray[np.int64], NDArray[np.floating]]:
     """Corpus name, token ids, entropies of the small model, labels and its embeddings."""
     # The model is so small that threads cost more than they give, the more on a busy machine.
     torch.set_num_threads(1)
-    name, rows = corpus("train", ARTICLES)
-    slm: Any = load_slm(pair_name("slm"))
-    tokenizer: Any = load_tokenizer(pair_name("slm"))
+    name, rows = corpus("train", count)
+    slm = load_small(settings)
+    tokenizer: Any = load_tokenizer(settings.slm)
     encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
-    texts = [np.array([BOS, *ids[: LONGEST_TEXT - 1]], np.int64) for ids in encoded]
+    start = start_token(tokenizer)
+    texts = [np.array([start, *ids[: LONGEST_TEXT - 1]], np.int64) for ids in encoded]
     entropies: Entropies = []
-    for start in range(0, len(texts), 64):
-        steps = read_texts(slm, texts[start : start + 64])
-        entropies += [entropy(step.logits).numpy() for step in steps]
-    embeddings = slm.get_input_embeddings().weight.detach().float().numpy()
+    at_once = max(1, min(64, MOST_LOGITS // (LONGEST_TEXT * len(tokenizer))))
+    for begin in range(0, len(texts), at_once):
+        steps = read_texts(slm, texts[begin : begin + at_once])
+        entropies += [entropy(step.logits).numpy(force=True) for step in steps]
     labels = np.array([label for label, _ in rows], np.int64)
-    return name, texts, entropies, labels, embeddings
+    return name, texts, entropies, labels, embeddings_of(slm)
 
 
 def deal(
@@ -195,14 +202,22 @@ def cases(articles: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--articles", type=int, default=ARTICLES, help="that are read, at most")
+    add_pair_options(parser, idle="llm")
+    options = parser.parse_args()
+    if not cases(options.articles):
+        parser.error(f"--articles {options.articles}: at least 160, which 20 clients are dealt")
+    settings = pair_settings(options)
     timings = speed()
-    articles = read_articles()
+    articles = read_articles(settings, options.articles)
     found = []
     for case in cases(len(articles[1])):
         found.append(quality(articles, case))
         print(found[-1], flush=True)
     profile = ProfileSettings()
     figures = {
+        "options": vars(options),
         "speed": timings,
         "corpus": articles[0],
         "repeats": REPEATS,

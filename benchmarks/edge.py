@@ -3,7 +3,8 @@
 Run ``python -m benchmarks.edge``; figures go to ``benchmarks/out/edge.json``. Entries are sketches
 around real contexts (the pair's hidden states on the corpus) with a few bits flipped, so that
 they bunch as they do in use; questions are entries with 3 % of their bits flipped. A batch has 32
-questions. ``--entries 1000 100000`` limits the sizes, ``--words 1 4`` takes longer keys as well.
+questions. ``--entries 1000 100000`` limits the sizes, ``--words 1 4`` takes longer keys as well,
+``--articles 100`` spares a larger pair most of the reading.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
 from benchmarks._teacher_forced import corpus, forced
 from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming
@@ -100,9 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--words", type=int, nargs="+", default=[1])
+    parser.add_argument("--articles", type=int, default=1500)
+    add_pair_options(parser)
     options = parser.parse_args(arguments)
-    name, rows = corpus("validation", 1500)
-    hidden = forced(rows).hidden
+    name, rows = corpus("validation", options.articles)
+    hidden = forced(rows, load_models(pair_settings(options))).hidden
     random = np.random.default_rng(0)
     sizes = []
     for words in options.words:
@@ -113,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sizes.append(figures)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     report = {
+        "options": vars(options),
         "load_average": load,
         "contexts": name,
         "faiss": HAS_FAISS,

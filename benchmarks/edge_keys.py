@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
-from benchmarks._teacher_forced import pair_name
 from benchmarks.peers import Federation, Recorder, Setup
 from clients.records import Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
-from fedhlm_app.models.load import load_llm, load_slm
-from fedhlm_app.models.vocabulary import load_tokenizer
 from hlm.peers.agreement import SketchMaker, distance_of_cosine, hamming, unit_rows
 
 GATES = (0.998, 0.995, 0.98, 0.95)
@@ -137,18 +135,21 @@ def measure(places: Noted, clusters: int, distances: Distances, gates: list[floa
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", nargs="+", default=["shared", "apart", "news"])
+    for name, default in (("rounds", 12), ("clients", 10), ("prompts", 6)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    add_pair_options(parser)
     options = parser.parse_args(arguments)
-    slm, llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
-    tokenizer = load_tokenizer(pair_name("slm"))
+    pair = load_models(pair_settings(options))
+    sized = {name: getattr(options, name) for name in ("rounds", "clients", "prompts")}
     results = []
     for world in options.worlds:
-        setup = Setup(world, peer_mode="off", rounds=12, clients=10, clusters=2, prompts=6)
-        places = noted(Federation(setup, slm, llm, tokenizer))
+        setup = Setup(world, peer_mode="off", clusters=2, **sized)
+        places = noted(Federation(setup, pair))
         for name, size, distances, gates in kinds(places.hidden):
             figures = measure(places, setup.clusters, distances, gates)
             results.append({"world": world, "key": name, "bytes": size, "gates": figures})
             print(world, name, size, figures, flush=True)
-    print(write_report("edge_keys", {"results": results}))
+    print(write_report("edge_keys", {"options": vars(options), "results": results}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Run with ``python -m benchmarks.families``; writes ``benchmarks/out/families.json``, and with
 ``--docs`` the table of ``docs/models.md`` as well. A small random model of each family is tried as
 a real one is when it is loaded: on texts of different length, beyond its attention window or
-chunk, with tokens taken back, in float32.
+chunk, with tokens taken back, in float32. It has no model pair: the families are what it is about.
 """
 
 from __future__ import annotations

@@ -23,13 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 
-from benchmarks._pair import add_pair_options, pair_settings
+from benchmarks._pair import add_pair_options, load_small, pair_settings, server_words
 from benchmarks._report import write_report
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
@@ -38,8 +38,6 @@ from clients.records import TextBatch, Traffic
 from fedhlm_app.client.inference import sampling_of, uncertainty_of
 from fedhlm_app.data.items import load_items
 from fedhlm_app.hosting.llm import build_service
-from fedhlm_app.models.load import load_slm
-from fedhlm_app.models.torch_names import torch_device, torch_dtype
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings
 from hlm.verification import VERIFIERS
@@ -69,14 +67,12 @@ class Fleet:
         Whether a draft is less sure than the threshold.
     """
 
-    def __init__(self, tokens: int, share: float, settings: Settings | None = None) -> None:
-        settings = settings or Settings.from_sources({}, {})
+    def __init__(self, tokens: int, share: float, settings: Settings) -> None:
         tokenizer: Any = load_tokenizer(settings.slm)
         encoded = tokenizer(load_items("builtin").texts(), add_special_tokens=False)["input_ids"]
         self.prompts = np.array([ids[:PROMPT] for ids in encoded if len(ids) >= PROMPT][:TEXTS])
         config = RouterConfig(sampling_of(settings), uncertainty_of(settings), 1, 0, frozenset())
-        slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
-        router = Router(slm, config, FixedPolicy(True), VERIFIERS["greedy"](), [])
+        router = Router(load_small(settings), config, FixedPolicy(True), VERIFIERS["greedy"](), [])
         texts = TextBatch(list(self.prompts), np.arange(TEXTS), room=tokens)
         made = router.generate(texts, tokens, Traffic())
         self.drafts = made.draft
@@ -152,21 +148,27 @@ async def device(
     writer.close()
 
 
-def served(settings: Settings, fleet: Fleet, vocab: int, devices: int) -> dict[str, float]:
+def served(settings: Settings, fleet: Fleet, devices: int) -> dict[str, float]:
     """What a server does for so many devices at once, and what of this machine it takes."""
     words = ["--per-address", str(devices + 1), "--queue", str(max(512, 2 * devices))]
-    words += ["--llm", settings.llm, "--set", f"llm-device={settings.llm_device}"]
-    words += ["--set", f"llm-dtype={settings.llm_dtype}"]
     with TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(devices)]
         words += ["--sessions", str(devices + 64), "--token-file", str(known.file)]
-        return measured(words, tokens, fleet, vocab)
+        return measured([*words, *server_words(settings)], tokens, fleet)
+
+
+class Started(NamedTuple):
+    """A server: where it is, its process, and the token ids of its messages."""
+
+    address: tuple[str, int]
+    process: psutil.Process
+    vocab: int
 
 
 @contextmanager
-def started(words: list[str]) -> Iterator[tuple[tuple[str, int], psutil.Process]]:
-    """A server, which is stopped in the end: its address and its process."""
+def started(words: list[str]) -> Iterator[Started]:
+    """A server, which is stopped in the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch", *words],
         stdout=subprocess.PIPE, text=True,
@@ -176,16 +178,18 @@ def started(words: list[str]) -> Iterator[tuple[tuple[str, int], psutil.Process]
         line = process.stdout.readline()
         if not line.startswith("serving "):
             raise RuntimeError("the server did not start")
-        host, _, port = line.rpartition(" (vocabulary ")[0].split()[-1].rpartition(":")
-        yield (host, int(port)), psutil.Process(process.pid)
+        before, _, after = line.rpartition(" (vocabulary ")
+        host, _, port = before.split()[-1].rpartition(":")
+        vocab = int(after.partition(",")[0])
+        yield Started((host, int(port)), psutil.Process(process.pid), vocab)
     finally:
         process.terminate()
         process.wait(60)
 
 
-def measured(words: list[str], tokens: list[str], fleet: Fleet, vocab: int) -> dict[str, float]:
+def measured(words: list[str], tokens: list[str], fleet: Fleet) -> dict[str, float]:
     """Let all devices write, each a text."""
-    with started(words) as (address, own):
+    with started(words) as (address, own, vocab):
         asyncio.run(device(len(tokens), tokens[0], fleet, vocab, address, [], []))  # warms up
         before, memory = own.cpu_times(), own.memory_info().rss
         waits: list[float] = []
@@ -229,7 +233,7 @@ def main() -> None:
     for devices in options.devices:
         settings = pair_settings(options, llm_sessions=devices + 64)
         service = build_service(settings)
-        found = served(settings, fleet, service.engine.vocab, devices)
+        found = served(settings, fleet, devices)
         bare(service.engine, fleet, min(devices, 4))  # warms up
         engine_ms = 1e3 * bare(service.engine, fleet, devices)
         found |= {"engine_ms": engine_ms, "of_bare": engine_ms / found["server_ms"]}

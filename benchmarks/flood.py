@@ -1,7 +1,7 @@
 """How long devices wait for the LLM while one floods it, against how long they wait usually.
 
-``python benchmarks/flood.py`` writes ``benchmarks/out/flood.json``. The server is a process with
-the built-in pair at a pace of `PACE_MS` a pass, as a larger model has, tokens by device and
+``python -m benchmarks.flood`` writes ``benchmarks/out/flood.json``. The server is a process with
+the LLM at a pace of `PACE_MS` a pass, as one larger than the built-in has, tokens by device and
 ``--batch``; `DEVICES` honest devices ask it, each for one token of a text after another, with a
 pause between. The flood is a process of its own: one device with many connections, which asks
 without a pause, under as many client numbers, in one of the ways of `FLOODS`, at the lowest
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from _report import write_report  # noqa: E402
-from long_message import message  # noqa: E402
+from benchmarks._pair import add_pair_options, pair_settings, server_words
+from benchmarks._report import write_report
+from benchmarks.fleet import Started, started
+from benchmarks.long_message import message
+from fedhlm_app.settings import Settings
 
 DEVICES, PAUSE, CONNECTIONS, PACE_MS = 4, 0.05, 32, 100
 FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 120), "refused": (0, 0)}
@@ -42,7 +39,7 @@ FLOODS = {"short": (1, 8), "texts": (64, 4), "long": (16, 120), "refused": (0, 0
 none at all, so that it is no message (see `refused`)."""
 
 
-def flood(address: str, token: str, texts: int, length: int) -> None:
+def flood(address: str, token: str, vocab: int, texts: int, length: int) -> None:
     """Ask over many connections until this process is ended."""
     from fedhlm_app.transport.http_transport import HttpTransport
     from hlm.transport import LinkDown
@@ -56,7 +53,7 @@ def flood(address: str, token: str, texts: int, length: int) -> None:
 
     def ask(number: int) -> None:
         link = HttpTransport(address, timeout=60, token=token)
-        payload = message(texts, length, 4096, client=100 + number)
+        payload = message(texts, length, vocab, client=100 + number)
         while True:
             with suppress(LinkDown):
                 link.exchange(payload)
@@ -79,12 +76,12 @@ def refused(address: str, token: str) -> None:
         link.close()
 
 
-def asked(address: str, token: str, client: int, until: float) -> list[float]:
+def asked(address: str, token: str, vocab: int, client: int, until: float) -> list[float]:
     """Seconds of each answer to one device, which asks until then."""
     from fedhlm_app.transport.http_transport import HttpTransport
 
     link, waits = HttpTransport(address, timeout=60, token=token), []
-    payload = message(1, 16, 4096, client)
+    payload = message(1, 16, vocab, client)
     while time.monotonic() < until:
         begun = time.perf_counter()
         link.exchange(payload)
@@ -95,7 +92,7 @@ def asked(address: str, token: str, client: int, until: float) -> list[float]:
 
 
 def turn(
-    address: str, tokens: list[str], seconds: float, kind: str, server: psutil.Process
+    server: Started, tokens: list[str], seconds: float, kind: str
 ) -> tuple[list[float], float, int]:
     """One turn, with a flood or without (``usual``): what all devices waited, seconds of processor
     that the server took meanwhile, and requests that it refused.
@@ -104,9 +101,11 @@ def turn(
 
     from fedhlm_app.transport.http_transport import HttpTransport
 
-    process = None
+    process, address, vocab = None, ":".join(map(str, server.address)), server.vocab
     if kind != "usual":
-        process = multiprocessing.Process(target=flood, args=(address, tokens[0], *FLOODS[kind]))
+        process = multiprocessing.Process(
+            target=flood, args=(address, tokens[0], vocab, *FLOODS[kind])
+        )
         process.start()
         time.sleep(8)  # until it has imported and asks
 
@@ -115,13 +114,14 @@ def turn(
         return sum(count for status, count in answers.items() if status.startswith("4"))
 
     try:
-        before, refused, until = server.cpu_times(), refusals(), time.monotonic() + seconds
+        before, refused, until = server.process.cpu_times(), refusals(), time.monotonic() + seconds
         with ThreadPoolExecutor(DEVICES) as pool:
             waits = pool.map(
-                lambda number: asked(address, tokens[number], number, until), range(1, DEVICES + 1)
+                lambda number: asked(address, tokens[number], vocab, number, until),
+                range(1, DEVICES + 1),
             )
             found = [wait for one in waits for wait in one]
-        after = server.cpu_times()
+        after = server.process.cpu_times()
         spent = after.user + after.system - before.user - before.system
         return found, spent, refusals() - refused
     finally:
@@ -131,7 +131,7 @@ def turn(
 
 
 def measure(
-    seconds: float, turns: int, floods: Sequence[str]
+    seconds: float, turns: int, floods: Sequence[str], settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Milliseconds of devices' waits, the server's cores in use and requests that it refused, usual
     and beside each flood; all answers by status.
@@ -142,26 +142,18 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(DEVICES + 1)]
-        words = [sys.executable, "-m", "fedhlm_app", "serve", "llm", "--port", "0", "--batch"]
-        words += ["--token-file", str(known.file), "--pace-ms", str(PACE_MS)]
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        words = ["--token-file", str(known.file), "--pace-ms", str(PACE_MS)]
         waits: dict[str, list[float]] = {kind: [] for kind in ("usual", *floods)}
         spent, refused = dict.fromkeys(waits, 0.0), Counter[str]()
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[3].rstrip(",")
+        with started([*words, *server_words(settings)]) as server:
             for _ in range(turns):
                 for kind, found in waits.items():
-                    more, took, times = turn(
-                        address, tokens, seconds, kind, psutil.Process(server.pid)
-                    )
+                    more, took, times = turn(server, tokens, seconds, kind)
                     found += more
                     spent[kind] += took
                     refused[kind] += times
-            answers = HttpTransport(address, timeout=60, token=tokens[1]).stats()["answers"]
-        finally:
-            server.terminate()
-            server.wait()
+            link = HttpTransport(":".join(map(str, server.address)), timeout=60, token=tokens[1])
+            answers = link.stats()["answers"]
     rows = []
     for kind, found in waits.items():
         p50, p99 = np.percentile(found, [50, 99]) * 1000
@@ -178,12 +170,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each turn")
     parser.add_argument("--turns", type=int, default=3, help="of each kind")
     parser.add_argument("--floods", nargs="+", choices=FLOODS, default=list(FLOODS))
+    add_pair_options(parser, idle="slm")
     options = parser.parse_args()
-    rows, answers = measure(options.seconds, options.turns, options.floods)
+    rows, answers = measure(options.seconds, options.turns, options.floods, pair_settings(options))
     for row in rows:
         print({key: round(float(v), 2) if isinstance(v, float) else v for key, v in row.items()})
     print("answers by status:", answers)
-    figures = {"devices": DEVICES, "connections": CONNECTIONS, "rows": rows, "answers": answers}
+    figures = {
+        "options": vars(options),
+        "devices": DEVICES,
+        "connections": CONNECTIONS,
+        "rows": rows,
+        "answers": answers,
+    }
     write_report("flood", figures)
 
 

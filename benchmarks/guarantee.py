@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._participation import participation
 from benchmarks._report import write_report
 from benchmarks._risk_curves import by_group, personal_thresholds, prompt_curves, risk_at
 from benchmarks._teacher_forced import Forced, corpus, dirichlet_clients, forced
+from fedhlm_app.models.load import ModelPair
 from hlm.risk import conformal_threshold, learn_then_test, threshold_grid
 
 Floats = NDArray[np.float64]
@@ -194,10 +196,12 @@ def _risk(values: Floats, alpha: float) -> dict[str, float]:
     }
 
 
-def run(articles: int, splits: int, clients: int = 200, seed: int = 0) -> dict[str, Any]:
+def run(
+    pair: ModelPair, articles: int, splits: int, clients: int = 200, seed: int = 0
+) -> dict[str, Any]:
     """All figures on ``articles`` held-out articles (0: all of them)."""
     name, rows = corpus("validation", articles)
-    data = forced(rows)
+    data = forced(rows, pair)
     calibration = int(len(rows) * 0.25)
     figures: dict[str, Any] = {
         "corpus": name,
@@ -232,6 +236,7 @@ def main() -> None:
     parser.add_argument(
         "--participation", type=int, default=0, metavar="RUNS", help="this instead, without models"
     )
+    add_pair_options(parser)
     arguments = parser.parse_args()
     if arguments.participation:
         found = participation(arguments.participation)
@@ -240,7 +245,7 @@ def main() -> None:
                 print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         print(write_report("guarantee-participation", found))
         return
-    figures = run(arguments.articles, arguments.splits)
+    figures = run(load_models(pair_settings(arguments)), arguments.articles, arguments.splits)
     for name, entry in figures.items():
         if not isinstance(entry, dict):
             print(f"{name}: {entry}")
@@ -250,7 +255,7 @@ def main() -> None:
                 print(f"{name} | {kind} | {alpha}")
                 for rule, numbers in values.items():
                     print(f"   {rule}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
-    print(write_report("guarantee", figures))
+    print(write_report("guarantee", {"options": vars(arguments), **figures}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One round of certified sums against rounds of gradients: ``python -m benchmarks.learning``.
 
-Twenty clients on the built-in pair and texts, in one process without Flower's network: the same
+Twenty clients on the built-in texts, in one process without Flower's network: the same
 clients, server and messages as in a run. Risk is measured on held-out prompts at the end, the
 share of tokens kept and wrong. The federation link is counted as Flower serialises the content of
 train messages both ways; "of which the rule's own" are policies and sums, without the counts by
@@ -25,6 +25,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
+from benchmarks._pair import add_pair_options, pair_settings
 from benchmarks._report import OUT, write_report
 from fedhlm_app import client_app
 from fedhlm_app.client import rounds as client_rounds
@@ -98,9 +99,8 @@ def _rules_own(content: RecordDict) -> RecordDict:
     return found
 
 
-def one(rule: str, service: LanguageModelService, folder: Path, **changes: Any) -> dict[str, Any]:
+def one(settings: Settings, service: LanguageModelService) -> dict[str, Any]:
     """Figures of one run."""
-    settings = Settings.from_sources({"learning": rule, "run-dir": str(folder), **changes}, {})
     devices: dict[int, Device] = {}
 
     def device(settings: Settings, client: int, run: int) -> Device:
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=RULES_THAT_LEARN)
     parser.add_argument("--evaluate-prompts", type=int, default=4, help="per client, held out")
     parser.add_argument("--dataset", default="builtin", help="builtin, or a file of texts")
+    add_pair_options(parser)
     arguments = parser.parse_args()
     # Flower's Message wants to know who writes it.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -180,26 +181,26 @@ def main() -> None:
         "rounds": arguments.rounds,
         "budget": arguments.budget,
         "dataset": Path(arguments.dataset).name,
+        **{name: getattr(arguments, name) for name in ("slm", "llm", "device", "dtype")},
     }
-    service = build_service(Settings.from_sources({}, {}))
+    service = build_service(pair_settings(arguments))
     with tempfile.TemporaryDirectory() as folder:
         for workload, rule, rounds in cases(arguments.workloads, arguments.rules, arguments.rounds):
-            found = one(
-                rule,
-                service,
-                Path(folder),
-                **{
-                    "workload": workload,
-                    "clients": arguments.clients,
-                    "rounds": rounds,
-                    "calibration-rounds": 1 if rounds == 1 else 5,
-                    "fidelity-budget": arguments.budget,
-                    "evaluate-every": rounds,
-                    "evaluate-prompts": arguments.evaluate_prompts,
-                    "dataset": arguments.dataset,
-                    "checkpoint": False,
-                },
+            settings = pair_settings(
+                arguments,
+                learning=rule,
+                run_dir=folder,
+                workload=workload,
+                clients=arguments.clients,
+                rounds=rounds,
+                calibration_rounds=1 if rounds == 1 else 5,
+                fidelity_budget=arguments.budget,
+                evaluate_every=rounds,
+                evaluate_prompts=arguments.evaluate_prompts,
+                dataset=arguments.dataset,
+                checkpoint=False,
             )
+            found = one(settings, service)
             name = rule if rounds == arguments.rounds else rule + ONE_ROUND
             # Read again each time: rules may be measured by several calls side by side.
             figures = _before(shape)

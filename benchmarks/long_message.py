@@ -1,6 +1,6 @@
 """What one message costs the LLM server, by its length: memory, processor time, others' wait.
 
-``python benchmarks/long_message.py`` writes ``benchmarks/out/long_message.json``. A message begins
+``python -m benchmarks.long_message`` writes ``benchmarks/out/long_message.json``. A message begins
 so many texts of the longest context and wants a byte about every token, which is the most a message
 can ask for. Each length has a process of its own. `peak_mib` is the growth of its peak resident
 memory over a message that fills the sessions once; `turns_before_a_short_one` counts the passes
@@ -10,19 +10,14 @@ that another device waits for, whose short question comes when the long message 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from _memory import apart, peak_mib  # noqa: E402
-from _pair import add_pair_options, pair_settings  # noqa: E402
-from _report import write_report  # noqa: E402
+from benchmarks._memory import apart, peak_mib
+from benchmarks._pair import add_pair_options, pair_settings
+from benchmarks._report import write_report
 
 SESSIONS = 8
 """Key-value memory is no part of what a message costs: it is there from the first one on."""
@@ -78,7 +73,7 @@ def main() -> None:
     """Measure all lengths and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, nargs="+", default=[4, 16, 64, 256])
-    add_pair_options(parser)
+    add_pair_options(parser, idle="slm")
     options = parser.parse_args()
     found = []
     for texts in options.texts:

@@ -4,7 +4,8 @@
 
 One `fedhlm serve supernode` (`--plain`: Flower's own) at a real SuperLink with its database answers
 one message after another; its ClientApp (`benchmarks._superlink_app`) does nothing, so all of the
-time is Flower's and ours. The first message starts the ClientApp's process, and is told apart.
+time is Flower's and ours, and there is no model pair. The first message starts the ClientApp's
+process, and is told apart.
 """
 
 from __future__ import annotations

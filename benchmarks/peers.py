@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from scipy.optimize import curve_fit
 
+from benchmarks._pair import add_pair_options, embeddings_of, load_models, pair_settings
 from benchmarks._peers_world import Prompts, World
 from benchmarks._report import write_report
-from benchmarks._teacher_forced import pair_name
 from clients.decoding.drafting import RouterConfig
 from clients.decoding.routing import Router
 from clients.decoding.slm import read_texts
@@ -36,8 +36,7 @@ from clients.resolvers.edge_exchange import EdgeResolverConfig
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.opportunistic import BYTES, OpportunisticConfig, OpportunisticRule, Price
 from clients.resolvers.uplink import LanguageModelUplink
-from fedhlm_app.models.load import load_llm, load_slm
-from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.models.load import ModelPair
 from fedhlm_app.transport.transports import DirectTransport
 from hlm.peers.agreement import SketchMaker
 from hlm.sampling import Sampling
@@ -115,8 +114,8 @@ class Recorder:
     ) -> Traffic:
         """Contexts, drafts and verified tokens of one step."""
         if escalation.hidden is not None:
-            hidden = escalation.hidden.numpy()
-            self.steps.append((hidden, escalation.draft.tokens.numpy(), final.tokens))
+            hidden = escalation.hidden.numpy(force=True)
+            self.steps.append((hidden, escalation.draft.tokens.numpy(force=True), final.tokens))
         return Traffic()
 
     def hits(self, cache: TokenCache) -> tuple[int, int]:
@@ -132,15 +131,15 @@ class Recorder:
 class Federation:
     """All clients of a run, their edge servers and the LLM, in this process."""
 
-    def __init__(self, setup: Setup, slm: Any, llm: Any, tokenizer: Any) -> None:
+    def __init__(self, setup: Setup, pair: ModelPair) -> None:
         self.setup = setup
-        self.slm, self.llm = slm, llm
+        self.slm, self.llm, tokenizer = pair
         self.prompts = Prompts(
             setup.world, tokenizer, setup.clients, setup.clusters, seed=setup.seed
         )
-        self.vocab = int(slm.config.vocab_size)
-        self.embeddings = slm.get_input_embeddings().weight.detach().float().numpy()
-        self.service = LanguageModelService(Engine(llm, max_sessions=256, max_context=64))
+        self.vocab = int(self.slm.config.get_text_config().vocab_size)
+        self.embeddings = embeddings_of(self.slm)
+        self.service = LanguageModelService(Engine(self.llm, max_sessions=256, max_context=64))
         members = [range(c, setup.clients, setup.clusters) for c in range(setup.clusters)]
         config = EdgeConfig(
             mode="paper" if setup.peer_mode == "paper" else "context", deferred=True
@@ -221,7 +220,7 @@ class Federation:
         for row, step in enumerate(read_texts(self.llm, whole)):
             present = records.present[row]
             at = torch.from_numpy(records.position[row][present] - 1)
-            top[row, present] = step.logits[at].argmax(dim=1).numpy()
+            top[row, present] = step.logits[at].argmax(dim=1).numpy(force=True)
         return top
 
 
@@ -323,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, default in (("rounds", 30), ("clients", 20), ("clusters", 4), ("prompts", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--worlds", nargs="+", default=["shared", "apart", "news"])
+    add_pair_options(parser)
     options = parser.parse_args(arguments)
-    slm, llm = load_slm(pair_name("slm")), load_llm(pair_name("llm"))
-    tokenizer = load_tokenizer(pair_name("slm"))
+    pair = load_models(pair_settings(options))
     results: list[dict[str, Any]] = []
     fit = None
     size = Setup(
@@ -336,14 +335,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompts=options.prompts,
     )
     for setup in setups(options.worlds, size):
-        federation = Federation(setup, slm, llm, tokenizer)
+        federation = Federation(setup, pair)
         figures = measure(federation)
         print(line(figures), flush=True)
         results.append(figures)
         if federation.recording:
             fit = hit_ratios(federation, (4, 16, 64, 256, 1024))
             print(f"H(S): {fit}", flush=True)
-        path = write_report("peers", {"runs": results, "hit_ratio_fit": fit})
+        path = write_report(
+            "peers", {"options": vars(options), "runs": results, "hit_ratio_fit": fit}
+        )
     print(path)
 
 

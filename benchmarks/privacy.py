@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._noise import noise_for_epsilon
+from benchmarks._pair import add_pair_options, load_models, pair_settings
 from benchmarks._report import write_report
 from benchmarks._risk_curves import prompt_curves, risk_at
 from benchmarks._teacher_forced import corpus, forced
 from benchmarks.guarantee import tokens_of
+from fedhlm_app.models.load import ModelPair
 from hlm.risk import (
     CurveRelease,
     conformal_threshold,
@@ -120,10 +122,10 @@ def _outcome(chosen: Floats, truth: Floats, share: Floats, alpha: float) -> dict
     }
 
 
-def run(articles: int, runs: int, seed: int = 0) -> dict[str, Any]:
+def run(pair: ModelPair, articles: int, runs: int, seed: int = 0) -> dict[str, Any]:
     """All figures on ``articles`` held-out articles (0: all of them)."""
     name, rows = corpus("validation", articles)
-    data = forced(rows)
+    data = forced(rows, pair)
     figures: dict[str, Any] = {
         "corpus": name,
         "prompts": len(rows),
@@ -144,14 +146,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--articles", type=int, default=0, help="held-out articles, 0 for all")
     parser.add_argument("--runs", type=int, default=200)
+    add_pair_options(parser)
     arguments = parser.parse_args()
-    figures = run(arguments.articles, arguments.runs)
+    figures = run(load_models(pair_settings(arguments)), arguments.articles, arguments.runs)
     for workload in ("score", "classify"):
         for case, rules in figures[workload].items():
             for rule, numbers in rules.items():
                 shown = ", ".join(f"{key} {value:.3f}" for key, value in numbers.items())
                 print(f"{workload} | {case} | {rule}: {shown}")
-    print(write_report("privacy", figures))
+    print(write_report("privacy", {"options": vars(arguments), **figures}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How long rounds over a trace take with very many clients, and how much memory.
 
-A made-up trace of two texts a client: what a replay costs does not depend on what is in it. Run as
+A made-up trace of two texts a client, so no model pair: what a replay costs does not depend on what
+is in it. Run as
 `python -m benchmarks.replay --clients 100000 --rounds 30`.
 """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import time
 from contextlib import suppress
@@ -21,10 +22,12 @@ import numpy as np
 import ray
 from ray import serve
 
+from benchmarks._pair import add_pair_options, pair_settings
 from benchmarks._report import write_report
 from benchmarks.fleet import Fleet, device
+from fedhlm_app.hosting.pairs import ids_on_the_wire
 from fedhlm_app.hosting.replicas import deployment
-from fedhlm_app.models.vocabulary import load_tokenizer
+from fedhlm_app.models.vocabulary import vocabulary_size
 from servers.access import DeviceTokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,12 +63,18 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20, help="of a turn")
     parser.add_argument("--turns", type=int, default=2)
+    add_pair_options(parser)
     options = parser.parse_args()
-    fleet = Fleet(tokens=24, share=0.5)
-    vocab = len(load_tokenizer("builtin"))
-    environ = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
-    ray.init(
-        include_dashboard=False, logging_level="error", log_to_driver=False, runtime_env=environ
+    settings = pair_settings(options, llm_backend=f"engine:{options.llm_ms:g}")
+    fleet, vocab = Fleet(24, 0.5, settings), vocabulary_size(ids_on_the_wire(settings)[1])
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
+    ray.init(  # of its own: another on this machine is somebody else's
+        "local",
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        runtime_env=environ,
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -74,7 +83,9 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(options.devices)]
-        args = {"llm-backend": f"engine:{options.llm_ms:g}", "token-file": str(known.file)}
+        named = ("slm", "llm", "llm_device", "llm_dtype", "llm_backend")
+        args = {name.replace("_", "-"): getattr(settings, name) for name in named}
+        args["token-file"] = str(known.file)
         for count in [1, 2] * options.turns:
             scaled = deployment(args).options(num_replicas=count, ray_actor_options={"num_cpus": 0})
             serve.run(scaled.bind(), name="fedhlm")

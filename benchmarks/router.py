@@ -23,14 +23,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks._pair import (
+    add_pair_options,
+    embeddings_of,
+    load_models,
+    pair_settings,
+    start_token,
+)
 from benchmarks._report import write_report
 from benchmarks._risk_curves import prompt_curves, risk_at
-from benchmarks._teacher_forced import BOS, Forced, corpus, dirichlet_clients, forced, pair_name
+from benchmarks._teacher_forced import MOST_LOGITS, Forced, corpus, dirichlet_clients, forced
 from clients.decoding.step_features import StepFeatures
 from clients.learning.feedback import Feedback
 from clients.learning.minibatches import minibatch_gradient
 from clients.learning.router_model import RouterLearning, RouterModel
-from fedhlm_app.models.load import load_slm
+from fedhlm_app.models.load import ModelPair
 from hlm.risk import conformal_threshold, threshold_grid
 from hlm.uncertainty import closed_form, disagreement, entropy
 from strategies.rules import build_rule
@@ -54,17 +61,10 @@ def judged_part(data: Forced, part: str) -> Forced:
     return Forced(**{name: values[rows] for name, values in kept.items()}, label=data.label)
 
 
-def embeddings_of_slm() -> tuple[torch.Tensor, torch.Tensor]:
-    """Input embeddings and output matrix of the small model, float32 [vocab, dim] each."""
-    slm = load_slm(pair_name("slm"))
-    tables = (slm.get_input_embeddings(), slm.get_output_embeddings())
-    return tuple(table.weight.detach().float() for table in tables)  # type: ignore[return-value]
-
-
-def texts_of(data: Forced) -> NDArray[np.int64]:
+def texts_of(data: Forced, start: int = 0) -> NDArray[np.int64]:
     """Tokens each prompt's predictions saw, int64 [prompts, longest], left-aligned."""
     texts = np.zeros((int(data.prompt.max()) + 1, int(data.position.max()) + 2), np.int64)
-    texts[:, 0] = BOS
+    texts[:, 0] = start
     texts[data.prompt, data.position + 1] = data.given
     return texts
 
@@ -80,15 +80,17 @@ def traces_of(data: Forced) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def look(
-    data: Forced, columns: StepFeatures, seed: int, untrained: bool = True
+    data: Forced, pair: ModelPair, columns: StepFeatures, seed: int, untrained: bool = True
 ) -> tuple[NDArray[np.float32], dict[str, Floats]]:
     """Features of every token, and (with ``untrained``) the scores that need no training."""
-    table, output = embeddings_of_slm()
+    head: Any = pair.slm.get_output_embeddings()
+    table, output = torch.from_numpy(embeddings_of(pair.slm)), head.weight.float().cpu()
     generator = np.random.default_rng(seed)
-    texts, traces = texts_of(data), traces_of(data)
+    texts, traces = texts_of(data, start_token(pair.tokenizer)), traces_of(data)
+    at_once = min(2048, MOST_LOGITS // len(output))
     features, scores = [], {"closed-form": [], "disagreement-20": [], "entropy": []}  # type: ignore[var-annotated]
-    for start in range(0, len(data.prompt), 2048):
-        rows = slice(start, start + 2048)
+    for start in range(0, len(data.prompt), at_once):
+        rows = slice(start, start + at_once)
         hidden = torch.from_numpy(data.hidden[rows])
         draft, position = torch.from_numpy(data.draft[rows]), torch.from_numpy(data.position[rows])
         logits = hidden @ output.T
@@ -238,13 +240,14 @@ def _interval(values: Floats) -> dict[str, float]:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures; see the command's options."""
     train_name, train_rows = corpus("train", arguments.train)
-    test_name, test_rows = corpus("validation", 0)
-    data, held_out = forced(train_rows), judged_part(forced(test_rows), arguments.judge)
+    test_name, test_rows = corpus("validation", arguments.validation)
+    pair = load_models(pair_settings(arguments))
+    data, held_out = forced(train_rows, pair), judged_part(forced(test_rows, pair), arguments.judge)
     width = data.hidden.shape[1]
-    table_width = embeddings_of_slm()[0].shape[1]
+    table_width = embeddings_of(pair.slm).shape[1]
     columns = StepFeatures(width, arguments.projection, table_width, history=True, trace=True)
-    features, _ = look(data, columns, arguments.seed, untrained=False)
-    test_features, scores = look(held_out, columns, arguments.seed)
+    features, _ = look(data, pair, columns, arguments.seed, untrained=False)
+    test_features, scores = look(held_out, pair, columns, arguments.seed)
     generator = np.random.default_rng(arguments.seed)
     owner = dirichlet_clients(data.label, arguments.clients, arguments.alpha, generator)
     feedback = Feedback.create(
@@ -300,6 +303,9 @@ def main() -> None:
     """Write ``benchmarks/out/router.json`` and print one table a loss."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=8000, help="train articles")
+    parser.add_argument(
+        "--validation", type=int, default=0, help="validation articles, 0 for all, or at least 60"
+    )
     parser.add_argument("--judge", choices=("choice", "report"), default="report")
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=1.0, help="Dirichlet alpha of the clients")
@@ -312,7 +318,12 @@ def main() -> None:
     parser.add_argument("--projection", type=int, default=128)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    figures = run(parser.parse_args())
+    add_pair_options(parser)
+    arguments = parser.parse_args()
+    # A third is for choices, and what is left is halved at random, of which no half may be empty.
+    if 0 < arguments.validation < 60:
+        parser.error(f"--validation {arguments.validation}: 0 for all, or at least 60")
+    figures = run(arguments)
     for loss, routers in figures["routers"].items():
         print(
             f"{loss}: kept loss | agreement | gap closed, at share " + " / ".join(map(str, SHARES))

@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
+from benchmarks._pair import add_pair_options, pair_settings, server_words
 from benchmarks._report import write_report
 from benchmarks.fleet import Fleet, device, started
+from fedhlm_app.settings import Settings
 from servers.access import DeviceTokens
 
 SAMPLES, ALLOWED = 60, 1.05
-VOCAB = 4096
 
 
 def growth(sizes: Sequence[float]) -> float:
@@ -36,23 +37,23 @@ def growth(sizes: Sequence[float]) -> float:
     return max(sizes[-third:]) / max(sizes[third:-third])
 
 
-def soak(seconds: float, devices: int, pace: int) -> dict[str, Any]:
+def soak(seconds: float, devices: int, pace: int, settings: Settings) -> dict[str, Any]:
     """Let devices write for so long; the server's memory meanwhile, in MB."""
-    fleet = Fleet(24, 0.25)
+    fleet = Fleet(24, 0.25, settings)
     sizes: list[float] = []
     waits: list[float] = []
     with TemporaryDirectory() as folder:
         known = DeviceTokens(Path(folder) / "devices.json")
         tokens = [known.issue(f"device-{number}") for number in range(devices)]
-        words = ["--token-file", str(known.file), "--pace-ms", str(pace)]
-        with started([*words, "--sessions", str(2 * devices)]) as (address, own):
+        words = ["--token-file", str(known.file), "--pace-ms", str(pace), *server_words(settings)]
+        with started([*words, "--sessions", str(2 * devices)]) as (address, own, vocab):
             over = asyncio.Event()
 
             async def writing(number: int) -> None:
                 text = number
                 while not over.is_set():
                     # A number of its own for each text: those of before are dropped some time.
-                    await device(text, tokens[number], fleet, VOCAB, address, waits, [])
+                    await device(text, tokens[number], fleet, vocab, address, waits, [])
                     text += devices
 
             async def watching() -> None:
@@ -76,9 +77,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--pace-ms", type=int, default=100)
+    add_pair_options(parser)
     options = parser.parse_args(words)
     torch.set_num_threads(1)
-    found = soak(60 * options.minutes, options.devices, options.pace_ms)
+    found = soak(60 * options.minutes, options.devices, options.pace_ms, pair_settings(options))
     flat = found["growth"] <= ALLOWED
     sizes = found["memory_MB"]
     print(

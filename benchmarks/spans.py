@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks._pair import add_pair_options, pair_settings
 from benchmarks._report import write_report
 from benchmarks._spans_recorded import (
     AHEAD,
@@ -29,6 +31,7 @@ from benchmarks._spans_recorded import (
     verdict,
 )
 from benchmarks._teacher_forced import CACHE
+from fedhlm_app.models.sources import BUILTIN
 
 CELLS = tuple(product((80.0, 40.0, 20.0, 0.0), ROUND_TRIPS_MS, BUDGETS))
 """LLM paces and round trips in ms, 0 being the built-in LLM's own pace, and budgets."""
@@ -36,7 +39,7 @@ CELLS = tuple(product((80.0, 40.0, 20.0, 0.0), ROUND_TRIPS_MS, BUDGETS))
 
 def recorded_part(options: argparse.Namespace) -> dict[str, Any]:
     """Simulated speeds over recorded drafts."""
-    name, _, found = recorded(options.texts, options.tokens)
+    name, _, found = recorded(pair_settings(options), options.texts, options.tokens)
     fitted, tested = found.halves()
     rows = list(cells(fitted, tested, options.slm_ms, options.window))
     ways = ["certain", *(f"learned-{ahead}" for ahead in AHEAD)]
@@ -61,8 +64,11 @@ def wire_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measured speeds over `hlm.channels` and a slow wire; a line as each is known."""
     from benchmarks._spans_wire import in_real_time, table
 
-    _, prompts, found = recorded(options.texts, options.tokens)
-    path = CACHE / f"spans-measured-{options.wire_prompts}x{options.wire_tokens}.jsonl"
+    _, prompts, found = recorded(pair_settings(options), options.texts, options.tokens)
+    names = options.slm, options.llm, options.device, options.dtype
+    words = [Path(name).name for name in names] * (names != (BUILTIN, BUILTIN, "cpu", "float32"))
+    size = f"{options.wire_prompts}x{options.wire_tokens}"
+    path = CACHE / f"spans-measured-{'-'.join([size, *words])}.jsonl"
     if options.anew:
         path.unlink(missing_ok=True)
     rows = [json.loads(line) for line in path.open()] if path.exists() else []
@@ -99,6 +105,7 @@ def main() -> None:
         help="of --wire, as 80/5/0.1: ms of the LLM (0: its own) and of a round trip; all cells",
     )
     parser.add_argument("--anew", action="store_true", help="forget cells of --wire that were run")
+    add_pair_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {"options": vars(options), "recorded": recorded_part(options)}

@@ -1,6 +1,6 @@
 """Streams and verdicts of many devices on one LLM server, against the bare batched decode.
 
-``python benchmarks/streams.py`` writes ``benchmarks/out/streams.json``. `bare` steps the engine by
+``python -m benchmarks.streams`` writes ``benchmarks/out/streams.json``. `bare` steps the engine by
 hand: one pass a token over all texts, top token, append. `together` serves as many devices through
 the batcher, three of four reading a stream, the others asking for one token after the other. Both
 sides decode as many tokens, take turns in one process, and are compared by processor time of the
@@ -12,18 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from _pair import add_pair_options, pair_settings  # noqa: E402
-from _report import write_report  # noqa: E402
+from benchmarks._pair import add_pair_options, pair_settings
+from benchmarks._report import write_report
 
 PROMPT = 24
 
@@ -144,7 +139,7 @@ def main() -> None:
     parser.add_argument("--span", type=int, default=48, help="tokens of each device")
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
-    add_pair_options(parser)
+    add_pair_options(parser, idle="slm")
     options = parser.parse_args()
     figures = {str(devices): measure(options, devices) for devices in options.devices}
     print(figures)

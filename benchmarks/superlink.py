@@ -6,7 +6,8 @@ Nodes are no processes: this one speaks for all of them over Flower's own HTTP c
 after another, as `flower-supernode` would: it registers them, lets each look for a message where
 there is none, and then answers the messages of a ServerApp (`benchmarks._superlink_app`), one for
 each of so many nodes. Told are the processor time of the SuperLink (with the ServerApp's part) and
-the growth of its database; the rates are those of one core that does nothing else.
+the growth of its database; the rates are those of one core that does nothing else. It has no model
+pair: nodes answer with what came.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Requests over loopback: binary HTTP against gRPC, for messages of 30 B and 10 kB.
 
-``python benchmarks/transport.py`` writes ``benchmarks/out/transport.json``. Every transport has a
+``python -m benchmarks.transport`` writes ``benchmarks/out/transport.json``. Every transport has a
 server process of its own that echoes what it gets, so the figures are those of the transport
-alone. Measured are a lone device's latency, the throughput of several devices, processor time of
-both sides together (which a busy machine does not blur), and bytes on the connection beyond the
-message's own: what a byte-exact wire is packed into.
+alone; there is no model pair. Measured are a lone device's latency, the throughput of several
+devices, processor time of both sides together (which a busy machine does not blur), and bytes on
+the connection beyond the message's own: what a byte-exact wire is packed into.
 """
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ import argparse
 import asyncio
 import multiprocessing
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from _report import write_report  # noqa: E402
+from benchmarks._report import write_report
 
 SIZES = {"30 B": 30, "10 kB": 10_000}
 METHOD = "/fedhlm.LanguageModel/Exchange"

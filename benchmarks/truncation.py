@@ -1,6 +1,7 @@
 """Time of CU-HLM's k* rule at the vocabulary of Qwen2.5, one row on one core.
 
 Run with ``python -m benchmarks.truncation``; writes ``benchmarks/out/truncation.json``.
+It has no model pair: distributions are drawn, from sharp to flat.
 """
 
 from __future__ import annotations

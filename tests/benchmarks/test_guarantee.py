@@ -1,16 +1,12 @@
 """The guarantee on real text: AG News, the built-in pair, random splits of prompts."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks import guarantee
 from benchmarks._teacher_forced import dirichlet_clients, shared_folder
-
-ROOT = Path(__file__).resolve().parents[2]
+from fedhlm_app.models.load import load_pair
 
 
 @pytest.mark.slow
@@ -19,13 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
     shared_folder() is None,
     reason="AG News not found: set FEDHLM_SHARED to a folder with data/ag_news",
 )
-@pytest.mark.skipif(
-    "FEDHLM_PAIR" not in os.environ and not (ROOT / "fedhlm_assets/pair/slm").exists(),
-    reason="no built-in model pair and no FEDHLM_PAIR",
-)
 def test_guarantee_holds_on_ag_news() -> None:
     splits = 400
-    figures = guarantee.run(articles=500, splits=splits, clients=50)
+    figures = guarantee.run(load_pair(), articles=500, splits=splits, clients=50)
     # Mean risk: four standard errors of the mean over splits. Violations: the .9999 quantile of
     # Bin(400, delta). Splits share one pool, so both are approximate; the seed is fixed.
     allowed = stats.binom.ppf(0.9999, splits, guarantee.DELTA) / splits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.soak import ALLOWED, SAMPLES, growth, soak
+from fedhlm_app.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,6 @@ def test_memory_is_flat_where_it_no_longer_grows(sizes, flat):
 
 @pytest.mark.slow
 def test_a_short_soak_runs():
-    found = soak(6.0, 2, 20)
+    found = soak(6.0, 2, 20, Settings.from_sources({}, {}))
     assert len(found["memory_MB"]) == SAMPLES
     assert found["verdicts"] > 0 and 0 < found["growth"] < 1.5
