@@ -6,6 +6,7 @@ one MetricRecord with ``num-examples``) are what these strategies take.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Unpack
 
 from strategies.factory import METHODS, build_method
@@ -69,7 +70,8 @@ class HierarchicalFedAvg(Hierarchical):
     ) -> None:
         own, rest = split(options)
         refuse_others(own, METHODS[self._name][1])
-        refuse_others(rest, DropInOptions.__annotations__)
+        known = signature(HierarchicalFedAvg).parameters
+        refuse_others(rest, DropInOptions.__annotations__, known)
         settings: Options = {
             "node_wait_s": 3600.0,
             "method": build_method(self._name, **own),

@@ -89,7 +89,7 @@ class Hierarchical(Strategy):
     """
 
     def __init__(self, cluster_map: ClusterMap | None = None, **options: Unpack[Options]) -> None:
-        refuse_others(options, Options.__annotations__)
+        refuse_others(options, Options.__annotations__, named=["cluster_map"])
         check_kinds(options)
         start, calibration = group(Start, options), options.get("calibration")
         if calibration is not None:

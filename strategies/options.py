@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
@@ -103,12 +104,34 @@ _RENAMED = {
 }
 
 
-def refuse_others(options: Mapping[str, Any], allowed: Collection[str]) -> None:
-    """Raise TypeError on keywords that are not `allowed`, as Python does."""
+def refuse_others(
+    options: Mapping[str, Any], allowed: Collection[str], named: Collection[str] = ()
+) -> None:
+    """Raise TypeError on keywords that are not `allowed`, as Python does.
+
+    Parameters
+    ----------
+    options : mapping
+        By keyword.
+    allowed : collection of str
+        Their names.
+    named : collection of str
+        Further parameters of whoever was called, one of which may have been meant.
+    """
     others = [name for name in options if name not in allowed]
     if others:
-        now = "; ".join(f"{name} is {_RENAMED[name]} now" for name in others if name in _RENAMED)
-        raise TypeError(f"unexpected keywords: {', '.join(others)}" + (f" ({now})" if now else ""))
+        hints = "; ".join(filter(None, (_hint(name, [*allowed, *named]) for name in others)))
+        raise TypeError(
+            f"unexpected keywords: {', '.join(others)}" + (f" ({hints})" if hints else "")
+        )
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """What may have been meant by a keyword; empty where nothing is near."""
+    if name in _RENAMED:
+        return f"{name} is {_RENAMED[name]} now"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 # As a run-config may hold words where an app meant numbers.

@@ -15,6 +15,7 @@ from fedhlm_app.cli.run import collect
 from fedhlm_app.client.feedback_folder import ServedPolicy, difference, made_with
 from fedhlm_app.models.sources import decides_as
 from fedhlm_app.results.runs import RunFolder
+from fedhlm_app.server import resuming
 from fedhlm_app.settings import Settings, SettingsError
 
 RunOption = Annotated[
@@ -110,7 +111,7 @@ def choose_policy(
     if threshold is not None:
         raise SettingsError(f"--run and --threshold {threshold}: give one of them")
     folder = RunFolder.existing(run)
-    kept = folder.config()["settings"]
+    kept = resuming.settings_of(folder)
     settings, theirs = collect_alone(given, pairs, kept), Settings.from_sources(kept, {})
     there, here = (
         {**made_with(one), "slm": decides_as(one.slm), "llm": one.llm} for one in (theirs, settings)

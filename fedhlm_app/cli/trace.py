@@ -19,6 +19,7 @@ from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, collect, parse_overrides
 from fedhlm_app.results.runs import write_atomically
+from fedhlm_app.settings.kept import check_kept
 
 trace_app = command_app(name="trace")
 replay_app = command_app(name="replay")
@@ -81,6 +82,7 @@ def replay(
         from fedhlm_app.trace.replaying import Replay
 
         recorded = Trace.load(file)
+        check_kept(recorded.settings, file)
         given = {"clients": clients, "rounds": rounds, "clusters": clusters}
         said = {**parse_overrides(overrides or []), **{k: v for k, v in given.items() if v}}
         settings = collect(given, overrides or [], base=_base(recorded.settings, said))

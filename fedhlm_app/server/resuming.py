@@ -8,6 +8,7 @@ from typing import Any
 
 from fedhlm_app.results.runs import CONFIG, RunFolder
 from fedhlm_app.settings import Settings, SettingsError
+from fedhlm_app.settings.kept import check_kept
 from fedhlm_app.settings.model import DERIVED, PLACES
 from fedhlm_app.settings.sources import Scalar
 
@@ -33,14 +34,16 @@ def settings_of(folder: RunFolder) -> dict[str, Scalar]:
     Raises
     ------
     SettingsError
-        When the folder is not a run's.
+        When the folder is not a run's, or another version's.
     """
     try:
-        return dict(folder.config()["settings"])
+        kept = dict(folder.config()["settings"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise SettingsError(
-            f"setting 'resume' = '{folder.path}': no run folder, its {CONFIG} cannot be read"
+            f"'{folder.path}' is no run folder: its {CONFIG} cannot be read"
         ) from error
+    check_kept(kept, folder.path / CONFIG)
+    return kept
 
 
 def check(settings: Settings) -> int:

@@ -38,8 +38,12 @@ def test_a_keyword_that_is_none_is_named() -> None:
         HierarchicalFedAvg,
         lambda **options: build_strategy("fedavg", **options),
     ):
-        with pytest.raises(TypeError, match="unexpected keywords: edge_rules"):
+        with pytest.raises(TypeError, match=r"keywords: edge_rules \(did you mean edge_rule\?\)"):
             make(edge_rules="median")  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"keywords: cluster \(did you mean clusters\?\)"):
+        HierarchicalFedAvg(cluster=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"keywords: cluster \(did you mean cluster_map\?\)"):
+        Hierarchical(cluster=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"fraction_fit \(fraction_fit is fraction_train now\)"):
         HierarchicalFedAvg(fraction_fit=0.5)  # type: ignore[call-arg]
     for other in ("proximal_mu", "min_nodes", "calibration"):

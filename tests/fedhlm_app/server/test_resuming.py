@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -118,6 +119,25 @@ def test_a_folder_that_is_no_run_is_refused(launched, tmp_path):
     folder = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path)}, {}), {})
     answer = CliRunner().invoke(app, ["run", "--resume", str(folder.path)])
     assert answer.exit_code == 2 and "has no checkpoint.json" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("initial-treshold", 0.5, "unknown setting 'initial-treshold'; did you mean"),
+        ("learning", "lamarck", "setting 'learning' = 'lamarck' is not allowed"),
+    ],
+)
+def test_a_run_of_another_version_is_named(key, value, why, tmp_path):
+    folder = RunFolder.create(Settings.from_sources({"run-dir": str(tmp_path)}, {}), {})
+    config = folder.config()
+    config["settings"][key] = value
+    (folder.path / "config.json").write_text(json.dumps(config))
+    for words in (["run", "--resume"], ["generate", "a", "--run"]):
+        answer = CliRunner().invoke(app, [*words, str(folder.path)])
+        (line,) = answer.stderr.splitlines()
+        assert answer.exit_code == 2 and why in line
+        assert f"'{folder.path / 'config.json'}' is of another version of fedhlm" in line
 
 
 def test_help_and_docs_name_what_may_change():
