@@ -30,6 +30,7 @@ from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
 from fedhlm_app.pair.recipe import ModelShape, PairTraining
 from fedhlm_app.pair.sequences import encode_articles
+from fedhlm_app.pair.shared_head import fold_head, share_head
 from fedhlm_app.pair.tokenizer import train_tokenizer
 from fedhlm_app.pair.training import new_model, run_stage
 from fedhlm_app.results.runs import write_atomically
@@ -139,9 +140,12 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     # Loaded models are kept for others: this one is changed.
     student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)
     pad = int(tokenizer.pad_token_id or 0)
+    head = share_head(student, teacher, sequences) if settings.distil.distillation else None
     done = run_stage(
-        "distil", student, settings.distil, sequences, settings, pad=pad, teacher=teacher
+        "distil", student, settings.distil, sequences, settings, pad=pad, teacher=teacher, head=head
     )
+    if head is not None:
+        fold_head(student, teacher)
     save_model(student, tokenizer, Path(settings.out) / "slm")
     return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
 

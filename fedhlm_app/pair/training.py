@@ -9,31 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from safetensors.torch import load_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    Trainer,
-    TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
 
 from fedhlm_app.pair.checkpoints import last_checkpoint
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
-from fedhlm_app.pair.sequences import OrderByLength, batch_of
+from fedhlm_app.pair.sequences import batch_of
+from fedhlm_app.pair.shared_head import SharedHead
+from fedhlm_app.pair.trainer import IGNORED, LogWithCheckpoint, StageTrainer
 
 _LOG_EVERY = 50
-_IGNORED = -100  # what Transformers leaves out of counts and losses
 
 
 def new_model(
@@ -71,114 +67,6 @@ def new_model(
         return LlamaForCausalLM(config)
 
 
-def token_losses(
-    logits: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, weight: float
-) -> torch.Tensor:
-    """Sum of the losses of predicted tokens.
-
-    With p the LLM's distribution and q the model's, ``weight * KL(p || q) + (1 - weight) *
-    -ln q_next``, up to the entropy of p, which no gradient sees: one cross entropy against the
-    mixture ``weight * p + (1 - weight) * onehot(next)``.
-
-    Parameters
-    ----------
-    logits : Tensor
-        float32 [tokens, vocabulary], the model's.
-    targets : Tensor
-        int64 [tokens], the next tokens.
-    teacher : Tensor or None
-        float32 [tokens, vocabulary], the LLM's logits; None for cross entropy alone.
-    weight : float
-        Share of the distillation, in [0, 1].
-
-    Returns
-    -------
-    Tensor
-        Scalar, nats.
-    """
-    if teacher is None:
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
-    mixture = teacher.softmax(dim=-1).mul_(weight)
-    mixture[torch.arange(len(targets)), targets] += 1.0 - weight
-    return nn.functional.cross_entropy(logits, mixture, reduction="sum")
-
-
-class _StageTrainer(Trainer):
-    """Trainer of a stage: its loss, its order of articles, and seconds of earlier sittings."""
-
-    def __init__(
-        self,
-        teacher: PreTrainedModel | None,
-        recipe: StageRecipe,
-        earlier: float,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self._recipe = recipe
-        self._teacher = teacher if recipe.distillation else None
-        _move(self._teacher, self.args.device)
-        self._earlier = earlier
-        self._began = time.monotonic()
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of like length."""
-        rows: Any = self.train_dataset
-        order = OrderByLength([len(row) for row in rows], self._recipe.batch, self.args.seed)
-        loader = DataLoader(
-            rows,
-            batch_size=self.args.train_batch_size,
-            sampler=order,
-            collate_fn=self.data_collator,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Mean loss over the predicted tokens of an optimiser's step.
-
-        Raises
-        ------
-        ValueError
-            If it is not finite.
-        """
-        tokens, next_tokens = inputs["input_ids"], inputs["labels"][:, 1:]
-        predicted = next_tokens != _IGNORED
-        # No mask: padding stands on the right, where a causal model's real positions never look.
-        outputs = model(input_ids=tokens, use_cache=False)
-        theirs = None
-        if self._teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                theirs = self._teacher(input_ids=tokens, use_cache=False).logits
-            theirs = theirs[:, :-1][predicted].float()
-        targets = next_tokens[predicted]
-        logits = outputs.logits[:, :-1][predicted].float()
-        total = token_losses(logits, targets, theirs, self._recipe.distillation)
-        loss = total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss).all():
-            raise ValueError(
-                f"loss {loss.item()} at step {self.state.global_step}; lower the peak rate"
-            )
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """Add the seconds of all sittings."""
-        logs["seconds"] = self._earlier + time.monotonic() - self._began
-        super().log(logs, *rest)
-
-
-class _LogWithCheckpoint(TrainerCallback):
-    """A checkpoint holds the figures of its very step."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        control.should_log |= control.should_save
-
-
 def run_stage(
     name: str,
     model: PreTrainedModel,
@@ -188,6 +76,7 @@ def run_stage(
     *,
     pad: int = 0,
     teacher: PreTrainedModel | None = None,
+    head: SharedHead | None = None,
 ) -> dict[str, float]:
     """Optimise a model in place, resuming from the stage's checkpoint if there is one.
 
@@ -197,7 +86,7 @@ def run_stage(
         Of the stage, and of its folder in ``checkpoints`` of the settings' folder. The loss curve
         is in ``trainer_state.json`` of the checkpoint there.
     model, teacher : PreTrainedModel
-        Weights to optimise (float32), and the LLM to distil from. Both end on the CPU.
+        Weights to optimise (float32), which end on the CPU, and the LLM to distil from.
     recipe : StageRecipe
         Steps, rates and weights.
     sequences : sequence of ndarray
@@ -206,6 +95,8 @@ def run_stage(
         What all stages share.
     pad : int
         Token id that fills up.
+    head : SharedHead or None
+        Where the model learns behind the LLM's head: that head.
 
     Returns
     -------
@@ -221,17 +112,20 @@ def run_stage(
     folder = Path(settings.out) / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
     identity = [dataclasses.asdict(recipe), settings.seed, len(sequences)]
+    if head is not None:
+        identity.append(f"behind the LLM's head, of {len(head.weight)} tokens")
     checkpoint, state = last_checkpoint(folder, identity)
     if state.global_step < recipe.steps:
-        trainer = _StageTrainer(
+        trainer = StageTrainer(
             teacher,
+            head,
             recipe,
             _figures(state)["seconds"],
             model=model,
             args=_arguments(folder, recipe, settings),
             train_dataset=sequences,
             data_collator=lambda rows: _collated(rows, pad),
-            callbacks=[_LogWithCheckpoint()],
+            callbacks=[LogWithCheckpoint()],
         )
         print(f"{name}: {state.global_step} of {recipe.steps} steps done", file=sys.stderr)
         # Figures go where the progress bar goes: what a command prints is its result alone.
@@ -240,17 +134,15 @@ def run_stage(
         state = trainer.state
         # Out of the mixed precision that was put around its forward pass.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        _move(model, "cpu")
-        _move(teacher, "cpu")
+        _to_cpu(model)
     elif checkpoint is not None:
-        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+        load_model(model, Path(checkpoint) / "model.safetensors")
     model.train(False)
     return _figures(state)
 
 
-def _move(model: nn.Module | None, device: torch.device | str) -> None:
-    if model is not None:
-        model.to(device)
+def _to_cpu(model: torch.nn.Module) -> None:
+    model.to("cpu")
 
 
 def _arguments(folder: Path, recipe: StageRecipe, settings: PairTraining) -> TrainingArguments:
@@ -289,8 +181,8 @@ def _arguments(folder: Path, recipe: StageRecipe, settings: PairTraining) -> Tra
 def _collated(rows: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
     """A batch as Transformers counts it: what is not predicted has no label."""
     batch = batch_of(rows, pad)
-    labels = batch.tokens.masked_fill(~batch.mask, _IGNORED)
-    labels[:, 0] = _IGNORED
+    labels = batch.tokens.masked_fill(~batch.mask, IGNORED)
+    labels[:, 0] = IGNORED
     return {"input_ids": batch.tokens, "attention_mask": batch.mask.long(), "labels": labels}
 
 

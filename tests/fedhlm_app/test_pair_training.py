@@ -19,7 +19,8 @@ from fedhlm_app.pair.cli import pair_app
 from fedhlm_app.pair.pipeline import train_pair
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
 from fedhlm_app.pair.sequences import OrderByLength, batch_of, batches_by_length
-from fedhlm_app.pair.training import new_model, run_stage, token_losses
+from fedhlm_app.pair.trainer import token_losses
+from fedhlm_app.pair.training import new_model, run_stage
 
 TINY = ModelShape(hidden=8, layers=1, heads=2, intermediate=16)
 
