@@ -22,6 +22,11 @@ def file_option(words: str, *names: str) -> Any:
     return typer.Option(*names, metavar="FILE", help=words, callback=_place)
 
 
+def folder_option(words: str) -> Any:
+    """An option that names a folder to write, made if absent; a file's name is refused at once."""
+    return typer.Option(metavar="FOLDER", help=words, file_okay=False)
+
+
 def _place(value: Any) -> Any:
     path = Path("-" if value is None else value)
     if path.is_dir():

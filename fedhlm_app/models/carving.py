@@ -92,10 +92,13 @@ def carve(
     Raises
     ------
     PairError
-        If the LLM cannot be loaded, has no such layers, or keeps them in no one list.
+        If the LLM cannot be loaded, has no such layers, keeps them in no one list, or is in `out`.
     DataError
         If the dataset cannot be read.
     """
+    if Path(llm).resolve() == out.resolve():
+        raise PairError(f"--out {out}: is the LLM's own folder, which would be lost; name another")
+    texts = load_items(dataset, "train").texts() if tokens else []
     whole = load_llm(llm)
     config = whole.config.get_text_config()
     of = int(config.num_hidden_layers)
@@ -122,7 +125,7 @@ def carve(
             setattr(config, key, [value[layer] for layer in kept])
     tokenizer = load_tokenizer(llm)
     if tokens:
-        _fit_head(model, whole, tokenizer, dataset, tokens)
+        _fit_head(model, whole, tokenizer, texts, tokens)
     save_model(model, tokenizer, out)
     return model, kept
 
@@ -131,13 +134,13 @@ def _fit_head(
     model: Any,  # PreTrainedModel, whose methods for the head have no types
     whole: Any,
     tokenizer: PreTrainedTokenizerBase,
-    dataset: str,
+    given: list[str],
     tokens: int,
 ) -> None:
     """Give a carved model the head that is nearest to the LLM's logits, by ridge regression."""
     longest = min(_LONGEST, context_limit(whole.config.get_text_config()))
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    read = tokenizer(load_items(dataset, "train").texts(), add_special_tokens=False)["input_ids"]
+    read = tokenizer(given, add_special_tokens=False)["input_ids"]
     texts = [torch.tensor((start + one)[:longest]) for one in read if one]
     ends = np.cumsum([len(one) for one in texts])
     texts = sorted(texts[: int(np.searchsorted(ends, tokens)) + 1], key=len)

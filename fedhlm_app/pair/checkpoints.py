@@ -12,6 +12,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from fedhlm_app.results.runs import write_atomically
 
+_DATA = ("seed", "articles", "head")
+"""What stands behind the recipe in an identity."""
+
 
 def last_checkpoint(folder: Path, identity: list[Any]) -> tuple[str | None, TrainerState]:
     """Find a stage's newest checkpoint, and write down its settings for the next call.
@@ -45,11 +48,23 @@ def last_checkpoint(folder: Path, identity: list[Any]) -> tuple[str | None, Trai
         saved = json.loads(described.read_text(encoding="utf-8"))
         if not _same_so_far(saved, identity, state.global_step):
             raise ValueError(
-                f"{checkpoint} was written with other settings ({saved}) than asked for "
-                f"now ({identity}); give the same settings or another folder"
+                f"{checkpoint} was written with other settings: {_difference(saved, identity)}; "
+                "give the same settings or another folder"
             )
     write_atomically(described, json.dumps(identity) + "\n")
     return checkpoint, state
+
+
+def _difference(saved: list[Any], asked: list[Any]) -> str:
+    """What is not the same in two identities, by name and both values."""
+    there, now = (
+        {**recipe, **dict(zip(_DATA, rest, strict=False))} for recipe, *rest in (saved, asked)
+    )
+    return ", ".join(
+        f"{name} {there.get(name)} there and {now.get(name)} now"
+        for name in {**there, **now}
+        if there.get(name) != now.get(name)
+    )
 
 
 def _same_so_far(saved: list[Any], asked: list[Any], steps: int) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedhlm_app.cli.completing import model_option
+from fedhlm_app.cli.completing import folder_option, model_option
 from fedhlm_app.cli.lazy import command_app
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ pair_app = command_app(
 )
 
 _Dataset = Annotated[str, typer.Option(help="builtin, a file, a folder, or a hub name.")]
-_Out = Annotated[Path, typer.Option(help="Folder to write; an unfinished one is resumed.")]
+_Out = Annotated[Path, folder_option("Folder to write; an unfinished one is resumed.")]
 _Text = Annotated[
     str, typer.Option("--text-columns", help="Text columns, comma separated; found by default.")
 ]
@@ -100,7 +100,7 @@ def train(
 @pair_app.command()
 def carve(
     llm: _Model,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, folder_option("Folder to write.")],
     layers: Annotated[int, typer.Option(help="Layers to keep.")] = 4,
     keep: Annotated[
         str, typer.Option(help="Which: first, ends, even, or numbers such as 0,1,2,29.")
@@ -128,7 +128,7 @@ def carve(
 
 @pair_app.command()
 def export(
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    to: Annotated[Path, folder_option("Folder to write.")],
     slm: _Model = "builtin",
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits, of ONNX.")] = False,
 ) -> None:
@@ -221,7 +221,7 @@ def evaluate(
 @pair_app.command()
 def pack(
     source: Annotated[Path, typer.Option(help="Folder of a saved model.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, folder_option("Folder to write.")],
     group_size: Annotated[
         int, typer.Option(min=0, help="Weights that share a scale; 0 keeps fp16.")
     ] = 24,

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from fedhlm_app.data.items import load_items
+from fedhlm_app.data.items import DataError, load_items
 from fedhlm_app.models.carving import carve
 from fedhlm_app.models.load import load_llm, load_pair
+from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.pair.cli import pair_app
 from fedhlm_app.pair.figures import evaluate_pair
@@ -97,3 +98,33 @@ def test_what_cannot_be_carved_is_refused(options, words, tmp_path):
     assert told.exit_code == 2
     assert words in told.output
     assert not (tmp_path / "slm").exists()
+
+
+def test_an_llm_is_not_carved_into_its_own_folder(tmp_path):
+    carve("builtin", "first", 4, tmp_path / "llm", tokens=0)
+    before = {path: path.read_bytes() for path in (tmp_path / "llm").iterdir()}
+    with pytest.raises(PairError, match="the LLM's own folder"):
+        carve(str(tmp_path / "llm"), "first", 2, tmp_path / "." / "llm", tokens=0)
+    assert {path: path.read_bytes() for path in (tmp_path / "llm").iterdir()} == before
+
+
+def test_texts_are_looked_at_before_the_llm_is_loaded(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        carve("./nowhere-llm", "first", 2, tmp_path / "slm", "./nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["carve", "--llm", "builtin", "--out"],
+        ["distil", "--slm", "builtin", "--llm", "builtin", "--dataset", "builtin", "--out"],
+        ["export", "--to"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_is_no_folder_to_write(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    told = CliRunner().invoke(pair_app, [*words, "file"])
+    assert told.exit_code == 2 and "'file' is a file" in told.stderr
