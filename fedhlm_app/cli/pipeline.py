@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedhlm_app.cli.completing import file_option, set_option
+from fedhlm_app.cli.completing import file_option, folder_option, set_option
 from fedhlm_app.cli.error_log import ends_with
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
@@ -80,9 +80,7 @@ def compile_(
 
 @pipeline_app.command()
 def run(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where files of steps go.")] = Path(
-        "pipeline"
-    ),
+    out: Annotated[Path, folder_option("Where files of steps go.")] = Path("pipeline"),
     json_file: Annotated[Path | None, file_option("Write all rounds as JSON.", "--json")] = None,
     clients: _Clients = None,
     rounds: _Rounds = None,

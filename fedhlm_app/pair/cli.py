@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedhlm_app.cli.completing import folder_option, model_option
+from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
 
 if TYPE_CHECKING:
@@ -94,7 +97,8 @@ def train(
         slm=dataclasses.replace(settings.slm, steps=slm_steps),
         distil=dataclasses.replace(settings.distil, steps=distil_steps, distillation=distil_weight),
     )
-    _print_report(train_pair(settings).folder)
+    with _resumable(out):
+        _print_report(train_pair(settings).folder)
 
 
 @pair_app.command()
@@ -184,7 +188,8 @@ def distil(
     settings = _settings(ctx)
     recipe = StageRecipe(steps, peak_rate, warmup, batch=batch, distillation=weight)
     settings = dataclasses.replace(settings, distil=recipe)
-    _print_report(distil_pair(slm, llm, settings, tokens).folder)
+    with _resumable(out):
+        _print_report(distil_pair(slm, llm, settings, tokens).folder)
 
 
 @pair_app.command()
@@ -238,6 +243,18 @@ def pack(
     keep = ("model.embed_tokens.weight",) if not pack_embedding else ()
     size = pack_model(source, out, group_size, keep, not no_tokenizer)
     typer.echo(f"{out}: {size:,} bytes of weights")
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = any(out.glob("checkpoints/*/checkpoint-*"))
+        after = "goes on from the last checkpoint" if there else "begins anew: no checkpoint yet"
+        typer.secho(f"\nfedhlm: stopped; the same command {after}", fg="red", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _settings(ctx: typer.Context) -> PairTraining:

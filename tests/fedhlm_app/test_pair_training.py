@@ -381,3 +381,19 @@ def test_options_of_the_trainer_are_refused_before_work(dataset, tmp_path, optio
     assert refused.exit_code == 2
     assert words in refused.output
     assert not (tmp_path / "pair").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [("checkpoint-4", "goes on from the last checkpoint"), ("", "begins anew")],
+)
+def test_ctrl_c_says_how_to_go_on(there, words, tmp_path, monkeypatch):
+    def stopped(*_):
+        (tmp_path / "checkpoints" / "distil" / there).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "distil_pair", stopped)
+    arguments = ["distil", "--slm", "builtin", "--llm", "builtin", "--dataset", "builtin"]
+    told = CliRunner().invoke(pair_app, [*arguments, "--out", str(tmp_path)])
+    assert told.exit_code == 130
+    assert f"fedhlm: stopped; the same command {words}" in told.stderr

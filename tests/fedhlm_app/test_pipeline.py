@@ -149,6 +149,14 @@ def test_without_kfp_one_line_says_what_to_install(monkeypatch):
         ]
 
 
+def test_a_file_in_the_folders_place_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipeline").write_text("")
+    found = CliRunner().invoke(app, ["pipeline", "run"])
+    assert found.exit_code == 2 and "'pipeline' is a file" in found.stderr
+
+
 @needs_kfp
 def test_the_compiled_pipeline_has_five_steps_a_round(tmp_path):
     import yaml
