@@ -67,7 +67,13 @@ def layers_kept(keep: str, layers: int, of: int) -> list[int]:
 
 
 def carve(
-    llm: str, keep: str, layers: int, out: Path, dataset: str = "builtin", tokens: int = 30_000
+    llm: str,
+    keep: str,
+    layers: int,
+    out: Path,
+    dataset: str = "builtin",
+    tokens: int = 30_000,
+    text_column: str = "",
 ) -> tuple[PreTrainedModel, list[int]]:
     """Write an SLM that has some of an LLM's layers, and its tokenizer.
 
@@ -79,7 +85,7 @@ def carve(
         As for :func:`layers_kept`.
     out : Path
         Folder to write.
-    dataset : str
+    dataset, text_column : str
         Texts that the head is fitted on, see :func:`fedhlm_app.data.items.load_items`.
     tokens : int
         How much of them; 0 leaves the head as it is.
@@ -98,7 +104,7 @@ def carve(
     """
     if Path(llm).resolve() == out.resolve():
         raise PairError(f"--out {out}: is the LLM's own folder, which would be lost; name another")
-    texts = load_items(dataset, "train").texts() if tokens else []
+    texts = load_items(dataset, "train", text_column=text_column).texts() if tokens else []
     whole = load_llm(llm)
     config = whole.config.get_text_config()
     of = int(config.num_hidden_layers)

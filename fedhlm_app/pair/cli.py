@@ -115,6 +115,7 @@ def carve(
     tokens: Annotated[
         int, typer.Option(min=0, help="Tokens of them; 0: only cut, nothing is fitted.")
     ] = 30_000,
+    text_column: _Text = "",
 ) -> None:
     """Make an SLM of some of an LLM's layers, with its tokenizer, and fit its head in minutes.
 
@@ -126,7 +127,7 @@ def carve(
     """
     from fedhlm_app.models.carving import carve as carved
 
-    model, kept = carved(llm, keep, layers, out, dataset, tokens)
+    model, kept = carved(llm, keep, layers, out, dataset, tokens, text_column)
     typer.echo(f"{out}: layers {', '.join(map(str, kept))}; {model.num_parameters():,} weights")
 
 

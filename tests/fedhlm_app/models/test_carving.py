@@ -108,6 +108,15 @@ def test_an_llm_is_not_carved_into_its_own_folder(tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "llm").iterdir()} == before
 
 
+def test_texts_are_in_the_columns_that_are_named(tmp_path):
+    (tmp_path / "own.csv").write_text("head,body\nOil,Prices rose again\nCup,The team won\n")
+    words = ["carve", "--llm", "builtin", "--out", str(tmp_path / "slm"), "--tokens", "5"]
+    words += ["--dataset", str(tmp_path / "own.csv")]
+    told = CliRunner().invoke(pair_app, words)
+    assert told.exit_code == 2 and "allowed are the dataset's columns head, body" in told.output
+    assert CliRunner().invoke(pair_app, [*words, "--text-columns", "head,body"]).exit_code == 0
+
+
 def test_texts_are_looked_at_before_the_llm_is_loaded(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         carve("./nowhere-llm", "first", 2, tmp_path / "slm", "./nowhere.csv")
