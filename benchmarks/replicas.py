@@ -36,22 +36,30 @@ ROOT = Path(__file__).resolve().parent.parent
 def asked(
     fleet: Fleet, vocab: int, tokens: list[str], port: int, seconds: float
 ) -> dict[str, float]:
-    """What all devices get in so many seconds."""
+    """What all devices get in so many seconds, once each has written a text to warm up."""
     waits: list[float] = []
 
     async def write(number: int) -> None:
-        while True:
-            await device(number, tokens[number], fleet, vocab, ("127.0.0.1", port), waits, [])
+        await device(number, tokens[number], fleet, vocab, ("127.0.0.1", port), waits, [])
 
-    async def all_devices() -> None:
+    async def write_on(number: int) -> None:
+        while True:
+            await write(number)
+
+    async def all_devices() -> float:
+        await asyncio.gather(*map(write, range(len(tokens))))
+        waits.clear()
+        begin = time.perf_counter()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*map(write, range(len(tokens))))
+                await asyncio.gather(*map(write_on, range(len(tokens))))
+        return time.perf_counter() - begin
 
-    begin = time.perf_counter()
-    asyncio.run(all_devices())
+    passed = asyncio.run(all_devices())
+    if not waits:
+        raise RuntimeError(f"--seconds {seconds:g}: no answer came in them; give more")
     return {
-        "verdicts_per_s": len(waits) / (time.perf_counter() - begin),
+        "verdicts_per_s": len(waits) / passed,
         "p50_ms": 1e3 * float(np.quantile(waits, 0.5)),
     }
 
@@ -89,7 +97,6 @@ def main() -> None:
         for count in [1, 2] * options.turns:
             scaled = deployment(args).options(num_replicas=count, ray_actor_options={"num_cpus": 0})
             serve.run(scaled.bind(), name="fedhlm")
-            asked(fleet, vocab, tokens, port, 3)  # warms up
             found = {"replicas": count, **asked(fleet, vocab, tokens, port, options.seconds)}
             turns.append(found)
             print({name: round(value, 2) for name, value in found.items()}, flush=True)
