@@ -18,6 +18,7 @@ from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
 from fedhlm_app.cli.progress import steps
 from fedhlm_app.cli.run import BAD_SETTINGS, collect, parse_overrides
+from fedhlm_app.results.report.verdict import threshold
 from fedhlm_app.results.runs import write_atomically
 from fedhlm_app.settings.kept import check_kept
 
@@ -113,6 +114,8 @@ def rounds_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("round", "threshold", "tokens", "stay", "agree", "kept and wrong", "right"):
         table.add_column(heading, justify="right")
+    if any(line["threshold"]["global"] < 0 for line in lines):
+        table.caption = "threshold none: no draft is kept, as none can be certified"
     last = len(lines)
     for line in lines:
         if last > 12 and line["round"] not in (1, last) and line["round"] % (last // 10):
@@ -120,7 +123,7 @@ def rounds_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         right = next((value for value in line["accuracy"].values() if value is not None), None)
         table.add_row(
             str(line["round"]),
-            f"{line['threshold']['global']:.4f}",
+            threshold(line["threshold"]["global"]),
             f"{line['tokens']:,}",
             f"{line['trr']:.1%}",
             f"{line['llm_agreement']:.1%}",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fedhlm_app.cli import app
 from fedhlm_app.cli.run import collect
-from fedhlm_app.cli.trace import _base
+from fedhlm_app.cli.trace import _base, rounds_table
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace import replaying
 from fedhlm_app.trace.file import Trace
@@ -132,6 +135,20 @@ def test_two_tokenizers_are_refused_in_a_line_that_says_what_takes_them(few, tmp
         "for both; `fedhlm run`, `compare`, `estimate`, `generate` and `serve device` take two, "
         "decoding greedily"
     ]
+
+
+def test_a_threshold_that_keeps_nothing_is_said_in_words():
+    figures = {"tokens": 9, "trr": 0.0, "llm_agreement": 1.0, "certificate": 0.0, "accuracy": {}}
+    lines = [
+        {"round": number, "threshold": {"global": value}, **figures}
+        for number, value in ((1, -1.0), (2, 0.5))
+    ]
+    for shown, words in ((lines, True), (lines[1:], False)):
+        console = Console(file=io.StringIO(), width=100)
+        console.print(rounds_table(shown))
+        text = console.file.getvalue()
+        assert "0.5000" in text and "-1.0" not in text
+        assert ("threshold none: no draft is kept" in text) == words
 
 
 def test_fewer_clients_than_the_recording_has_clusters_make_fewer_clusters(few):
