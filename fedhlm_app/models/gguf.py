@@ -85,8 +85,12 @@ def unpacked(name: str, part: Part = "tokenizer") -> str:
             except Exception as error:  # a broken file makes its readers raise all kinds
                 reason = f"{type(error).__name__}: {error}"
                 raise PairError(f"model {name!r} cannot be unpacked: {reason}") from error
-            with contextlib.suppress(FileExistsError):  # another process was first
+            try:
                 os.rename(Path(unfinished) / part, folder)
+            except OSError:
+                # Another process was first: a folder with files is "not empty", not "there".
+                if not folder.is_dir():
+                    raise
     return str(folder)
 
 

@@ -11,11 +11,16 @@ import torch
 from typer.testing import CliRunner
 
 from fedhlm_app.cli.app import app
-from fedhlm_app.models import sources
+from fedhlm_app.models import gguf, sources
 from fedhlm_app.models.carving import carve
 from fedhlm_app.models.load import _cached_model, load_llm, load_pair, load_slm
 from fedhlm_app.models.sources import PairError, check_folder, gguf_file
-from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
+from fedhlm_app.models.vocabulary import (
+    check_same_tokenizer,
+    fingerprint,
+    load_tokenizer,
+    token_ids,
+)
 from fedhlm_app.pair.export import export
 from fedhlm_app.pair.recipe import ModelShape
 from fedhlm_app.pair.training import new_model
@@ -53,6 +58,22 @@ def test_a_file_is_read_as_the_model_it_was_made_of(made, capfd):
     assert "it/s" not in capfd.readouterr().err
 
 
+def test_of_two_processes_that_unpack_at_once_both_have_it(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first: list[str] = []
+    write_it = gguf._WRITE["tokenizer"]
+
+    def while_another_does(name, file, folder):
+        monkeypatch.setitem(gguf._WRITE, "tokenizer", write_it)
+        first.append(gguf.unpacked(name))
+        write_it(name, file, folder)
+
+    monkeypatch.setitem(gguf._WRITE, "tokenizer", while_another_does)
+    folder = gguf.unpacked(made.name)
+    assert [folder] == first
+    assert [path.name for path in Path(folder).parent.iterdir()] == ["tokenizer"]
+
+
 def test_rows_that_no_token_uses_are_no_tokens(made, tmp_path):
     """llama.cpp's converter names them, and models of one family have more or fewer of them."""
     tokens, name = len(made.tokenizer), str(tmp_path / "padded.gguf")
@@ -88,7 +109,7 @@ def test_it_is_carved_and_both_answer_a_chat(made, tmp_path):
 
 
 def test_the_small_model_of_smollm2_is_made_once(made, monkeypatch, request):
-    for kept in (_cached_model, load_tokenizer):
+    for kept in (_cached_model, load_tokenizer, token_ids, fingerprint):
         request.addfinalizer(kept.cache_clear)  # these are no SmolLM2
     package = SimpleNamespace(origin=str(Path(made.name).with_name("__init__.py")))
     monkeypatch.setattr(sources, "find_spec", lambda module: package)
