@@ -210,7 +210,7 @@ class TestErrors:
 
     def test_missing_text_column(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "label": "a"}\n')
-        with pytest.raises(DataError, match=r"text-columns = 'body'.*columns are text, label"):
+        with pytest.raises(DataError, match=r"text-columns = 'body'.*columns text, label"):
             load_items(path, text_column="body")
 
     def test_records_are_no_text_and_semicolons_part_no_columns(self, tmp_path):
@@ -223,7 +223,7 @@ class TestErrors:
 
     def test_missing_label_column(self, tmp_path):
         path = self.write(tmp_path, '{"text": "t", "mood": "a"}\n')
-        with pytest.raises(DataError, match=r"label-column = 'kind'.*columns are text, mood"):
+        with pytest.raises(DataError, match=r"label-column = 'kind'.*columns text, mood"):
             load_items(path, label_column="kind")
 
     def test_texts_without_labels_are_for_all_but_what_needs_labels(self, tmp_path):
