@@ -144,9 +144,8 @@ class StageTrainer(Trainer):
     ) -> Any:
         """Batches of a step; the LLM reads the next one while the SLM learns from this one.
 
-        On processors only: each of two threads that work alone is done sooner than two that wait
-        for each other in every product. And behind a shared head only, since the LLM's logits of
-        two steps are in memory.
+        On processors only, where two threads that work alone need not wait for each other in every
+        product; and behind a shared head only, since the LLM's logits of two steps are in memory.
         """
         beside = self._teacher is not None and self._head is not None
         if not beside or self.args.device.type != "cpu" or self._threads < 2:

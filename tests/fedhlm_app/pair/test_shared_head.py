@@ -12,8 +12,9 @@ from fedhlm_app.pair import shared_head
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
 from fedhlm_app.pair.sequences import batch_of
 from fedhlm_app.pair.shared_head import fold_head, share_head
-from fedhlm_app.pair.trainer import token_losses
+from fedhlm_app.pair.trainer import StageTrainer, token_losses
 from fedhlm_app.pair.training import new_model, run_stage
+from tests.models import ARCHITECTURES, random_model
 
 VOCABULARY = 40
 RECIPE = StageRecipe(steps=12, peak_rate=1e-2, warmup=3, batch=8, distillation=1.0)
@@ -64,6 +65,39 @@ def test_shared_and_folded_again_it_is_the_same_model(mapped):
     assert torch.allclose(logits(small), before, atol=2e-2)
     assert all(parameter.requires_grad for parameter in small.parameters())
     assert small.get_input_embeddings().weight is not small.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_any_family_is_the_same_model_after_it(family):
+    large = random_model(family, vocab=VOCABULARY)
+    small = copy.deepcopy(large)
+    assert share_head(small, large, texts()) is not None
+    fold_head(small, large)
+    assert torch.allclose(logits(small), logits(large), atol=1e-3)
+
+
+def test_read_ahead_in_a_thread_a_batch_has_the_very_logits_it_would_have(tmp_path, monkeypatch):
+    read_ahead = []
+    ahead = StageTrainer._reading_ahead
+    monkeypatch.setattr(
+        StageTrainer, "_reading_ahead", lambda *given: read_ahead.append(1) or ahead(*given)
+    )
+    threads = torch.get_num_threads()
+    trained = []
+    try:
+        for used in (1, 2):
+            torch.set_num_threads(used)
+            small, large = carved(llm()), llm()
+            head = share_head(small, large, texts())
+            settings = PairTraining("", str(tmp_path / str(used)), bfloat16=False)
+            run_stage("distil", small, RECIPE, texts(), settings, teacher=large, head=head)
+            assert len(read_ahead) == (0 if used == 1 else 3)  # 12 steps are three epochs of four
+            assert torch.get_num_threads() == used
+            trained.append(small)
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_losses_are_over_the_tokens_that_texts_have_most(monkeypatch):
