@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _LATEST = 6
+_A_MINUTE = 60.0
 
 
 @contextmanager
@@ -151,16 +152,18 @@ def _lines(console: Console, settings: Settings) -> Listener:
 def steps(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """What is told of a phase, and how many of how many steps of it are done.
 
-    Draws a bar on a terminal, a line for each new phase elsewhere.
+    Draws a bar on a terminal; elsewhere a line for each new phase, and then one a minute.
     """
     if not console.is_terminal:
-        last = ""
+        last, said = "", 0.0
 
         def tell(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if what != last:
-                console.print(f"{what} ...")
-                last = what
+            nonlocal last, said
+            now = time.monotonic()
+            if what == last and now < said + _A_MINUTE:
+                return
+            console.print(f"{what} ..." if what != last else f"{what}: {done:,} of {total:,}")
+            last, said = what, now
 
         yield tell
         return

@@ -37,6 +37,7 @@ from fedhlm_app.compare.contender import (
     Speculative,
 )
 from fedhlm_app.compare.methods import Method
+from fedhlm_app.data.chats import check_prompts
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
@@ -174,6 +175,8 @@ class Comparison:
             When models, tokenizer or texts cannot work together.
         """
         check_pair(settings)
+        items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
+        check_prompts(items, tokenizer, settings.prompt_tokens)
         if not one_tokenizer(settings.slm, settings.llm):
             # Right tokens are those of given texts, of which the LLM has other ones.
             plan = replace(plan, accuracy=False)
@@ -183,7 +186,7 @@ class Comparison:
             torch_dtype(settings.llm_dtype),
             torch_device(settings.llm_device, "llm-device"),
         )
-        return cls(settings, plan, slm, llm, load_tokenizer(settings.slm), items_of(settings))
+        return cls(settings, plan, slm, llm, tokenizer, items)
 
     def run(
         self,
@@ -223,7 +226,7 @@ class Comparison:
 
     def _take_accuracy(self, contenders: Sequence[Contender], listen: Listener) -> None:
         kinds: list[tuple[Workload, int]] = [("score", _SCORE_SESSIONS)]
-        if self.items.label_names:
+        if self.items.label_names and not self.items.chat:
             kinds.append(("classify", _LABEL_SESSIONS))
         for workload, first in kinds:
             maker = self._maker(workload)

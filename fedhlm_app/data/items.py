@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fedhlm_app.data.files import (
     read_hub,
     read_local,
 )
+from fedhlm_app.data.messages import holds_messages, written_messages
 from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
 from fedhlm_assets import asset_path
 
@@ -54,11 +55,14 @@ class Items:
     label_names : tuple of str
         Lower-case letters and digits only, so that a name is also its label token. Empty where
         the dataset has no labels; each item's label is 0 then.
+    chat : bool
+        The texts are messages of chats, as JSON (:mod:`fedhlm_app.data.chats`).
     """
 
     name: str
     table: pa.Table
     label_names: tuple[str, ...]
+    chat: bool = False
 
     def __len__(self) -> int:
         """Give the number of items."""
@@ -76,7 +80,7 @@ class Items:
         """Give some rows as items of their own, in the order asked for."""
         name = f"{self.name}, {len(rows)} rows"
         columns = {"text": self.texts(rows), "label": self.labels(rows)}
-        return Items(name, pa.table(columns), self.label_names)
+        return Items(name, pa.table(columns), self.label_names, self.chat)
 
     def labels(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Give the labels of some rows, int64 [rows]."""
@@ -107,7 +111,8 @@ def load_items(
         Which part.
     text_column : str
         One or several columns, comma separated, joined in that order; by default ``text``, or
-        ``title,description``, or ``title,text``, whichever is there.
+        ``title,description``, or ``title,text``, or ``messages``, whichever is there. A column of
+        lists of messages, each with ``role`` and ``content``, makes chats.
     label_column : str
         By default ``label``, ``topic`` or ``class``, whichever is there; without any of them
         the texts have no labels.
@@ -151,9 +156,14 @@ def _load_items(
     else:
         raw = read_hub(dataset, split)
     texts, label = _columns_of(list(raw.column_names), text_column, label_column)
-    for column in texts:
-        if pa.types.is_nested(kind := raw.features.arrow_schema.field(column).type):
-            raise DataError(f"text-columns = {column!r} holds {kind} in each row; allowed is text")
+    kinds = {column: raw.features.arrow_schema.field(column).type for column in texts}
+    chat = len(texts) == 1 and holds_messages(kinds[texts[0]])
+    for column, kind in kinds.items():
+        if pa.types.is_nested(kind) and not chat:
+            raise DataError(
+                f"text-columns = {column!r} holds {kind} in each row; allowed is text, or one "
+                "column of lists of messages with role and content"
+            )
     labels = [0] * len(raw)
     names: tuple[str, ...] = ()
     if label is not None:
@@ -170,6 +180,10 @@ def _load_items(
             logger.info("texts are read without labels: %s", error)
     # `map` keeps its result on disk and maps it into memory: the clients of a simulation read
     # one cleaned copy rather than clean the whole dataset once each.
+    if chat:
+        written = pa.array(written_messages(raw[texts[0]], name), pa.string())
+        table = pa.table({"text": written, "label": pa.array(labels, pa.int64())})
+        return replace(_items(name, table, names), chat=True)
     cleaned = raw.map(
         _clean_batch,
         batched=True,
@@ -236,7 +250,10 @@ def _columns_of(
 ) -> tuple[list[str], str | None]:
     """Find the columns of the text and the one of the label, None where there is none."""
     texts = _find_columns(
-        present, "text-columns", text_column, ("text", "title,description", "title,text")
+        present,
+        "text-columns",
+        text_column,
+        ("text", "title,description", "title,text", "messages"),
     )
     if not label_column:
         return texts, next((name for name in ("label", "topic", "class") if name in present), None)

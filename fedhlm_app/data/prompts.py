@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fedhlm_app.data.chats import Encoded, encoded
 from fedhlm_app.data.files import DataError
 from fedhlm_app.data.items import Items
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
@@ -63,11 +64,13 @@ def prompts(
         ``generate``: bos and the first ``prompt_tokens`` of the text, to be continued freely.
         ``score``: bos and the text, every token after the first predicted from the true text
         before it. ``classify``: bos, the text and what asks for the label; the label's token is
-        the answer.
+        the answer. Of a chat the prompt is all before its last answer, in the chat template; to
+        ``score`` is the answer.
     prompt_tokens : int
-        Longest prompt of ``generate``, without bos, at least 1.
+        Longest prompt of ``generate``, without bos, at least 1. Longest prompt of a chat, which
+        loses its beginning rather than the question at its end.
     text_tokens : int
-        Longest text of the other two, at least 2.
+        Longest text of the other two, at least 2; of a chat, with a prompt of `prompt_tokens`.
 
     Returns
     -------
@@ -77,7 +80,8 @@ def prompts(
     Raises
     ------
     DataError
-        For an unknown workload or a length out of range.
+        For an unknown workload, a length out of range, or chats that the workload or the tokenizer
+        has no use for.
     """
     if workload not in ("generate", "score", "classify"):
         raise DataError(
@@ -89,10 +93,16 @@ def prompts(
         raise DataError(f"text_tokens = {text_tokens} is not allowed; it must be at least 2")
     if not len(rows):
         return []
+    made = encoded(items, tokenizer, rows)
+    if items.chat:
+        if workload == "classify":
+            raise DataError(
+                f"workload = 'classify': {items.name} has chats; allowed are generate and score"
+            )
+        most = 0 if workload == "generate" else max(0, text_tokens - prompt_tokens)
+        return [_chat(one, prompt_tokens, most) for one in made]
     longest = prompt_tokens if workload == "generate" else text_tokens
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = tokenizer(items.texts(rows), add_special_tokens=False)["input_ids"]
-    texts = [np.asarray([*start, *text[:longest]], dtype=np.int64) for text in encoded]
+    texts = [np.asarray([*one.start, *one.text[:longest]], dtype=np.int64) for one in made]
     if workload == "generate":
         return [Prompt(text, len(text)) for text in texts]
     if workload == "score":
@@ -104,3 +114,9 @@ def prompts(
         Prompt(tokens, len(tokens), answers[label])
         for tokens, label in zip(asking, items.labels(rows), strict=True)
     ]
+
+
+def _chat(one: Encoded, prompt_tokens: int, answer_tokens: int) -> Prompt:
+    """A chat of at most so many tokens of prompt and of answer."""
+    start = one.start[-prompt_tokens:]
+    return Prompt(np.asarray([*start, *one.text[:answer_tokens]], dtype=np.int64), len(start))

@@ -50,7 +50,7 @@ class BatchMaker:
         ``generate``, ``score`` or ``classify``.
     prompt_tokens, tokens_per_prompt : int
         Longest prompt (in `score`: context before the first routed token), and most routed
-        tokens of one text.
+        tokens of one text. Of a chat's answer the first tokens are routed.
     """
 
     items: Items
@@ -96,7 +96,11 @@ class BatchMaker:
                 answers = np.array([[prompt.answer] for prompt in made], np.int64)
             return WorkloadBatch(batch, most, batch.lengths.copy(), answers)
         lengths = np.array([len(text) for text in tokens], np.int64)
-        first, ends = scored_places(lengths, self.prompt_tokens, most)
+        if self.items.chat:
+            first = np.array([prompt.given for prompt in made], np.int64)
+            ends = lengths
+        else:
+            first, ends = scored_places(lengths, self.prompt_tokens, most)
         tokens = [text[:end] for text, end in zip(tokens, ends, strict=True)]
         batch = TextBatch(tokens, sessions, given=True)
         answers = np.full((len(tokens), most), -1, np.int64)

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from fedhlm_app.data.chats import encoded
 from fedhlm_app.data.items import load_items
 from fedhlm_app.models.load import load_llm, save_model
 from fedhlm_app.models.sources import PairError
@@ -104,7 +105,7 @@ def carve(
     """
     if Path(llm).resolve() == out.resolve():
         raise PairError(f"--out {out}: is the LLM's own folder, which would be lost; name another")
-    texts = load_items(dataset, "train", text_column=text_column).texts() if tokens else []
+    items = load_items(dataset, "train", text_column=text_column) if tokens else None
     whole = load_llm(llm)
     config = whole.config.get_text_config()
     of = int(config.num_hidden_layers)
@@ -130,8 +131,8 @@ def carve(
         if isinstance(value, list) and len(value) == of:  # such as layer_types
             setattr(config, key, [value[layer] for layer in kept])
     tokenizer = load_tokenizer(llm)
-    if tokens:
-        _fit_head(model, whole, tokenizer, texts, tokens)
+    if items is not None:
+        _fit_head(model, whole, [one.start + one.text for one in encoded(items, tokenizer)], tokens)
     save_model(model, tokenizer, out)
     return model, kept
 
@@ -139,15 +140,12 @@ def carve(
 def _fit_head(
     model: Any,  # PreTrainedModel, whose methods for the head have no types
     whole: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    given: list[str],
+    given: list[list[int]],
     tokens: int,
 ) -> None:
     """Give a carved model the head that is nearest to the LLM's logits, by ridge regression."""
     longest = min(_LONGEST, context_limit(whole.config.get_text_config()))
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    read = tokenizer(given, add_special_tokens=False)["input_ids"]
-    texts = [torch.tensor((start + one)[:longest]) for one in read if one]
+    texts = [torch.tensor(one[:longest]) for one in given if one]
     ends = np.cumsum([len(one) for one in texts])
     texts = sorted(texts[: int(np.searchsorted(ends, tokens)) + 1], key=len)
     batches = [texts[at : at + _BATCH] for at in range(0, len(texts), _BATCH)]

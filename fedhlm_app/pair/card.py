@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jinja2 import Environment
+from transformers import PreTrainedConfig
 
 from fedhlm_app.pair.figures import PairFigures
 from fedhlm_app.pair.recipe import PairTraining
@@ -11,26 +12,35 @@ _CARD = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=Fal
     """\
 # Model pair
 
-A small and a large Llama-architecture causal language model with one byte-level BPE tokenizer.
-A sequence is bos, at most {{ s.text_tokens }} tokens of text, topic, label, eos.
+A small and a large causal language model with one tokenizer of {{ "{:,}".format(tokens) }} tokens.
+{% if chat %}
+A sequence is a chat in its template; the last answer is predicted.
+{% else %}
+A sequence is bos, at most {{ s.text_tokens }} tokens of text\
+{% if f.same_label is not none %}, topic, label{% endif %}, eos.
+{% endif %}
 
 {% macro shape(one) -%}
-{{ one.hidden }}, {{ one.layers }}, {{ one.heads }}, {{ one.intermediate }}
+{{ one.hidden_size }}, {{ one.num_hidden_layers }}, {{ one.num_attention_heads }}, \
+{{ one.intermediate_size }}
 {%- endmacro %}
 | | slm | llm |
 |---|---|---|
-| hidden, layers, heads, intermediate | {{ shape(s.slm_shape) }} | {{ shape(s.llm_shape) }} |
-| parameters (tied embeddings) | {{ "{:,}".format(f.slm.parameters) }} \
+| architecture | {{ slm.model_type }} | {{ llm.model_type }} |
+| hidden, layers, heads, intermediate | {{ shape(slm) }} | {{ shape(llm) }} |
+| parameters (tied ones once) | {{ "{:,}".format(f.slm.parameters) }} \
 | {{ "{:,}".format(f.llm.parameters) }} |
 | perplexity | {{ "%.1f" % f.slm.perplexity }} | {{ "%.1f" % f.llm.perplexity }} |
 | next-token accuracy | {{ "%.3f" % f.slm.token_accuracy }} \
 | {{ "%.3f" % f.llm.token_accuracy }} |
+{% if f.same_label is not none %}
 | label accuracy | {{ "%.3f" % f.slm.label_accuracy }} | {{ "%.3f" % f.llm.label_accuracy }} |
+{% endif %}
 
-Measured on {{ "{:,}".format(f.articles) }} held-out articles \
+Measured on {{ "{:,}".format(f.articles) }} held-out {{ 'chats' if chat else 'texts' }} \
 ({{ "{:,}".format(f.tokens) }} predicted tokens). Between the two: same top-1 token \
-{{ "%.3f" % f.same_top1 }}, mean total variation {{ "%.3f" % f.total_variation }}, same label \
-{{ "%.3f" % f.same_label }}.
+{{ "%.3f" % f.same_top1 }}, mean total variation {{ "%.3f" % f.total_variation }}\
+{% if f.same_label is not none %}, same label {{ "%.3f" % f.same_label }}{% endif %}.
 
 ## Training
 
@@ -49,7 +59,13 @@ gradient clip 1, batches of like length, warm-up, constant rate, then linear dec
 
 
 def model_card(
-    settings: PairTraining, figures: PairFigures, stages: dict[str, dict[str, float]]
+    settings: PairTraining,
+    figures: PairFigures,
+    stages: dict[str, dict[str, float]],
+    configs: tuple[PreTrainedConfig, PreTrainedConfig],
+    tokens: int,
+    *,
+    chat: bool = False,
 ) -> str:
     """Write the card of a pair in Markdown.
 
@@ -58,13 +74,22 @@ def model_card(
     settings : PairTraining
         How it was trained.
     figures : PairFigures
-        What it is worth on held-out articles.
+        What it is worth on held-out items.
     stages : dict
         Steps, tokens and seconds of each optimised stage.
+    configs : tuple of PreTrainedConfig
+        Of SLM and LLM; where one does not know a size, it is left out.
+    tokens : int
+        Of their tokenizer.
+    chat : bool
+        The items are chats.
 
     Returns
     -------
     str
         Markdown.
     """
-    return _CARD.render(s=settings, f=figures, stages=stages)
+    slm, llm = (config.get_text_config() for config in configs)
+    return _CARD.render(
+        s=settings, f=figures, stages=stages, slm=slm, llm=llm, tokens=tokens, chat=chat
+    )

@@ -1,4 +1,4 @@
-"""``fedhlm pair``: train, carve, distil, evaluate, pack and export a model pair."""
+"""``fedhlm pair``: train, carve, write chats, distil, evaluate, pack and export a model pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedhlm_app.cli.completing import folder_option, model_option
+from fedhlm_app.cli.completing import file_option, folder_option, model_option
 from fedhlm_app.cli.interrupting import INTERRUPTED
 from fedhlm_app.cli.lazy import command_app
 
@@ -38,8 +38,8 @@ class _Commands(TyperGroup):
 
 pair_app = command_app(
     cls=_Commands,
-    help="Train, carve, distil, evaluate, pack and export a model pair. Exit status: 2 when data, "
-    "a model or an option cannot be used.",
+    help="Train, carve, write chats, distil, evaluate, pack and export a model pair. Exit status: "
+    "2 when data, a model or an option cannot be used.",
     no_args_is_help=True,
 )
 
@@ -129,6 +129,46 @@ def carve(
 
     model, kept = carved(llm, keep, layers, out, dataset, tokens, text_column)
     typer.echo(f"{out}: layers {', '.join(map(str, kept))}; {model.num_parameters():,} weights")
+
+
+@pair_app.command()
+def write(
+    llm: _Model,
+    out: Annotated[Path, file_option("File to write, .jsonl.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of answers, at least.")] = 600_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 1,
+    no_bfloat16: _Single = False,
+) -> None:
+    """Let an LLM that was made for chats write some, prompts and answers, to teach an SLM with.
+
+    - `fedhlm pair write --llm smollm2 --tokens 600000 --out chats.jsonl`
+
+    - `fedhlm pair carve --llm smollm2 --layers 6 --dataset chats.jsonl --out six`
+
+    - `fedhlm pair distil --slm six --llm smollm2 --dataset chats.jsonl --out taught`
+
+    Each line has its `messages`. Chats of your own users teach better: write them in the same way.
+    """
+    from rich.console import Console
+
+    from fedhlm_app.cli.progress import steps
+    from fedhlm_app.pair.writing import write_chats
+
+    with steps(Console(stderr=True, highlight=False)) as listen:
+        try:
+            chats, written = write_chats(
+                llm,
+                tokens,
+                out,
+                seed,
+                lambda done, of: listen("tokens written", done, of),
+                bfloat16=not no_bfloat16,
+            )
+        except KeyboardInterrupt:
+            kept = f"{out} has what was written" if out.exists() else "nothing was written yet"
+            typer.secho(f"fedhlm: stopped; {kept}", fg="red", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    typer.echo(f"{out}: {chats:,} chats, {written:,} tokens of answers")
 
 
 @pair_app.command()

@@ -6,13 +6,20 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedhlm_app.data.items import Items
 from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import label_tokens
-from fedhlm_app.pair.sequences import Batch, batch_of, batches_by_length, encode_articles
+from fedhlm_app.pair.sequences import (
+    Batch,
+    batch_of,
+    batches_by_length,
+    chat_tokens,
+    encode_items,
+)
 
 _BATCH = 50
 
@@ -26,17 +33,19 @@ class ModelFigures:
     parameters : int
         Weights, tied ones once.
     perplexity : float
-        exp of the mean loss over every predicted token: text, topic, label and eos.
+        exp of the mean loss over every predicted token: text, topic, label and eos; of a chat its
+        last answer.
     token_accuracy : float
         Share of those tokens that are the model's top-1, in [0, 1].
-    label_accuracy : float
-        Share of articles whose label has the largest logit among the labels, in [0, 1].
+    label_accuracy : float or None
+        Share of articles whose label has the largest logit among the labels, in [0, 1]; None
+        where they have none.
     """
 
     parameters: int
     perplexity: float
     token_accuracy: float
-    label_accuracy: float
+    label_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ class PairFigures:
     total_variation : float
         Mean total variation distance between their distributions at temperature 1, in [0, 1]. It is
         also the mean rejection probability of a sampled draft.
-    same_label : float
-        Share of articles with the same label from both, in [0, 1].
+    same_label : float or None
+        Share of articles with the same label from both, in [0, 1]; None where they have none.
     articles, tokens : int
         How many were measured.
     """
@@ -62,7 +71,7 @@ class PairFigures:
     llm: ModelFigures
     same_top1: float
     total_variation: float
-    same_label: float
+    same_label: float | None
     articles: int
     tokens: int
 
@@ -76,13 +85,13 @@ class _Sums:
         self.correct = 0
         self.labels_right = 0
 
-    def figures(self, tokens: int, articles: int) -> ModelFigures:
+    def figures(self, tokens: int, articles: int, labelled: bool) -> ModelFigures:
         parameters = {id(p): p.numel() for p in self.model.parameters()}
         return ModelFigures(
             parameters=sum(parameters.values()),
             perplexity=math.exp(self.log_loss / tokens),
             token_accuracy=self.correct / tokens,
-            label_accuracy=self.labels_right / articles,
+            label_accuracy=self.labels_right / articles if labelled else None,
         )
 
 
@@ -122,8 +131,11 @@ def evaluate_pair(
     sizes = (slm.config.vocab_size, llm.config.vocab_size)
     if sizes[0] != sizes[1]:
         raise PairError(f"slm has {sizes[0]} token ids and llm {sizes[1]}; they must be equal")
-    sequences = encode_articles(items, tokenizer, text_tokens)[: rows or None]
-    answers = torch.tensor(list(label_tokens(tokenizer, items.label_names).values()))
+    measured_on = items.subset(np.arange(min(rows, len(items)))) if rows else items
+    sequences = encode_items(measured_on, tokenizer, text_tokens, chat_tokens(slm, llm))
+    labelled = bool(items.label_names) and not items.chat
+    names = label_tokens(tokenizer, items.label_names) if labelled else {}
+    answers = torch.tensor(list(names.values()))
     after_label = 0 if tokenizer.eos_token_id is None else 1
     small, large = _Sums(slm), _Sums(llm)
     same_top1 = same_label = tokens = 0
@@ -134,14 +146,15 @@ def evaluate_pair(
             measured = [_measure(sums, batch, answers) for sums in (small, large)]
         tokens += len(measured[0].probs)
         same_top1 += int((measured[0].top == measured[1].top).sum())
-        same_label += int((measured[0].label == measured[1].label).sum())
+        if labelled:
+            same_label += int((measured[0].label == measured[1].label).sum())
         total_variation += float((measured[0].probs - measured[1].probs).abs().sum()) / 2.0
     return PairFigures(
-        slm=small.figures(tokens, len(sequences)),
-        llm=large.figures(tokens, len(sequences)),
+        slm=small.figures(tokens, len(sequences), labelled),
+        llm=large.figures(tokens, len(sequences), labelled),
         same_top1=same_top1 / tokens,
         total_variation=total_variation / tokens,
-        same_label=same_label / len(sequences),
+        same_label=same_label / len(sequences) if labelled else None,
         articles=len(sequences),
         tokens=tokens,
     )
@@ -149,7 +162,7 @@ def evaluate_pair(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A model on a batch: distributions [tokens, vocab], top-1 [tokens], labels [rows]."""
+    """A model on a batch: distributions [tokens, vocab], top-1 [tokens], labels [rows] or none."""
 
     probs: torch.Tensor
     top: torch.Tensor
@@ -163,11 +176,13 @@ def _measure(sums: _Sums, batch: Batch, answers: torch.Tensor) -> _Measured:
         input_ids=batch.tokens.to(device), attention_mask=batch.mask.to(device).long()
     )
     logits = output.logits.float().cpu()  # [rows, length, vocab]
-    rows = torch.arange(len(batch.tokens))
-    label = logits[rows, batch.label_positions - 1][:, answers].argmax(dim=1)
-    truth = batch.tokens[rows, batch.label_positions]
-    sums.labels_right += int((answers[label] == truth).sum())
-    predicted = batch.mask[:, 1:]
+    label = torch.empty(0, dtype=torch.int64)
+    if len(answers):
+        rows = torch.arange(len(batch.tokens))
+        label = logits[rows, batch.label_positions - 1][:, answers].argmax(dim=1)
+        truth = batch.tokens[rows, batch.label_positions]
+        sums.labels_right += int((answers[label] == truth).sum())
+    predicted = batch.predicted[:, 1:]
     log_probs = logits[:, :-1][predicted].log_softmax(dim=-1)  # [tokens, vocab]
     targets = batch.tokens[:, 1:][predicted]
     sums.log_loss -= float(log_probs.gather(1, targets[:, None]).double().sum())
@@ -183,6 +198,8 @@ def rounded(figures: PairFigures) -> dict[str, Any]:
         return {
             name: short(value)
             if isinstance(value, dict)
+            else value
+            if value is None
             else round(value, 3 if name == "perplexity" else 4)
             for name, value in values.items()
         }

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_accelerate_available
 
+from fedhlm_app.data.files import DataError
 from fedhlm_app.data.items import Items, has_splits, load_items
 from fedhlm_app.data.partitions import split_client
 from fedhlm_app.models.load import load_llm, load_slm, save_model
@@ -29,14 +30,14 @@ from fedhlm_app.models.vocabulary import check_same_tokenizer, load_tokenizer
 from fedhlm_app.pair.card import model_card
 from fedhlm_app.pair.figures import PairFigures, evaluate_pair, rounded
 from fedhlm_app.pair.recipe import ModelShape, PairTraining
-from fedhlm_app.pair.sequences import encode_articles
+from fedhlm_app.pair.sequences import chat_tokens, encode_items
 from fedhlm_app.pair.shared_head import fold_head, share_head
 from fedhlm_app.pair.tokenizer import train_tokenizer
 from fedhlm_app.pair.training import new_model, run_stage
 from fedhlm_app.results.runs import write_atomically
 
 _HELD_OUT = 0.05
-"""Share of the articles that is held out where the dataset has no splits."""
+"""Share of the items that is held out where the dataset has no splits."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,19 @@ def train_pair(settings: PairTraining) -> PairReport:
     """
     _prepare(settings)
     out = Path(settings.out)
-    items, held_out = _articles(settings)
+    items, held_out = _items(settings)
+    if items.chat:
+        raise DataError(
+            f"dataset = {items.name} has chats, for which a new tokenizer has no template; give "
+            "texts, or go on training a model that was made for chats (pair distil)"
+        )
     if (out / "tokenizer" / "tokenizer.json").exists():
         tokenizer = load_tokenizer(str(out / "tokenizer"))
     else:
         tokenizer = train_tokenizer(
             items.texts(), items.label_names, settings.vocabulary, out / "tokenizer"
         )
-    sequences = encode_articles(items, tokenizer, settings.text_tokens)
+    sequences = encode_items(items, tokenizer, settings.text_tokens)
     pad = int(tokenizer.pad_token_id or 0)
     stages: dict[str, dict[str, float]] = {}
     models: dict[str, PreTrainedModel] = {}
@@ -131,14 +137,15 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     check_same_tokenizer(slm, llm)
     _prepare(settings)
     tokenizer = load_tokenizer(llm)
-    items, held_out = _articles(settings)
-    sequences = encode_articles(items, tokenizer, settings.text_tokens)
+    items, held_out = _items(settings)
+    # Loaded models are kept for others: this one is changed.
+    student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)
+    longest = chat_tokens(student, teacher)
+    sequences = encode_items(items, tokenizer, settings.text_tokens, longest)
     if tokens:
         a_step = settings.distil.batch * sum(map(len, sequences)) / len(sequences)
         recipe = dataclasses.replace(settings.distil, steps=math.ceil(tokens / a_step))
         settings = dataclasses.replace(settings, distil=recipe)
-    # Loaded models are kept for others: this one is changed.
-    student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)
     pad = int(tokenizer.pad_token_id or 0)
     head = share_head(student, teacher, sequences) if settings.distil.distillation else None
     done = run_stage(
@@ -150,8 +157,8 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
 
 
-def _articles(settings: PairTraining) -> tuple[Items, Items]:
-    """Read training and held-out articles; a dataset without splits gives up a share."""
+def _items(settings: PairTraining) -> tuple[Items, Items]:
+    """Read training and held-out items; a dataset without splits gives up a share."""
     read = functools.partial(
         load_items,
         settings.dataset,
@@ -213,5 +220,7 @@ def _report(
         "figures": rounded(figures),
     }
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
-    write_atomically(out / "MODEL_CARD.md", model_card(settings, figures, stages))
+    configs = (slm.config, llm.config)
+    card = model_card(settings, figures, stages, configs, len(tokenizer), chat=held_out.chat)
+    write_atomically(out / "MODEL_CARD.md", card)
     return PairReport(out, figures, stages)

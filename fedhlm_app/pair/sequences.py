@@ -1,6 +1,7 @@
-"""Articles as token sequences, and sequences as batches of like length.
+"""Items as token sequences, and sequences as batches of like length.
 
-A sequence is ``bos, text (at most 92 tokens), topic, label, eos``.
+Of an article it is ``bos, text (at most 92 tokens), topic, label, eos``, without topic and label
+where it has none; of a chat its prompt and last answer, of which the answer is to foretell.
 """
 
 from __future__ import annotations
@@ -13,11 +14,36 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from fedhlm_app.data.chats import encoded
 from fedhlm_app.data.items import Items
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
+from hlm.reading.agreement import context_limit
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_CHAT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sequence to learn from.
+
+    Attributes
+    ----------
+    tokens : ndarray
+        int32 [length].
+    first : int
+        The first token that is predicted, >= 1: those before it are given.
+    """
+
+    tokens: np.ndarray
+    first: int = 1
+
+    def __len__(self) -> int:
+        """Give the number of tokens."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -30,65 +56,93 @@ class Batch:
         int64 [rows, length].
     mask : Tensor
         bool [rows, length], True where there is a token.
+    predicted : Tensor
+        bool [rows, length], True where there is one that is predicted.
     label_positions : Tensor
         int64 [rows], where the label token stands.
     """
 
     tokens: torch.Tensor
     mask: torch.Tensor
+    predicted: torch.Tensor
     label_positions: torch.Tensor
 
 
-def encode_articles(
-    items: Items, tokenizer: PreTrainedTokenizerBase, text_tokens: int = 92
-) -> list[np.ndarray]:
+def chat_tokens(*models: PreTrainedModel) -> int:
+    """Most tokens of a chat that some models learn from, or are measured on."""
+    limits = (context_limit(model.config.get_text_config()) for model in models)
+    return min(_CHAT_TOKENS, *limits)
+
+
+def encode_items(
+    items: Items,
+    tokenizer: PreTrainedTokenizerBase,
+    text_tokens: int = 92,
+    longest_chat: int = _CHAT_TOKENS,
+) -> list[Example]:
     """Turn every item into its token sequence.
 
     Parameters
     ----------
     items : Items
-        Texts and labels.
+        Texts with labels or without, or chats.
     tokenizer : PreTrainedTokenizerBase
         Any tokenizer; a missing bos or eos token is left out.
     text_tokens : int
-        Most tokens of text.
+        Most tokens of a text.
+    longest_chat : int
+        Most tokens of a chat, >= 2; its prompt has at most half of them.
 
     Returns
     -------
-    list of ndarray
-        int32 sequences.
+    list of Example
+        One an item; fewer where chats have an empty answer.
     """
-    answers = list(label_tokens(tokenizer, items.label_names).values())
-    topic = topic_tokens(tokenizer)
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    made = encoded(items, tokenizer)
+    if items.chat:
+        half = longest_chat // 2
+        chats = [(one.start[-half:], one.text) for one in made]
+        return [
+            Example(np.asarray([*start, *answer][:longest_chat], dtype=np.int32), len(start))
+            for start, answer in chats
+            if answer
+        ]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(items.texts(), add_special_tokens=False)["input_ids"]
+    asked: list[list[int]] = [[]]
+    if items.label_names:
+        topic = topic_tokens(tokenizer)
+        asked = [[*topic, answer] for answer in label_tokens(tokenizer, items.label_names).values()]
     return [
-        np.asarray([*start, *text[:text_tokens], *topic, answers[label], *end], dtype=np.int32)
-        for text, label in zip(encoded, items.labels(), strict=True)
+        Example(
+            np.asarray([*one.start, *one.text[:text_tokens], *asked[label], *end], dtype=np.int32)
+        )
+        for one, label in zip(made, items.labels(), strict=True)
     ]
 
 
-def batch_of(sequences: Sequence[np.ndarray], pad: int = 0, after_label: int = 1) -> Batch:
+def batch_of(examples: Sequence[Example], pad: int = 0, after_label: int = 1) -> Batch:
     """Pad sequences on the right to one tensor.
 
     Parameters
     ----------
-    sequences : sequence of ndarray
+    examples : sequence of Example
         At least one.
     pad : int
         Token id that fills up.
     after_label : int
         Tokens that follow the label token (1 with an eos, else 0).
     """
-    lengths = np.array([len(sequence) for sequence in sequences])
-    tokens = np.full((len(sequences), lengths.max()), pad, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = sequence
-    mask = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    lengths = np.array([len(example) for example in examples])
+    tokens = np.full((len(examples), lengths.max()), pad, dtype=np.int64)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example)] = example.tokens
+    places = np.arange(tokens.shape[1])[None, :]
+    mask = places < lengths[:, None]
+    first = np.array([example.first for example in examples])
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(mask),
+        torch.from_numpy(mask & (places >= first[:, None])),
         torch.from_numpy(lengths - 1 - after_label),
     )
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedhlm_app.pair.sequences import Example
+
 _TOKENS = 16_384
 """Of AG News in SmolLM2's tokens these are 97.6 %; with all 49,152 six layers took 1.8 times the
 processor time (docs/negative-results.md)."""
@@ -63,15 +65,15 @@ class SharedHead:
         return nn.functional.linear(states, self.weight, self.bias).float()
 
 
-def share_head(student: Any, teacher: Any, sequences: Sequence[np.ndarray]) -> SharedHead | None:
+def share_head(student: Any, teacher: Any, sequences: Sequence[Example]) -> SharedHead | None:
     """Give a carved SLM the map in place of its head, and hold its embedding still.
 
     Parameters
     ----------
     student, teacher : PreTrainedModel
         SLM, changed in place, and LLM.
-    sequences : sequence of ndarray
-        Texts to learn from, as tokens.
+    sequences : sequence of Example
+        Texts to learn from.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def share_head(student: Any, teacher: Any, sequences: Sequence[np.ndarray]) -> S
     _untie(student)
     student.set_output_embeddings(linear)
     student.get_input_embeddings().weight.requires_grad_(False)
-    often = np.bincount(np.concatenate(sequences), minlength=len(head))
+    often = np.bincount(np.concatenate([one.tokens for one in sequences]), minlength=len(head))
     tokens = torch.from_numpy(np.sort(np.argsort(-often, kind="stable")[:_TOKENS]))
     place = torch.full((len(head),), -1, dtype=torch.int64)
     place[tokens] = torch.arange(len(tokens))

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_model
 from transformers import (
@@ -25,7 +24,7 @@ from transformers import (
 
 from fedhlm_app.pair.checkpoints import last_checkpoint
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
-from fedhlm_app.pair.sequences import batch_of
+from fedhlm_app.pair.sequences import Example, batch_of
 from fedhlm_app.pair.shared_head import SharedHead
 from fedhlm_app.pair.trainer import IGNORED, LogWithCheckpoint, StageTrainer
 
@@ -71,7 +70,7 @@ def run_stage(
     name: str,
     model: PreTrainedModel,
     recipe: StageRecipe,
-    sequences: Sequence[np.ndarray],
+    sequences: Sequence[Example],
     settings: PairTraining,
     *,
     pad: int = 0,
@@ -89,7 +88,7 @@ def run_stage(
         Weights to optimise (float32), which end on the CPU, and the LLM to distil from.
     recipe : StageRecipe
         Steps, rates and weights.
-    sequences : sequence of ndarray
+    sequences : sequence of Example
         Training sequences.
     settings : PairTraining
         What all stages share.
@@ -178,11 +177,10 @@ def _arguments(folder: Path, recipe: StageRecipe, settings: PairTraining) -> Tra
     )
 
 
-def _collated(rows: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
+def _collated(rows: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     """A batch as Transformers counts it: what is not predicted has no label."""
     batch = batch_of(rows, pad)
-    labels = batch.tokens.masked_fill(~batch.mask, IGNORED)
-    labels[:, 0] = IGNORED
+    labels = batch.tokens.masked_fill(~batch.predicted, IGNORED)
     return {"input_ids": batch.tokens, "attention_mask": batch.mask.long(), "labels": labels}
 
 

@@ -55,7 +55,11 @@ class JobGroup(Group):
         10, "tokens routed for one prompt", unit="tokens", at_least=1, at_most=1_000_000
     )
     prompt_tokens: int = setting(
-        16, "longest prompt, cut from an item's start", unit="tokens", at_least=1, at_most=1_000_000
+        16,
+        "longest prompt: of a text its start, of a chat the end",
+        unit="tokens",
+        at_least=1,
+        at_most=1_000_000,
     )
     evaluate_every: int = setting(
         5, "evaluate on held-out prompts every so many rounds; 0: never", unit="rounds", at_least=0
@@ -139,7 +143,9 @@ class DataGroup(Group):
     dataset: str = setting("builtin", "texts: builtin, a hub name, or a file or folder of them")
     dataset_split: str = setting("train", "split of a hub dataset")
     text_columns: str = setting(
-        "", "columns joined to the text, comma separated; empty: the dataset's usual ones"
+        "",
+        "columns joined to the text, comma separated, or one of chat messages; empty: the "
+        "dataset's usual ones",
     )
     label_column: str = setting("", "column of the topic label; empty: the dataset's usual one")
     partition: Literal["iid", "dirichlet", "by-class"] = setting(

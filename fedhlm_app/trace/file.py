@@ -55,7 +55,8 @@ class Trace:
         Topic of each item.
     about : mapping
         ``settings`` of the recording, names of labels, ``lead`` (1 with a first token that nobody
-        foretells), and ``pair``, checksums of both models.
+        foretells), ``chat`` (of chats only the answers are in here), and ``pair``, checksums of
+        both models.
     """
 
     item: IntArray
@@ -114,6 +115,8 @@ class Trace:
         recorded = self.starts[items + 1] - begin
         if self.settings["workload"] == "classify":
             return begin, recorded
+        if self.about.get("chat"):
+            return begin, np.minimum(recorded, tokens_each)
         # The first token of a text is foretold by nobody, so it is not in here.
         longest = prompt_tokens + tokens_each + self.about["lead"]
         lengths = np.minimum(recorded + 1, longest)
@@ -134,6 +137,13 @@ class Trace:
                 f"setting 'uncertainty' = {settings.uncertainty!r}: draws anew in every round; "
                 f"the trace has {', '.join(self.uncertainty)}"
             )
+        for key in ("prompt-tokens", "tokens-per-prompt") if self.about.get("chat") else ():
+            cut = wanted[key] != made[key] if key == "prompt-tokens" else wanted[key] > made[key]
+            if cut:
+                raise SettingsError(
+                    f"setting {key!r} = {wanted[key]}: the trace has chats of {made[key]}; record "
+                    "another with fedhlm trace"
+                )
         room = made["prompt-tokens"] + made["tokens-per-prompt"]
         longest = settings.prompt_tokens + settings.tokens_per_prompt
         if settings.workload == "score" and longest > room:

@@ -16,6 +16,7 @@ from clients.policy import FixedPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from fedhlm_app.client.inference import RoutedModel
+from fedhlm_app.data.chats import check_prompts
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.prompts import TEXT_TOKENS, Prompt, prompts
 from fedhlm_app.hosting.llm import build_service
@@ -117,8 +118,9 @@ class _Reader:
         tokens, traffic = [prompt.tokens for prompt in made], Traffic()
         texts = TextBatch(tokens, rows, room=0 if scored else 1, given=scored)
         if scored:
-            records = self._router.score(texts, np.ones(len(rows), np.int64), traffic)
-            answers = np.concatenate([text[1:] for text in tokens])
+            first = np.array([prompt.given for prompt in made], np.int64)
+            records = self._router.score(texts, first, traffic)
+            answers = np.concatenate([one.tokens[one.given :] for one in made])
         else:
             records = self._router.generate(texts, 1, traffic)
             answers = np.array([prompt.answer for prompt in made])
@@ -166,6 +168,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
         )
     asked, settings = settings, settings.model_copy(update=_PLAIN)
     items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
+    check_prompts(items, tokenizer, settings.prompt_tokens)
     reader = _Reader(settings)
     scored = settings.workload == "score"
     longest = settings.prompt_tokens + settings.tokens_per_prompt if scored else TEXT_TOKENS
@@ -175,12 +178,14 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
     for begin in range(0, len(items), count):
         listen(begin, len(items))
         rows = np.arange(begin, min(begin + count, len(items)))
-        reader.read(rows, prompts(items, tokenizer, rows, settings.workload, 1, longest))
+        made = prompts(items, tokenizer, rows, settings.workload, settings.prompt_tokens, longest)
+        reader.read(rows, made)
     listen(len(items), len(items))
     about = {
         "settings": asked.to_run_config(),
         "label-names": list(items.label_names),
         "lead": int(tokenizer.bos_token_id is not None),
+        "chat": items.chat,
         "pair": reader.pair(),
     }
     joined = {name: np.concatenate(values) for name, values in reader.columns.items()}

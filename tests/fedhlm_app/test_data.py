@@ -214,7 +214,7 @@ class TestErrors:
             load_items(path, text_column="body")
 
     def test_records_are_no_text_and_semicolons_part_no_columns(self, tmp_path):
-        path = self.write(tmp_path, '{"text": [{"role": "user", "content": "t"}]}\n')
+        path = self.write(tmp_path, '{"text": [{"name": "user", "value": "t"}]}\n')
         with pytest.raises(DataError, match=r"text-columns = 'text' holds list<.*allowed is text"):
             load_items(path)
         path = self.write(tmp_path, "text;label\nOne, two;1\n", "half.csv")

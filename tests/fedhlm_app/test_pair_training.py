@@ -18,7 +18,7 @@ from fedhlm_app.pair import pipeline
 from fedhlm_app.pair.cli import pair_app
 from fedhlm_app.pair.pipeline import train_pair
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
-from fedhlm_app.pair.sequences import OrderByLength, batch_of, batches_by_length
+from fedhlm_app.pair.sequences import Example, OrderByLength, batch_of, batches_by_length
 from fedhlm_app.pair.trainer import token_losses
 from fedhlm_app.pair.training import new_model, run_stage
 
@@ -32,7 +32,7 @@ def tiny_model(seed=1):
 def tiny_sequences(count=30, seed=0):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(4, 12, size=count)
-    return [generator.integers(3, 40, size=length).astype(np.int32) for length in lengths]
+    return [Example(generator.integers(3, 40, size=n).astype(np.int32)) for n in lengths]
 
 
 def weights(model):
@@ -86,7 +86,7 @@ class TestOrder:
         assert [len(batch) for batch in batches_by_length([3, 1, 2], 2)] == [2, 1]
 
     def test_padding_and_label_positions(self):
-        batch = batch_of([np.array([1, 9, 3, 4, 2]), np.array([1, 3, 5, 2])], pad=0)
+        batch = batch_of([Example(np.array(one)) for one in ([1, 9, 3, 4, 2], [1, 3, 5, 2])], pad=0)
         assert batch.tokens.tolist() == [[1, 9, 3, 4, 2], [1, 3, 5, 2, 0]]
         assert batch.mask.tolist() == [[True] * 5, [True] * 4 + [False]]
         assert batch.tokens[torch.arange(2), batch.label_positions].tolist() == [4, 5]

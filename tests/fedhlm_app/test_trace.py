@@ -11,11 +11,15 @@ from typer.testing import CliRunner
 from fedhlm_app.cli import app
 from fedhlm_app.cli.run import collect
 from fedhlm_app.cli.trace import _base, rounds_table
+from fedhlm_app.data.chats import encoded
+from fedhlm_app.data.items import load_items
+from fedhlm_app.models.vocabulary import load_tokenizer
 from fedhlm_app.settings import Settings, SettingsError
 from fedhlm_app.trace import replaying
 from fedhlm_app.trace.file import Trace
 from fedhlm_app.trace.recording import record
 from fedhlm_app.trace.replaying import Replay
+from tests.chats import save_chats, save_pair
 from tests.fedhlm_app.in_process import Runner
 from tests.other_tokenizers import save
 
@@ -92,6 +96,29 @@ def test_live_and_replayed_rounds_are_equal(changes, few, traces, tmp_path, monk
     assert replayed.stages.sum() == sum(line["tokens"] for line in replayed.rounds)
     for name, count in folder.summary()["resolution"].items():
         assert sum(line["resolution"][name] for line in replayed.rounds) == count
+
+
+def test_of_chats_the_answers_are_recorded_and_replayed_as_they_are_routed(tmp_path, monkeypatch):
+    slm, llm = save_pair(tmp_path)
+    chats = save_chats(tmp_path / "chats.jsonl", times=8)
+    given = {
+        **BASE, "workload": "score", "dataset": chats, "slm": slm, "llm": llm, "prompt-tokens": 40,
+    }  # fmt: skip
+    how = Settings.from_sources(given, {})
+    record(how).save(tmp_path / "chats.parquet")
+    trace = Trace.load(tmp_path / "chats.parquet")
+    answers = [one.text[:10] for one in encoded(load_items(chats), load_tokenizer(slm))]
+    assert trace.answer.tolist() == [token for answer in answers for token in answer]
+    _, folder, _ = Runner(monkeypatch).run(tmp_path, **given)
+    for live, again in zip(folder.metrics(), Replay(trace, how).run().rounds, strict=True):
+        assert {key: live[key] for key in COUNTS} == {key: again[key] for key in COUNTS}
+        for key in NUMBERS:
+            # A log-probability is told in a byte, and those on an edge are rounded either way.
+            close = {"rel": 2e-3} if key == "mean_ratio_beta" else CLOSE
+            assert live[key] == pytest.approx(again[key], **close), key
+    for key, value in (("prompt-tokens", 39), ("tokens-per-prompt", 11)):
+        with pytest.raises(SettingsError, match=f"setting '{key}' = {value}: the trace has chats"):
+            Replay(trace, Settings.from_sources({**given, key: value}, {}))
 
 
 @pytest.mark.slow

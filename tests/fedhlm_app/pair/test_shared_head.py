@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from fedhlm_app.pair import shared_head
 from fedhlm_app.pair.recipe import ModelShape, PairTraining, StageRecipe
-from fedhlm_app.pair.sequences import batch_of
+from fedhlm_app.pair.sequences import Example, batch_of
 from fedhlm_app.pair.shared_head import fold_head, share_head
 from fedhlm_app.pair.trainer import StageTrainer, token_losses
 from fedhlm_app.pair.training import new_model, run_stage
@@ -46,7 +46,7 @@ def carved(large, mapped=True):
 def texts(count=30):
     generator = np.random.default_rng(3)
     lengths = generator.integers(4, 12, size=count)
-    return [generator.integers(3, 30, size=length).astype(np.int32) for length in lengths]
+    return [Example(generator.integers(3, 30, size=n).astype(np.int32)) for n in lengths]
 
 
 def logits(model):
@@ -103,7 +103,7 @@ def test_read_ahead_in_a_thread_a_batch_has_the_very_logits_it_would_have(tmp_pa
 def test_losses_are_over_the_tokens_that_texts_have_most(monkeypatch):
     monkeypatch.setattr(shared_head, "_TOKENS", 12)
     head = share_head(carved(llm()), llm(), texts())
-    counts = np.bincount(np.concatenate(texts()), minlength=VOCABULARY)
+    counts = np.bincount(np.concatenate([one.tokens for one in texts()]), minlength=VOCABULARY)
     kept = (head.place >= 0).nonzero()[:, 0]
     assert counts[kept].min() >= np.sort(counts)[-12]
     assert head.place[kept].tolist() == list(range(12))
