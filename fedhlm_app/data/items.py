@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fedhlm_app.data.columns import columns_of, encode_labels
 from fedhlm_app.data.files import (
     AG_NEWS_COLUMNS,
     NEAREST,
@@ -27,7 +28,7 @@ from fedhlm_app.data.files import (
     read_local,
 )
 from fedhlm_app.data.messages import holds_messages, written_messages
-from fedhlm_app.data.text import CLEANING_RULES, join_text, label_slug
+from fedhlm_app.data.text import CLEANING_RULES, join_text
 from fedhlm_assets import asset_path
 
 BUILTIN = "builtin"
@@ -155,7 +156,7 @@ def _load_items(
         label_names = label_names or (_TOPICS if is_ag_news else ())
     else:
         raw = read_hub(dataset, split)
-    texts, label = _columns_of(list(raw.column_names), text_column, label_column)
+    texts, label = columns_of(list(raw.column_names), text_column, label_column)
     kinds = {column: raw.features.arrow_schema.field(column).type for column in texts}
     chat = len(texts) == 1 and holds_messages(kinds[texts[0]])
     for column, kind in kinds.items():
@@ -173,7 +174,7 @@ def _load_items(
         if is_ag_news and label == AG_NEWS_COLUMNS[0]:
             values = [value - 1 for value in values]  # its classes count from 1
         try:
-            labels, names = _encode_labels(values, label_names, name)
+            labels, names = encode_labels(values, label_names, name)
         except DataError as error:
             if labelled:
                 raise
@@ -201,8 +202,8 @@ def _load_builtin(text_column: str, label_column: str, label_names: tuple[str, .
         lines = asset_path(f"corpus/{topic}.jsonl").read_text(encoding="utf-8").splitlines()
         rows += [json.loads(line) for line in lines if line.strip()]
     raw = {column: [row[column] for row in rows] for column in rows[0]}
-    texts, label = _columns_of(list(raw), text_column or "title,text", label_column or "topic")
-    labels, names = _encode_labels(raw[label or "topic"], label_names or _TOPICS, BUILTIN)
+    texts, label = columns_of(list(raw), text_column or "title,text", label_column or "topic")
+    labels, names = encode_labels(raw[label or "topic"], label_names or _TOPICS, BUILTIN)
     return items_from_rows(BUILTIN, _clean_batch(raw, texts, CLEANING_RULES)["text"], labels, names)
 
 
@@ -243,70 +244,3 @@ def _clean_batch(
     """Clean and join some rows; ``rules`` only tells caches of other rules apart."""
     rows = zip(*(batch[column] for column in columns), strict=True)
     return {"text": [join_text([str(value or "") for value in row]) for row in rows]}
-
-
-def _columns_of(
-    present: list[str], text_column: str, label_column: str
-) -> tuple[list[str], str | None]:
-    """Find the columns of the text and the one of the label, None where there is none."""
-    texts = _find_columns(
-        present,
-        "text-columns",
-        text_column,
-        ("text", "title,description", "title,text", "messages"),
-    )
-    if not label_column:
-        return texts, next((name for name in ("label", "topic", "class") if name in present), None)
-    label = _find_columns(present, "label-column", label_column, ())
-    if len(label) != 1:
-        raise DataError(f"label-column = {label_column!r} names several columns; allowed is one")
-    return texts, label[0]
-
-
-def _find_columns(
-    present: list[str], setting: str, asked: str, defaults: tuple[str, ...]
-) -> list[str]:
-    """Find the columns that a setting names, or the first default that is there."""
-    for candidate in (asked,) if asked else defaults:
-        columns = [column.strip() for column in candidate.split(",")]
-        if all(column in present for column in columns):
-            return columns
-    wanted = repr(asked) if asked else f"not set, and none of {', '.join(defaults)} is there"
-    allowed = ", ".join(present)
-    raise DataError(f"{setting} = {wanted}; allowed are the dataset's columns {allowed}")
-
-
-def _encode_labels(
-    raw: list[Any], names: tuple[str, ...], dataset: str
-) -> tuple[list[int], tuple[str, ...]]:
-    """Turn labels (numbers or words) into indices into slugs."""
-    if not raw:
-        raise DataError(f"dataset = {dataset} is empty; at least one item is needed")
-    missing = next(
-        (row for row, value in enumerate(raw) if value is None or value != value or value == ""),
-        None,
-    )
-    if missing is not None:
-        raise DataError(f"dataset = {dataset} has no label in row {missing}; each row needs one")
-    numeric = all(isinstance(value, (int, np.integer)) for value in raw)
-    if numeric:
-        slugs = tuple(map(label_slug, names)) or tuple(f"label{n}" for n in range(max(raw) + 1))
-        allowed = range(len(slugs))
-        bad = [value for value in raw if value not in allowed]
-        encoded = [int(value) for value in raw]
-    else:
-        slugs = tuple(map(label_slug, names)) or tuple(sorted({label_slug(str(v)) for v in raw}))
-        index = {slug: position for position, slug in enumerate(slugs)}
-        bad = [value for value in raw if label_slug(str(value)) not in index]
-        encoded = [index.get(label_slug(str(value)), -1) for value in raw]
-    if bad:
-        raise DataError(
-            f"dataset = {dataset} has label {bad[0]!r}; allowed are "
-            f"{', '.join(slugs)}" + (f" (0 to {len(slugs) - 1})" if numeric else "")
-        )
-    if len(set(slugs)) != len(slugs) or "" in slugs:
-        raise DataError(
-            f"label-names {names!r} of dataset {dataset} become {slugs!r} as lower-case letters "
-            f"and digits; these must be distinct and not empty"
-        )
-    return encoded, slugs

@@ -258,6 +258,7 @@ def evaluate(
         split,  # type: ignore[arg-type]
         text_column=text_column,
         label_column=label_column,
+        labelled=False,
     )
     pair = load_pair(slm, llm)
     figures = evaluate_pair(pair.slm, pair.llm, pair.tokenizer, items, rows=rows)

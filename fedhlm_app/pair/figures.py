@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedhlm_app.data.items import Items
 from fedhlm_app.models.sources import PairError
-from fedhlm_app.models.vocabulary import label_tokens
 from fedhlm_app.pair.sequences import (
     Batch,
     batch_of,
     batches_by_length,
     chat_tokens,
     encode_items,
+    label_answers,
 )
 
 _BATCH = 50
@@ -133,9 +133,8 @@ def evaluate_pair(
         raise PairError(f"slm has {sizes[0]} token ids and llm {sizes[1]}; they must be equal")
     measured_on = items.subset(np.arange(min(rows, len(items)))) if rows else items
     sequences = encode_items(measured_on, tokenizer, text_tokens, chat_tokens(slm, llm))
-    labelled = bool(items.label_names) and not items.chat
-    names = label_tokens(tokenizer, items.label_names) if labelled else {}
-    answers = torch.tensor(list(names.values()))
+    answers = torch.tensor(label_answers(items, tokenizer))
+    labelled = len(answers) > 0
     after_label = 0 if tokenizer.eos_token_id is None else 1
     small, large = _Sums(slm), _Sums(llm)
     same_top1 = same_label = tokens = 0

@@ -137,7 +137,7 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     check_same_tokenizer(slm, llm)
     _prepare(settings)
     tokenizer = load_tokenizer(llm)
-    items, held_out = _items(settings)
+    items, held_out = _items(settings, labelled=False)
     # Loaded models are kept for others: this one is changed.
     student, teacher = copy.deepcopy(load_slm(slm)), load_llm(llm)
     longest = chat_tokens(student, teacher)
@@ -157,13 +157,14 @@ def distil_pair(slm: str, llm: str, settings: PairTraining, tokens: int = 0) -> 
     return _report(settings, student, teacher, tokenizer, held_out, {"distil": done})
 
 
-def _items(settings: PairTraining) -> tuple[Items, Items]:
+def _items(settings: PairTraining, *, labelled: bool = True) -> tuple[Items, Items]:
     """Read training and held-out items; a dataset without splits gives up a share."""
     read = functools.partial(
         load_items,
         settings.dataset,
         text_column=settings.text_column,
         label_column=settings.label_column,
+        labelled=labelled,
     )
     items = read("train")
     if has_splits(settings.dataset):

@@ -6,8 +6,10 @@ where it has none; of a chat its prompt and last answer, of which the answer is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +18,15 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedhlm_app.data.chats import encoded
 from fedhlm_app.data.items import Items
+from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
 from hlm.reading.agreement import context_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
+logger = logging.getLogger(__name__)
 
 _CHAT_TOKENS = 256
 
@@ -74,6 +79,24 @@ def chat_tokens(*models: PreTrainedModel) -> int:
     return min(_CHAT_TOKENS, *limits)
 
 
+def label_answers(items: Items, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that answer with each label, in order.
+
+    None of chats, of items without labels, and where two labels would be one token: what is learned
+    from texts does not depend on them.
+    """
+    return [] if items.chat else list(_label_answers(items.label_names, tokenizer))
+
+
+@lru_cache(maxsize=8)  # so that it warns once
+def _label_answers(names: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    try:
+        return tuple(label_tokens(tokenizer, names).values()) if names else ()
+    except PairError as error:
+        logger.warning("labels are left out: %s", error)
+        return ()
+
+
 def encode_items(
     items: Items,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,10 +131,9 @@ def encode_items(
             if answer
         ]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    asked: list[list[int]] = [[]]
-    if items.label_names:
-        topic = topic_tokens(tokenizer)
-        asked = [[*topic, answer] for answer in label_tokens(tokenizer, items.label_names).values()]
+    topic = topic_tokens(tokenizer)
+    asked = [[*topic, answer] for answer in label_answers(items, tokenizer)]
+    asked = asked or [[] for _ in items.label_names or ("",)]
     return [
         Example(
             np.asarray([*one.start, *one.text[:text_tokens], *asked[label], *end], dtype=np.int32)

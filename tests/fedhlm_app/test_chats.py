@@ -164,6 +164,13 @@ class TestTeaching:
         texts = [tokenizer.decode(one.tokens[1:-1]) for one in made]
         assert texts == ["One, two.", "Three."]
 
+    def test_labels_that_would_be_one_token_are_left_out(self, tokenizer, tmp_path, caplog):
+        path = tmp_path / "numbered.csv"
+        path.write_text("text,label\nOne.,0\nTwo.,1\n", "utf-8")
+        made = encode_items(load_items(str(path)), tokenizer)
+        assert [tokenizer.decode(one.tokens[1:-1]) for one in made] == ["One.", "Two."]
+        assert "labels are left out: labels 'label0' and 'label1' both begin" in caplog.text
+
     @pytest.mark.parametrize("kind", ["chats", "texts"])
     def test_distilled_on_chats_or_texts_without_labels_it_agrees_more(self, kind, pair, tmp_path):
         data = tmp_path / "data"
