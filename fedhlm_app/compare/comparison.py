@@ -176,7 +176,9 @@ class Comparison:
         """
         check_pair(settings)
         items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
-        check_prompts(items, tokenizer, settings.prompt_tokens)
+        check_prompts(
+            items, tokenizer, settings.prompt_tokens, "score" if plan.accuracy else "generate"
+        )
         if not one_tokenizer(settings.slm, settings.llm):
             # Right tokens are those of given texts, of which the LLM has other ones.
             plan = replace(plan, accuracy=False)

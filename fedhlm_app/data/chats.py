@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 
 from fedhlm_app.data.files import DataError
 from fedhlm_app.data.items import Items
+from fedhlm_app.data.messages import ANSWERING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ class Encoded:
     start : list of int
         What is given: the start token of a text, if its tokenizer has one; the prompt of a chat.
     text : list of int
-        What follows: the text; the last answer of a chat, to the end of its turn.
+        What follows: the text; the last answer of a chat, to the end of its turn, or nothing where
+        it ends with a question.
     """
 
     start: list[int]
@@ -93,10 +95,13 @@ def _templated(
     messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, name: str
 ) -> tuple[str, str]:
     """Prompt and last answer of a chat, as its template writes them."""
+    asked = messages[:-1] if messages[-1]["role"] == ANSWERING else messages
     try:
         prompt = str(
-            tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+            tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         )
+        if asked is messages:
+            return prompt, ""
         whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except TemplateError as error:
         raise DataError(f"dataset = {name}: the chat template refuses a chat: {error}") from None
@@ -106,8 +111,26 @@ def _templated(
     return prompt, messages[-1]["content"] + str(tokenizer.eos_token or "")
 
 
-def check_prompts(items: Items, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> None:
-    """Refuse chats whose prompts would all lose their beginning.
+def check_answers(items: Items) -> None:
+    """Refuse chats of which one has no answer at its end, where answers are what is needed.
+
+    Raises
+    ------
+    DataError
+        Naming the chat.
+    """
+    for row, text in enumerate(items.texts() if items.chat else ()):
+        if (role := json.loads(text)[-1]["role"]) != ANSWERING:
+            raise DataError(
+                f"chat {row} of {items.name} ends with a message of '{role}', and an answer is "
+                "needed; only workload=generate takes questions alone"
+            )
+
+
+def check_prompts(
+    items: Items, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, workload: str
+) -> None:
+    """Refuse chats whose prompts would all lose their beginning, and such without an answer.
 
     Parameters
     ----------
@@ -117,6 +140,8 @@ def check_prompts(items: Items, tokenizer: PreTrainedTokenizerBase, prompt_token
         Of the model pair.
     prompt_tokens : int
         Longest prompt.
+    workload : str
+        All but ``generate`` need an answer.
 
     Raises
     ------
@@ -125,6 +150,8 @@ def check_prompts(items: Items, tokenizer: PreTrainedTokenizerBase, prompt_token
     """
     if not items.chat:
         return
+    if workload != "generate":
+        check_answers(items)
     made = encoded(items, tokenizer, np.arange(min(_TRIED, len(items))))
     lengths = [len(one.start) for one in made]
     if min(lengths) > prompt_tokens:

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from fedhlm_app.data.files import DataError
 
+ANSWERING = "assistant"
+"""Role of who answers."""
+
 
 def holds_messages(kind: pa.DataType) -> bool:
     """Tell whether a column's rows are lists of messages with `role` and `content`."""
@@ -34,15 +37,16 @@ def written_messages(chats: Sequence[Any], name: str) -> list[str]:
     Raises
     ------
     DataError
-        For a row that does not end with an answer to something.
+        For a row that asks nothing.
     """
     found = []
     for row, messages in enumerate(chats):
         roles = [str(message["role"]) for message in messages or ()]
-        if len(roles) < 2 or roles[-1] != "assistant":
+        asked = roles[:-1] if roles and roles[-1] == ANSWERING else roles
+        if not asked:
             raise DataError(
                 f"dataset = {name}: messages of row {row} are of {', '.join(roles) or 'nobody'}; "
-                "allowed are chats that end with an answer of the 'assistant'"
+                f"allowed are chats that ask, and end with an answer ('{ANSWERING}') or not"
             )
         if not all(isinstance(message["content"], str) for message in messages):
             raise DataError(f"dataset = {name}: messages of row {row}: each content has to be text")

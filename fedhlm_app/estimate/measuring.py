@@ -74,7 +74,7 @@ def measure(
     slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
     rows = np.random.default_rng(settings.seed).permutation(len(items))[:prompts]
     tokenizer = load_tokenizer(settings.slm)
-    check_prompts(items, tokenizer, settings.prompt_tokens)
+    check_prompts(items, tokenizer, settings.prompt_tokens, "generate")
     chosen = prompts_of(items, tokenizer, rows, prompt_tokens=settings.prompt_tokens)
     texts = [prompt.tokens for prompt in chosen]
     tokens = settings.tokens_per_prompt

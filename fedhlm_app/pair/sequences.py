@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fedhlm_app.data.chats import encoded
+from fedhlm_app.data.chats import check_answers, encoded
 from fedhlm_app.data.items import Items
 from fedhlm_app.models.sources import PairError
 from fedhlm_app.models.vocabulary import label_tokens, topic_tokens
@@ -121,6 +121,7 @@ def encode_items(
     list of Example
         One an item; fewer where chats have an empty answer.
     """
+    check_answers(items)
     made = encoded(items, tokenizer)
     if items.chat:
         half = longest_chat // 2

@@ -70,7 +70,8 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
     if items.chat:
         if not settings.llm_address:
             check_one_tokenizer(settings, "a dataset of chats")
-        check_prompts(items, load_tokenizer(settings.slm), settings.prompt_tokens)
+        tokenizer = load_tokenizer(settings.slm)
+        check_prompts(items, tokenizer, settings.prompt_tokens, settings.workload)
     if settings.edges:
         from fedhlm_app.server.served_edges import check_edges  # takes Flower's second to load
 

@@ -168,7 +168,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
         )
     asked, settings = settings, settings.model_copy(update=_PLAIN)
     items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
-    check_prompts(items, tokenizer, settings.prompt_tokens)
+    check_prompts(items, tokenizer, settings.prompt_tokens, settings.workload)
     reader = _Reader(settings)
     scored = settings.workload == "score"
     longest = settings.prompt_tokens + settings.tokens_per_prompt if scored else TEXT_TOKENS

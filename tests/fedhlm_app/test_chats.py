@@ -60,18 +60,37 @@ class TestReading:
     @pytest.mark.parametrize(
         ("row", "words"),
         [
-            (messages("a", "b")[:1], "messages of row 1 are of user; allowed are chats that end"),
-            (messages("a", "b")[1:], "messages of row 1 are of assistant; allowed"),
+            (
+                messages("a", "b")[1:],
+                "messages of row 1 are of assistant; allowed are chats that ask",
+            ),
             ([], "messages of row 1 are of nobody; allowed"),
             (messages("a", None), "messages of row 1: each content has to be text"),
         ],
     )
-    def test_a_chat_without_an_answer_is_refused_by_its_row(self, row, words, tmp_path):
+    def test_a_chat_that_asks_nothing_is_refused_by_its_row(self, row, words, tmp_path):
         path = tmp_path / "chats.jsonl"
         rows = [{"messages": messages("one", "two")}, {"messages": row}]
         path.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
         with pytest.raises(DataError, match=words):
             load_items(str(path))
+
+
+def test_questions_alone_are_to_be_answered_and_for_nothing_else(tokenizer, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [{"messages": messages(*SAID[0])[: 2 - row]} for row in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    items = load_items(str(path))
+    whole, asked = encoded(items, tokenizer)
+    assert asked.start == whole.start and asked.text == []
+    one, other = prompts(items, tokenizer, [0, 1], prompt_tokens=99)
+    assert one.tokens.tolist() == other.tokens.tolist() == whole.start
+    check_prompts(items, tokenizer, 99, "generate")
+    words = "chat 1 of .* ends with a message of 'user', and an answer is needed; only workload=gen"
+    with pytest.raises(DataError, match=words):
+        check_prompts(items, tokenizer, 99, "score")
+    with pytest.raises(DataError, match=words):
+        encode_items(items, tokenizer)
 
 
 class TestTemplate:
@@ -137,9 +156,9 @@ class TestPrompts:
             f"the chat template; .*: set prompt-tokens={max(lengths)}"
         )
         with pytest.raises(DataError, match=words):
-            check_prompts(items, tokenizer, 5)
-        check_prompts(items, tokenizer, max(lengths))
-        check_prompts(load_items(), tokenizer, 1)
+            check_prompts(items, tokenizer, 5, "score")
+        check_prompts(items, tokenizer, max(lengths), "score")
+        check_prompts(load_items(), tokenizer, 1, "score")
         given = {"slm": pair[0], "llm": pair[1], "dataset": file, "clients": 2, "clusters": 1}
         with pytest.raises(DataError, match="set prompt-tokens="):
             preflight.check(Settings.from_sources({**given, "prompt-tokens": 5}, {}))
