@@ -83,14 +83,7 @@ def prompts(
         For an unknown workload, a length out of range, or chats that the workload or the tokenizer
         has no use for.
     """
-    if workload not in ("generate", "score", "classify"):
-        raise DataError(
-            f"workload = {workload!r} is unknown; allowed are generate, score, classify"
-        )
-    if prompt_tokens < 1:
-        raise DataError(f"prompt-tokens = {prompt_tokens} is not allowed; it must be at least 1")
-    if text_tokens < 2:
-        raise DataError(f"text_tokens = {text_tokens} is not allowed; it must be at least 2")
+    _check(workload, prompt_tokens, text_tokens)
     if not len(rows):
         return []
     made = encoded(items, tokenizer, rows)
@@ -114,6 +107,18 @@ def prompts(
         Prompt(tokens, len(tokens), answers[label])
         for tokens, label in zip(asking, items.labels(rows), strict=True)
     ]
+
+
+def _check(workload: str, prompt_tokens: int, text_tokens: int) -> None:
+    """Refuse an unknown workload and lengths out of range."""
+    if workload not in ("generate", "score", "classify"):
+        raise DataError(
+            f"workload = {workload!r} is unknown; allowed are generate, score, classify"
+        )
+    if prompt_tokens < 1:
+        raise DataError(f"prompt-tokens = {prompt_tokens} is not allowed; it must be at least 1")
+    if text_tokens < 2:
+        raise DataError(f"text_tokens = {text_tokens} is not allowed; it must be at least 2")
 
 
 def _chat(one: Encoded, prompt_tokens: int, answer_tokens: int) -> Prompt:

@@ -134,7 +134,7 @@ def carve(
 @pair_app.command()
 def write(
     llm: _Model,
-    out: Annotated[Path, file_option("File to write, .jsonl.")],
+    out: Annotated[Path, file_option("New file to write, .jsonl.")],
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of answers, at least.")] = 600_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 1,
     no_bfloat16: _Single = False,
@@ -147,7 +147,7 @@ def write(
 
     - `fedhlm pair distil --slm six --llm smollm2 --dataset chats.jsonl --out taught`
 
-    Each line has its `messages`. Chats of your own users teach better: write them in the same way.
+    Each line has its `messages`. A file of chats of your own, of the same form, takes its place.
     """
     from rich.console import Console
 

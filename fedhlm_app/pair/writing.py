@@ -66,12 +66,12 @@ def write_chats(
     Raises
     ------
     PairError
-        If the model cannot be loaded or has no chat template, or `out` is no .jsonl file.
+        If the model cannot be loaded or has no chat template, or `out` is no new .jsonl file.
     """
     if out.suffix != ".jsonl":
         raise PairError(f"--out {out}: must be a .jsonl file")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise PairError(f"--out {out}: must be a file in a folder that is there")
+    if out.exists() or not out.absolute().parent.is_dir():
+        raise PairError(f"--out {out}: must be a new file in a folder that is there")
     tokenizer = load_tokenizer(llm)
     before, behind = _turns(tokenizer, llm)
     model: Any = copy.deepcopy(load_llm(llm))

@@ -69,9 +69,11 @@ def test_what_cannot_be_done_is_said_before_anything_is_loaded(llm, tmp_path, mo
     plain = save_pair(tmp_path, None)[1]
     counting = save_pair(tmp_path / "counting", "{{ messages | length }} message")[1]
     monkeypatch.setattr(writing, "load_llm", pytest.fail)
+    (tmp_path / "kept.jsonl").write_text("an hour's work", "utf-8")
     for name, out, words in (
         (llm, "chats.csv", "must be a .jsonl file"),
-        (llm, "nowhere/chats.jsonl", "must be a file in a folder that is there"),
+        (llm, "nowhere/chats.jsonl", "must be a new file in a folder that is there"),
+        (llm, "kept.jsonl", "must be a new file"),
         (plain, "chats.jsonl", "has no chat template; allowed are models made for chats"),
         (counting, "chats.jsonl", "its chat template does not write the prompt as it is"),
     ):
