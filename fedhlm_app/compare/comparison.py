@@ -37,7 +37,7 @@ from fedhlm_app.compare.contender import (
     Speculative,
 )
 from fedhlm_app.compare.methods import Method
-from fedhlm_app.data.chats import check_prompts
+from fedhlm_app.data.chats import check_chats
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.prompts import Workload
@@ -176,9 +176,7 @@ class Comparison:
         """
         check_pair(settings)
         items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
-        check_prompts(
-            items, tokenizer, settings.prompt_tokens, "score" if plan.accuracy else "generate"
-        )
+        check_chats(items, settings, "score" if plan.accuracy else "generate")
         if not one_tokenizer(settings.slm, settings.llm):
             # Right tokens are those of given texts, of which the LLM has other ones.
             plan = replace(plan, accuracy=False)

@@ -17,6 +17,8 @@ from jinja2 import TemplateError
 from fedhlm_app.data.files import DataError
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.messages import ANSWERING
+from fedhlm_app.models.vocabulary import load_tokenizer, one_tokenizer
+from fedhlm_app.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -160,3 +162,22 @@ def check_prompts(
             f"{max(lengths)} tokens in the chat template; a longer one loses its beginning: set "
             f"prompt-tokens={max(lengths)}"
         )
+
+
+def check_chats(items: Items, settings: Settings, workload: str) -> None:
+    """Refuse chats that the models of the settings, or the work, have no use for.
+
+    Raises
+    ------
+    DataError
+        As `check_prompts`, or where SLM and LLM have no chat template in common.
+    """
+    if not items.chat:
+        return
+    slm, llm = settings.slm, settings.llm
+    if not (settings.llm_address or one_tokenizer(slm, llm)):
+        raise DataError(
+            f"dataset = {items.name} has chats, and slm {slm!r} and llm {llm!r} have different "
+            "tokenizers, so no chat template in common; give texts, or models with one tokenizer"
+        )
+    check_prompts(items, load_tokenizer(slm), settings.prompt_tokens, workload)

@@ -15,7 +15,7 @@ from clients.policy import FixedPolicy
 from clients.resolvers.messages import UplinkConfig
 from clients.resolvers.uplink import LanguageModelUplink
 from fedhlm_app.client.inference import sampling_of, uncertainty_of
-from fedhlm_app.data.chats import check_prompts
+from fedhlm_app.data.chats import check_chats
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.prompts import prompts as prompts_of
 from fedhlm_app.estimate.recording import alone, decode_ms, record
@@ -74,7 +74,7 @@ def measure(
     slm = load_slm(settings.slm, torch_dtype(settings.dtype), torch_device(settings.device))
     rows = np.random.default_rng(settings.seed).permutation(len(items))[:prompts]
     tokenizer = load_tokenizer(settings.slm)
-    check_prompts(items, tokenizer, settings.prompt_tokens, "generate")
+    check_chats(items, settings, "generate")
     chosen = prompts_of(items, tokenizer, rows, prompt_tokens=settings.prompt_tokens)
     texts = [prompt.tokens for prompt in chosen]
     tokens = settings.tokens_per_prompt

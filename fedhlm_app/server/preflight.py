@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhlm_app.data.chats import check_prompts
+from fedhlm_app.data.chats import check_chats
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.items import Items
 from fedhlm_app.data.partitions import partition
-from fedhlm_app.hosting.pairs import check_one_tokenizer, check_pair, ids_on_the_wire
+from fedhlm_app.hosting.pairs import check_pair, ids_on_the_wire
 from fedhlm_app.models.context_length import longest_context
 from fedhlm_app.models.sources import BUILTIN, check_folder
 from fedhlm_app.models.vocabulary import check_context, label_tokens, load_tokenizer
@@ -67,11 +67,7 @@ def check(settings: Settings, *, simulated: bool = True) -> Items:
         label_tokens(load_tokenizer(settings.llm), items.label_names)
     elif settings.llm != BUILTIN:
         load_tokenizer(settings.llm)
-    if items.chat:
-        if not settings.llm_address:
-            check_one_tokenizer(settings, "a dataset of chats")
-        tokenizer = load_tokenizer(settings.slm)
-        check_prompts(items, tokenizer, settings.prompt_tokens, settings.workload)
+    check_chats(items, settings, settings.workload)
     if settings.edges:
         from fedhlm_app.server.served_edges import check_edges  # takes Flower's second to load
 

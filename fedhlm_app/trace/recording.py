@@ -16,7 +16,7 @@ from clients.policy import FixedPolicy
 from clients.records import Stage, TextBatch, Traffic
 from clients.resolvers.chain import Asked, Escalation, Resolution
 from fedhlm_app.client.inference import RoutedModel
-from fedhlm_app.data.chats import check_prompts
+from fedhlm_app.data.chats import check_chats
 from fedhlm_app.data.dataset import items_of
 from fedhlm_app.data.prompts import TEXT_TOKENS, Prompt, prompts
 from fedhlm_app.hosting.llm import build_service
@@ -168,7 +168,7 @@ def record(settings: Settings, listen: Callable[[int, int], None] = lambda a, b:
         )
     asked, settings = settings, settings.model_copy(update=_PLAIN)
     items, tokenizer = items_of(settings), load_tokenizer(settings.slm)
-    check_prompts(items, tokenizer, settings.prompt_tokens, settings.workload)
+    check_chats(items, settings, settings.workload)
     reader = _Reader(settings)
     scored = settings.workload == "score"
     longest = settings.prompt_tokens + settings.tokens_per_prompt if scored else TEXT_TOKENS

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from clients.records import TextBatch
 from fedhlm_app.client.prompted import PromptedModel
-from fedhlm_app.data.chats import check_prompts, encoded
+from fedhlm_app.data.chats import check_chats, check_prompts, encoded
 from fedhlm_app.data.files import DataError
 from fedhlm_app.data.items import load_items
 from fedhlm_app.data.prompts import prompts
@@ -23,6 +23,7 @@ from fedhlm_app.server import preflight
 from fedhlm_app.settings import Settings
 from fedhlm_app.transport.transports import DirectTransport
 from tests.chats import SAID, TEMPLATE, messages, save_chats, save_pair
+from tests.other_tokenizers import save
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,11 @@ class TestPrompts:
         with pytest.raises(DataError, match="set prompt-tokens="):
             preflight.check(Settings.from_sources({**given, "prompt-tokens": 5}, {}))
         preflight.check(Settings.from_sources({**given, "prompt-tokens": max(lengths)}, {}))
+
+    def test_two_tokenizers_have_no_template_in_common(self, items, pair, tmp_path):
+        given = {"slm": pair[0], "llm": save("unigram", tmp_path / "llm")}
+        with pytest.raises(DataError, match="different tokenizers, so no chat template in common"):
+            check_chats(items, Settings.from_sources(given, {}), "generate")
 
 
 class TestTeaching:
